@@ -1,0 +1,1 @@
+//! Godwit, a KVM virtual machine monitor built to move running guests.
