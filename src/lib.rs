@@ -1,1 +1,3 @@
 //! Godwit, a KVM virtual machine monitor built to move running guests.
+
+pub mod config;

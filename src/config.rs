@@ -1,0 +1,282 @@
+//! What a virtual machine is made of, as asked for on the command line.
+//!
+//! [`crate::args`] is the only maker of a [`Config`]: names are resolved, sizes agree and nothing in it is left to be
+//! refused later for its form. Whether files exist and whether this host can do it is found out by whoever builds.
+
+use std::path::PathBuf;
+
+/// One virtual machine, complete.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    pub board: Board,
+    pub kvm: Kvm,
+    pub cpu: Cpu,
+    pub memory: Memory,
+    /// What the guest starts from. `None` is only found together with `incoming`.
+    pub boot: Option<Boot>,
+    /// Every character device, by `id`: those of `-chardev` and those that `-serial` and `-qmp` make (`serial0`,
+    /// `compat_monitor0`, as in QEMU).
+    pub chardevs: Vec<Chardev>,
+    /// Id of the character device behind the serial port at 0x3f8. `None`: the machine has no serial port.
+    pub serial: Option<String>,
+    pub monitors: Vec<Monitor>,
+    /// Wait for a migration instead of booting.
+    pub incoming: Option<Incoming>,
+    /// `-S`: do not start the vCPUs; `cont` does.
+    pub start_paused: bool,
+    pub actions: Actions,
+    pub identity: Identity,
+    /// Written once the machine is built, removed at the end.
+    pub pidfile: Option<PathBuf>,
+    /// `-daemonize`: go to the background once the machine is built.
+    pub daemonize: bool,
+}
+
+/// Which optional parts the machine `microvm` has. `acpi=off` is the only kind there is so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Board {
+    /// The i8259 pair is shown to the guest and migrated.
+    pub pic: bool,
+    /// The i8254 is shown to the guest and migrated.
+    pub pit: bool,
+    /// There is an MC146818 clock. Off unless asked for, as in QEMU under KVM.
+    pub rtc: bool,
+    pub isa_serial: bool,
+    /// Describe virtio-mmio devices at the end of the kernel's command line.
+    pub auto_kernel_cmdline: bool,
+    /// Leave the JSON description out of migration streams.
+    pub suppress_vmdesc: bool,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Board {
+            pic: true,
+            pit: true,
+            rtc: false,
+            isa_serial: true,
+            auto_kernel_cmdline: true,
+            suppress_vmdesc: false,
+        }
+    }
+}
+
+/// How the kernel's virtualization is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kvm {
+    /// The device node, `/dev/kvm`.
+    pub device: PathBuf,
+    /// Entries of each vCPU's dirty ring, a power of two; `None` logs dirty pages in bitmaps.
+    pub dirty_ring_entries: Option<u32>,
+}
+
+impl Default for Kvm {
+    fn default() -> Self {
+        Kvm { device: PathBuf::from("/dev/kvm"), dirty_ring_entries: None }
+    }
+}
+
+/// The processors. The model is always the host's, as KVM can offer it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cpu {
+    /// 1 to [`Cpu::COUNT_MAX`].
+    pub count: u8,
+}
+
+impl Cpu {
+    /// APIC ids 0 to 253: an MP table has eight bits for one, 255 is the broadcast, 254 goes to the IOAPIC.
+    pub const COUNT_MAX: u8 = 254;
+}
+
+/// Guest RAM: one block, whatever lies behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// A multiple of 8 KiB, at least one.
+    pub bytes: u64,
+    /// The block's name in migration streams: `microvm.ram`, or the id of the backend that was named with
+    /// `memory-backend=`.
+    pub block: String,
+    pub backend: MemoryBackend,
+    /// Touch every page before the guest starts.
+    pub prealloc: bool,
+    /// Let KSM merge equal pages (`MADV_MERGEABLE`).
+    pub merge: bool,
+    /// Include guest RAM in core dumps of the VMM itself.
+    pub dump: bool,
+}
+
+/// Where guest RAM comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MemoryBackend {
+    /// `memory-backend-ram`: anonymous memory.
+    Anonymous { share: bool },
+    /// `memory-backend-memfd`, and the default without any `-object`.
+    Memfd { share: bool, seal: bool, huge_pages: Option<HugePages> },
+    /// `memory-backend-file`: a file, a file on hugetlbfs, or a fresh unnamed file if `path` is a directory.
+    File { path: PathBuf, share: bool, offset: u64, readonly: bool, discard_at_exit: bool },
+}
+
+/// The hugetlb page size of a memfd.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    /// The host's default size.
+    Default,
+    /// A power of two.
+    Bytes(u64),
+}
+
+/// What a guest starts from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    pub kernel: Kernel,
+    pub initrd: Option<PathBuf>,
+    /// The kernel's command line as given, without what `auto_kernel_cmdline` adds.
+    pub cmdline: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// The guest inside this binary, see [`crate::builtin`].
+    Builtin,
+    /// ELF with a PVH note, `vmlinux` or bzImage.
+    File(PathBuf),
+}
+
+/// A character device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chardev {
+    pub id: String,
+    pub backend: ChardevBackend,
+    /// Everything the guest or a monitor writes goes here too.
+    pub log: Option<LogFile>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogFile {
+    pub path: PathBuf,
+    pub append: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ChardevBackend {
+    Null,
+    /// `signal`: Ctrl-C ends the VMM instead of reaching the guest.
+    Stdio {
+        signal: bool,
+    },
+    File {
+        path: PathBuf,
+        append: bool,
+        /// Where input is read from; none without it.
+        input: Option<PathBuf>,
+    },
+    /// A fresh pseudo-terminal; `path` is a link to make to it.
+    Pty {
+        path: Option<PathBuf>,
+    },
+    Socket(Socket),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    pub address: SocketAddress,
+    pub role: SocketRole,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SocketRole {
+    /// Listens and serves one client at a time. `wait`: the machine is not built before the first client is there.
+    Server { wait: bool },
+    /// Connects. After a loss it tries again after `reconnect_ms`, never if that is zero.
+    Client { reconnect_ms: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SocketAddress {
+    Unix {
+        path: PathBuf,
+    },
+    /// A name in Linux' abstract namespace, without the leading zero byte.
+    Abstract {
+        name: String,
+    },
+    Tcp {
+        /// Empty listens on every address.
+        host: String,
+        port: u16,
+        /// Of a server: the last port to try, if `port` is taken.
+        port_to: Option<u16>,
+        family: IpFamily,
+        nodelay: bool,
+    },
+    /// An inherited descriptor.
+    Fd(i32),
+}
+
+/// Which addresses of a host name may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum IpFamily {
+    #[default]
+    Any,
+    V4,
+    V6,
+}
+
+/// A QMP monitor (there is no human monitor).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Monitor {
+    /// Name given by `-mon …,id=`.
+    pub id: Option<String>,
+    /// Id of a character device that no one else uses.
+    pub chardev: String,
+    /// Answers indented over several lines.
+    pub pretty: bool,
+}
+
+/// Where the guest comes from when it does not boot here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Incoming {
+    /// Wait for `migrate-incoming`.
+    Defer,
+    /// `tcp:…`, `unix:…`, `fd:…`, `exec:…` or `file:…`; the scheme is known to be one of these.
+    Uri(String),
+}
+
+/// What happens when the guest or a person ends something (`-action`, `-no-reboot`, `-no-shutdown`, `set-action`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Actions {
+    pub reboot: RebootAction,
+    pub shutdown: ShutdownAction,
+    pub panic: PanicAction,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RebootAction {
+    #[default]
+    Reset,
+    Shutdown,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ShutdownAction {
+    #[default]
+    Poweroff,
+    Pause,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum PanicAction {
+    #[default]
+    Shutdown,
+    Pause,
+    ExitFailure,
+    None,
+}
+
+/// Who the machine is to people and tools; the guest does not see it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    pub name: Option<String>,
+    /// All zeros when unset.
+    pub uuid: [u8; 16],
+}
