@@ -44,6 +44,7 @@
 //! No function allocates, makes a system call or copies a page aside. Unchanged pages take the time of a `memcmp`.
 #![allow(unsafe_code)] // declares the functions for live memory, whose promises are the caller's
 
+pub mod cache;
 mod decode;
 mod dispatch;
 mod format;
@@ -53,6 +54,7 @@ mod outcome;
 pub mod plain;
 mod scalar;
 
+pub use cache::{Cache, CacheError};
 pub use dispatch::Path;
 pub use format::PAGE_BYTES_MAX;
 pub use outcome::{DecodeError, Outcome};

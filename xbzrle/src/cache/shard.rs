@@ -1,0 +1,101 @@
+//! One shard of the cache: the sets and pages that one thread may use while others use theirs.
+
+use super::Page;
+use super::geometry::Geometry;
+use super::set::Set;
+
+/// A shard, borrowed from the cache. Pages that are not of this shard must not be asked for (debug builds check).
+#[derive(Debug)]
+pub(crate) struct Shard<'c> {
+    geometry: Geometry,
+    sets: &'c mut [Set],
+    /// By way, then set.
+    pages: &'c mut [Page],
+    used: &'c mut usize,
+}
+
+impl<'c> Shard<'c> {
+    pub(super) fn new(
+        geometry: Geometry,
+        sets: &'c mut [Set],
+        pages: &'c mut [Page],
+        used: &'c mut usize,
+    ) -> Shard<'c> {
+        debug_assert_eq!(pages.len(), sets.len() * geometry.ways());
+        Shard { geometry, sets, pages, used }
+    }
+
+    /// The entry of `page`, which becomes the most recent one.
+    pub fn hit(&mut self, page: u64, stamp: u64) -> Option<&mut Page> {
+        let slot = self.touch(page, stamp)?;
+        Some(&mut self.pages[slot])
+    }
+
+    /// An entry for `page`, which must not have one: the oldest of its set gives way. The bytes are arbitrary.
+    pub fn replace_oldest(&mut self, page: u64, stamp: u64) -> &mut Page {
+        let slot = self.claim(page, stamp);
+        &mut self.pages[slot]
+    }
+
+    pub fn remove(&mut self, page: u64) -> bool {
+        let set = self.set_of(page);
+        let found = self.sets[set].find(page);
+        if let Some(way) = found {
+            self.sets[set].clear(way);
+            *self.used -= 1;
+        }
+        found.is_some()
+    }
+
+    pub(super) fn into_hit(mut self, page: u64, stamp: u64) -> Option<&'c mut Page> {
+        let slot = self.touch(page, stamp)?;
+        Some(&mut self.pages[slot])
+    }
+
+    pub(super) fn into_slot(mut self, page: u64, stamp: u64) -> &'c mut Page {
+        let slot = self.touch(page, stamp).unwrap_or_else(|| self.claim(page, stamp));
+        &mut self.pages[slot]
+    }
+
+    /// Enters `page` with its old stamp, unless its set is full of more recent ones. For resizing: its page is
+    /// brought by [`Shard::fill`].
+    pub(super) fn offer(&mut self, page: u64, stamp: u64) {
+        let set = self.set_of(page);
+        let (way, oldest) = self.sets[set].oldest(self.geometry.ways());
+        if stamp > oldest {
+            *self.used += usize::from(oldest == 0);
+            self.sets[set].put(way, page, stamp);
+        }
+    }
+
+    /// Copies the bytes of `page` in, if it was kept when it was offered.
+    pub(super) fn fill(&mut self, page: u64, stamp: u64, from: &Page) {
+        if let Some(slot) = self.touch(page, stamp) {
+            self.pages[slot] = *from;
+        }
+    }
+
+    fn touch(&mut self, page: u64, stamp: u64) -> Option<usize> {
+        let set = self.set_of(page);
+        let way = self.sets[set].find(page)?;
+        self.sets[set].touch(way, stamp);
+        Some(self.slot(set, way))
+    }
+
+    fn claim(&mut self, page: u64, stamp: u64) -> usize {
+        let set = self.set_of(page);
+        debug_assert_eq!(self.sets[set].find(page), None, "page {page} twice in the cache");
+        let (way, oldest) = self.sets[set].oldest(self.geometry.ways());
+        *self.used += usize::from(oldest == 0);
+        self.sets[set].put(way, page, stamp);
+        self.slot(set, way)
+    }
+
+    fn set_of(&self, page: u64) -> usize {
+        self.geometry.place(page).set
+    }
+
+    fn slot(&self, set: usize, way: usize) -> usize {
+        way * self.sets.len() + set
+    }
+}
