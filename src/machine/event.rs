@@ -1,0 +1,78 @@
+//! What a machine tells the outside.
+
+/// Why a machine was reset or shut down, with QEMU's names (`ShutdownCause`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopCause {
+    HostError,
+    HostQmpQuit,
+    HostQmpSystemReset,
+    HostSignal,
+    HostUi,
+    GuestShutdown,
+    GuestReset,
+    GuestPanic,
+    SubsystemReset,
+    SnapshotLoad,
+}
+
+impl StopCause {
+    /// As QMP writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            StopCause::HostError => "host-error",
+            StopCause::HostQmpQuit => "host-qmp-quit",
+            StopCause::HostQmpSystemReset => "host-qmp-system-reset",
+            StopCause::HostSignal => "host-signal",
+            StopCause::HostUi => "host-ui",
+            StopCause::GuestShutdown => "guest-shutdown",
+            StopCause::GuestReset => "guest-reset",
+            StopCause::GuestPanic => "guest-panic",
+            StopCause::SubsystemReset => "subsystem-reset",
+            StopCause::SnapshotLoad => "snapshot-load",
+        }
+    }
+
+    /// True if the guest asked for it.
+    pub fn by_guest(self) -> bool {
+        matches!(self, StopCause::GuestShutdown | StopCause::GuestReset | StopCause::GuestPanic)
+    }
+}
+
+/// What the VMM does after a guest's panic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Panic {
+    Pause,
+    Poweroff,
+    Run,
+}
+
+impl Panic {
+    /// As QMP writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Panic::Pause => "pause",
+            Panic::Poweroff => "poweroff",
+            Panic::Run => "run",
+        }
+    }
+}
+
+/// An event, named as in QMP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    Stop,
+    Resume,
+    Reset(StopCause),
+    /// The guest is over. With [`crate::config::ShutdownAction::Poweroff`] the process should end; the machine stands
+    /// still either way.
+    Shutdown(StopCause),
+    Powerdown,
+    GuestPanicked {
+        action: Panic,
+    },
+    /// A vCPU cannot go on; the run state is `internal-error`. Not a QMP event: a sentence for stderr.
+    InternalError {
+        vcpu: u32,
+        why: String,
+    },
+}

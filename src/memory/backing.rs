@@ -1,0 +1,364 @@
+//! The mapping behind a RAM block: anonymous, memfd, file or hugetlbfs, behind one interface.
+//!
+//! Unsafe because it maps and unmaps memory and advises the kernel about it.
+#![allow(unsafe_code)]
+
+use super::{Error, PAGE_BYTES};
+use crate::config::{HugePages, MemoryBackend};
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::ptr::NonNull;
+
+/// Mappings start on this boundary, so that a guest's 2 MiB pages can be host pages too.
+const ALIGN_BYTES: u64 = 2 << 20;
+/// `f_type` of hugetlbfs, from linux/magic.h.
+const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+
+/// One mapping of guest RAM, unmapped when dropped.
+#[derive(Debug)]
+pub struct Backing {
+    host: NonNull<u8>,
+    bytes: u64,
+    file: Option<File>,
+    /// Where the block starts in `file`.
+    file_offset: u64,
+    /// Bytes of one page of the backend: 4096, or the huge page size of hugetlb memory.
+    page_bytes: u64,
+    /// Writes reach `file`.
+    shared: bool,
+    discard_at_exit: bool,
+}
+
+// SAFETY: the mapping is plain memory that stays where it is until `drop`; all access to its bytes goes through raw
+// pointers or vm-memory's volatile accessors, which answer for their own races.
+unsafe impl Send for Backing {}
+// SAFETY: as for `Send`; no method takes a reference into the mapping.
+unsafe impl Sync for Backing {}
+
+impl Backing {
+    pub fn new(name: &str, bytes: u64, backend: &MemoryBackend) -> Result<Backing, Error> {
+        match backend {
+            MemoryBackend::Anonymous { share } => {
+                let kind = if *share { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+                Backing::map(bytes, None, 0, PAGE_BYTES, kind | libc::MAP_ANONYMOUS)
+            }
+            MemoryBackend::Memfd { share, seal, huge_pages } => {
+                let (file, page_bytes) =
+                    memfd(name, bytes, *seal, *huge_pages).map_err(|source| Error::Map { bytes, source })?;
+                if !bytes.is_multiple_of(page_bytes) {
+                    return Err(Error::PageSize { bytes, page_bytes });
+                }
+                Backing::map(bytes, Some(file), 0, page_bytes, kind(*share))
+            }
+            MemoryBackend::File { readonly: true, .. } => Err(Error::ReadOnly),
+            MemoryBackend::File { path, share, offset, discard_at_exit, .. } => {
+                let (file, page_bytes) = open(path, *offset, bytes)?;
+                let mut backing = Backing::map(bytes, Some(file), *offset, page_bytes, kind(*share))?;
+                backing.discard_at_exit = *discard_at_exit && *share;
+                Ok(backing)
+            }
+        }
+    }
+
+    pub fn host(&self) -> *mut u8 {
+        self.host.as_ptr()
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn page_bytes(&self) -> u64 {
+        self.page_bytes
+    }
+
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.file.as_ref().map(AsFd::as_fd)
+    }
+
+    pub fn file_offset(&self) -> u64 {
+        self.file_offset
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// The first range at or after `from` that may hold something else than zeros; `None` if only holes follow.
+    /// Nothing is touched. Where the kernel cannot tell, all is data.
+    pub fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        if from >= self.bytes {
+            return Ok(None);
+        }
+        match &self.file {
+            Some(file) if self.shared => self.next_data_in_file(file, from),
+            None => self.next_present(from),
+            Some(_) => Ok(Some(from..self.bytes)),
+        }
+    }
+
+    fn next_data_in_file(&self, file: &File, from: u64) -> io::Result<Option<Range<u64>>> {
+        let end = self.file_offset + self.bytes;
+        let Some(start) = seek(file, self.file_offset + from, libc::SEEK_DATA)? else { return Ok(None) };
+        if start >= end {
+            return Ok(None);
+        }
+        let stop = seek(file, start, libc::SEEK_HOLE)?.unwrap_or(end).min(end);
+        Ok(Some(start - self.file_offset..stop - self.file_offset))
+    }
+
+    /// Anonymous memory has no holes to seek; the page map says which pages were ever touched.
+    fn next_present(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+        const ENTRIES: usize = 512;
+        let Ok(map) = File::open("/proc/self/pagemap") else { return Ok(Some(from..self.bytes)) };
+        let first = (self.host() as u64 + from) / PAGE_BYTES;
+        let pages = (self.bytes - from) / PAGE_BYTES;
+        let mut entries = [0u8; ENTRIES * 8];
+        let (mut start, mut page) = (None, 0);
+        while page < pages {
+            let want = ENTRIES.min((pages - page) as usize) * 8;
+            map.read_exact_at(&mut entries[..want], (first + page) * 8)?;
+            for entry in entries[..want].chunks_exact(8) {
+                // Bit 63: present, bit 62: swapped out (Documentation/admin-guide/mm/pagemap.rst).
+                let touched = entry[7] & 0xc0 != 0;
+                match (touched, start) {
+                    (true, None) => start = Some(page),
+                    (false, Some(s)) => return Ok(Some(from + s * PAGE_BYTES..from + page * PAGE_BYTES)),
+                    _ => {}
+                }
+                page += 1;
+            }
+        }
+        Ok(start.map(|s| from + s * PAGE_BYTES..self.bytes))
+    }
+
+    /// Gives the pages of `range` back to the host; they read as zero afterwards.
+    pub fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        let inside = range.start <= range.end && range.end <= self.bytes;
+        if !inside
+            || !range.start.is_multiple_of(self.page_bytes)
+            || !range.end.is_multiple_of(self.page_bytes)
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        if range.is_empty() {
+            return Ok(());
+        }
+        match &self.file {
+            Some(file) if self.shared => punch(file, self.file_offset + range.start, range.end - range.start),
+            Some(_) => Err(io::ErrorKind::Unsupported.into()),
+            None if self.shared => self.advise(range, libc::MADV_REMOVE),
+            None => self.advise(range, libc::MADV_DONTNEED),
+        }
+    }
+
+    /// Touches every page, so that none is missing later.
+    pub fn populate(&self) -> Result<(), Error> {
+        match self.advise(0..self.bytes, libc::MADV_POPULATE_WRITE) {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.touch(),
+            done => done.map_err(|source| Error::Prealloc { source })?,
+        }
+        Ok(())
+    }
+
+    /// For kernels before 5.14, which do not know `MADV_POPULATE_WRITE`.
+    fn touch(&self) {
+        for offset in (0..self.bytes).step_by(self.page_bytes as usize) {
+            // SAFETY: `offset` is inside the mapping; called before anything else uses the memory, so that reading a
+            // byte and writing it back races with nobody.
+            unsafe {
+                let byte = self.host().add(offset as usize);
+                byte.write_volatile(byte.read_volatile());
+            }
+        }
+    }
+
+    /// `madvise` on a range of the mapping.
+    pub fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
+        assert!(range.start <= range.end && range.end <= self.bytes);
+        // SAFETY: the range lies in our mapping (checked); callers pass only advice that keeps it mapped.
+        let rc = unsafe {
+            let start = self.host().add(range.start as usize);
+            libc::madvise(start.cast(), (range.end - range.start) as usize, advice)
+        };
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    }
+
+    fn map(
+        bytes: u64,
+        file: Option<File>,
+        offset: u64,
+        page_bytes: u64,
+        flags: i32,
+    ) -> Result<Backing, Error> {
+        if bytes == 0 || !bytes.is_multiple_of(page_bytes) {
+            return Err(Error::PageSize { bytes, page_bytes });
+        }
+        let align = if bytes >= ALIGN_BYTES { page_bytes.max(ALIGN_BYTES) } else { page_bytes };
+        let host = map_aligned(bytes, align, flags, file.as_ref(), offset);
+        let host = host.map_err(|source| Error::Map { bytes, source })?;
+        let shared = flags & libc::MAP_SHARED != 0;
+        Ok(Backing { host, bytes, file, file_offset: offset, page_bytes, shared, discard_at_exit: false })
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        if self.discard_at_exit {
+            let _ = self.discard(0..self.bytes);
+        }
+        // SAFETY: the mapping is ours and whole. Whoever holds a pointer into it holds the block, too.
+        unsafe { libc::munmap(self.host.as_ptr().cast(), self.bytes as usize) };
+    }
+}
+
+fn kind(share: bool) -> i32 {
+    if share { libc::MAP_SHARED } else { libc::MAP_PRIVATE }
+}
+
+/// Maps on a multiple of `align`: a larger range is reserved first, what sticks out is given back.
+fn map_aligned(
+    bytes: u64,
+    align: u64,
+    flags: i32,
+    file: Option<&File>,
+    offset: u64,
+) -> io::Result<NonNull<u8>> {
+    let (bytes, align) = (bytes as usize, align as usize);
+    let room = bytes.checked_add(align).ok_or(io::ErrorKind::OutOfMemory)?;
+    let reserve = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a fresh reservation at an address of the kernel's choice touches nothing that exists.
+    let base = unsafe { libc::mmap(std::ptr::null_mut(), room, libc::PROT_NONE, reserve, -1, 0) };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let start = (base as usize).next_multiple_of(align);
+    let (before, after) = (start - base as usize, base as usize + room - start - bytes);
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let fd = file.map_or(-1, AsRawFd::as_raw_fd);
+    // SAFETY: MAP_FIXED replaces a part of the reservation made above, which nobody else knows; the two munmap calls
+    // (or the one on failure) cover what is left of it.
+    unsafe {
+        let at = libc::mmap(start as *mut _, bytes, prot, flags | libc::MAP_FIXED, fd, offset as libc::off_t);
+        if at == libc::MAP_FAILED {
+            let e = io::Error::last_os_error();
+            libc::munmap(base, room);
+            return Err(e);
+        }
+        if before > 0 {
+            libc::munmap(base, before);
+        }
+        if after > 0 {
+            libc::munmap((start + bytes) as *mut _, after);
+        }
+        Ok(NonNull::new_unchecked(at.cast()))
+    }
+}
+
+fn memfd(name: &str, bytes: u64, seal: bool, huge: Option<HugePages>) -> io::Result<(File, u64)> {
+    let mut flags = libc::MFD_CLOEXEC;
+    if seal {
+        flags |= libc::MFD_ALLOW_SEALING;
+    }
+    match huge {
+        None => {}
+        Some(HugePages::Default) => flags |= libc::MFD_HUGETLB,
+        Some(HugePages::Bytes(b)) => {
+            flags |= libc::MFD_HUGETLB | b.trailing_zeros() << libc::MFD_HUGE_SHIFT;
+        }
+    }
+    let name = std::ffi::CString::new(name).unwrap_or_default();
+    // SAFETY: `name` is a C string that outlives the call.
+    let fd = unsafe { libc::memfd_create(name.as_ptr(), flags) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(bytes)?;
+    if seal {
+        let seals = libc::F_SEAL_GROW | libc::F_SEAL_SHRINK | libc::F_SEAL_SEAL;
+        // SAFETY: F_ADD_SEALS takes an integer and touches no memory of ours.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_ADD_SEALS, seals) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    let page_bytes = if huge.is_some() { file_page_bytes(&file)? } else { PAGE_BYTES };
+    Ok((file, page_bytes))
+}
+
+/// Opens or makes the file; a directory gives an unnamed file in it. A file that is too short grows.
+fn open(path: &Path, offset: u64, bytes: u64) -> Result<(File, u64), Error> {
+    let mut options = File::options();
+    options.read(true).write(true);
+    let file = if path.is_dir() {
+        unnamed(path)
+    } else {
+        options.create(true).truncate(false).mode(0o644).open(path)
+    };
+    let file = file.map_err(|source| Error::Open { path: path.into(), source })?;
+    let resize = |source| Error::Resize { path: path.into(), source };
+    let page_bytes = file_page_bytes(&file).map_err(resize)?;
+    if !bytes.is_multiple_of(page_bytes) || !offset.is_multiple_of(page_bytes) {
+        return Err(Error::PageSize { bytes, page_bytes });
+    }
+    let meta = file.metadata().map_err(resize)?;
+    if meta.is_file() && meta.len() < offset + bytes {
+        file.set_len(offset + bytes).map_err(resize)?;
+    }
+    Ok((file, page_bytes))
+}
+
+/// hugetlbfs has no `O_TMPFILE`, so that a name is made and removed there.
+fn unnamed(dir: &Path) -> io::Result<File> {
+    let mut options = File::options();
+    options.read(true).write(true);
+    match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
+            let path = dir.join(format!("godwit.{}.{:x}", std::process::id(), &raw const options as usize));
+            let file = options.create_new(true).mode(0o600).open(&path)?;
+            std::fs::remove_file(&path)?;
+            Ok(file)
+        }
+        done => done,
+    }
+}
+
+/// 4096, or the page size of the hugetlbfs that the file lies on.
+fn file_page_bytes(file: &File) -> io::Result<u64> {
+    // SAFETY: all-zero is a valid `statfs`, and the call fills the one it is given.
+    let stat = unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        if libc::fstatfs(file.as_raw_fd(), &mut stat) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        stat
+    };
+    Ok(if stat.f_type == HUGETLBFS_MAGIC { stat.f_bsize as u64 } else { PAGE_BYTES })
+}
+
+/// `None`: only holes (or the end of the file) follow.
+fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
+    // SAFETY: lseek takes integers only. The file position it moves is used by nobody.
+    let at = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
+    if at >= 0 {
+        return Ok(Some(at as u64));
+    }
+    match io::Error::last_os_error() {
+        e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        // No support for seeking holes: everything is data.
+        e if e.raw_os_error() == Some(libc::EINVAL) => Ok((whence == libc::SEEK_DATA).then_some(offset)),
+        e => Err(e),
+    }
+}
+
+fn punch(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: fallocate takes integers only.
+    let rc = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, bytes as libc::off_t) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}

@@ -1,0 +1,52 @@
+//! Guest RAM: where it comes from, where the guest sees it, and which of its pages this process wrote.
+//!
+//! A machine has one [`GuestRam`]. It is made of [`RamBlock`]s, the unit migration streams name and number pages in;
+//! each block is one mapping in this process and appears to the guest in one or more [`Region`]s (RAM above 3 GiB
+//! continues at 4 GiB). KVM logs what vCPUs write; everything this process writes by guest address goes through
+//! [`GuestRam::write`] or `vm-memory` and is marked in a bitmap of its own, see [`GuestRam::take_vmm_dirty`].
+
+mod backing;
+mod pages;
+mod ram;
+
+pub use pages::PageSet;
+pub use ram::{GuestRam, Mem, RamBlock, Region};
+
+use std::path::PathBuf;
+
+/// Bytes of a guest page, and the unit of every [`PageSet`].
+pub const PAGE_BYTES: u64 = 4096;
+
+/// Why guest RAM could not be had or reached.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot get {bytes} bytes of guest RAM: {source}{}", advice(source))]
+    Map { bytes: u64, source: std::io::Error },
+    #[error("cannot open guest RAM file {}: {source}", path.display())]
+    Open { path: PathBuf, source: std::io::Error },
+    #[error("cannot set the size of guest RAM file {}: {source}", path.display())]
+    Resize { path: PathBuf, source: std::io::Error },
+    #[error("guest RAM of {bytes} bytes is not a multiple of the {page_bytes}-byte pages of its backend")]
+    PageSize { bytes: u64, page_bytes: u64 },
+    #[error("guest RAM cannot be read-only (readonly=on)")]
+    ReadOnly,
+    #[error("cannot touch all guest RAM in advance (prealloc=on): {source}{}", advice(source))]
+    Prealloc { source: std::io::Error },
+    #[error("guest physical address {gpa:#x} with {bytes} bytes is not RAM")]
+    Address { gpa: u64, bytes: usize },
+    #[error("block {0:?} is already there with another size")]
+    BlockExists(String),
+    #[error("cannot find or punch holes in block {block:?}: {source}")]
+    Hole { block: String, source: std::io::Error },
+}
+
+fn advice(e: &std::io::Error) -> &'static str {
+    match e.raw_os_error() {
+        Some(libc::ENOMEM) => {
+            "; free some memory, give the guest less with -m, or raise the memory limit (ulimit -v, cgroup, \
+             vm.nr_hugepages for huge pages)"
+        }
+        Some(libc::EINVAL) => "; does the host support this backend and page size?",
+        _ => "",
+    }
+}

@@ -1,0 +1,439 @@
+//! All RAM of one guest, by block and by guest address.
+//!
+//! Unsafe because vm-memory's regions are laid over mappings that the blocks own.
+#![allow(unsafe_code)]
+
+use super::backing::Backing;
+use super::{Error, PAGE_BYTES, PageSet};
+use crate::config::{Memory, MemoryBackend};
+use std::io;
+use std::ops::Range;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, OnceLock};
+use vm_memory::bitmap::AtomicBitmap;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+
+/// RAM as vm-memory and the crates built upon it see it. Writes through it mark their pages.
+pub type Mem = GuestMemoryMmap<AtomicBitmap>;
+
+/// RAM below the 4 GiB hole ends here at the latest; the rest starts at [`HIGH_START`] (QEMU's microvm).
+const LOW_END: u64 = 3 << 30;
+const HIGH_START: u64 = 4 << 30;
+
+/// Where a part of a block appears in the guest's address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// Guest physical address of the first byte.
+    pub gpa: u64,
+    /// Offset of that byte in the block.
+    pub offset: u64,
+    pub bytes: u64,
+}
+
+/// A block of guest memory: one mapping, one name in migration streams. Clones are the same block.
+#[derive(Clone, Debug)]
+pub struct RamBlock {
+    inner: Arc<BlockInner>,
+}
+
+#[derive(Debug)]
+struct BlockInner {
+    name: String,
+    backing: Backing,
+    regions: Vec<Region>,
+}
+
+impl RamBlock {
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.inner.backing.bytes()
+    }
+
+    /// Number of 4 KiB pages.
+    pub fn pages(&self) -> u64 {
+        self.bytes() / PAGE_BYTES
+    }
+
+    /// Start of the mapping in this process; valid as long as a clone of the block lives. vCPUs write there at any
+    /// time, so no Rust reference may be made to these bytes while they run.
+    pub fn host(&self) -> *mut u8 {
+        self.inner.backing.host()
+    }
+
+    /// The descriptor behind the block, unless it is anonymous memory.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.backing.fd()
+    }
+
+    /// Where the block starts in [`RamBlock::fd`].
+    pub fn file_offset(&self) -> u64 {
+        self.inner.backing.file_offset()
+    }
+
+    /// Whether what the guest writes reaches the descriptor.
+    pub fn is_shared(&self) -> bool {
+        self.inner.backing.is_shared()
+    }
+
+    /// Bytes of one page of the backend: 4096, or more on hugetlbfs. Discarding works in these units.
+    pub fn page_bytes(&self) -> u64 {
+        self.inner.backing.page_bytes()
+    }
+
+    /// Where the guest sees the block, ascending. Empty for a block that is only kept.
+    pub fn regions(&self) -> &[Region] {
+        &self.inner.regions
+    }
+
+    /// The first range at or after `from` (bytes into the block) that may hold something else than zeros; `None` if
+    /// only holes follow. Asking is reading: clear the dirty bits of the range first. Touches no page.
+    pub fn next_data(&self, from: u64) -> Result<Option<Range<u64>>, Error> {
+        self.inner.backing.next_data(from).map_err(|source| self.hole_error(source))
+    }
+
+    /// All pages that are not holes, by [`RamBlock::next_data`].
+    pub fn data_pages(&self) -> Result<PageSet, Error> {
+        let mut set = PageSet::new(self.pages());
+        let mut at = 0;
+        while let Some(data) = self.next_data(at)? {
+            set.insert_range(data.start / PAGE_BYTES..data.end.div_ceil(PAGE_BYTES));
+            at = data.end;
+        }
+        Ok(set)
+    }
+
+    /// True if the page is a hole, and so reads as zero.
+    pub fn is_hole(&self, page: u64) -> Result<bool, Error> {
+        let start = page * PAGE_BYTES;
+        Ok(self.next_data(start)?.is_none_or(|data| data.start >= start + PAGE_BYTES))
+    }
+
+    /// Gives pages back to the host; they are holes afterwards. `range` is in bytes, in units of
+    /// [`RamBlock::page_bytes`]. Does not mark pages dirty.
+    pub fn discard(&self, range: Range<u64>) -> Result<(), Error> {
+        self.inner.backing.discard(range).map_err(|source| self.hole_error(source))
+    }
+
+    /// Guest physical address of a byte of the block.
+    pub fn gpa(&self, offset: u64) -> Option<u64> {
+        let region = self.regions().iter().find(|r| (r.offset..r.offset + r.bytes).contains(&offset))?;
+        Some(region.gpa + (offset - region.offset))
+    }
+
+    /// Offset in the block of a guest physical address.
+    pub fn offset(&self, gpa: u64) -> Option<u64> {
+        let region = self.regions().iter().find(|r| (r.gpa..r.gpa + r.bytes).contains(&gpa))?;
+        Some(region.offset + (gpa - region.gpa))
+    }
+
+    fn hole_error(&self, source: io::Error) -> Error {
+        Error::Hole { block: self.name().into(), source }
+    }
+}
+
+/// All RAM of a guest. Clones are cheap and are the same RAM.
+#[derive(Clone, Debug)]
+pub struct GuestRam {
+    inner: Arc<RamInner>,
+}
+
+#[derive(Debug)]
+struct RamInner {
+    main: [RamBlock; 1],
+    /// The main block and one that a stream brought, once there is one.
+    with_kept: OnceLock<Vec<RamBlock>>,
+    mem: Mem,
+    huge: HugePageUse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum HugePageUse {
+    Possible,
+    /// The host would not use huge pages for this memory whatever we advise.
+    Refused,
+}
+
+impl GuestRam {
+    /// Maps RAM as configured.
+    ///
+    /// # Errors
+    /// [`Error::Map`] when memory is short, [`Error::Open`] and [`Error::Resize`] for files, [`Error::PageSize`].
+    pub fn new(config: &Memory) -> Result<GuestRam, Error> {
+        let backing = Backing::new(&config.block, config.bytes, &config.backend)?;
+        let huge = advise(&backing, config);
+        if config.prealloc {
+            backing.populate()?;
+        }
+        let regions = layout(config.bytes);
+        let main = block(config.block.clone(), backing, regions);
+        let mem = lay_over(&main)?;
+        Ok(GuestRam { inner: Arc::new(RamInner { main: [main], with_kept: OnceLock::new(), mem, huge }) })
+    }
+
+    /// The blocks, the guest's RAM first.
+    pub fn blocks(&self) -> &[RamBlock] {
+        self.inner.with_kept.get().map_or(&self.inner.main, Vec::as_slice)
+    }
+
+    /// The guest's RAM.
+    pub fn main(&self) -> &RamBlock {
+        &self.inner.main[0]
+    }
+
+    pub fn block(&self, name: &str) -> Option<&RamBlock> {
+        self.blocks().iter().find(|b| b.name() == name)
+    }
+
+    /// The block `name`, made if it is not there: memory that belongs to no device here (`pc.bios`) and is kept
+    /// because a stream brought it. One such block at most; the guest does not see it.
+    pub fn keep_block(&self, name: &str, bytes: u64) -> Result<&RamBlock, Error> {
+        if self.block(name).is_none() && self.inner.with_kept.get().is_none() {
+            let backend = MemoryBackend::Anonymous { share: false };
+            let kept = block(name.into(), Backing::new(name, bytes, &backend)?, Vec::new());
+            let _ = self.inner.with_kept.set(vec![self.main().clone(), kept]);
+        }
+        let found = self.block(name).filter(|b| b.bytes() == bytes);
+        found.ok_or_else(|| Error::BlockExists(name.into()))
+    }
+
+    /// vm-memory's view, by guest address.
+    pub fn mem(&self) -> &Mem {
+        &self.inner.mem
+    }
+
+    /// Bytes of all RAM that the guest sees.
+    pub fn bytes(&self) -> u64 {
+        self.main().bytes()
+    }
+
+    /// Copies guest memory at `gpa` into `buf`.
+    pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
+        let bytes = buf.len();
+        self.mem().read_slice(buf, GuestAddress(gpa)).map_err(|_| Error::Address { gpa, bytes })
+    }
+
+    /// Copies `bytes` into guest memory and marks the pages.
+    pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Error> {
+        let len = bytes.len();
+        self.mem().write_slice(bytes, GuestAddress(gpa)).map_err(|_| Error::Address { gpa, bytes: len })
+    }
+
+    /// Marks pages that were written through a raw pointer (`bytes` from `offset` in the main block).
+    pub fn mark(&self, offset: u64, bytes: u64) {
+        for (region, map) in self.main().regions().iter().zip(self.mem().iter()) {
+            let start = offset.max(region.offset);
+            let end = (offset + bytes).min(region.offset + region.bytes);
+            if start < end {
+                map.bitmap().set_addr_range((start - region.offset) as usize, (end - start) as usize);
+            }
+        }
+    }
+
+    /// Adds the pages of the main block that this process wrote since the last call to `into`, and forgets them.
+    pub fn take_vmm_dirty(&self, into: &mut PageSet) {
+        for (region, map) in self.main().regions().iter().zip(self.mem().iter()) {
+            let first = (region.offset / PAGE_BYTES) as usize / 64;
+            for (i, word) in map.bitmap().get_and_reset().into_iter().enumerate() {
+                if word != 0 {
+                    into.union_word(first + i, word);
+                }
+            }
+        }
+    }
+
+    /// False if the host is set up so that this RAM gets no transparent huge pages.
+    pub fn huge_pages_possible(&self) -> bool {
+        self.inner.huge == HugePageUse::Possible
+    }
+}
+
+fn block(name: String, backing: Backing, regions: Vec<Region>) -> RamBlock {
+    RamBlock { inner: Arc::new(BlockInner { name, backing, regions }) }
+}
+
+/// Up to 3 GiB from zero, the rest from 4 GiB.
+fn layout(bytes: u64) -> Vec<Region> {
+    let low = bytes.min(LOW_END);
+    let mut regions = vec![Region { gpa: 0, offset: 0, bytes: low }];
+    if bytes > low {
+        regions.push(Region { gpa: HIGH_START, offset: low, bytes: bytes - low });
+    }
+    regions
+}
+
+fn lay_over(block: &RamBlock) -> Result<Mem, Error> {
+    let mut maps = Vec::with_capacity(block.regions().len());
+    for region in block.regions() {
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = if block.is_shared() { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+        // SAFETY: the range lies inside the block's mapping, which `RamInner` keeps for as long as the `Mem`: both
+        // are its fields, and a raw region is not unmapped when it is dropped.
+        let map = unsafe {
+            MmapRegion::build_raw(
+                block.host().add(region.offset as usize),
+                region.bytes as usize,
+                prot,
+                flags | libc::MAP_NORESERVE,
+            )
+        };
+        let failed = |e: String| Error::Map { bytes: region.bytes, source: io::Error::other(e) };
+        let map = map.map_err(|e| failed(e.to_string()))?;
+        let map = GuestRegionMmap::new(map, GuestAddress(region.gpa));
+        maps.push(map.ok_or_else(|| failed("address range overflows".into()))?);
+    }
+    Mem::from_regions(maps)
+        .map_err(|e| Error::Map { bytes: block.bytes(), source: io::Error::other(e.to_string()) })
+}
+
+fn advise(backing: &Backing, config: &Memory) -> HugePageUse {
+    let all = 0..backing.bytes();
+    if config.merge {
+        let _ = backing.advise(all.clone(), libc::MADV_MERGEABLE);
+    }
+    if !config.dump {
+        let _ = backing.advise(all.clone(), libc::MADV_DONTDUMP);
+    }
+    if backing.page_bytes() > PAGE_BYTES {
+        return HugePageUse::Possible;
+    }
+    let advised = backing.advise(all, libc::MADV_HUGEPAGE).is_ok();
+    let setting = match config.backend {
+        MemoryBackend::Anonymous { share: false } => "enabled",
+        MemoryBackend::Anonymous { share: true } | MemoryBackend::Memfd { .. } => "shmem_enabled",
+        // Whether a file gets huge pages is its file system's business.
+        MemoryBackend::File { .. } => return HugePageUse::Possible,
+    };
+    let path = format!("/sys/kernel/mm/transparent_hugepage/{setting}");
+    let chosen = std::fs::read_to_string(path).unwrap_or_default();
+    let on =
+        ["[always]", "[advise]", "[madvise]", "[within_size]", "[force]"].iter().any(|s| chosen.contains(s));
+    if advised && on { HugePageUse::Possible } else { HugePageUse::Refused }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(bytes: u64, backend: MemoryBackend) -> Memory {
+        Memory { bytes, block: "microvm.ram".into(), backend, prealloc: false, merge: false, dump: true }
+    }
+
+    fn memfd() -> MemoryBackend {
+        MemoryBackend::Memfd { share: true, seal: false, huge_pages: None }
+    }
+
+    fn backends(dir: &std::path::Path) -> Vec<MemoryBackend> {
+        let file = |path, share| MemoryBackend::File {
+            path,
+            share,
+            offset: 0,
+            readonly: false,
+            discard_at_exit: false,
+        };
+        vec![
+            memfd(),
+            MemoryBackend::Memfd { share: false, seal: true, huge_pages: None },
+            MemoryBackend::Anonymous { share: false },
+            MemoryBackend::Anonymous { share: true },
+            file(dir.join("ram"), true),
+            file(dir.join("private"), false),
+            file(dir.to_path_buf(), true),
+        ]
+    }
+
+    #[test]
+    fn every_backend_reads_back_and_marks_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        for backend in backends(dir.path()) {
+            let ram = GuestRam::new(&config(4 << 20, backend)).unwrap();
+            assert_eq!(ram.main().host() as usize % (2 << 20), 0);
+            ram.write(0x3ffe, b"godwit").unwrap();
+            let mut back = [0; 6];
+            ram.read(0x3ffe, &mut back).unwrap();
+            assert_eq!(&back, b"godwit");
+            let mut dirty = PageSet::new(ram.main().pages());
+            ram.take_vmm_dirty(&mut dirty);
+            assert_eq!(dirty.iter().collect::<Vec<_>>(), [3, 4]);
+            dirty.clear();
+            ram.take_vmm_dirty(&mut dirty);
+            assert!(dirty.is_empty());
+        }
+    }
+
+    #[test]
+    fn holes_are_found_and_made() {
+        for backend in [memfd(), MemoryBackend::Anonymous { share: false }] {
+            let ram = GuestRam::new(&config(16 << 20, backend)).unwrap();
+            // Page-exact answers need small pages.
+            let _ = ram.main().inner.backing.advise(0..16 << 20, libc::MADV_NOHUGEPAGE);
+            assert_eq!(ram.main().next_data(0).unwrap(), None);
+            ram.write(5 * PAGE_BYTES, &[1; 8192]).unwrap();
+            ram.write(600 * PAGE_BYTES, &[1]).unwrap();
+            assert_eq!(ram.main().data_pages().unwrap().iter().collect::<Vec<_>>(), [5, 6, 600]);
+            assert!(ram.main().is_hole(4).unwrap() && !ram.main().is_hole(5).unwrap());
+            ram.main().discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
+            assert_eq!(ram.main().data_pages().unwrap().iter().collect::<Vec<_>>(), [6, 600]);
+            let mut byte = [9];
+            ram.read(5 * PAGE_BYTES, &mut byte).unwrap();
+            assert_eq!(byte, [0]);
+        }
+    }
+
+    #[test]
+    fn ram_above_three_gigabytes_continues_at_four() {
+        let ram = GuestRam::new(&config(5 << 30, memfd())).unwrap();
+        let main = ram.main();
+        assert_eq!(main.regions().len(), 2);
+        assert_eq!(main.gpa(3 << 30), Some(4 << 30));
+        assert_eq!(main.offset((4 << 30) + 4096), Some((3 << 30) + 4096));
+        assert!(ram.write(3 << 30, &[1]).is_err());
+        ram.write(4 << 30, &[7]).unwrap();
+        // SAFETY: the offset lies in the block and nobody writes to it.
+        assert_eq!(unsafe { *main.host().add(3 << 30) }, 7);
+        let mut dirty = PageSet::new(main.pages());
+        ram.take_vmm_dirty(&mut dirty);
+        assert_eq!(dirty.iter().collect::<Vec<_>>(), [(3 << 30) / PAGE_BYTES]);
+        ram.mark((3 << 30) - 1, 2);
+        dirty.clear();
+        ram.take_vmm_dirty(&mut dirty);
+        assert_eq!(dirty.count(), 2);
+    }
+
+    #[test]
+    fn a_kept_block_stays_beside_the_main_one() {
+        let ram = GuestRam::new(&config(1 << 20, memfd())).unwrap();
+        assert_eq!(ram.keep_block("pc.bios", 65536).unwrap().bytes(), 65536);
+        assert_eq!(ram.keep_block("pc.bios", 65536).unwrap().pages(), 16);
+        assert!(ram.keep_block("pc.bios", 131072).is_err());
+        assert_eq!(ram.blocks().len(), 2);
+        assert!(ram.blocks()[1].regions().is_empty());
+    }
+
+    #[test]
+    fn short_memory_is_said_with_advice() {
+        let e = GuestRam::new(&config(1 << 46, MemoryBackend::Anonymous { share: false })).unwrap_err();
+        assert!(e.to_string().contains("-m"), "{e}");
+    }
+
+    #[test]
+    fn a_short_file_grows_and_a_long_one_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram");
+        std::fs::write(&path, vec![7u8; 3 << 20]).unwrap();
+        let backend = MemoryBackend::File {
+            path: path.clone(),
+            share: true,
+            offset: 0,
+            readonly: false,
+            discard_at_exit: false,
+        };
+        let ram = GuestRam::new(&config(2 << 20, backend)).unwrap();
+        let mut byte = [0];
+        ram.read(4096, &mut byte).unwrap();
+        assert_eq!(byte, [7]);
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
+    }
+}
