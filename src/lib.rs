@@ -2,6 +2,9 @@
 
 pub mod config;
 pub mod devices;
+pub mod inspect;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod stream;
+pub mod vmstate;

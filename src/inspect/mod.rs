@@ -1,0 +1,1 @@
+//! `godwit inspect`: the structure and the memory of a migration stream.

@@ -1,0 +1,108 @@
+//! The header that a mapped-ram file has for each block: where its bitmap and its pages lie in the file.
+//!
+//! ```text
+//! be32 1   be64 page size   be64 offset of the bitmap   be64 offset of the pages
+//! ```
+//!
+//! The bitmap follows the header, one bit per page in little-endian 64-bit words; the pages stand in order at the
+//! next multiple of 1 MiB. A page whose bit is 0 is zero, whatever the file holds there. Offsets count from the start
+//! of the file.
+
+use super::{Cursor, Error, PAGE_BYTES, Problem};
+
+/// Pages begin at a multiple of this in files written by QEMU and by us; a reader asks only for whole pages.
+pub const PAGES_ALIGN: u64 = 1 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedHeader {
+    pub bitmap_offset: u64,
+    pub pages_offset: u64,
+}
+
+impl MappedHeader {
+    pub const BYTES: usize = 28;
+
+    /// Bytes of the bitmap of a block: whole 64-bit words.
+    pub fn bitmap_bytes(block_bytes: u64) -> u64 {
+        (block_bytes / PAGE_BYTES as u64).div_ceil(64) * 8
+    }
+
+    /// The header for a block of `block_bytes` whose header stands at `at` in the file.
+    pub fn place(at: u64, block_bytes: u64) -> Self {
+        let bitmap_offset = at + Self::BYTES as u64;
+        let end = bitmap_offset + Self::bitmap_bytes(block_bytes);
+        Self { bitmap_offset, pages_offset: end.next_multiple_of(PAGES_ALIGN) }
+    }
+
+    pub fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&1u32.to_be_bytes());
+        for word in [PAGE_BYTES as u64, self.bitmap_offset, self.pages_offset] {
+            out.extend_from_slice(&word.to_be_bytes());
+        }
+    }
+
+    /// Reads a header that stands at `at` in the file, for a block of `block_bytes`. The bitmap lies behind the header
+    /// and before the pages, and the pages end below 2^63.
+    pub fn parse(bytes: &[u8], at: u64, block_bytes: u64) -> Result<Self, Error> {
+        let refuse = |field: &str, ahead, problem| {
+            Err(Error::new("section ram, mapped-ram header", field, at + ahead, problem))
+        };
+        let mut cursor = Cursor::new(bytes);
+        let (Some(version), Some(page), Some(bitmap_offset), Some(pages_offset)) =
+            (cursor.u32(), cursor.u64(), cursor.u64(), cursor.u64())
+        else {
+            return refuse("version", 0, Problem::Ends);
+        };
+        if version != 1 {
+            return refuse("version", 0, Problem::Unexpected { found: version.into(), expected: 1 });
+        }
+        if page != PAGE_BYTES as u64 {
+            let problem = Problem::Unexpected { found: page, expected: PAGE_BYTES as u64 };
+            return refuse("page size", 4, problem);
+        }
+        let expected = at + Self::BYTES as u64;
+        if bitmap_offset < expected {
+            return refuse("bitmap offset", 12, Problem::Unexpected { found: bitmap_offset, expected });
+        }
+        let bitmap_end = bitmap_offset.checked_add(Self::bitmap_bytes(block_bytes));
+        let pages_end = pages_offset.checked_add(block_bytes).filter(|end| *end <= i64::MAX as u64);
+        if pages_end.is_none()
+            || bitmap_end.is_none_or(|end| end > pages_offset)
+            || pages_offset % PAGE_BYTES as u64 != 0
+        {
+            return refuse("pages offset", 20, Problem::Invalid { found: pages_offset });
+        }
+        Ok(Self { bitmap_offset, pages_offset })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_stand_where_they_were_recorded() {
+        let first = MappedHeader::place(0x70, 16 << 20);
+        assert_eq!(first, MappedHeader { bitmap_offset: 0x8c, pages_offset: 0x10_0000 });
+        let second = MappedHeader::place(0x110_0010, 64 << 10);
+        assert_eq!(second, MappedHeader { bitmap_offset: 0x110_002c, pages_offset: 0x120_0000 });
+        let mut out = Vec::new();
+        first.write(&mut out);
+        assert_eq!(MappedHeader::parse(&out, 0x70, 16 << 20), Ok(first));
+    }
+
+    #[test]
+    fn headers_that_overlap_or_overflow_are_refused() {
+        let parse = |bitmap_offset, pages_offset, bytes| {
+            let mut out = Vec::new();
+            MappedHeader { bitmap_offset, pages_offset }.write(&mut out);
+            MappedHeader::parse(&out, 0x70, bytes)
+        };
+        assert!(parse(0x8c, 0x1000, 1 << 20).is_ok());
+        assert!(parse(0x10, 0x1000, 1 << 20).is_err());
+        assert!(parse(0x8c, 0x1000, 1 << 30).is_err());
+        assert!(parse(0x8c, 0x1001, 1 << 20).is_err());
+        assert!(parse(u64::MAX - 4, 0x1000, 1 << 20).is_err());
+        assert!(parse(0x8c, !0xfff, 1 << 20).is_err());
+    }
+}

@@ -1,0 +1,1 @@
+//! QEMU's section layouts: what each device puts into the migration stream.
