@@ -3,6 +3,7 @@
 pub mod config;
 pub mod devices;
 pub mod inspect;
+pub mod io;
 pub mod kvm;
 pub mod machine;
 pub mod memory;

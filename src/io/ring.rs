@@ -1,0 +1,246 @@
+//! The ring: submissions are numbered, completions are collected by number, and an eventfd in the ring wakes a
+//! blocked wait when somebody else cancels or changes a parameter.
+//!
+//! Unsafe because the kernel reads and writes the memory a submission names until its completion arrives. Everything
+//! above this file keeps one rule: whoever submits an operation owns its memory (or borrows guest memory that stays
+//! mapped) until [`Ring::wait`] or [`Ring::cancel`] has returned its result.
+#![allow(unsafe_code)]
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use io_uring::{IoUring, opcode, squeue, types};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::{Error, Result};
+
+/// Operations one ring holds at most. A migration has four in flight: a send, a receive, the waker, a cancel.
+pub const ENTRIES: u32 = 64;
+
+/// Token of the poll on the waker's eventfd; operations start above it.
+const WAKE: u64 = 0;
+/// Token of cancel requests, whose own result nobody needs.
+const CANCEL: u64 = 1;
+const FIRST: u64 = 2;
+
+/// One operation in the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Token(u64);
+
+/// Reaches a thread that is blocked in its ring.
+#[derive(Clone)]
+pub struct Waker(Arc<Shared>);
+
+struct Shared {
+    event: EventFd,
+    cancelled: AtomicBool,
+}
+
+impl Waker {
+    pub fn new() -> Result<Self> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
+        Ok(Self(Arc::new(Shared { event, cancelled: AtomicBool::new(false) })))
+    }
+
+    /// Makes the ring's owner look at its parameters again.
+    pub fn wake(&self) {
+        // A full counter means that the wake-up is already on its way.
+        let _ = self.0.event.write(1);
+    }
+
+    /// Ends every wait of the ring, now and later, with [`Error::Cancelled`].
+    pub fn cancel(&self) {
+        self.0.cancelled.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    pub fn is_cancelled(&self) -> bool {
+        self.0.cancelled.load(Ordering::Acquire)
+    }
+}
+
+pub struct Ring {
+    uring: IoUring,
+    waker: Waker,
+    finished: Vec<(u64, i32)>,
+    next: u64,
+    watching: bool,
+}
+
+impl Ring {
+    pub fn new(waker: Waker) -> Result<Self> {
+        let uring = IoUring::builder().setup_coop_taskrun().setup_single_issuer().build(ENTRIES)?;
+        let mut ring = Self { uring, waker, finished: Vec::new(), next: FIRST, watching: false };
+        ring.watch_waker()?;
+        Ok(ring)
+    }
+
+    pub fn waker(&self) -> &Waker {
+        &self.waker
+    }
+
+    /// Registers memory that [`opcode::WriteFixed`] and [`opcode::ReadFixed`] name by index.
+    ///
+    /// # Safety
+    /// The memory stays mapped until the ring is dropped. It must be the program's own: registering pins pages, so
+    /// guest memory would lose its holes and part from the guest at the first punched hole.
+    pub unsafe fn register(&self, buffers: &[libc::iovec]) -> Result<()> {
+        // SAFETY: the caller keeps the memory mapped for the ring's life.
+        Ok(unsafe { self.uring.submitter().register_buffers(buffers) }?)
+    }
+
+    /// Queues one operation and hands it to the kernel.
+    ///
+    /// # Safety
+    /// All memory that `entry` names stays valid, and is used by nobody else where the kernel writes it, until the
+    /// token's result was returned by this ring.
+    pub unsafe fn submit(&mut self, entry: squeue::Entry) -> Result<Token> {
+        let token = self.next;
+        self.next += 1;
+        self.push(entry.user_data(token))?;
+        Ok(Token(token))
+    }
+
+    /// The result of `token` if it is there already.
+    pub fn ready(&mut self, token: Token) -> Option<i32> {
+        self.collect();
+        let at = self.finished.iter().position(|done| done.0 == token.0)?;
+        Some(self.finished.swap_remove(at).1)
+    }
+
+    /// Blocks until `token` is done. A cancel meanwhile takes the operation back and ends in [`Error::Cancelled`];
+    /// in either case the kernel has let go of the memory.
+    pub fn wait(&mut self, token: Token) -> Result<i32> {
+        loop {
+            if let Some(result) = self.ready(token) {
+                return Ok(result);
+            }
+            if let Err(error) = self.sleep(None) {
+                self.cancel(token);
+                return Err(error);
+            }
+        }
+    }
+
+    /// Blocks until something happened: a completion, a wake-up, or `deadline`.
+    pub fn sleep(&mut self, deadline: Option<Instant>) -> Result<()> {
+        if self.waker.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        self.watch_waker()?;
+        self.enter(deadline)?;
+        self.collect();
+        if self.waker.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
+
+    /// Blocks until `deadline`; [`Waker::wake`] ends the sleep early.
+    pub fn sleep_until(&mut self, deadline: Instant) -> Result<()> {
+        self.sleep(Some(deadline))
+    }
+
+    /// Takes an operation back and waits until the kernel has let go of it. Returns its result.
+    pub fn cancel(&mut self, token: Token) -> i32 {
+        if let Some(result) = self.ready(token) {
+            return result;
+        }
+        let _ = self.push(opcode::AsyncCancel::new(token.0).build().user_data(CANCEL));
+        loop {
+            if let Some(result) = self.ready(token) {
+                return result;
+            }
+            // Nothing else may end this wait: the kernel still uses the memory.
+            if let Err(error) = self.enter(None) {
+                tracing::error!("the ring cannot wait for a cancelled operation: {error}");
+            }
+        }
+    }
+
+    fn push(&mut self, entry: squeue::Entry) -> Result<()> {
+        // SAFETY: what the entry names is vouched for by the caller of `submit`; the ring's own entries name the
+        // eventfd, which the waker keeps open, or nothing.
+        while unsafe { self.uring.submission().push(&entry) }.is_err() {
+            self.uring.submit()?;
+        }
+        loop {
+            match self.uring.submit() {
+                Ok(_) => return Ok(()),
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => self.collect(),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn enter(&mut self, deadline: Option<Instant>) -> Result<()> {
+        let result = match deadline {
+            None => self.uring.submit_and_wait(1),
+            Some(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                let time = types::Timespec::from(left);
+                let args = types::SubmitArgs::new().timespec(&time);
+                self.uring.submitter().submit_with_args(1, &args)
+            }
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::ETIME | libc::EINTR | libc::EBUSY) => Ok(()),
+                _ => Err(error.into()),
+            },
+        }
+    }
+
+    fn collect(&mut self) {
+        for entry in self.uring.completion() {
+            match entry.user_data() {
+                WAKE => self.watching = false,
+                CANCEL => {}
+                token => self.finished.push((token, entry.result())),
+            }
+        }
+        if !self.watching {
+            // Reading rearms the counter; the poll is set again before the next sleep.
+            let _ = self.waker.0.event.read();
+        }
+    }
+
+    fn watch_waker(&mut self) -> Result<()> {
+        if !self.watching {
+            let event = types::Fd(self.waker.0.event.as_raw_fd());
+            self.push(opcode::PollAdd::new(event, libc::POLLIN as u32).build().user_data(WAKE))?;
+            self.watching = true;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn deadline_ends_a_sleep() {
+        let mut ring = Ring::new(Waker::new().unwrap()).unwrap();
+        let started = Instant::now();
+        ring.sleep_until(started + Duration::from_millis(20)).unwrap();
+        assert!(started.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn wake_and_cancel_reach_a_sleeping_ring() {
+        let waker = Waker::new().unwrap();
+        let other = waker.clone();
+        let mut ring = Ring::new(waker).unwrap();
+        for _ in 0..3 {
+            other.wake();
+            ring.sleep(None).unwrap();
+        }
+        let thread = std::thread::spawn(move || other.cancel());
+        assert!(matches!(ring.sleep(None), Ok(()) | Err(Error::Cancelled)));
+        thread.join().unwrap();
+        assert!(matches!(ring.sleep(None), Err(Error::Cancelled)));
+    }
+}

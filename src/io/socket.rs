@@ -1,0 +1,470 @@
+//! Streams: sockets, pipes, and files written from their position on. One order per stream: io_uring does not keep the
+//! order of several sends on one stream and reports no error, so exactly one vectored send is in flight, its length is
+//! checked, and what a short write left is sent again before anything else.
+//!
+//! Unsafe because operations name memory; each one is finished or cancelled before its memory is let go.
+#![allow(unsafe_code)]
+
+use std::io::ErrorKind;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use io_uring::{opcode, types};
+
+use super::gather::{Gather, PIECES_MAX};
+use super::ring::{Ring, Token};
+use super::{Error, Limit, Result};
+
+/// Bytes one receive into the reader's own buffer asks for: large enough that calls cost nothing, small enough that
+/// what was received is still in the cache when it is copied on.
+pub const READ_BYTES: usize = 512 << 10;
+
+/// Bytes one receive straight into guest memory asks for.
+const RECEIVE_BYTES: usize = 1 << 20;
+
+/// Writes one stream in order.
+pub struct SocketWriter {
+    fd: Arc<OwnedFd>,
+    socket: bool,
+    limit: Arc<Limit>,
+    flight: Option<Flight>,
+    spare: Vec<Gather>,
+    sent: u64,
+}
+
+/// The send the kernel works on. Boxed parts stay where they are while `Flight` moves.
+struct Flight {
+    token: Token,
+    gather: Gather,
+    message: Box<Message>,
+    bytes: usize,
+}
+
+struct Message {
+    header: libc::msghdr,
+    iovecs: Vec<libc::iovec>,
+    /// Pieces before this one have gone out.
+    first: usize,
+}
+
+// SAFETY: the addresses are only handed to the kernel and live as long as the flight that owns them.
+unsafe impl Send for Message {}
+
+impl SocketWriter {
+    pub fn new(fd: Arc<OwnedFd>, limit: Arc<Limit>) -> Self {
+        let socket = is_socket(fd.as_raw_fd());
+        Self { fd, socket, limit, flight: None, spare: vec![Gather::default(), Gather::default()], sent: 0 }
+    }
+
+    /// An empty gather: the pool has two, one being filled while the other is in flight. Waits for the one in flight
+    /// when there is no other.
+    pub fn gather(&mut self, ring: &mut Ring) -> Result<Gather> {
+        if self.spare.is_empty() {
+            self.finish(ring)?;
+        }
+        Ok(self.spare.pop().unwrap_or_default())
+    }
+
+    /// Bytes the kernel has taken.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Starts sending `gather` once the one before is out and the limit allows. An empty one comes back at once.
+    pub fn send(&mut self, ring: &mut Ring, mut gather: Gather) -> Result<()> {
+        self.finish(ring)?;
+        if gather.is_empty() {
+            self.spare.push(gather);
+            return Ok(());
+        }
+        assert!(gather.pieces() <= PIECES_MAX, "a send of {} pieces", gather.pieces());
+        while let Some(when) = self.limit.ready_at(Instant::now()) {
+            ring.sleep_until(when)?;
+        }
+        let bytes = gather.bytes();
+        self.limit.spend(Instant::now(), bytes);
+        // SAFETY: all zeros is a valid msghdr: no name, no control data, no pieces.
+        let header = unsafe { std::mem::zeroed::<libc::msghdr>() };
+        let mut message = Box::new(Message { header, iovecs: Vec::new(), first: 0 });
+        gather.iovecs(&mut message.iovecs);
+        let token = self.submit(ring, &mut message)?;
+        self.flight = Some(Flight { token, gather, message, bytes });
+        Ok(())
+    }
+
+    /// Waits until everything handed to [`Self::send`] has been taken by the kernel.
+    pub fn finish(&mut self, ring: &mut Ring) -> Result<()> {
+        while let Some(mut flight) = self.flight.take() {
+            let result = ring.wait(flight.token)?;
+            let done = match result {
+                r if r == -libc::EINTR || r == -libc::EAGAIN => 0,
+                r if r < 0 => return Err(Error::from_result(r)),
+                0 => return Err(Error::Closed),
+                r => r as usize,
+            };
+            self.sent += done as u64;
+            flight.bytes -= done;
+            if flight.bytes == 0 {
+                flight.gather.clear();
+                self.spare.push(flight.gather);
+            } else {
+                flight.message.skip(done);
+                flight.token = self.submit(ring, &mut flight.message)?;
+                self.flight = Some(flight);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends `bytes` and waits until the kernel has them.
+    pub fn write_all(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<()> {
+        let mut gather = self.gather(ring)?;
+        gather.own().extend_from_slice(bytes);
+        self.send(ring, gather)?;
+        self.finish(ring)
+    }
+
+    /// Bytes the peer's kernel has not acknowledged yet; 0 where nobody can tell.
+    pub fn unacknowledged(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ writes one int.
+        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+        if result == 0 { bytes.max(0) as usize } else { 0 }
+    }
+
+    fn submit(&self, ring: &mut Ring, message: &mut Message) -> Result<Token> {
+        let fd = types::Fd(self.fd.as_raw_fd());
+        let left = &mut message.iovecs[message.first..];
+        let entry = if self.socket {
+            message.header.msg_iov = left.as_mut_ptr();
+            message.header.msg_iovlen = left.len() as _;
+            let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
+            opcode::SendMsg::new(fd, &message.header).flags(flags).build()
+        } else {
+            // Offset -1 is the file's own position, as write(2) would use.
+            opcode::Writev::new(fd, left.as_ptr(), left.len() as u32).offset(u64::MAX).build()
+        };
+        // SAFETY: message and gather stay in `self.flight`, boxed, until the token was waited for or cancelled.
+        unsafe { ring.submit(entry) }
+    }
+
+    /// Takes back what is in flight. Must be called before the writer is dropped when `send` was not finished.
+    pub fn abandon(&mut self, ring: &mut Ring) {
+        if let Some(flight) = self.flight.take() {
+            ring.cancel(flight.token);
+        }
+    }
+}
+
+impl Drop for SocketWriter {
+    fn drop(&mut self) {
+        // The ring is gone or going, and only it could wait. The memory must outlive the kernel's use of it.
+        if let Some(flight) = self.flight.take() {
+            std::mem::forget(flight);
+        }
+    }
+}
+
+impl Message {
+    /// Leaves out the first `bytes` bytes: a short write has sent them.
+    fn skip(&mut self, mut bytes: usize) {
+        while bytes > 0 {
+            let piece = &mut self.iovecs[self.first];
+            let step = bytes.min(piece.iov_len);
+            piece.iov_base = piece.iov_base.wrapping_byte_add(step);
+            piece.iov_len -= step;
+            bytes -= step;
+            if piece.iov_len == 0 {
+                self.first += 1;
+            }
+        }
+    }
+}
+
+/// Reads one stream with large receives.
+pub struct SocketReader {
+    fd: Arc<OwnedFd>,
+    socket: bool,
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    received: u64,
+}
+
+impl SocketReader {
+    pub fn new(fd: Arc<OwnedFd>) -> Self {
+        Self::with_buffer(fd, READ_BYTES)
+    }
+
+    /// With a buffer of `bytes` bytes.
+    pub fn with_buffer(fd: Arc<OwnedFd>, bytes: usize) -> Self {
+        let socket = is_socket(fd.as_raw_fd());
+        Self { fd, socket, buffer: vec![0; bytes].into_boxed_slice(), start: 0, end: 0, received: 0 }
+    }
+
+    /// What was received and not consumed.
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer[self.start..self.end]
+    }
+
+    pub fn consume(&mut self, bytes: usize) {
+        assert!(bytes <= self.end - self.start);
+        self.start += bytes;
+    }
+
+    /// Bytes received in all.
+    pub fn received(&self) -> u64 {
+        self.received
+    }
+
+    /// Receives more: at least one byte, or [`Error::Closed`].
+    pub fn fill(&mut self, ring: &mut Ring) -> Result<usize> {
+        self.fill_by(ring, None)
+    }
+
+    /// Like [`Self::fill`], for at most `time`.
+    pub fn fill_within(&mut self, ring: &mut Ring, time: Duration) -> Result<usize> {
+        self.fill_by(ring, Some((Instant::now() + time, time)))
+    }
+
+    fn fill_by(&mut self, ring: &mut Ring, deadline: Option<(Instant, Duration)>) -> Result<usize> {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        } else if self.end == self.buffer.len() {
+            assert!(self.start > 0, "nothing was consumed of a full buffer");
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        let room = &mut self.buffer[self.end..];
+        let (address, bytes) = (room.as_mut_ptr(), room.len());
+        // SAFETY: the buffer is this reader's, and `receive` returns only when the kernel is done with it.
+        let got = unsafe { self.receive(ring, address, bytes, 0, deadline) }?;
+        self.end += got;
+        Ok(got)
+    }
+
+    /// Receives until `bytes` bytes are there to look at.
+    pub fn need(&mut self, ring: &mut Ring, bytes: usize) -> Result<&[u8]> {
+        assert!(bytes <= self.buffer.len());
+        if self.buffer.len() - self.start < bytes {
+            self.buffer.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        while self.end - self.start < bytes {
+            self.fill(ring)?;
+        }
+        Ok(&self.buffer[self.start..self.start + bytes])
+    }
+
+    /// Receives exactly `bytes` bytes to `address`: what is buffered is copied, the rest comes straight from the kernel.
+    ///
+    /// # Safety
+    /// The memory is mapped and writable, and stays so. Others may read and write it meanwhile: it is guest memory.
+    pub unsafe fn read_to(&mut self, ring: &mut Ring, address: *mut u8, bytes: usize) -> Result<()> {
+        let buffered = bytes.min(self.end - self.start);
+        // SAFETY: both ranges are valid for `buffered` bytes; the buffer is private, so they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(self.buffer[self.start..].as_ptr(), address, buffered) };
+        self.start += buffered;
+        let mut done = buffered;
+        while done < bytes {
+            let ask = (bytes - done).min(RECEIVE_BYTES);
+            // SAFETY: `address + done` has room for `ask` bytes by the caller's promise.
+            done += unsafe { self.receive(ring, address.add(done), ask, libc::MSG_WAITALL, None) }?;
+        }
+        Ok(())
+    }
+
+    /// # Safety
+    /// `address` is valid for writes of `bytes` bytes until this returns.
+    unsafe fn receive(
+        &mut self,
+        ring: &mut Ring,
+        address: *mut u8,
+        bytes: usize,
+        flags: i32,
+        deadline: Option<(Instant, Duration)>,
+    ) -> Result<usize> {
+        let fd = types::Fd(self.fd.as_raw_fd());
+        loop {
+            let entry = if self.socket {
+                opcode::Recv::new(fd, address, bytes as u32).flags(flags).build()
+            } else {
+                opcode::Read::new(fd, address, bytes as u32).offset(u64::MAX).build()
+            };
+            // SAFETY: the caller keeps the memory until this returns, and both ways out below wait for the kernel.
+            let token = unsafe { ring.submit(entry) }?;
+            let result = match deadline {
+                None => ring.wait(token)?,
+                Some((deadline, time)) => wait_until(ring, token, deadline, time)?,
+            };
+            match result {
+                r if r == -libc::EINTR || r == -libc::EAGAIN => continue,
+                r if r < 0 => return Err(Error::from_result(r)),
+                0 => return Err(Error::Closed),
+                r => {
+                    self.received += r as u64;
+                    return Ok(r as usize);
+                }
+            }
+        }
+    }
+}
+
+/// The result of `token`, or a time-out after which the operation was taken back.
+fn wait_until(ring: &mut Ring, token: Token, deadline: Instant, time: Duration) -> Result<i32> {
+    loop {
+        if let Some(result) = ring.ready(token) {
+            return Ok(result);
+        }
+        if Instant::now() >= deadline {
+            // The answer may have come in the meantime; then it counts.
+            return match ring.cancel(token) {
+                result if result == -libc::ECANCELED || result == -libc::EINTR => Err(Error::TimedOut(time)),
+                result => Ok(result),
+            };
+        }
+        if let Err(error) = ring.sleep(Some(deadline)) {
+            ring.cancel(token);
+            return Err(error);
+        }
+    }
+}
+
+fn is_socket(fd: RawFd) -> bool {
+    // SAFETY: all zeros is a valid stat buffer, and fstat writes only into it.
+    let mut stat = unsafe { std::mem::zeroed::<libc::stat>() };
+    // SAFETY: as above.
+    let result = unsafe { libc::fstat(fd, &mut stat) };
+    result == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
+}
+
+/// True if an error says that the other side is gone.
+pub fn is_disconnect(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::NotConnected
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Waker;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (Arc<OwnedFd>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        (Arc::new(ours.into()), theirs)
+    }
+
+    fn ring() -> Ring {
+        Ring::new(Waker::new().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn batches_larger_than_the_socket_buffer_arrive_whole_and_in_order() {
+        let (fd, mut peer) = pair();
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            peer.read_to_end(&mut all).unwrap();
+            all
+        });
+        let memory: Vec<u8> = (0..3 << 20).map(|i: u32| (i >> 9) as u8).collect();
+        let mut ring = ring();
+        let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(0)));
+        let mut expected = Vec::new();
+        for round in 0..4u8 {
+            let mut gather = writer.gather(&mut ring).unwrap();
+            gather.own().extend_from_slice(&[round; 5]);
+            // SAFETY: `memory` outlives the writer's use.
+            unsafe { gather.memory(memory.as_ptr(), memory.len()) };
+            expected.extend_from_slice(&[round; 5]);
+            expected.extend_from_slice(&memory);
+            writer.send(&mut ring, gather).unwrap();
+        }
+        writer.finish(&mut ring).unwrap();
+        assert_eq!(writer.sent(), expected.len() as u64);
+        drop(writer);
+        assert!(reader.join().unwrap() == expected);
+    }
+
+    #[test]
+    fn cancel_ends_a_send_that_nobody_reads() {
+        let (fd, _peer) = pair();
+        let waker = Waker::new().unwrap();
+        let mut ring = Ring::new(waker.clone()).unwrap();
+        let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(0)));
+        let canceller = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(30));
+            waker.cancel();
+        });
+        let result = writer.write_all(&mut ring, &vec![1; 16 << 20]);
+        assert!(matches!(result, Err(Error::Cancelled)), "{result:?}");
+        canceller.join().unwrap();
+    }
+
+    #[test]
+    fn received_bytes_are_copied_from_the_buffer_and_then_straight_from_the_kernel() {
+        let (fd, mut peer) = pair();
+        let bytes: Vec<u8> = (0..2 << 20).map(|i: u32| (i * 7 >> 5) as u8).collect();
+        let sent = bytes.clone();
+        let writer = std::thread::spawn(move || peer.write_all(&sent).unwrap());
+        let mut ring = ring();
+        let mut reader = SocketReader::with_buffer(fd, 4096);
+        assert_eq!(reader.need(&mut ring, 10).unwrap(), &bytes[..10]);
+        reader.consume(10);
+        let mut memory = vec![0u8; bytes.len() - 10];
+        // SAFETY: `memory` has that many bytes.
+        unsafe { reader.read_to(&mut ring, memory.as_mut_ptr(), memory.len()) }.unwrap();
+        assert!(memory == bytes[10..]);
+        writer.join().unwrap();
+        assert!(matches!(reader.fill(&mut ring), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn silence_times_out_and_leaves_the_reader_usable() {
+        let (fd, mut peer) = pair();
+        let mut ring = ring();
+        let mut reader = SocketReader::new(fd);
+        let time = Duration::from_millis(20);
+        assert!(matches!(reader.fill_within(&mut ring, time), Err(Error::TimedOut(_))));
+        peer.write_all(b"late").unwrap();
+        assert_eq!(reader.fill_within(&mut ring, time).unwrap(), 4);
+        assert_eq!(reader.bytes(), b"late");
+    }
+
+    #[test]
+    fn a_limit_holds_sends_back() {
+        let (fd, mut peer) = pair();
+        let reader = std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()).unwrap());
+        let mut ring = ring();
+        let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(1 << 20)));
+        let started = Instant::now();
+        for _ in 0..5 {
+            writer.write_all(&mut ring, &[0; 32 << 10]).unwrap();
+        }
+        // The first batch may leave at once, and 20 ms may be caught up.
+        assert!(started.elapsed() >= Duration::from_millis(100), "{:?}", started.elapsed());
+        drop(writer);
+        assert_eq!(reader.join().unwrap(), 160 << 10);
+    }
+
+    #[test]
+    fn pipes_work_like_sockets() {
+        let (theirs, ours) = std::io::pipe().unwrap();
+        let mut ring = ring();
+        let writer = std::thread::spawn(move || {
+            let mut ring = Ring::new(Waker::new().unwrap()).unwrap();
+            let mut writer = SocketWriter::new(Arc::new(ours.into()), Arc::new(Limit::new(0)));
+            writer.write_all(&mut ring, &vec![3; 300_000]).unwrap();
+        });
+        let mut reader = SocketReader::new(Arc::new(theirs.into()));
+        assert!(reader.need(&mut ring, 300_000).unwrap().iter().all(|byte| *byte == 3));
+        writer.join().unwrap();
+    }
+}

@@ -1,0 +1,593 @@
+//! Addresses opened. What may block runs where it may: `fd:`, `file:` and `exec:` open at once, in the command that
+//! asked; names are resolved on a helper thread and connections made in the ring, both of which a cancel ends.
+//!
+//! Unsafe for getaddrinfo and for socket calls that std does not offer.
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::fs::{File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use io_uring::{opcode, types};
+
+use super::address::{Address, Tcp};
+use super::ring::Ring;
+use super::{Error, Result};
+
+/// Connections that wait to be accepted: the main channel and 255 multifd channels.
+const BACKLOG: i32 = 256;
+
+/// What a stream runs over; decides what may be asked of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    Tcp,
+    /// A unix socket, or a socket somebody handed us.
+    Socket,
+    Pipe,
+    File,
+}
+
+/// One open stream.
+pub struct Connection {
+    pub fd: Arc<OwnedFd>,
+    pub medium: Medium,
+    /// The program behind an `exec:` stream, waited for when the stream ends.
+    child: Option<Child>,
+}
+
+/// Why an address could not be opened. The texts are QEMU's.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("Failed to connect to '{address}': {}", reason(.source))]
+    Connect { address: String, source: std::io::Error },
+    #[error("Failed to bind socket to {address}: {}", reason(.source))]
+    BindUnix { address: String, source: std::io::Error },
+    #[error("Failed to find an available port: {}", reason(.source))]
+    BindTcp { address: String, source: std::io::Error },
+    #[error("address resolution failed for {address}: {text}")]
+    Resolve { address: String, text: String },
+    #[error("UNIX socket path '{0}' is too long")]
+    PathTooLong(String),
+    #[error("Could not create '{path}': {}", reason(.source))]
+    Create { path: String, source: std::io::Error },
+    #[error("Could not open '{path}': {}", reason(.source))]
+    Open { path: String, source: std::io::Error },
+    #[error("File descriptor named '{0}' has not been found")]
+    NoFd(String),
+    #[error("Failed to execute child process \u{201c}{program}\u{201d} ({})", reason(.source))]
+    Spawn { program: String, source: std::io::Error },
+    #[error(transparent)]
+    Io(#[from] Error),
+}
+
+/// strerror's text alone: std appends "(os error N)".
+pub fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}
+
+impl Connection {
+    /// Around a descriptor that is open already.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        let medium = medium(&fd);
+        Self { fd: Arc::new(fd), medium, child: None }
+    }
+
+    /// Answers can come back on it.
+    pub fn is_two_way(&self) -> bool {
+        matches!(self.medium, Medium::Tcp | Medium::Socket)
+    }
+
+    /// Sets how long sent bytes may stay unacknowledged before the connection counts as broken. TCP only.
+    pub fn set_user_timeout(&self, time: Duration) -> std::io::Result<()> {
+        if self.medium != Medium::Tcp {
+            return Ok(());
+        }
+        let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
+        set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &ms)?;
+        // A silent peer is only noticed when there is something to acknowledge.
+        set_option(&self.fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1i32)?;
+        let seconds = (ms / 4000).clamp(1, 30) as i32;
+        set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, &seconds)?;
+        set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, &seconds)
+    }
+
+    /// Ends both directions, so that a blocked peer learns of it.
+    pub fn shut_down(&self) {
+        // SAFETY: shutdown has no memory arguments; on what is no socket it fails harmlessly.
+        unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+
+    fn tune(self) -> Self {
+        // Neither is needed for the stream to work.
+        if self.medium == Medium::Tcp {
+            let _ = set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32);
+        }
+        self
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // The program ends when its stream does; nobody waits for it meanwhile.
+            std::thread::spawn(move || child.wait());
+        }
+    }
+}
+
+/// What can be opened without waiting: everything but sockets. `fds` finds descriptors by name.
+pub fn open_now(
+    address: &Address,
+    direction: Direction,
+    fds: &mut dyn FnMut(&str) -> Option<OwnedFd>,
+) -> std::result::Result<Option<Connection>, OpenError> {
+    match address {
+        Address::Tcp(_) | Address::Unix(_) => Ok(None),
+        Address::Fd(name) => {
+            let fd = fds(name).ok_or_else(|| OpenError::NoFd(name.clone()))?;
+            Ok(Some(Connection::from_fd(fd).tune()))
+        }
+        Address::Exec(words) => spawn(words, direction).map(Some),
+        Address::File { path, offset } => open_file(path, *offset, direction).map(Some),
+    }
+}
+
+/// Which way a stream goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    Out,
+    In,
+}
+
+fn open_file(path: &str, offset: u64, direction: Direction) -> std::result::Result<Connection, OpenError> {
+    let (opened, fail): (_, fn(String, std::io::Error) -> OpenError) = match direction {
+        Direction::Out => (
+            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path),
+            |path, source| OpenError::Create { path, source },
+        ),
+        Direction::In => (File::open(path), |path, source| OpenError::Open { path, source }),
+    };
+    let prepared = opened.and_then(|mut file| {
+        if direction == Direction::Out {
+            file.set_len(offset)?;
+        }
+        file.seek(SeekFrom::Start(offset))?;
+        Ok(file)
+    });
+    let file = prepared.map_err(|source| fail(path.to_owned(), source))?;
+    Ok(Connection::from_fd(file.into()))
+}
+
+fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connection, OpenError> {
+    let program = words.first().cloned().unwrap_or_default();
+    let mut command = Command::new(&program);
+    command.args(words.get(1..).unwrap_or_default());
+    match direction {
+        Direction::Out => command.stdin(Stdio::piped()),
+        Direction::In => command.stdin(Stdio::null()).stdout(Stdio::piped()),
+    };
+    let mut child = command.spawn().map_err(|source| OpenError::Spawn { program, source })?;
+    let fd = match direction {
+        Direction::Out => child.stdin.take().map(OwnedFd::from),
+        Direction::In => child.stdout.take().map(OwnedFd::from),
+    };
+    let fd = fd.expect("the stream was asked to be a pipe");
+    Ok(Connection { fd: Arc::new(fd), medium: Medium::Pipe, child: Some(child) })
+}
+
+/// Connects to a socket address, in the ring.
+pub fn connect(ring: &mut Ring, address: &Address) -> std::result::Result<Connection, OpenError> {
+    match address {
+        Address::Unix(path) => connect_to(ring, address, &SocketAddress::unix(path)?),
+        Address::Tcp(tcp) => {
+            let mut failure = None;
+            for candidate in resolve_aside(ring, tcp, false)? {
+                match connect_to(ring, address, &candidate) {
+                    Ok(connection) => return Ok(connection),
+                    Err(OpenError::Io(Error::Cancelled)) => return Err(Error::Cancelled.into()),
+                    Err(error) => failure = Some(error),
+                }
+            }
+            Err(failure.unwrap_or_else(|| no_address(tcp)))
+        }
+        other => unreachable!("{other} is opened without waiting"),
+    }
+}
+
+fn connect_to(
+    ring: &mut Ring,
+    address: &Address,
+    to: &SocketAddress,
+) -> std::result::Result<Connection, OpenError> {
+    let fail = |source| OpenError::Connect { address: address.to_string(), source };
+    let fd = to.socket().map_err(fail)?;
+    let (name, length) = to.parts();
+    let entry = opcode::Connect::new(types::Fd(fd.as_raw_fd()), name, length).build();
+    // SAFETY: `to` is borrowed until `wait` returns, and `wait` returns only when the kernel is done.
+    let token = unsafe { ring.submit(entry) }?;
+    match ring.wait(token)? {
+        0.. => Ok(Connection::from_fd(fd).tune()),
+        error => Err(fail(std::io::Error::from_raw_os_error(-error))),
+    }
+}
+
+/// A socket that waits for a source.
+pub struct Listener {
+    sockets: Vec<OwnedFd>,
+    addresses: Vec<BoundAddress>,
+    /// A socket file of ours, removed when listening ends.
+    path: Option<String>,
+}
+
+/// Where a listener can be reached, as `query-migrate` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BoundAddress {
+    Inet { host: String, port: u16, ipv6: bool },
+    Unix { path: String },
+}
+
+impl Listener {
+    pub fn bind(address: &Address) -> std::result::Result<Self, OpenError> {
+        match address {
+            Address::Unix(path) => Self::bind_unix(path),
+            Address::Tcp(tcp) => Self::bind_tcp(tcp),
+            other => unreachable!("{other} is opened, not listened on"),
+        }
+    }
+
+    fn bind_unix(path: &str) -> std::result::Result<Self, OpenError> {
+        let fail = |source| OpenError::BindUnix { address: path.to_owned(), source };
+        let address = SocketAddress::unix(path)?;
+        // A file left behind by an earlier process would make bind fail.
+        let _ = std::fs::remove_file(path);
+        let socket = address.socket().and_then(|fd| address.listen(&fd).map(|()| fd)).map_err(fail)?;
+        let bound = BoundAddress::Unix { path: path.to_owned() };
+        Ok(Self { sockets: vec![socket], addresses: vec![bound], path: Some(path.to_owned()) })
+    }
+
+    fn bind_tcp(tcp: &Tcp) -> std::result::Result<Self, OpenError> {
+        let mut listener = Self { sockets: Vec::new(), addresses: Vec::new(), path: None };
+        let mut failure = None;
+        for candidate in resolve(tcp, true)? {
+            let opened = candidate.socket().and_then(|fd| {
+                set_option(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1i32)?;
+                if candidate.family() == libc::AF_INET6 {
+                    set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &1i32)?;
+                }
+                candidate.listen(&fd)?;
+                Ok(fd)
+            });
+            match opened {
+                Ok(fd) => {
+                    listener.addresses.push(bound_address(&fd)?);
+                    listener.sockets.push(fd);
+                }
+                Err(source) => failure = Some(OpenError::BindTcp { address: tcp.to_string(), source }),
+            }
+            // One port chosen by the kernel cannot be had twice for sure.
+            if tcp.port == "0" && !listener.sockets.is_empty() {
+                break;
+            }
+        }
+        if listener.sockets.is_empty() {
+            Err(failure.unwrap_or_else(|| no_address(tcp)))
+        } else {
+            Ok(listener)
+        }
+    }
+
+    pub fn addresses(&self) -> &[BoundAddress] {
+        &self.addresses
+    }
+
+    /// Waits for the next connection.
+    pub fn accept(&self, ring: &mut Ring) -> Result<Connection> {
+        let mut tokens = Vec::new();
+        for socket in &self.sockets {
+            let fd = types::Fd(socket.as_raw_fd());
+            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
+            // SAFETY: a poll names no memory.
+            tokens.push(unsafe { ring.submit(entry) }?);
+        }
+        let ready = loop {
+            match tokens.iter().position(|token| ring.ready(*token).is_some()) {
+                Some(index) => break Ok(index),
+                None => {
+                    if let Err(error) = ring.sleep(None) {
+                        break Err(error);
+                    }
+                }
+            }
+        };
+        for (index, token) in tokens.into_iter().enumerate() {
+            if ready.as_ref().ok() != Some(&index) {
+                ring.cancel(token);
+            }
+        }
+        let socket = &self.sockets[ready?];
+        // SAFETY: null pointers: the peer's address is not asked for.
+        let fd = unsafe {
+            libc::accept4(socket.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+        };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        // SAFETY: accept4 returned a descriptor that nobody else has.
+        Ok(Connection::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }).tune())
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// A kernel socket address.
+struct SocketAddress {
+    storage: libc::sockaddr_storage,
+    length: libc::socklen_t,
+}
+
+impl SocketAddress {
+    fn unix(path: &str) -> std::result::Result<Self, OpenError> {
+        // SAFETY: all zeros is a valid sockaddr_storage.
+        let mut storage = unsafe { std::mem::zeroed::<libc::sockaddr_storage>() };
+        // SAFETY: sockaddr_storage is large and aligned enough for every address family.
+        let unix = unsafe { &mut *(&raw mut storage).cast::<libc::sockaddr_un>() };
+        if path.len() >= unix.sun_path.len() || path.contains('\0') {
+            return Err(OpenError::PathTooLong(path.to_owned()));
+        }
+        unix.sun_family = libc::AF_UNIX as u16;
+        for (to, from) in unix.sun_path.iter_mut().zip(path.bytes()) {
+            *to = from as libc::c_char;
+        }
+        Ok(Self { storage, length: size_of::<libc::sockaddr_un>() as u32 })
+    }
+
+    fn family(&self) -> i32 {
+        i32::from(self.storage.ss_family)
+    }
+
+    fn parts(&self) -> (*const libc::sockaddr, libc::socklen_t) {
+        ((&raw const self.storage).cast(), self.length)
+    }
+
+    fn socket(&self) -> std::io::Result<OwnedFd> {
+        // SAFETY: socket has no memory arguments.
+        let fd = unsafe { libc::socket(self.family(), libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+
+    fn listen(&self, fd: &OwnedFd) -> std::io::Result<()> {
+        let (name, length) = self.parts();
+        // SAFETY: `name` points to `length` valid bytes.
+        let bound = unsafe { libc::bind(fd.as_raw_fd(), name, length) };
+        // SAFETY: listen has no memory arguments.
+        if bound < 0 || unsafe { libc::listen(fd.as_raw_fd(), BACKLOG) } < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(())
+    }
+}
+
+/// Resolves on a helper thread; the ring's owner stays cancellable.
+fn resolve_aside(
+    ring: &mut Ring,
+    tcp: &Tcp,
+    passive: bool,
+) -> std::result::Result<Vec<SocketAddress>, OpenError> {
+    let (sender, receiver) = mpsc::channel();
+    let (tcp, waker) = (tcp.clone(), ring.waker().clone());
+    let helper = move || {
+        // A receiver that is gone was cancelled.
+        let _ = sender.send(resolve(&tcp, passive));
+        waker.wake();
+    };
+    std::thread::Builder::new().name("resolve".into()).spawn(helper).map_err(Error::from)?;
+    loop {
+        match receiver.try_recv() {
+            Ok(result) => return result,
+            Err(_) => ring.sleep(None)?,
+        }
+    }
+}
+
+fn resolve(tcp: &Tcp, passive: bool) -> std::result::Result<Vec<SocketAddress>, OpenError> {
+    let fail = |text: String| OpenError::Resolve { address: tcp.to_string(), text };
+    let family = match (tcp.ipv4, tcp.ipv6) {
+        (true, false) => libc::AF_INET,
+        (false, true) => libc::AF_INET6,
+        _ => libc::AF_UNSPEC,
+    };
+    // SAFETY: all zeros is a valid set of hints.
+    let mut hints = unsafe { std::mem::zeroed::<libc::addrinfo>() };
+    hints.ai_family = family;
+    hints.ai_socktype = libc::SOCK_STREAM;
+    hints.ai_flags = if passive { libc::AI_PASSIVE } else { 0 };
+    let c_string = |text: &str| CString::new(text).map_err(|_| fail("Name or service not known".into()));
+    let (host, port) = (c_string(&tcp.host)?, c_string(&tcp.port)?);
+    let host_pointer = if tcp.host.is_empty() { std::ptr::null() } else { host.as_ptr() };
+    if tcp.port.parse::<u64>().is_ok_and(|port| port > 65535) {
+        return Err(fail("Name or service not known".into()));
+    }
+    let mut list = std::ptr::null_mut();
+    // SAFETY: strings are terminated, hints are initialised, `list` takes one pointer.
+    let result = unsafe { libc::getaddrinfo(host_pointer, port.as_ptr(), &hints, &mut list) };
+    if result != 0 {
+        // SAFETY: gai_strerror returns a static string.
+        let text = unsafe { CStr::from_ptr(libc::gai_strerror(result)) };
+        return Err(fail(text.to_string_lossy().into_owned()));
+    }
+    let mut found = Vec::new();
+    let mut entry = list;
+    while !entry.is_null() {
+        // SAFETY: getaddrinfo made a list that ends in null and is freed below.
+        let info = unsafe { &*entry };
+        // SAFETY: all zeros is a valid sockaddr_storage.
+        let mut storage = unsafe { std::mem::zeroed::<libc::sockaddr_storage>() };
+        let length = (info.ai_addrlen as usize).min(size_of::<libc::sockaddr_storage>());
+        // SAFETY: `ai_addr` has `ai_addrlen` bytes and the storage has room for `length`.
+        unsafe {
+            std::ptr::copy_nonoverlapping(info.ai_addr.cast::<u8>(), (&raw mut storage).cast::<u8>(), length)
+        };
+        found.push(SocketAddress { storage, length: length as u32 });
+        entry = info.ai_next;
+    }
+    // SAFETY: the list came from getaddrinfo and is not used any more.
+    unsafe { libc::freeaddrinfo(list) };
+    Ok(found)
+}
+
+fn no_address(tcp: &Tcp) -> OpenError {
+    OpenError::Resolve { address: tcp.to_string(), text: "No address associated with hostname".into() }
+}
+
+fn bound_address(fd: &OwnedFd) -> Result<BoundAddress> {
+    // A clone, because std's listener would close the descriptor.
+    let socket = std::net::TcpListener::from(fd.try_clone()?);
+    let address = socket.local_addr()?;
+    Ok(BoundAddress::Inet { host: address.ip().to_string(), port: address.port(), ipv6: address.is_ipv6() })
+}
+
+fn medium(fd: &OwnedFd) -> Medium {
+    let mut domain: libc::c_int = 0;
+    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
+    let raw = fd.as_raw_fd();
+    // SAFETY: SO_DOMAIN writes one int, whose size is given.
+    let result = unsafe {
+        libc::getsockopt(raw, libc::SOL_SOCKET, libc::SO_DOMAIN, (&raw mut domain).cast(), &mut length)
+    };
+    if result == 0 {
+        return if domain == libc::AF_INET || domain == libc::AF_INET6 {
+            Medium::Tcp
+        } else {
+            Medium::Socket
+        };
+    }
+    // SAFETY: lseek has no memory arguments; it fails on what has no position.
+    if unsafe { libc::lseek(raw, 0, libc::SEEK_CUR) } >= 0 { Medium::File } else { Medium::Pipe }
+}
+
+fn set_option<T>(fd: &impl AsRawFd, level: i32, option: i32, value: &T) -> std::io::Result<()> {
+    // SAFETY: the value is borrowed for the call and its size is given.
+    let result = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const *value).cast(), size_of::<T>() as u32)
+    };
+    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::{Limit, SocketReader, SocketWriter, Waker};
+
+    fn ring() -> Ring {
+        Ring::new(Waker::new().unwrap()).unwrap()
+    }
+
+    fn none(_: &str) -> Option<OwnedFd> {
+        None
+    }
+
+    fn over(address: &Address) -> Medium {
+        let listener = Listener::bind(address).unwrap();
+        let mut to = address.clone();
+        if let (Address::Tcp(tcp), BoundAddress::Inet { port, .. }) = (&mut to, &listener.addresses()[0]) {
+            tcp.port = port.to_string();
+        }
+        let source = std::thread::spawn(move || {
+            let mut ring = ring();
+            let connection = connect(&mut ring, &to).unwrap();
+            connection.set_user_timeout(Duration::from_secs(60)).unwrap();
+            let mut writer = SocketWriter::new(connection.fd.clone(), Arc::new(Limit::new(0)));
+            writer.write_all(&mut ring, b"hello").unwrap();
+            connection.medium
+        });
+        let mut ring = ring();
+        let connection = listener.accept(&mut ring).unwrap();
+        let mut reader = SocketReader::new(connection.fd.clone());
+        assert_eq!(reader.need(&mut ring, 5).unwrap(), b"hello");
+        source.join().unwrap()
+    }
+
+    #[test]
+    fn sockets_connect_over_unix_ipv4_ipv6_and_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s").to_str().unwrap().to_owned();
+        assert_eq!(over(&Address::Unix(path.clone())), Medium::Socket);
+        assert!(!std::path::Path::new(&path).exists(), "the socket file is gone with the listener");
+        for uri in ["tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:localhost:0"] {
+            assert_eq!(over(&Address::from_uri(uri).unwrap()), Medium::Tcp, "{uri}");
+        }
+    }
+
+    #[test]
+    fn failures_have_qemus_texts() {
+        let refused =
+            |uri: &str| connect(&mut ring(), &Address::from_uri(uri).unwrap()).err().unwrap().to_string();
+        assert_eq!(refused("unix:/no/such"), "Failed to connect to '/no/such': No such file or directory");
+        assert_eq!(refused("tcp:127.0.0.1:1"), "Failed to connect to '127.0.0.1:1': Connection refused");
+        let long = "a".repeat(200);
+        assert_eq!(refused(&format!("unix:{long}")), format!("UNIX socket path '{long}' is too long"));
+        assert!(
+            refused("tcp:localhost:x").starts_with("address resolution failed for localhost:x: Servname")
+        );
+        let open = |uri: &str| {
+            open_now(&Address::from_uri(uri).unwrap(), Direction::Out, &mut none).err().unwrap().to_string()
+        };
+        assert_eq!(open("fd:missing"), "File descriptor named 'missing' has not been found");
+        assert_eq!(open("file:/no/dir/f"), "Could not create '/no/dir/f': No such file or directory");
+        let program = Address::Exec(vec!["/nonexistent/program".into()]);
+        assert_eq!(
+            open_now(&program, Direction::Out, &mut none).err().unwrap().to_string(),
+            "Failed to execute child process \u{201c}/nonexistent/program\u{201d} (No such file or directory)"
+        );
+    }
+
+    #[test]
+    fn files_keep_what_lies_before_the_offset_and_programs_take_the_stream() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f").to_str().unwrap().to_owned();
+        let mut ring = ring();
+        std::fs::write(&path, b"0123456789").unwrap();
+        for address in [
+            Address::File { path: path.clone(), offset: 4 },
+            Address::Exec(vec!["/bin/sh".into(), "-c".into(), format!("cat > {path}.out")]),
+        ] {
+            let connection = open_now(&address, Direction::Out, &mut none).unwrap().unwrap();
+            assert!(!connection.is_two_way());
+            let mut writer = SocketWriter::new(connection.fd.clone(), Arc::new(Limit::new(0)));
+            writer.write_all(&mut ring, b"abc").unwrap();
+        }
+        assert_eq!(std::fs::read(&path).unwrap(), b"0123abc");
+        for _ in 0..200 {
+            if std::fs::read(format!("{path}.out")).is_ok_and(|bytes| bytes == b"abc") {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("the program did not get the stream");
+    }
+
+    #[test]
+    fn cancel_ends_an_accept() {
+        let waker = Waker::new().unwrap();
+        let listener = Listener::bind(&Address::from_uri("tcp:127.0.0.1:0").unwrap()).unwrap();
+        let mut ring = Ring::new(waker.clone()).unwrap();
+        waker.cancel();
+        assert!(matches!(listener.accept(&mut ring), Err(Error::Cancelled)));
+    }
+}
