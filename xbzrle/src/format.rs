@@ -8,7 +8,10 @@ pub const PAGE_BYTES_MAX: usize = RUN_BYTES_MAX - 1;
 
 /// Refuses, when the program is compiled, a page size that the format or the encoder cannot serve.
 pub(crate) const fn check_page_size<const N: usize>() {
-    assert!(N > 0 && N % 2 == 0 && N <= PAGE_BYTES_MAX, "a page has an even size of 2 to 16382 bytes");
+    assert!(
+        N > 0 && N.is_multiple_of(2) && N <= PAGE_BYTES_MAX,
+        "a page has an even size of 2 to 16382 bytes"
+    );
 }
 
 /// Bytes that the length `run_bytes` takes on the wire: one below 128, else two.
