@@ -51,6 +51,7 @@ mod format;
 mod live;
 mod mask;
 mod outcome;
+pub mod parallel;
 pub mod plain;
 mod scalar;
 

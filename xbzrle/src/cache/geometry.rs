@@ -26,8 +26,10 @@ const CHUNK_BITS: u32 = 8;
 /// Ways of a set in a cache of at least that many pages.
 pub(super) const WAYS: usize = 8;
 
-/// At most 64 shards: enough for any number of threads that encodes for one connection.
-const SHARD_BITS_MAX: u32 = 6;
+/// Enough for any number of threads that encodes for one connection.
+pub(crate) const SHARDS_MAX: usize = 64;
+
+const SHARD_BITS_MAX: u32 = SHARDS_MAX.ilog2();
 
 /// A set, by its shard and its number in the shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

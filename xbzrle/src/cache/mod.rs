@@ -36,6 +36,7 @@ mod tests;
 
 pub use error::CacheError;
 pub use geometry::CHUNK_PAGES;
+pub(crate) use geometry::SHARDS_MAX;
 pub use stats::{Counters, Stats};
 
 use crate::PAGE_SIZE;
