@@ -7,5 +7,6 @@ pub mod io;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
+pub mod qmp;
 pub mod stream;
 pub mod vmstate;

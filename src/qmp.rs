@@ -1,0 +1,29 @@
+//! QMP, QEMU's machine protocol: the way in for people and tools.
+//!
+//! ```text
+//!   socket → server → session (json, envelope, negotiation, schema) → commands → machine, migrate, dump …
+//!      ▲                                                                  │
+//!      └── outbox ◄────────────── answers, and events from any thread ◄───┘
+//! ```
+//!
+//! [`json`], [`session`] and [`schema`] do no I/O and are tested against conversations recorded from QEMU 10.0.2. The
+//! commands stand in [`commands`], by subject, in one table that also answers `query-commands`.
+
+mod args;
+pub mod commands;
+mod error;
+mod events;
+mod fds;
+pub mod json;
+mod outbox;
+pub mod schema;
+mod session;
+mod vmm;
+
+pub use args::Args;
+pub use error::{Class, Error};
+pub use events::Events;
+pub use fds::{FdSets, MonitorFds, SetFd};
+pub use outbox::Outbox;
+pub use session::{Item, Job, Message, Session, version};
+pub use vmm::{ChardevInfo, Exit, Guest, Monitor, Vmm};

@@ -1,0 +1,46 @@
+//! Commands that take descriptors (`SCM_RIGHTS`) and give them names.
+
+use serde_json::json;
+
+use super::{Answer, Call, Command, Run};
+use crate::qmp::error::Error;
+use crate::qmp::schema::{Shape, Type, optional, required};
+
+pub static COMMANDS: &[Command] = &[
+    Command::new("getfd", Run::Now(getfd)).arguments(&NAME),
+    Command::new("closefd", Run::Now(closefd)).arguments(&NAME),
+    Command::new("add-fd", Run::Now(add_fd)).arguments(&ADD),
+    Command::new("remove-fd", Run::Now(remove_fd)).arguments(&REMOVE),
+    Command::new("query-fdsets", Run::Now(|call| Ok(call.vmm.fd_sets.list()))),
+];
+
+static NAME: Shape = Shape::of(&[required("fdname", Type::Text)]);
+static ADD: Shape = Shape::of(&[optional("fdset-id", Type::Int), optional("opaque", Type::Text)]);
+static REMOVE: Shape = Shape::of(&[required("fdset-id", Type::Int), optional("fd", Type::Int)]);
+
+fn getfd(call: Call<'_>) -> Answer {
+    let name = call.args.text("fdname");
+    let fd = call.monitor.fds.claim()?;
+    if name.starts_with(|c: char| c.is_ascii_digit()) {
+        return Err(Error::generic("Parameter 'fdname' expects a name not starting with a digit"));
+    }
+    call.monitor.fds.name(name, fd);
+    Ok(json!({}))
+}
+
+fn closefd(call: Call<'_>) -> Answer {
+    call.monitor.fds.close(call.args.text("fdname"))?;
+    Ok(json!({}))
+}
+
+fn add_fd(call: Call<'_>) -> Answer {
+    let fd = call.monitor.fds.claim()?;
+    let (id, number) =
+        call.vmm.fd_sets.add(call.args.int_if_given("fdset-id"), fd, call.args.text_if_given("opaque"))?;
+    Ok(json!({"fdset-id": id, "fd": number}))
+}
+
+fn remove_fd(call: Call<'_>) -> Answer {
+    call.vmm.fd_sets.remove(call.args.int("fdset-id"), call.args.int_if_given("fd"))?;
+    Ok(json!({}))
+}

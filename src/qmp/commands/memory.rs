@@ -1,0 +1,94 @@
+//! Commands that write guest memory to a file.
+
+use std::fs::File;
+use std::io::Write;
+
+use serde_json::json;
+
+use super::{Answer, Call, Command, Run};
+use crate::qmp::error::Error;
+use crate::qmp::schema::{Shape, Type, optional, required};
+
+pub static COMMANDS: &[Command] = &[
+    Command::new("pmemsave", Run::Blocking(pmemsave)).arguments(&PHYSICAL),
+    Command::new("memsave", Run::Blocking(memsave)).arguments(&VIRTUAL),
+];
+
+static PHYSICAL: Shape =
+    Shape::of(&[required("val", Type::Int), required("size", Type::Int), required("filename", Type::Text)]);
+static VIRTUAL: Shape = Shape::of(&[
+    required("val", Type::Int),
+    required("size", Type::Int),
+    required("filename", Type::Text),
+    optional("cpu-index", Type::Int),
+]);
+
+const PAGE_BYTES: u64 = 4096;
+/// Physical memory is copied in pieces of this size.
+const PIECE_BYTES: u64 = 1 << 20;
+
+fn pmemsave(call: Call<'_>) -> Answer {
+    let mut file = create(call)?;
+    let mut address = call.args.int("val") as u64;
+    let mut left = size(call)?;
+    let mut piece = vec![0; left.min(PIECE_BYTES) as usize];
+    while left > 0 {
+        let piece = &mut piece[..left.min(PIECE_BYTES) as usize];
+        call.vmm.guest.read_physical(address, piece);
+        write(call, &mut file, piece)?;
+        address = address.wrapping_add(piece.len() as u64);
+        left -= piece.len() as u64;
+    }
+    Ok(json!({}))
+}
+
+fn memsave(call: Call<'_>) -> Answer {
+    let index = call.args.int_if_given("cpu-index").unwrap_or(0);
+    let vcpu = call.vmm.guest.vcpus().into_iter().find(|vcpu| i64::from(vcpu.index) == index);
+    let vcpu = vcpu.ok_or_else(|| Error::generic("Parameter 'cpu-index' expects a CPU number"))?;
+    let mut file = create(call)?;
+    let mut address = call.args.int("val") as u64;
+    let mut left = size(call)?;
+    let unmapped = || {
+        let (start, size) = (call.args.int("val"), call.args.int("size"));
+        Error::generic(format_args!("Invalid addr 0x{start:016x}/size {size} specified"))
+    };
+    let mut page = [0; PAGE_BYTES as usize];
+    while left > 0 {
+        let part = &mut page[..left.min(PAGE_BYTES - address % PAGE_BYTES) as usize];
+        let physical = call.vmm.guest.translate(vcpu.index, address)?.ok_or_else(unmapped)?;
+        call.vmm.guest.read_physical(physical, part);
+        write(call, &mut file, part)?;
+        address = address.wrapping_add(part.len() as u64);
+        left -= part.len() as u64;
+    }
+    Ok(json!({}))
+}
+
+fn size(call: Call<'_>) -> Result<u64, Error> {
+    u64::try_from(call.args.int("size"))
+        .map_err(|_| Error::generic("Parameter 'size' expects a non-negative value"))
+}
+
+fn create(call: Call<'_>) -> Result<File, Error> {
+    let name = call.args.text("filename");
+    size(call)?;
+    File::create(name)
+        .map_err(|error| Error::generic(format_args!("Could not open '{name}': {}", reason(&error))))
+}
+
+fn write(call: Call<'_>, file: &mut File, bytes: &[u8]) -> Result<(), Error> {
+    let name = call.args.text("filename");
+    file.write_all(bytes).map_err(|error| {
+        Error::generic(format_args!("writing memory to '{name}' failed: {}", reason(&error)))
+    })
+}
+
+/// The system's words alone, without Rust's `(os error N)`.
+pub(super) fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error ") {
+        Some(end) => text[..end].to_owned(),
+        None => text,
+    }
+}

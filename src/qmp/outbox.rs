@@ -1,0 +1,190 @@
+//! What waits to be written to one client.
+//!
+//! Any thread may put something in (vCPU threads announce events, helpers finish commands); one task of the control
+//! plane takes it out. That an event was put in before the command that caused it was answered is enough for the
+//! client to see them in this order.
+//!
+//! A client that does not read costs a bounded amount of memory: above [`Outbox::REQUESTS_PAUSE_BYTES`] none of its
+//! requests is taken, so answers stop; events cannot be held back, so above [`Outbox::OVERRUN_BYTES`] the connection
+//! is given up. It would otherwise go on with a gap that the client cannot know of.
+
+use std::sync::{Mutex, MutexGuard};
+
+use serde::Serialize;
+use tokio::sync::Notify;
+
+use super::json;
+
+pub struct Outbox {
+    pretty: bool,
+    queue: Mutex<Queue>,
+    /// Wakes the one who writes.
+    filled: Notify,
+    /// Wakes the one who waits for room.
+    drained: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    bytes: Vec<u8>,
+    /// Taken for writing and not yet written.
+    in_flight: usize,
+    /// The client finished its negotiation and gets events.
+    negotiated: bool,
+    /// Nothing is written any more: the client is gone, or was given up.
+    closed: bool,
+    /// Nothing is put in any more; what is there is still written.
+    finished: bool,
+}
+
+impl Queue {
+    fn waiting(&self) -> usize {
+        self.bytes.len() + self.in_flight
+    }
+}
+
+impl Outbox {
+    pub const REQUESTS_PAUSE_BYTES: usize = 256 << 10;
+    pub const OVERRUN_BYTES: usize = 16 << 20;
+
+    pub fn new(pretty: bool) -> Outbox {
+        Outbox { pretty, queue: Mutex::default(), filled: Notify::new(), drained: Notify::new() }
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// An answer or a greeting.
+    pub fn push(&self, message: &impl Serialize) {
+        let bytes = self.format(message);
+        self.append(&bytes);
+    }
+
+    /// An event, if the client wants them yet.
+    pub fn push_event(&self, message: &impl Serialize) {
+        if self.queue().negotiated {
+            let bytes = self.format(message);
+            self.append(&bytes);
+        }
+    }
+
+    fn format(&self, message: &impl Serialize) -> Vec<u8> {
+        if self.pretty { json::pretty_lines(message) } else { json::line(message) }
+    }
+
+    fn append(&self, bytes: &[u8]) {
+        let mut queue = self.queue();
+        if queue.closed || queue.finished {
+            return;
+        }
+        queue.bytes.extend_from_slice(bytes);
+        if queue.waiting() > Self::OVERRUN_BYTES + bytes.len() {
+            queue.closed = true;
+            queue.bytes = Vec::new();
+            self.drained.notify_one();
+        }
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    /// From here on events are delivered.
+    pub fn negotiated(&self) {
+        self.queue().negotiated = true;
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.queue().closed
+    }
+
+    /// The client is gone.
+    pub fn close(&self) {
+        let mut queue = self.queue();
+        queue.closed = true;
+        queue.bytes = Vec::new();
+        drop(queue);
+        self.filled.notify_one();
+        self.drained.notify_one();
+    }
+
+    /// No more is coming; [`Outbox::take`] ends once all is written.
+    pub fn finish(&self) {
+        self.queue().finished = true;
+        self.filled.notify_one();
+    }
+
+    /// Waits until there is something to write, and takes all of it. `None`: there will be no more.
+    pub async fn take(&self) -> Option<Vec<u8>> {
+        loop {
+            {
+                let mut queue = self.queue();
+                if queue.closed {
+                    return None;
+                }
+                if !queue.bytes.is_empty() {
+                    let bytes = std::mem::take(&mut queue.bytes);
+                    queue.in_flight = bytes.len();
+                    return Some(bytes);
+                }
+                if queue.finished {
+                    return None;
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// `count` of the bytes taken were written.
+    pub fn written(&self, count: usize) {
+        let mut queue = self.queue();
+        queue.in_flight -= count;
+        let room = queue.waiting() <= Self::REQUESTS_PAUSE_BYTES;
+        drop(queue);
+        if room {
+            self.drained.notify_one();
+        }
+    }
+
+    /// Waits until another request may be taken. `false`: the connection was closed.
+    pub async fn has_room(&self) -> bool {
+        loop {
+            {
+                let queue = self.queue();
+                if queue.closed {
+                    return false;
+                }
+                if queue.waiting() <= Self::REQUESTS_PAUSE_BYTES {
+                    return true;
+                }
+            }
+            self.drained.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn events_wait_for_negotiation() {
+        let outbox = Outbox::new(false);
+        outbox.push_event(&json!({"event": "STOP"}));
+        assert_eq!(outbox.queue().waiting(), 0);
+        outbox.negotiated();
+        outbox.push_event(&json!({"event": "STOP"}));
+        assert_eq!(outbox.queue().bytes, b"{\"event\": \"STOP\"}\r\n");
+    }
+
+    #[test]
+    fn client_that_does_not_read_is_given_up_with_bounded_memory() {
+        let outbox = Outbox::new(false);
+        outbox.negotiated();
+        for _ in 0..1_000_000 {
+            outbox.push_event(&json!({"event": "RESUME", "data": {}}));
+        }
+        assert!(outbox.is_closed());
+        assert!(outbox.queue().bytes.capacity() == 0);
+    }
+}

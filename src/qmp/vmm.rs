@@ -1,0 +1,174 @@
+//! What commands work on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use serde_json::json;
+use tokio::sync::Notify;
+
+use super::error::Error;
+use super::events::Events;
+use super::fds::{FdSets, MonitorFds};
+use crate::config::Identity;
+use crate::machine::{Machine, RunState, StopCause, VcpuInfo};
+
+/// The whole VMM as commands see it: one per process, shared by every monitor.
+pub struct Vmm {
+    pub guest: Arc<dyn Guest>,
+    pub identity: Identity,
+    pub events: Arc<Events>,
+    pub fd_sets: FdSets,
+    pub exit: Arc<Exit>,
+    /// In `inmigrate`: whether the guest starts once it has arrived. `-S` and `stop` clear it, `cont` sets it.
+    pub autostart: AtomicBool,
+    /// What `query-chardev` tells.
+    pub chardevs: Box<dyn Fn() -> Vec<ChardevInfo> + Send + Sync>,
+}
+
+/// The machine, as far as QMP's own commands need one; tests put a fake in its place.
+pub trait Guest: Send + Sync {
+    fn run_state(&self) -> RunState;
+    /// Waits until every vCPU stands still.
+    fn stop(&self) -> Result<(), Error>;
+    fn cont(&self) -> Result<(), Error>;
+    fn reset(&self) -> Result<(), Error>;
+    fn inject_nmi(&self) -> Result<(), Error>;
+    fn powerdown(&self);
+    fn vcpus(&self) -> Vec<VcpuInfo>;
+    fn ram_bytes(&self) -> u64;
+    /// Copies guest-physical memory; what is not RAM reads as zeros.
+    fn read_physical(&self, address: u64, bytes: &mut [u8]);
+    /// The guest-physical address behind a virtual one, as vCPU `index` translates it now.
+    fn translate(&self, index: u32, address: u64) -> Result<Option<u64>, Error>;
+}
+
+impl Guest for Machine {
+    fn run_state(&self) -> RunState {
+        self.run_state()
+    }
+
+    fn stop(&self) -> Result<(), Error> {
+        self.stop(RunState::Paused).map(drop).map_err(Error::generic)
+    }
+
+    fn cont(&self) -> Result<(), Error> {
+        self.cont().map(drop).map_err(Error::generic)
+    }
+
+    fn reset(&self) -> Result<(), Error> {
+        self.reset().map_err(Error::generic)
+    }
+
+    fn inject_nmi(&self) -> Result<(), Error> {
+        self.inject_nmi().map_err(Error::generic)
+    }
+
+    fn powerdown(&self) {
+        self.powerdown();
+    }
+
+    fn vcpus(&self) -> Vec<VcpuInfo> {
+        self.vcpus().to_vec()
+    }
+
+    fn ram_bytes(&self) -> u64 {
+        self.config().memory.bytes
+    }
+
+    fn read_physical(&self, address: u64, bytes: &mut [u8]) {
+        const PAGE: u64 = 4096;
+        let mut at = 0;
+        while at < bytes.len() {
+            let here = address.wrapping_add(at as u64);
+            let length = ((PAGE - here % PAGE) as usize).min(bytes.len() - at);
+            let part = &mut bytes[at..at + length];
+            if self.ram().read(here, part).is_err() {
+                part.fill(0);
+            }
+            at += length;
+        }
+    }
+
+    fn translate(&self, _index: u32, _address: u64) -> Result<Option<u64>, Error> {
+        Err(Error::generic("virtual addresses cannot be translated yet"))
+    }
+}
+
+/// A character device, as `query-chardev` shows it.
+pub struct ChardevInfo {
+    pub label: String,
+    pub filename: String,
+    pub frontend_open: bool,
+}
+
+/// One `-qmp` or `-mon`: what stays when its client leaves and another comes.
+#[derive(Default)]
+pub struct Monitor {
+    pub label: String,
+    pub fds: MonitorFds,
+}
+
+/// The end of the process.
+#[derive(Default)]
+pub struct Exit {
+    asked: OnceLock<i32>,
+    wake: Notify,
+    announced: Mutex<bool>,
+}
+
+impl Exit {
+    /// Announces SHUTDOWN, once, unless the machine did so itself, and asks the control plane to end with status
+    /// zero.
+    pub fn shutdown(&self, events: &Events, cause: StopCause) {
+        self.announce(events, cause);
+        self.request(0);
+    }
+
+    /// Sends the event SHUTDOWN if it was not sent before.
+    pub fn announce(&self, events: &Events, cause: StopCause) {
+        let mut announced = self.announced.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if !std::mem::replace(&mut *announced, true) {
+            events.emit("SHUTDOWN", json!({"guest": cause.by_guest(), "reason": cause.name()}));
+        }
+    }
+
+    /// Asks the control plane to end the process with this status. The first wins.
+    pub fn request(&self, status: i32) {
+        let _ = self.asked.set(status);
+        self.wake.notify_one();
+    }
+
+    pub fn is_requested(&self) -> bool {
+        self.asked.get().is_some()
+    }
+
+    /// Waits until the end is asked for. For one task only.
+    pub async fn requested(&self) -> i32 {
+        loop {
+            if let Some(&status) = self.asked.get() {
+                return status;
+            }
+            self.wake.notified().await;
+        }
+    }
+}
+
+impl Vmm {
+    /// A VMM around `guest` with nothing else to it.
+    pub fn new(guest: Arc<dyn Guest>, events: Arc<Events>, exit: Arc<Exit>) -> Vmm {
+        Vmm {
+            guest,
+            identity: Identity::default(),
+            events,
+            fd_sets: FdSets::default(),
+            exit,
+            autostart: AtomicBool::new(true),
+            chardevs: Box::new(Vec::new),
+        }
+    }
+
+    /// Sets whether the guest starts by itself after it arrived by migration.
+    pub fn set_autostart(&self, yes: bool) {
+        self.autostart.store(yes, Ordering::SeqCst);
+    }
+}
