@@ -1,5 +1,7 @@
 //! Godwit, a KVM virtual machine monitor built to move running guests.
 
+pub mod args;
+pub mod builtin;
 pub mod config;
 pub mod devices;
 pub mod inspect;

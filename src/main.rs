@@ -1,1 +1,77 @@
-fn main() {}
+//! The `godwit` command.
+
+use clap::builder::styling::{AnsiColor, Style as AnsiStyle, Styles};
+use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
+use godwit::args::{self, Request, Style};
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+/// Runs guests on KVM, moves them to another host while they run, and dumps their memory.
+#[derive(Parser)]
+#[command(name = "godwit", version, color = ColorChoice::Auto, arg_required_else_help = true)]
+#[command(after_help = AFTER_HELP)]
+#[command(styles = STYLES)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+const AFTER_HELP: &str = "\
+Try it, with nothing but this binary and /dev/kvm:
+  godwit run -M microvm,acpi=off -kernel builtin -append ws=64
+  godwit demo";
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiStyle::new().bold())
+    .usage(AnsiStyle::new().bold())
+    .literal(AnsiColor::Cyan.on_default());
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Run a guest, with QEMU's own options
+    #[command(disable_help_flag = true)]
+    Run {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
+        words: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    match cli.verb {
+        Verb::Run { words } => run(words),
+    }
+}
+
+fn run(words: Vec<OsString>) -> ExitCode {
+    match args::parse(words) {
+        Ok(Request::Help) => {
+            let style = if std::io::stdout().is_terminal() { Style::Terminal } else { Style::Plain };
+            print!("{}", args::help(style));
+            ExitCode::SUCCESS
+        }
+        Ok(Request::Keys(keys)) => {
+            println!("{}", keys.join("\n"));
+            ExitCode::SUCCESS
+        }
+        Ok(Request::Version) => {
+            println!("godwit {}", env!("CARGO_PKG_VERSION"));
+            ExitCode::SUCCESS
+        }
+        Ok(Request::Run(_)) => refuse("the machine has not landed yet"),
+        Err(errors) => refuse(errors),
+    }
+}
+
+/// One line per fault on stderr, and the status QEMU gives for a bad command line.
+fn refuse(why: impl std::fmt::Display) -> ExitCode {
+    for line in why.to_string().lines() {
+        eprintln!("godwit: {line}");
+    }
+    ExitCode::FAILURE
+}

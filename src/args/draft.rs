@@ -1,0 +1,334 @@
+//! A command line half read, and how a [`Config`] comes out of it.
+
+use super::chardev::{self, Short};
+use super::error::{Error, Errors, Problem};
+use super::keys::{Key, Keys};
+use super::machine::{MachineDraft, Smp, into};
+use super::memory::MemoryDraft;
+use super::suggest::nearest;
+use super::value;
+use crate::config::{
+    Actions, Boot, Chardev, ChardevBackend, Config, Identity, Incoming, Kernel, Monitor, PanicAction,
+    RebootAction, ShutdownAction,
+};
+use std::path::PathBuf;
+
+#[derive(Default)]
+pub struct Draft {
+    pub machine: MachineDraft,
+    pub smp: Smp,
+    pub memory: MemoryDraft,
+    pub kernel: Option<PathBuf>,
+    pub initrd: Option<PathBuf>,
+    pub append: Option<String>,
+    pub incoming: Option<Incoming>,
+    pub start_paused: bool,
+    pub serials: Vec<(String, Short)>,
+    pub chardevs: Vec<Chardev>,
+    pub monitors: Vec<MonitorDraft>,
+    pub actions: Actions,
+    pub identity: Identity,
+    pub pidfile: Option<PathBuf>,
+    pub daemonize: bool,
+    pub nodefaults: bool,
+    pub help: bool,
+    pub version: bool,
+}
+
+pub struct MonitorDraft {
+    /// The option as typed, for messages.
+    place: String,
+    id: Option<String>,
+    chardev: Short,
+    pretty: bool,
+}
+
+#[derive(Default)]
+struct Mon {
+    id: Option<String>,
+    chardev: Option<String>,
+    control: bool,
+    pretty: bool,
+}
+
+const NO_HMP: &str = "the human monitor is not built; write mode=control";
+
+const MON: Keys<Mon> = Keys {
+    owner: "a monitor",
+    implied: Some("chardev"),
+    table: &[
+        Key::set("chardev", "ID", |m, v| {
+            m.chardev = Some(value::id(v)?);
+            Ok(())
+        }),
+        Key::set("mode", "control", |m, v| match v {
+            "control" => {
+                m.control = true;
+                Ok(())
+            }
+            "readline" => Err(Problem::Refused(NO_HMP)),
+            _ => Err(value::unknown(v, &["control"])),
+        }),
+        Key::set("pretty", "on|off", |m, v| into(v, &mut m.pretty)),
+        Key::set("id", "ID", |m, v| {
+            m.id = Some(value::id(v)?);
+            Ok(())
+        }),
+        Key::ignore("default"),
+    ],
+};
+
+const NAME: Keys<Identity> = Keys {
+    owner: "-name",
+    implied: Some("guest"),
+    table: &[
+        Key::set("guest", "NAME", |i, v| {
+            i.name = Some(v.into());
+            Ok(())
+        }),
+        Key::ignore("debug-threads"),
+        Key::refuse("process", "the process keeps its own name"),
+    ],
+};
+
+const ACTION: Keys<Actions> = Keys {
+    owner: "-action",
+    implied: None,
+    table: &[
+        Key::set("reboot", "reset|shutdown", |a, v| {
+            a.reboot = match v {
+                "reset" => RebootAction::Reset,
+                "shutdown" => RebootAction::Shutdown,
+                _ => return Err(value::unknown(v, &["reset", "shutdown"])),
+            };
+            Ok(())
+        }),
+        Key::set("shutdown", "poweroff|pause", |a, v| {
+            a.shutdown = match v {
+                "poweroff" => ShutdownAction::Poweroff,
+                "pause" => ShutdownAction::Pause,
+                _ => return Err(value::unknown(v, &["poweroff", "pause"])),
+            };
+            Ok(())
+        }),
+        Key::set("panic", "pause|shutdown|exit-failure|none", |a, v| {
+            a.panic = match v {
+                "pause" => PanicAction::Pause,
+                "shutdown" => PanicAction::Shutdown,
+                "exit-failure" => PanicAction::ExitFailure,
+                "none" => PanicAction::None,
+                _ => return Err(value::unknown(v, &["pause", "shutdown", "exit-failure", "none"])),
+            };
+            Ok(())
+        }),
+        Key::ignore("watchdog"),
+    ],
+};
+
+const SCHEMES: [&str; 5] = ["tcp:", "unix:", "fd:", "exec:", "file:"];
+
+impl Draft {
+    pub fn name(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        NAME.read(option, text, &mut self.identity)
+    }
+
+    pub fn uuid(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        self.identity.uuid = value::uuid(text).map_err(|problem| problem.at(format!("{option} {text}")))?;
+        Ok(())
+    }
+
+    pub fn action(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        ACTION.read(option, text, &mut self.actions)
+    }
+
+    pub fn incoming(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        let refuse = |reason| Err(Problem::Refused(reason).at(format!("{option} {text}")));
+        self.incoming = Some(match text {
+            "defer" => Incoming::Defer,
+            _ if SCHEMES
+                .iter()
+                .any(|scheme| text.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty())) =>
+            {
+                Incoming::Uri(text.into())
+            }
+            _ if text.starts_with("rdma:") => return refuse("RDMA is not built; write tcp:HOST:PORT"),
+            _ if text.starts_with("vsock:") => return refuse("vsock is not built yet; write tcp: or unix:"),
+            _ if text.starts_with('{') => {
+                return refuse("the JSON form is not built here; write a URI, or defer and migrate-incoming");
+            }
+            _ => {
+                let mut forms = SCHEMES.to_vec();
+                forms.push("defer");
+                let given = text.split_once(':').map_or(text.into(), |(scheme, _)| format!("{scheme}:"));
+                return Err(value::unknown(&given, &forms).at(format!("{option} {text}")));
+            }
+        });
+        Ok(())
+    }
+
+    pub fn serial(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        let short = chardev::short(option, text)?;
+        self.serials.push((format!("{option} {text}"), short));
+        Ok(())
+    }
+
+    pub fn chardev(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        let device = chardev::chardev(option, text)?;
+        if self.chardevs.iter().any(|other| other.id == device.id) {
+            let place = format!("{option} id={}", device.id);
+            return Err(Problem::DuplicateId("a character device").at(place));
+        }
+        self.chardevs.push(device);
+        Ok(())
+    }
+
+    pub fn qmp(&mut self, option: &str, text: &str, pretty: bool) -> Result<(), Error> {
+        let chardev = chardev::short(option, text)?;
+        if chardev != Short::None {
+            self.monitors.push(MonitorDraft { place: format!("{option} {text}"), id: None, chardev, pretty });
+        }
+        Ok(())
+    }
+
+    pub fn mon(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        let mut mon = Mon::default();
+        MON.read(option, text, &mut mon)?;
+        if !mon.control {
+            return Err(Problem::Refused(NO_HMP).at(format!("{option} {text}")));
+        }
+        let id = mon.chardev.ok_or_else(|| Problem::MissingKey("chardev=").at(option))?;
+        let place = format!("{option} chardev={id}");
+        self.monitors.push(MonitorDraft { place, id: mon.id, chardev: Short::Named(id), pretty: mon.pretty });
+        Ok(())
+    }
+
+    /// The machine that was asked for, or everything that keeps it from being one.
+    pub fn finish(mut self) -> Result<Config, Errors> {
+        let mut errors = Vec::new();
+        let mut keep = |error: Error| errors.push(error);
+        let board = self.machine.board().map_err(&mut keep).ok();
+        let cpu = self.smp.cpu().map_err(&mut keep).ok();
+        let memory = self.memory.memory(&self.machine).map_err(&mut keep).ok();
+        let boot = self.boot().map_err(&mut keep).ok();
+        let wiring = self.wire().map_err(&mut keep).ok();
+        match (board, cpu, memory, boot, wiring) {
+            (Some(board), Some(cpu), Some(memory), Some(boot), Some((serial, monitors))) => Ok(Config {
+                board,
+                kvm: self.machine.kvm,
+                cpu,
+                memory,
+                boot,
+                chardevs: self.chardevs,
+                serial: serial.filter(|_| board.isa_serial),
+                monitors,
+                incoming: self.incoming,
+                start_paused: self.start_paused,
+                actions: self.actions,
+                identity: self.identity,
+                pidfile: self.pidfile,
+                daemonize: self.daemonize,
+            }),
+            _ => Err(Errors(errors)),
+        }
+    }
+
+    fn boot(&mut self) -> Result<Option<Boot>, Error> {
+        let Some(kernel) = self.kernel.take() else {
+            return match (&self.initrd, &self.append, &self.incoming) {
+                (Some(_), _, _) => Err(Problem::NeedsOther("it", "-kernel").at("-initrd")),
+                (_, Some(_), _) => Err(Problem::NeedsOther("it", "-kernel").at("-append")),
+                (None, None, Some(_)) => Ok(None),
+                (None, None, None) => {
+                    let reason = "nothing to start; write -kernel FILE, -kernel builtin or -incoming URI";
+                    Err(Problem::Refused(reason).at(""))
+                }
+            };
+        };
+        let cmdline = self.append.take().unwrap_or_default();
+        let kernel = match kernel.to_str() {
+            Some("builtin") if self.initrd.is_some() => {
+                return Err(Problem::Conflict("-initrd", "-kernel builtin").at(""));
+            }
+            Some("builtin") => {
+                cmdline
+                    .parse::<crate::builtin::Parameters>()
+                    .map_err(|error| Problem::from(error).at(format!("-append {cmdline}")))?;
+                Kernel::Builtin
+            }
+            _ => Kernel::File(kernel),
+        };
+        Ok(Some(Boot { kernel, initrd: self.initrd.take(), cmdline }))
+    }
+
+    /// Gives each user of a character device its own.
+    fn wire(&mut self) -> Result<(Option<String>, Vec<Monitor>), Error> {
+        let mut used: Vec<(String, String)> = Vec::new();
+        let serial = self.wire_serial(&mut used)?;
+        let mut monitors = Vec::new();
+        for (index, monitor) in std::mem::take(&mut self.monitors).into_iter().enumerate() {
+            let label = format!("compat_monitor{index}");
+            let chardev = self.wire_one(&monitor.place, monitor.chardev, label, &mut used)?;
+            monitors.push(Monitor { id: monitor.id, chardev, pretty: monitor.pretty });
+        }
+        let stdio = |chardev: &&Chardev| matches!(chardev.backend, ChardevBackend::Stdio { .. });
+        match self.chardevs.iter().filter(stdio).nth(1) {
+            Some(second) => {
+                let problem =
+                    Problem::Refused("standard input and output are already taken by another device");
+                Err(problem.at(format!("chardev {}", second.id)))
+            }
+            None => Ok((serial, monitors)),
+        }
+    }
+
+    /// The machine has one serial port; further `-serial none` and `-serial null` are harmless.
+    fn wire_serial(&mut self, used: &mut Vec<(String, String)>) -> Result<Option<String>, Error> {
+        let mut serials = std::mem::take(&mut self.serials).into_iter();
+        let first = match serials.next() {
+            None if self.nodefaults => return Ok(None),
+            None => ("-serial".into(), Short::New(ChardevBackend::Stdio { signal: true }, None)),
+            Some(given) => given,
+        };
+        for (place, short) in serials {
+            if !matches!(short, Short::None | Short::New(ChardevBackend::Null, _)) {
+                return Err(Problem::Refused("the machine has one serial port").at(place));
+            }
+        }
+        match first {
+            (_, Short::None) => Ok(None),
+            (place, short) => self.wire_one(&place, short, "serial0".into(), used).map(Some),
+        }
+    }
+
+    fn wire_one(
+        &mut self,
+        place: &str,
+        short: Short,
+        label: String,
+        used: &mut Vec<(String, String)>,
+    ) -> Result<String, Error> {
+        let id = match short {
+            Short::New(backend, log) => {
+                if self.chardevs.iter().any(|other| other.id == label) {
+                    return Err(Problem::DuplicateId("a character device").at(format!("{place} ({label})")));
+                }
+                self.chardevs.push(Chardev { id: label.clone(), backend, log });
+                label
+            }
+            Short::Named(id) => {
+                if !self.chardevs.iter().any(|other| other.id == id) {
+                    let ids = self.chardevs.iter().map(|other| other.id.as_str());
+                    let nearest = nearest(&id, ids).map(String::from);
+                    return Err(Problem::UnknownId { kind: "character device", nearest }.at(place));
+                }
+                id
+            }
+            Short::None => return Err(Problem::Malformed("a character device").at(place)),
+        };
+        if let Some((_, by)) = used.iter().find(|(other, _)| *other == id) {
+            return Err(Problem::InUse { by: by.clone() }.at(place));
+        }
+        used.push((id.clone(), place.into()));
+        Ok(id)
+    }
+}

@@ -1,0 +1,146 @@
+//! The `key=value,key=value` part of an option, driven by a table of its keys.
+
+use super::error::{Error, Problem};
+use super::suggest::nearest;
+use super::value;
+
+/// One key that an option knows. `T` is what the option fills in.
+pub struct Key<T> {
+    pub name: &'static str,
+    /// What help shows behind the `=`.
+    pub value: &'static str,
+    pub does: Does<T>,
+}
+
+pub enum Does<T> {
+    Set(fn(&mut T, &str) -> Result<(), Problem>),
+    /// These values change nothing here; any other is refused for the reason given.
+    Only(&'static [&'static str], &'static str),
+    /// Accepted with any value: it has no meaning here.
+    Ignore,
+    Refuse(&'static str),
+}
+
+impl<T> Key<T> {
+    pub const fn set(
+        name: &'static str,
+        value: &'static str,
+        set: fn(&mut T, &str) -> Result<(), Problem>,
+    ) -> Key<T> {
+        Key { name, value, does: Does::Set(set) }
+    }
+
+    pub const fn only(name: &'static str, accepted: &'static [&'static str], reason: &'static str) -> Key<T> {
+        Key { name, value: accepted[0], does: Does::Only(accepted, reason) }
+    }
+
+    pub const fn ignore(name: &'static str) -> Key<T> {
+        Key { name, value: "…", does: Does::Ignore }
+    }
+
+    pub const fn refuse(name: &'static str, reason: &'static str) -> Key<T> {
+        Key { name, value: "…", does: Does::Refuse(reason) }
+    }
+}
+
+/// An option whose value is a list of keys.
+pub struct Keys<T: 'static> {
+    /// How error messages call it: "microvm", "a socket".
+    pub owner: &'static str,
+    /// The key that a first word without `=` stands for.
+    pub implied: Option<&'static str>,
+    pub table: &'static [Key<T>],
+}
+
+impl<T> Keys<T> {
+    /// The keys that can be given, for help: `name=value`.
+    pub fn rows(&self) -> Vec<String> {
+        let shown = self.table.iter().filter(|k| !matches!(k.does, Does::Refuse(_)));
+        shown.map(|k| format!("{}={}", k.name, k.value)).collect()
+    }
+
+    /// Reads `text` into `target`. `option` is the option as typed.
+    pub fn read(&self, option: &str, text: &str, target: &mut T) -> Result<(), Error> {
+        for (key, value) in split(text, self.implied) {
+            self.set(option, &key, value.as_deref(), target)?;
+        }
+        Ok(())
+    }
+
+    /// Sets one key. A key without a value is a switch turned on, or off with `no` in front.
+    pub fn set(&self, option: &str, key: &str, value: Option<&str>, target: &mut T) -> Result<(), Error> {
+        let known = |name: &str| self.table.iter().find(|k| k.name == name);
+        let bare = key.strip_prefix("no").and_then(known).map(|k| (k, "off"));
+        let found = known(key).map(|k| (k, value.unwrap_or("on"))).or(bare.filter(|_| value.is_none()));
+        let place = match (value, self.implied == Some(key)) {
+            (Some(value), true) => format!("{option} {value}"),
+            (Some(value), false) => format!("{option} {key}={value}"),
+            (None, _) => format!("{option} {key}"),
+        };
+        let Some((known, value)) = found else {
+            let names = self.table.iter().map(|k| k.name);
+            let nearest = nearest(key, names).map(String::from);
+            return Err(Problem::UnknownKey { owner: self.owner, nearest }.at(place));
+        };
+        match &known.does {
+            Does::Set(set) => set(target, value),
+            Does::Ignore => Ok(()),
+            Does::Only(accepted, reason) => only(value, accepted, reason),
+            Does::Refuse(reason) => Err(Problem::Refused(reason)),
+        }
+        .map_err(|problem| problem.at(place))
+    }
+}
+
+fn only(value: &str, accepted: &[&'static str], reason: &'static str) -> Result<(), Problem> {
+    let same = |name: &&str| {
+        *name == value || matches!((value::switch(name), value::switch(value)), (Ok(a), Ok(b)) if a == b)
+    };
+    match accepted.iter().any(same) {
+        true => Ok(()),
+        false => Err(Problem::Refused(reason)),
+    }
+}
+
+/// Splits at single commas (`,,` is a comma in a value) into keys and values.
+pub fn split(text: &str, implied: Option<&str>) -> Vec<(String, Option<String>)> {
+    let mut pairs = Vec::new();
+    for (index, piece) in pieces(text).into_iter().enumerate() {
+        if piece.is_empty() {
+            continue;
+        }
+        pairs.push(match (piece.split_once('='), implied) {
+            (Some((key, value)), _) => (key.into(), Some(value.into())),
+            (None, Some(implied)) if index == 0 => (implied.into(), Some(piece)),
+            (None, _) => (piece, None),
+        });
+    }
+    pairs
+}
+
+fn pieces(text: &str) -> Vec<String> {
+    let mut pieces = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        if c == ',' && chars.next_if_eq(&',').is_none() {
+            pieces.push(String::new());
+        } else if let Some(piece) = pieces.last_mut() {
+            piece.push(c);
+        }
+    }
+    pieces
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_split_and_double_commas_kept() {
+        let pair = |k: &str, v: &str| (k.to_string(), Some(v.to_string()));
+        assert_eq!(split("microvm,acpi=off", Some("type")), [pair("type", "microvm"), pair("acpi", "off")]);
+        assert_eq!(split("path=a,,b=c,server", None), [pair("path", "a,b=c"), ("server".into(), None)]);
+        assert_eq!(split("", Some("type")), []);
+        assert_eq!(split(",,,", None), [(",".into(), None)]);
+    }
+}

@@ -1,0 +1,213 @@
+//! `-M`, `-accel`, `-cpu`, `-smp`: what the machine is made of.
+
+use super::error::{Error, Problem};
+use super::keys::{Key, Keys};
+use super::value;
+use crate::config::{Board, Cpu, Kvm};
+use std::path::PathBuf;
+
+/// What `-M` and `-accel` said so far; later ones win, as in QEMU.
+#[derive(Default)]
+pub struct MachineDraft {
+    pub named: bool,
+    /// `acpi=` as far as it was given.
+    pub acpi: Option<bool>,
+    pub board: Board,
+    pub kvm: Kvm,
+    pub memory_backend: Option<String>,
+    pub merge: Option<bool>,
+    pub dump: Option<bool>,
+}
+
+const ACPI_REFUSED: &str = "ACPI and its event device are not built yet; write acpi=off";
+const USERSPACE_IRQCHIP: &str = "interrupt controllers are KVM's own here; only kernel-irqchip=on can be had";
+
+pub const MACHINE: Keys<MachineDraft> = Keys {
+    owner: "machine microvm",
+    implied: Some("type"),
+    table: &[
+        Key::set("type", "microvm", |m, v| {
+            m.named = true;
+            match v {
+                "microvm" => Ok(()),
+                _ => Err(Problem::Refused("Godwit has one machine: microvm")),
+            }
+        }),
+        Key::set("acpi", "off", |m, v| match value::switch_or_auto(v)? {
+            Some(false) => {
+                m.acpi = Some(false);
+                Ok(())
+            }
+            Some(true) | None => Err(Problem::Refused(ACPI_REFUSED)),
+        }),
+        Key::set("pic", "on|off", |m, v| on_unless_off(v, &mut m.board.pic)),
+        Key::set("pit", "on|off", |m, v| on_unless_off(v, &mut m.board.pit)),
+        Key::set("rtc", "on|off", |m, v| {
+            m.board.rtc = value::switch_or_auto(v)?.unwrap_or(false);
+            Ok(())
+        }),
+        Key::set("isa-serial", "on|off", |m, v| into(v, &mut m.board.isa_serial)),
+        Key::set("memory-backend", "ID", |m, v| {
+            m.memory_backend = Some(v.into());
+            Ok(())
+        }),
+        Key::set("accel", "kvm", |_, v| accelerator(v)),
+        Key::set("auto-kernel-cmdline", "on|off", |m, v| into(v, &mut m.board.auto_kernel_cmdline)),
+        Key::set("suppress-vmdesc", "on|off", |m, v| into(v, &mut m.board.suppress_vmdesc)),
+        Key::set("mem-merge", "on|off", |m, v| into_some(v, &mut m.merge)),
+        Key::set("dump-guest-core", "on|off", |m, v| into_some(v, &mut m.dump)),
+        Key::only("kernel-irqchip", &["on"], USERSPACE_IRQCHIP),
+        Key::only("option-roms", &["off", "on"], "expects on or off"),
+        Key::only("ioapic2", &["off", "auto"], "the second IOAPIC comes with ACPI; write ioapic2=off"),
+        Key::only("graphics", &["off"], "there is no display; write graphics=off"),
+        Key::only("pcie", &["off", "auto"], "PCI Express is not built; write pcie=off"),
+        Key::only("usb", &["off"], "USB is not built; write usb=off"),
+        Key::only("hmat", &["off"], "memory attribute tables come with ACPI; write hmat=off"),
+        Key::only("smm", &["off", "auto"], "microvm has no system management mode; write smm=off"),
+        Key::refuse("firmware", "there is no firmware: -kernel starts the guest directly"),
+        Key::refuse("kernel", "write -kernel FILE"),
+        Key::refuse("initrd", "write -initrd FILE"),
+        Key::refuse("append", "write -append TEXT"),
+        Key::refuse("memory-encryption", "encrypted guests are not built yet"),
+        Key::refuse("confidential-guest-support", "encrypted guests are not built yet"),
+        Key::refuse("smp", "write -smp N"),
+    ],
+};
+
+pub const KVM: Keys<MachineDraft> = Keys {
+    owner: "accelerator kvm",
+    implied: Some("accel"),
+    table: &[
+        Key::set("accel", "kvm", |_, v| accelerator(v)),
+        Key::set("dirty-ring-size", "N", |m, v| {
+            m.kvm.dirty_ring_entries = match v {
+                "0" => None,
+                _ => Some(value::power_of_two(v, RING_ENTRIES_MIN, RING_ENTRIES_MAX)? as u32),
+            };
+            Ok(())
+        }),
+        Key::set("device", "/dev/kvm", |m, v| {
+            m.kvm.device = PathBuf::from(v);
+            Ok(())
+        }),
+        Key::only("kernel-irqchip", &["on"], USERSPACE_IRQCHIP),
+        Key::only("eager-split-size", &["0"], "KVM's eager page splitting exists on ARM only"),
+        Key::only("notify-vmexit", &["disable"], "not built; write notify-vmexit=disable"),
+        Key::refuse("thread", "belongs to accelerator tcg, and Godwit runs on KVM only"),
+        Key::refuse("tb-size", "belongs to accelerator tcg, and Godwit runs on KVM only"),
+    ],
+};
+
+/// KVM keeps 64 of its own in reserve; 65536 entries of 16 bytes for each vCPU is the kernel's limit.
+const RING_ENTRIES_MIN: u64 = 128;
+const RING_ENTRIES_MAX: u64 = 65536;
+
+/// The first of a list such as `kvm:tcg` counts.
+fn accelerator(list: &str) -> Result<(), Problem> {
+    match list.split(':').next() {
+        Some("kvm") => Ok(()),
+        _ => Err(Problem::Refused("Godwit runs on KVM only; write -accel kvm")),
+    }
+}
+
+fn on_unless_off(text: &str, place: &mut bool) -> Result<(), Problem> {
+    *place = value::switch_or_auto(text)?.unwrap_or(true);
+    Ok(())
+}
+
+pub fn into(text: &str, place: &mut bool) -> Result<(), Problem> {
+    *place = value::switch(text)?;
+    Ok(())
+}
+
+fn into_some(text: &str, place: &mut Option<bool>) -> Result<(), Problem> {
+    *place = Some(value::switch(text)?);
+    Ok(())
+}
+
+impl MachineDraft {
+    /// The board, if what was asked for can be had.
+    pub fn board(&self) -> Result<Board, Error> {
+        match (self.named, self.acpi) {
+            (true, Some(false)) => Ok(self.board),
+            (true, _) => Err(Problem::Refused(
+                "means ACPI, whose event device is not built yet; write -M microvm,acpi=off",
+            )
+            .at("-M microvm")),
+            (false, _) => {
+                Err(Problem::Refused("no machine is named; write -M microvm,acpi=off").at(String::new()))
+            }
+        }
+    }
+}
+
+/// `-cpu MODEL`. There is one model; `max` is another name for it.
+pub fn cpu(option: &str, text: &str) -> Result<(), Error> {
+    const MODELS: [&str; 2] = ["host", "max"];
+    let (model, features) = text.split_once(',').unwrap_or((text, ""));
+    if !MODELS.contains(&model) {
+        let reason = "CPU models are not built yet: guests see the host's processor; write -cpu host";
+        return Err(Problem::Refused(reason).at(format!("{option} {model}")));
+    }
+    for feature in features.split(',').filter(|f| !f.is_empty()) {
+        if !["migratable=on", "migratable=true", "migratable=yes"].contains(&feature) {
+            let reason = "CPU features cannot be chosen one by one yet; write -cpu host";
+            return Err(Problem::Refused(reason).at(format!("{option} {feature}")));
+        }
+    }
+    Ok(())
+}
+
+/// What `-smp` said.
+#[derive(Default)]
+pub struct Smp {
+    cpus: Option<u64>,
+    cpus_max: Option<u64>,
+    cores: Option<u64>,
+    others: Option<u64>,
+}
+
+const TOPOLOGY: &str = "all processors are cores of one socket; write cores=N alone";
+
+pub const SMP: Keys<Smp> = Keys {
+    owner: "-smp",
+    implied: Some("cpus"),
+    table: &[
+        Key::set("cpus", "N", |s, v| count(v, &mut s.cpus)),
+        Key::set("maxcpus", "N", |s, v| count(v, &mut s.cpus_max)),
+        Key::set("cores", "N", |s, v| count(v, &mut s.cores)),
+        Key::set("sockets", "1", |s, v| one(v, &mut s.others)),
+        Key::set("dies", "1", |s, v| one(v, &mut s.others)),
+        Key::set("clusters", "1", |s, v| one(v, &mut s.others)),
+        Key::set("modules", "1", |s, v| one(v, &mut s.others)),
+        Key::set("threads", "1", |s, v| one(v, &mut s.others)),
+    ],
+};
+
+fn count(text: &str, place: &mut Option<u64>) -> Result<(), Problem> {
+    *place = Some(value::number(text, 1, Cpu::COUNT_MAX.into())?);
+    Ok(())
+}
+
+fn one(text: &str, place: &mut Option<u64>) -> Result<(), Problem> {
+    count(text, place)?;
+    match place {
+        Some(1) => Ok(()),
+        _ => Err(Problem::Refused(TOPOLOGY)),
+    }
+}
+
+impl Smp {
+    pub fn cpu(&self) -> Result<Cpu, Error> {
+        let count = self.cpus.or(self.cpus_max).or(self.cores).unwrap_or(1);
+        if let Some(cores) = self.cores.filter(|cores| *cores != count) {
+            return Err(Problem::TopologyDiffers { product: cores, cpus: count }.at("-smp"));
+        }
+        if self.cpus_max.is_some_and(|max| max != count) {
+            let reason = "processors cannot be added later yet; leave it out";
+            return Err(Problem::Refused(reason).at("-smp maxcpus="));
+        }
+        // The bounds of every number above fit a byte.
+        Ok(Cpu { count: count as u8 })
+    }
+}

@@ -1,0 +1,336 @@
+//! `-m` and `-object memory-backend-…`: guest RAM.
+
+use super::error::{Error, Problem};
+use super::keys::{Key, Keys, split};
+use super::machine::{MachineDraft, into};
+use super::value;
+use crate::config::{HugePages, Memory, MemoryBackend};
+use std::path::PathBuf;
+
+const MIB: u64 = 1 << 20;
+const DEFAULT_BYTES: u64 = 128 * MIB;
+/// RAM is rounded up to this, as QEMU does.
+const GRAIN_BYTES: u64 = 8192;
+/// More than any processor's physical addresses reach, less than would overflow a sum.
+const BYTES_MAX: u64 = 1 << 46;
+
+/// What `-m`, `-mem-path` and `-mem-prealloc` said.
+#[derive(Default)]
+pub struct MemoryDraft {
+    pub bytes: Option<u64>,
+    pub path: Option<PathBuf>,
+    pub prealloc: bool,
+    pub objects: Vec<Object>,
+}
+
+const NO_HOTPLUG: &str = "memory cannot be added later yet; leave it out";
+
+pub const MEMORY: Keys<MemoryDraft> = Keys {
+    owner: "-m",
+    implied: Some("size"),
+    table: &[
+        Key::set("size", "SIZE", |m, v| {
+            m.bytes = Some(ram_size(v)?);
+            Ok(())
+        }),
+        Key::only("slots", &["0"], NO_HOTPLUG),
+        Key::refuse("maxmem", NO_HOTPLUG),
+    ],
+};
+
+/// A size of RAM; a number alone counts MiB.
+fn ram_size(text: &str) -> Result<u64, Problem> {
+    match value::size(text, MIB)? {
+        bytes @ 1..=BYTES_MAX => Ok(bytes.next_multiple_of(GRAIN_BYTES)),
+        _ => Err(Problem::SizeOutOfRange { min: "8K", max: "64T" }),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ram,
+    Memfd,
+    File,
+}
+
+/// A memory backend as `-object` described it.
+pub struct Object {
+    kind: Kind,
+    pub id: Option<String>,
+    bytes: Option<u64>,
+    path: Option<PathBuf>,
+    share: Option<bool>,
+    seal: bool,
+    huge: bool,
+    huge_page_bytes: Option<u64>,
+    offset: u64,
+    readonly: bool,
+    discard: bool,
+    prealloc: bool,
+    merge: Option<bool>,
+    dump: Option<bool>,
+}
+
+const NUMA: &str = "binding memory to NUMA nodes is not built yet; start Godwit with numactl";
+
+const ONLY_FILE: Problem = Problem::Refused("only memory-backend-file has this");
+const ONLY_MEMFD: Problem = Problem::Refused("only memory-backend-memfd has this");
+
+pub const OBJECT: Keys<Object> = Keys {
+    owner: "a memory backend",
+    implied: None,
+    table: &[
+        Key::set("id", "ID", |o, v| {
+            o.id = Some(value::id(v)?);
+            Ok(())
+        }),
+        Key::set("size", "SIZE", |o, v| {
+            // A bare number counts bytes here, as QEMU's objects have it.
+            match value::size(v, 1)? {
+                bytes @ GRAIN_BYTES..=BYTES_MAX => o.bytes = Some(bytes),
+                _ => return Err(Problem::SizeOutOfRange { min: "8K", max: "64T" }),
+            }
+            Ok(())
+        }),
+        Key::set("mem-path", "FILE", |o, v| {
+            o.only(Kind::File, ONLY_FILE)?;
+            o.path = Some(PathBuf::from(v));
+            Ok(())
+        }),
+        Key::set("share", "on|off", |o, v| {
+            o.share = Some(value::switch(v)?);
+            Ok(())
+        }),
+        Key::set("prealloc", "on|off", |o, v| into(v, &mut o.prealloc)),
+        Key::set("hugetlb", "on|off", |o, v| {
+            o.only(Kind::Memfd, ONLY_MEMFD)?;
+            into(v, &mut o.huge)
+        }),
+        Key::set("hugetlbsize", "2M|1G", |o, v| {
+            o.only(Kind::Memfd, ONLY_MEMFD)?;
+            let bytes = value::size(v, 1)?;
+            if !bytes.is_power_of_two() || !(4096..=1 << 40).contains(&bytes) {
+                return Err(Problem::NotAPowerOfTwo { min: 4096, max: 1 << 40 });
+            }
+            o.huge_page_bytes = Some(bytes);
+            Ok(())
+        }),
+        Key::set("seal", "on|off", |o, v| {
+            o.only(Kind::Memfd, ONLY_MEMFD)?;
+            into(v, &mut o.seal)
+        }),
+        Key::set("merge", "on|off", |o, v| {
+            o.merge = Some(value::switch(v)?);
+            Ok(())
+        }),
+        Key::set("dump", "on|off", |o, v| {
+            o.dump = Some(value::switch(v)?);
+            Ok(())
+        }),
+        Key::set("offset", "SIZE", |o, v| {
+            o.only(Kind::File, ONLY_FILE)?;
+            match value::size(v, 1)? {
+                bytes @ 0..=BYTES_MAX if bytes % 4096 == 0 => o.offset = bytes,
+                _ => return Err(Problem::Malformed("a multiple of 4096 up to 64T")),
+            }
+            Ok(())
+        }),
+        Key::set("readonly", "on|off", |o, v| {
+            o.only(Kind::File, ONLY_FILE)?;
+            into(v, &mut o.readonly)
+        }),
+        Key::set("discard-data", "on|off", |o, v| {
+            o.only(Kind::File, ONLY_FILE)?;
+            into(v, &mut o.discard)
+        }),
+        Key::only("rom", &["off", "auto"], "guest RAM cannot be a ROM; write rom=off"),
+        Key::only("pmem", &["off"], "persistent memory is not built; write pmem=off"),
+        Key::only("reserve", &["on"], "not built; write prealloc=on or leave it out"),
+        Key::only("policy", &["default"], NUMA),
+        Key::refuse("host-nodes", NUMA),
+        Key::refuse("align", "not built; mappings are aligned to their page size"),
+        Key::ignore("prealloc-threads"),
+        Key::ignore("x-use-canonical-path-for-ramblock-id"),
+    ],
+};
+
+/// What the other types of `-object` are, as far as a microvm user may meet them.
+const OTHER_OBJECTS: &[(&str, &str)] = &[
+    ("iothread", "I/O threads come with the virtio devices and are not built yet"),
+    ("rng-random", "virtio devices are not built yet"),
+    ("rng-builtin", "virtio devices are not built yet"),
+    ("tls-creds-x509", "TLS is not built yet"),
+    ("tls-creds-psk", "TLS is not built yet"),
+    ("tls-creds-anon", "TLS is not built yet"),
+    ("secret", "nothing here needs a secret yet"),
+    ("memory-backend-epc", "SGX memory is not built"),
+    ("memory-backend-shm", "not built; write memory-backend-memfd,share=on"),
+    ("throttle-group", "block devices are not built yet"),
+    ("filter-dump", "network back-ends are not built yet"),
+];
+
+const KINDS: [(&str, Kind); 3] = [
+    ("memory-backend-ram", Kind::Ram),
+    ("memory-backend-file", Kind::File),
+    ("memory-backend-memfd", Kind::Memfd),
+];
+
+/// Reads one `-object`, in key or in JSON form.
+pub fn object(draft: &mut MemoryDraft, option: &str, text: &str) -> Result<(), Error> {
+    let pairs = match text.trim_start().starts_with('{') {
+        true => json_pairs(text).map_err(|problem| problem.at(option))?,
+        false => split(text, Some("qom-type")),
+    };
+    let Some((_, Some(kind))) = pairs.iter().find(|(key, _)| key == "qom-type") else {
+        return Err(Problem::MissingKey("the object's type").at(option));
+    };
+    let kind = object_kind(kind).map_err(|problem| problem.at(format!("{option} {kind}")))?;
+    let mut object = Object::new(kind);
+    for (key, value) in pairs.iter().filter(|(key, _)| key != "qom-type") {
+        OBJECT.set(option, key, value.as_deref(), &mut object)?;
+    }
+    let Some(id) = &object.id else {
+        return Err(Problem::MissingKey("id=").at(option));
+    };
+    if draft.objects.iter().any(|other| other.id.as_ref() == Some(id)) {
+        return Err(Problem::DuplicateId("an object").at(format!("{option} id={id}")));
+    }
+    draft.objects.push(object);
+    Ok(())
+}
+
+fn object_kind(name: &str) -> Result<Kind, Problem> {
+    if let Some((_, kind)) = KINDS.iter().find(|(known, _)| *known == name) {
+        return Ok(*kind);
+    }
+    match OTHER_OBJECTS.iter().find(|(known, _)| *known == name) {
+        Some((_, reason)) => Err(Problem::Refused(reason)),
+        None => Err(value::unknown(name, &KINDS.map(|(known, _)| known))),
+    }
+}
+
+/// The members of a flat JSON object as keys and values.
+fn json_pairs(text: &str) -> Result<Vec<(String, Option<String>)>, Problem> {
+    const SHAPE: Problem = Problem::Malformed("a JSON object of strings, numbers and booleans");
+    let members: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|_| SHAPE)?;
+    let value = |value| match value {
+        serde_json::Value::String(text) => Ok(text),
+        serde_json::Value::Bool(on) => Ok(if on { "on".into() } else { "off".into() }),
+        serde_json::Value::Number(number) => Ok(number.to_string()),
+        _ => Err(SHAPE),
+    };
+    members.into_iter().map(|(key, member)| Ok((key, Some(value(member)?)))).collect()
+}
+
+impl Object {
+    fn new(kind: Kind) -> Object {
+        Object {
+            kind,
+            id: None,
+            bytes: None,
+            path: None,
+            share: None,
+            seal: true,
+            huge: false,
+            huge_page_bytes: None,
+            offset: 0,
+            readonly: false,
+            discard: false,
+            prealloc: false,
+            merge: None,
+            dump: None,
+        }
+    }
+
+    fn only(&self, kind: Kind, otherwise: Problem) -> Result<(), Problem> {
+        if self.kind == kind { Ok(()) } else { Err(otherwise) }
+    }
+
+    fn backend(&self, place: &str) -> Result<MemoryBackend, Error> {
+        let huge_pages = match (self.huge, self.huge_page_bytes) {
+            (true, Some(bytes)) => Some(HugePages::Bytes(bytes)),
+            (true, None) => Some(HugePages::Default),
+            (false, None) => None,
+            (false, Some(_)) => return Err(Problem::NeedsOther("hugetlbsize=", "hugetlb=on").at(place)),
+        };
+        Ok(match self.kind {
+            Kind::Ram => MemoryBackend::Anonymous { share: self.share.unwrap_or(false) },
+            Kind::Memfd => {
+                MemoryBackend::Memfd { share: self.share.unwrap_or(true), seal: self.seal, huge_pages }
+            }
+            Kind::File => {
+                let path = self.path.clone().ok_or_else(|| Problem::MissingKey("mem-path=").at(place))?;
+                let share = self.share.unwrap_or(false);
+                if self.readonly && share {
+                    return Err(Problem::Conflict("readonly=on", "share=on: guests write to RAM").at(place));
+                }
+                MemoryBackend::File {
+                    path,
+                    share,
+                    offset: self.offset,
+                    readonly: self.readonly,
+                    discard_at_exit: self.discard,
+                }
+            }
+        })
+    }
+}
+
+impl MemoryDraft {
+    /// Guest RAM, once everything is known.
+    pub fn memory(&self, machine: &MachineDraft) -> Result<Memory, Error> {
+        if let Some(unused) = self.objects.iter().find(|o| o.id != machine.memory_backend) {
+            let id = unused.id.as_deref().unwrap_or_default();
+            return Err(
+                Problem::Unused("name it with -M microvm,memory-backend=ID").at(format!("-object id={id}"))
+            );
+        }
+        let Some(id) = &machine.memory_backend else {
+            return Ok(self.plain_memory(machine));
+        };
+        let place = format!("-M memory-backend={id}");
+        if self.path.is_some() {
+            return Err(Problem::Conflict("-mem-path", "memory-backend=").at(place));
+        }
+        let Some(object) = self.objects.first() else {
+            return Err(Problem::UnknownId { kind: "memory backend", nearest: None }.at(place));
+        };
+        let Some(bytes) = object.bytes else {
+            return Err(Problem::MissingKey("size=").at(format!("-object id={id}")));
+        };
+        let asked = self.bytes.unwrap_or(bytes.next_multiple_of(GRAIN_BYTES));
+        if asked != bytes {
+            return Err(Problem::SizesDiffer { asked, backend: bytes }.at(format!("-object id={id}")));
+        }
+        Ok(Memory {
+            bytes,
+            block: id.clone(),
+            backend: object.backend(&format!("-object id={id}"))?,
+            prealloc: object.prealloc || self.prealloc,
+            merge: object.merge.or(machine.merge).unwrap_or(true),
+            dump: object.dump.or(machine.dump).unwrap_or(true),
+        })
+    }
+
+    fn plain_memory(&self, machine: &MachineDraft) -> Memory {
+        let backend = match &self.path {
+            Some(path) => MemoryBackend::File {
+                path: path.clone(),
+                share: false,
+                offset: 0,
+                readonly: false,
+                discard_at_exit: false,
+            },
+            None => MemoryBackend::Memfd { share: true, seal: true, huge_pages: None },
+        };
+        Memory {
+            bytes: self.bytes.unwrap_or(DEFAULT_BYTES),
+            block: "microvm.ram".into(),
+            backend,
+            prealloc: self.prealloc,
+            merge: machine.merge.unwrap_or(true),
+            dump: machine.dump.unwrap_or(true),
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! The command line of `godwit run`: QEMU's own spelling, read into a [`Config`].
+//!
+//! One table ([`table::OPTIONS`]) drives reading, help and suggestions. An option is written with one dash or two. What
+//! Godwit cannot honour is refused by name, with the nearest thing it can; nothing is ignored in silence.
+
+mod chardev;
+mod draft;
+mod error;
+mod help;
+mod keys;
+mod machine;
+mod memory;
+mod suggest;
+mod table;
+mod value;
+
+pub use error::{Error, Errors, Problem};
+pub use help::Style;
+pub use suggest::nearest;
+
+use crate::config::Config;
+use draft::Draft;
+use std::ffi::OsString;
+use table::Does;
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Run(Box<Config>),
+    /// Print [`help`].
+    Help,
+    /// Print what can be written behind this option, one per line.
+    Keys(Vec<String>),
+    Version,
+}
+
+/// Every option with its meaning, for people.
+pub fn help(style: Style) -> String {
+    help::page(style)
+}
+
+/// Reads the words after `godwit run`.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Errors> {
+    let mut draft = Draft::default();
+    let mut errors = Vec::new();
+    let mut words = words.into_iter().map(utf8).peekable();
+    while let Some(word) = words.next() {
+        let result = word.and_then(|word| {
+            let (opt, value) = match option(&word) {
+                Ok(found) => found,
+                Err(error) => {
+                    // What follows a word that means nothing is taken for its value, so that it draws no error of its own.
+                    words.next_if(|next| next.as_ref().is_ok_and(|next| !next.starts_with('-')));
+                    return Err(error);
+                }
+            };
+            let value = match (opt.value, value) {
+                (Some(_), Some(value)) => value,
+                (Some(placeholder), None) => {
+                    words.next().unwrap_or_else(|| Err(Problem::NeedsValue { placeholder }.at(&*word)))?
+                }
+                (None, Some(_)) => return Err(Problem::TakesNoValue.at(word)),
+                (None, None) => String::new(),
+            };
+            if let Some(keys) = opt.keys.filter(|_| ["help", "?"].contains(&value.as_str())) {
+                return Ok(Some(Request::Keys(keys())));
+            }
+            draft.apply(opt, word.split('=').next().unwrap_or(&word), &value).map(|()| None)
+        });
+        match result {
+            Ok(None) => {}
+            Ok(Some(request)) => return Ok(request),
+            Err(error) => errors.push(error),
+        }
+    }
+    match () {
+        () if draft.help => Ok(Request::Help),
+        () if draft.version => Ok(Request::Version),
+        () if !errors.is_empty() => Err(Errors(errors)),
+        () => draft.finish().map(|config| Request::Run(Box::new(config))),
+    }
+}
+
+fn utf8(word: OsString) -> Result<String, Error> {
+    word.into_string().map_err(|word| Problem::NotUtf8.at(word.to_string_lossy()))
+}
+
+/// The option that a word names, and the value written behind `=` in the form `--option=value`.
+fn option(word: &str) -> Result<(&'static table::Opt, Option<String>), Error> {
+    let bare = word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
+    let Some(name) = bare.filter(|name| !name.is_empty()) else {
+        let nearest = suggest::nearest(word, table::names()).map(|name| format!("-{name}"));
+        return Err(Problem::StrayWord { nearest }.at(word));
+    };
+    if let Some(opt) = table::find(name) {
+        return Ok((opt, None));
+    }
+    if let Some((name, value)) = name.split_once('=').filter(|_| word.starts_with("--"))
+        && let Some(opt) = table::find(name)
+    {
+        return Ok((opt, Some(value.into())));
+    }
+    let nearest = suggest::nearest(name, table::names()).map(|name| format!("-{name}"));
+    Err(Problem::UnknownOption { nearest }.at(word))
+}
+
+impl Draft {
+    fn apply(&mut self, opt: &table::Opt, typed: &str, value: &str) -> Result<(), Error> {
+        match &opt.does {
+            Does::Set(set) => set(self, typed, value),
+            Does::Ignore => {
+                self.nodefaults |= opt.names[0] == "nodefaults";
+                Ok(())
+            }
+            Does::Only(accepted) if accepted.contains(&value) => Ok(()),
+            Does::Only(_) => Err(Problem::Refused(opt.help).at(format!("{typed} {value}"))),
+            Does::Refuse => Err(Problem::Refused(opt.help).at(typed)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

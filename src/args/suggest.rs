@@ -1,0 +1,82 @@
+//! The nearest known name to a mistyped one.
+
+use std::cmp::Reverse;
+
+/// The candidate that takes the fewest typing slips to reach `given`, if they are few for a word of that length; else one that begins
+/// with all of `given`.
+///
+/// A slip is one character too many, missing or wrong, or two neighbours swapped. Of equals the one that begins like it wins.
+pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let given = given.to_lowercase();
+    // Names here are short; anything far longer is no slip, and comparing it would take quadratic time.
+    if given.is_empty() || given.len() > GIVEN_BYTES_MAX {
+        return None;
+    }
+    let candidates: Vec<&str> = candidates.into_iter().collect();
+    let slip = candidates
+        .iter()
+        .map(|name| (slips(&given, &name.to_lowercase()), *name))
+        .filter(|(slips, name)| *slips <= given.chars().count().max(name.len()).div_ceil(3).min(SLIPS_MAX))
+        .filter(|(slips, name)| *slips < name.len())
+        .min_by_key(|(slips, name)| (*slips, Reverse(same_start(&given, name))))
+        .map(|(_, name)| name);
+    let longer =
+        || candidates.iter().find(|name| given.len() >= BEGINNING_BYTES_MIN && name.starts_with(&given));
+    slip.or_else(|| longer().copied())
+}
+
+const GIVEN_BYTES_MAX: usize = 64;
+/// A beginning shorter than this could be meant for anything.
+const BEGINNING_BYTES_MIN: usize = 4;
+const SLIPS_MAX: usize = 3;
+
+fn same_start(a: &str, b: &str) -> usize {
+    a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
+}
+
+/// Optimal string alignment distance.
+fn slips(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for i in 1..=a.len() {
+        let mut next = vec![i; b.len() + 1];
+        for j in 1..=b.len() {
+            let changed = row[j - 1] + usize::from(a[i - 1] != b[j - 1]);
+            next[j] = changed.min(row[j] + 1).min(next[j - 1] + 1);
+            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
+                next[j] = next[j].min(before[j - 2] + 1);
+            }
+        }
+        before = std::mem::replace(&mut row, next);
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slip_finds_its_name_and_a_strange_word_finds_none() {
+        let names = ["kernel", "append", "initrd", "acpi", "serial", "smp"];
+        for (given, found) in [
+            ("kernal", Some("kernel")),
+            ("apci", Some("acpi")),
+            ("apend", Some("append")),
+            ("SERIAL", Some("serial")),
+            ("initramfs", None),
+            ("xyzzy", None),
+            ("", None),
+        ] {
+            assert_eq!(nearest(given, names), found, "{given}");
+        }
+    }
+
+    #[test]
+    fn neighbours_swapped_are_one_slip() {
+        assert_eq!(slips("apci", "acpi"), 1);
+        assert_eq!(slips("", "abc"), 3);
+        assert_eq!(slips("kitten", "sitting"), 3);
+    }
+}

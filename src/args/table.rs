@@ -1,0 +1,232 @@
+//! Every option of `godwit run`: what it takes, what help says about it, what it does.
+
+use super::draft::Draft;
+use super::error::Error;
+use super::{chardev, machine, memory};
+
+pub struct Opt {
+    /// The first name is the one that help shows.
+    pub names: &'static [&'static str],
+    /// What the value is called in help; `None` takes no value.
+    pub value: Option<&'static str>,
+    pub section: Section,
+    pub help: &'static str,
+    pub does: Does,
+    /// The keys of the value, for `-OPTION help`.
+    pub keys: Option<fn() -> Vec<String>>,
+}
+
+pub enum Does {
+    /// The option as typed, and its value (empty for one that takes none).
+    Set(fn(&mut Draft, &str, &str) -> Result<(), Error>),
+    /// Accepted: it has no meaning here.
+    Ignore,
+    /// Accepted with these values, refused with any other for the reason in `help`.
+    Only(&'static [&'static str]),
+    /// Refused for the reason in `help`.
+    Refuse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    Machine,
+    Boot,
+    Consoles,
+    Running,
+    Accepted,
+    NotBuilt,
+}
+
+impl Section {
+    pub const ALL: [(Section, &'static str); 6] = [
+        (Section::Machine, "Machine"),
+        (Section::Boot, "Boot and migration"),
+        (Section::Consoles, "Consoles and monitors"),
+        (Section::Running, "Running"),
+        (Section::Accepted, "Accepted, without meaning here"),
+        (Section::NotBuilt, "Refused"),
+    ];
+}
+
+const fn set(
+    section: Section,
+    names: &'static [&'static str],
+    value: &'static str,
+    help: &'static str,
+    act: fn(&mut Draft, &str, &str) -> Result<(), Error>,
+) -> Opt {
+    Opt { names, value: Some(value), section, help, does: Does::Set(act), keys: None }
+}
+
+const fn flag(
+    section: Section,
+    names: &'static [&'static str],
+    help: &'static str,
+    act: fn(&mut Draft, &str, &str) -> Result<(), Error>,
+) -> Opt {
+    Opt { names, value: None, section, help, does: Does::Set(act), keys: None }
+}
+
+const fn ignore(names: &'static [&'static str], value: Option<&'static str>) -> Opt {
+    Opt { names, value, section: Section::Accepted, help: "", does: Does::Ignore, keys: None }
+}
+
+/// Accepted with `values` alone.
+const fn only(
+    names: &'static [&'static str],
+    values: &'static [&'static str],
+    otherwise: &'static str,
+) -> Opt {
+    let value = Some(values[0]);
+    Opt { names, value, section: Section::Accepted, help: otherwise, does: Does::Only(values), keys: None }
+}
+
+const fn refuse(names: &'static [&'static str], value: Option<&'static str>, reason: &'static str) -> Opt {
+    Opt { names, value, section: Section::NotBuilt, help: reason, does: Does::Refuse, keys: None }
+}
+
+impl Opt {
+    const fn keys(mut self, keys: fn() -> Vec<String>) -> Opt {
+        self.keys = Some(keys);
+        self
+    }
+}
+
+const BLOCK: &str = "block devices are not built yet";
+const NETWORK: &str = "network devices are not built yet";
+const DISPLAY: &str = "there is no display; the guest's console is -serial";
+const FIRMWARE: &str = "there is no firmware: -kernel starts the guest directly";
+const HMP: &str = "the human monitor is not built; write -qmp, and `godwit qmp` to talk to it";
+const NO_REMOVED: &str = "QEMU itself no longer has it";
+
+#[rustfmt::skip]
+pub const OPTIONS: &[Opt] = {
+    use Section::*;
+    &[
+        set(Machine, &["M", "machine"], "microvm,acpi=off[,…]", "the machine; -M help lists its properties",
+            |d, o, v| machine::MACHINE.read(o, v, &mut d.machine)).keys(|| machine::MACHINE.rows()),
+        set(Machine, &["accel"], "kvm[,dirty-ring-size=N]", "use KVM, logging dirty pages in bitmaps, or in rings of N entries",
+            |d, o, v| machine::KVM.read(o, v, &mut d.machine)).keys(|| machine::KVM.rows()),
+        set(Machine, &["cpu"], "host", "the processor's model: always this host's (max means the same)",
+            |_, o, v| machine::cpu(o, v)).keys(|| vec!["host".into(), "max".into()]),
+        set(Machine, &["smp"], "N", "number of processors, 1 to 254 (default 1)",
+            |d, o, v| machine::SMP.read(o, v, &mut d.smp)).keys(|| machine::SMP.rows()),
+        set(Machine, &["m"], "SIZE", "guest RAM, in MiB unless K, M, G or T follows (default 128M)",
+            |d, o, v| memory::MEMORY.read(o, v, &mut d.memory)).keys(|| memory::MEMORY.rows()),
+        set(Machine, &["object"], "memory-backend-{memfd,file,ram},id=ID,…", "where RAM comes from, named by -M memory-backend=ID; -object help",
+            |d, o, v| memory::object(&mut d.memory, o, v)).keys(|| memory::OBJECT.rows()),
+        set(Machine, &["mem-path"], "FILE", "RAM in this file or directory, private to this process",
+            |d, _, v| { d.memory.path = Some(v.into()); Ok(()) }),
+        flag(Machine, &["mem-prealloc"], "touch all RAM before the guest starts",
+            |d, _, _| { d.memory.prealloc = true; Ok(()) }),
+        set(Machine, &["name"], "NAME", "what QMP calls the machine",
+            |d, o, v| d.name(o, v)),
+        set(Machine, &["uuid"], "UUID", "what QMP gives as its UUID",
+            |d, o, v| d.uuid(o, v)),
+
+        set(Boot, &["kernel"], "FILE|builtin", "PVH ELF, vmlinux or bzImage, or the guest inside this binary",
+            |d, _, v| { d.kernel = Some(v.into()); Ok(()) }),
+        set(Boot, &["initrd"], "FILE", "initial RAM disk",
+            |d, _, v| { d.initrd = Some(v.into()); Ok(()) }),
+        set(Boot, &["append"], "TEXT", "the kernel's command line",
+            |d, _, v| { d.append = Some(v.into()); Ok(()) }),
+        set(Boot, &["incoming"], "URI|defer", "wait for a guest from tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND or file:PATH",
+            |d, o, v| d.incoming(o, v)),
+        flag(Boot, &["S"], "do not start the processors; QMP's cont does",
+            |d, _, _| { d.start_paused = true; Ok(()) }),
+
+        set(Consoles, &["serial"], "DEVICE", "the serial port: stdio, file:PATH, unix:PATH[,server=on,wait=off], tcp:HOST:PORT, pty, null, none, chardev:ID",
+            |d, o, v| d.serial(o, v)),
+        set(Consoles, &["chardev"], "BACKEND,id=ID[,…]", "a character device; -chardev help lists back-ends and keys",
+            |d, o, v| d.chardev(o, v)).keys(|| chardev::CHARDEV.rows()),
+        set(Consoles, &["qmp"], "DEVICE", "a QMP monitor, on a device as for -serial",
+            |d, o, v| d.qmp(o, v, false)),
+        set(Consoles, &["qmp-pretty"], "DEVICE", "the same, with indented answers",
+            |d, o, v| d.qmp(o, v, true)),
+        set(Consoles, &["mon"], "ID,mode=control[,pretty=on]", "a QMP monitor on the character device ID",
+            |d, o, v| d.mon(o, v)),
+
+        set(Running, &["pidfile"], "FILE", "write the process id here once the machine is built",
+            |d, _, v| { d.pidfile = Some(v.into()); Ok(()) }),
+        flag(Running, &["daemonize"], "go to the background once the machine is built",
+            |d, _, _| { d.daemonize = true; Ok(()) }),
+        flag(Running, &["no-reboot"], "end when the guest reboots",
+            |d, _, _| { d.actions.reboot = crate::config::RebootAction::Shutdown; Ok(()) }),
+        flag(Running, &["no-shutdown"], "stay, paused, when the guest shuts down",
+            |d, _, _| { d.actions.shutdown = crate::config::ShutdownAction::Pause; Ok(()) }),
+        set(Running, &["action"], "EVENT=ACTION", "reboot=reset|shutdown, shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none",
+            |d, o, v| d.action(o, v)),
+        flag(Running, &["h", "help"], "this page", |d, _, _| { d.help = true; Ok(()) }),
+        flag(Running, &["version"], "name and version", |d, _, _| { d.version = true; Ok(()) }),
+
+        ignore(&["nodefaults"], None),
+        ignore(&["no-user-config"], None),
+        ignore(&["nographic"], None),
+        ignore(&["enable-kvm"], None),
+        ignore(&["only-migratable"], None),
+        ignore(&["msg"], Some("…")),
+        ignore(&["L"], Some("DIR")),
+        ignore(&["k"], Some("LAYOUT")),
+        ignore(&["boot"], Some("…")),
+        only(&["display"], &["none"], DISPLAY),
+        only(&["vga"], &["none"], DISPLAY),
+        only(&["monitor"], &["none", "null"], HMP),
+        only(&["parallel"], &["none", "null"], "there is no parallel port; write -parallel none"),
+        only(&["nic"], &["none"], NETWORK),
+        only(&["net"], &["none"], NETWORK),
+        only(&["rtc"], &["base=utc", "base=utc,clock=host", "base=utc,driftfix=none", "clock=host"], "the clock runs in UTC by the host's clock; write -rtc base=utc"),
+        only(&["sandbox"], &["off"], "the system call filter is not built yet; write -sandbox off"),
+        only(&["overcommit"], &["mem-lock=off", "cpu-pm=off", "mem-lock=off,cpu-pm=off"], "locked memory and idle states are not built yet; write mem-lock=off"),
+
+        refuse(&["drive"], Some("…"), BLOCK),
+        refuse(&["blockdev"], Some("…"), BLOCK),
+        refuse(&["hda", "hdb", "hdc", "hdd"], Some("FILE"), BLOCK),
+        refuse(&["cdrom"], Some("FILE"), BLOCK),
+        refuse(&["snapshot"], None, BLOCK),
+        refuse(&["netdev"], Some("…"), NETWORK),
+        refuse(&["device"], Some("…"), "virtio devices are not built yet"),
+        refuse(&["global"], Some("…"), "it sets properties of devices, which are not built yet"),
+        refuse(&["set"], Some("…"), "it sets properties of devices, which are not built yet"),
+        refuse(&["fsdev", "virtfs"], Some("…"), "shared directories are not built yet"),
+        refuse(&["tpmdev"], Some("…"), "TPMs are not built"),
+        refuse(&["numa"], Some("…"), "guest NUMA nodes are not built; start Godwit with numactl to bind its memory"),
+        refuse(&["fw_cfg"], Some("…"), "own fw_cfg entries are not built yet"),
+        refuse(&["smbios", "acpitable"], Some("…"), "firmware tables are not built yet"),
+        refuse(&["bios"], Some("FILE"), FIRMWARE),
+        refuse(&["pflash"], Some("FILE"), FIRMWARE),
+        refuse(&["dtb"], Some("FILE"), "device trees are not built: x86 kernels need none"),
+        refuse(&["add-fd"], Some("…"), "descriptor sets on the command line are not built yet; write fd:N where a path is wanted"),
+        refuse(&["vnc", "spice"], Some("…"), DISPLAY),
+        refuse(&["audio", "audiodev"], Some("…"), "sound is not built"),
+        refuse(&["usb"], None, "USB is not built"),
+        refuse(&["usbdevice"], Some("…"), "USB is not built"),
+        refuse(&["g"], Some("…"), DISPLAY),
+        refuse(&["full-screen"], None, DISPLAY),
+        refuse(&["gdb"], Some("DEVICE"), "the debugger stub is not built yet"),
+        refuse(&["s"], None, "the debugger stub is not built yet"),
+        refuse(&["loadvm"], Some("TAG"), "snapshots inside disks are not built; write -incoming file:PATH"),
+        refuse(&["readconfig"], Some("FILE"), "configuration files are not built; write the options out"),
+        refuse(&["preconfig"], None, "not built; the command line is complete"),
+        refuse(&["icount"], Some("…"), "instruction counting belongs to accelerator tcg, and Godwit runs on KVM only"),
+        refuse(&["singlestep", "one-insn-per-tb"], None, "belongs to accelerator tcg, and Godwit runs on KVM only"),
+        refuse(&["seed"], Some("N"), "belongs to accelerator tcg, and Godwit runs on KVM only"),
+        refuse(&["d", "D", "trace", "plugin", "dfilter"], Some("…"), "QEMU's own logs; write GODWIT_LOG=debug in front of the command"),
+        refuse(&["runas", "chroot", "run-with"], Some("…"), "not built yet; start Godwit as the user, and in the place, it shall run"),
+        refuse(&["compat"], Some("…"), "not built yet"),
+        refuse(&["watchdog-action"], Some("…"), "there is no watchdog yet"),
+        refuse(&["option-rom"], Some("FILE"), FIRMWARE),
+        refuse(&["semihosting"], None, "belongs to other processors"),
+        refuse(&["no-acpi", "no-hpet", "no-kvm"], None, NO_REMOVED),
+        refuse(&["win2k-hack", "no-fd-bootchk"], None, FIRMWARE),
+    ]
+};
+
+/// The option with this name.
+pub fn find(name: &str) -> Option<&'static Opt> {
+    OPTIONS.iter().find(|opt| opt.names.contains(&name))
+}
+
+/// Every name that can be typed and does something.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    OPTIONS.iter().flat_map(|opt| opt.names).copied()
+}

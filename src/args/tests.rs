@@ -1,0 +1,344 @@
+//! Good and bad command lines, with the exact words of every refusal.
+
+use super::*;
+use crate::config::*;
+use std::path::PathBuf;
+
+/// Splits at spaces; `'…'` keeps its spaces.
+fn words(line: &str) -> Vec<OsString> {
+    let mut words = Vec::new();
+    for (index, part) in line.split('\'').enumerate() {
+        match index % 2 {
+            0 => words.extend(part.split_whitespace().map(OsString::from)),
+            _ => words.push(part.into()),
+        }
+    }
+    words
+}
+
+fn config(line: &str) -> Config {
+    match parse(words(line)) {
+        Ok(Request::Run(config)) => *config,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+/// What is said about `extra`, added to a line that is good without it.
+fn refusal(extra: &str) -> String {
+    match parse(words(&format!("-M microvm,acpi=off -kernel K {extra}"))) {
+        Err(errors) => errors.to_string(),
+        Ok(request) => panic!("{extra}: {request:?}"),
+    }
+}
+
+#[test]
+fn the_line_of_a_migration_target_becomes_a_machine() {
+    let line = "-accel kvm -M microvm,acpi=off,memory-backend=m -m 2048 -object \
+                memory-backend-file,id=m,size=2048M,mem-path=F,share=on -display none -nodefaults -serial file:S \
+                -kernel K -append A -qmp unix:Q,server=on,wait=off -incoming defer";
+    let file = ChardevBackend::File { path: "S".into(), append: false, input: None };
+    let socket = ChardevBackend::Socket(Socket {
+        address: SocketAddress::Unix { path: "Q".into() },
+        role: SocketRole::Server { wait: false },
+    });
+    let expected = Config {
+        board: Board::default(),
+        kvm: Kvm::default(),
+        cpu: Cpu { count: 1 },
+        memory: Memory {
+            bytes: 2048 << 20,
+            block: "m".into(),
+            backend: MemoryBackend::File {
+                path: "F".into(),
+                share: true,
+                offset: 0,
+                readonly: false,
+                discard_at_exit: false,
+            },
+            prealloc: false,
+            merge: true,
+            dump: true,
+        },
+        boot: Some(Boot { kernel: Kernel::File("K".into()), initrd: None, cmdline: "A".into() }),
+        chardevs: vec![
+            Chardev { id: "serial0".into(), backend: file, log: None },
+            Chardev { id: "compat_monitor0".into(), backend: socket, log: None },
+        ],
+        serial: Some("serial0".into()),
+        monitors: vec![Monitor { id: None, chardev: "compat_monitor0".into(), pretty: false }],
+        incoming: Some(Incoming::Defer),
+        start_paused: false,
+        actions: Actions::default(),
+        identity: Identity::default(),
+        pidfile: None,
+        daemonize: false,
+    };
+    assert_eq!(config(line), expected);
+    assert_eq!(config(&line.replace(" -", " --")), expected, "two dashes");
+}
+
+#[test]
+fn every_optional_part_can_be_asked_for() {
+    let c = config(
+        "-machine microvm,acpi=off,pit=off,pic=off,rtc=on,suppress-vmdesc=on,accel=kvm:tcg -enable-kvm -accel \
+         kvm,dirty-ring-size=4096 -cpu host -smp cpus=4,cores=4 -m 1.5G -name guest=a,,b,debug-threads=on -uuid \
+         01020304-0506-0708-090a-0b0c0d0e0f10 -S -no-reboot -action panic=pause,shutdown=pause -pidfile P -kernel builtin \
+         -append 'ws=64 rate=2000 pattern=zipf bytes=64 fill=text'",
+    );
+    assert_eq!(
+        c.board,
+        Board { pit: false, pic: false, rtc: true, suppress_vmdesc: true, ..Board::default() }
+    );
+    assert_eq!(c.kvm.dirty_ring_entries, Some(4096));
+    assert_eq!((c.cpu.count, c.memory.bytes, c.memory.block.as_str()), (4, 3 << 29, "microvm.ram"));
+    assert_eq!(c.identity.name.as_deref(), Some("a,b"));
+    assert_eq!(c.identity.uuid, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16]);
+    assert!(c.start_paused);
+    assert_eq!(
+        c.actions,
+        Actions {
+            reboot: RebootAction::Shutdown,
+            shutdown: ShutdownAction::Pause,
+            panic: PanicAction::Pause
+        }
+    );
+    assert_eq!(c.pidfile, Some(PathBuf::from("P")));
+    assert_eq!(c.boot.map(|b| b.kernel), Some(Kernel::Builtin));
+    assert_eq!(c.serial.as_deref(), Some("serial0"), "standard output without -nodefaults");
+}
+
+#[test]
+fn memory_comes_from_where_it_was_said() {
+    let memory =
+        |extra: &str| config(&format!("-M microvm,acpi=off,memory-backend=m -kernel K {extra}")).memory;
+    let memfd =
+        memory("-object memory-backend-memfd,id=m,size=64M,hugetlb=on,hugetlbsize=2M,prealloc=on,share=on");
+    let huge_pages = Some(HugePages::Bytes(2 << 20));
+    assert_eq!(memfd.backend, MemoryBackend::Memfd { share: true, seal: true, huge_pages });
+    assert_eq!((memfd.bytes, memfd.prealloc), (64 << 20, true));
+    let json =
+        memory(r#"-object '{"qom-type":"memory-backend-ram","id":"m","size":268435456,"share":true}'"#);
+    assert_eq!((json.backend, json.bytes), (MemoryBackend::Anonymous { share: true }, 256 << 20));
+    let plain = config("-M microvm,acpi=off -kernel K").memory;
+    assert_eq!(plain.backend, MemoryBackend::Memfd { share: true, seal: true, huge_pages: None });
+    assert_eq!(plain.bytes, 128 << 20);
+}
+
+#[test]
+fn character_devices_are_named_and_shared_out() {
+    let c = config(
+        "-M microvm,acpi=off -kernel K -nodefaults -chardev socket,id=q,path=Q,server=on,wait=off,logfile=L -mon \
+         chardev=q,mode=control,pretty=on -chardev pty,id=con -serial chardev:con -serial null -qmp \
+         tcp:[::1]:4444,server,nowait,ipv6",
+    );
+    assert_eq!(c.serial.as_deref(), Some("con"));
+    let monitors: Vec<_> = c.monitors.iter().map(|m| (m.chardev.as_str(), m.pretty)).collect();
+    assert_eq!(monitors, [("q", true), ("compat_monitor1", false)]);
+    assert_eq!(c.chardevs[0].log, Some(LogFile { path: "L".into(), append: false }));
+    let address = SocketAddress::Tcp {
+        host: "::1".into(),
+        port: 4444,
+        port_to: None,
+        family: IpFamily::V6,
+        nodelay: false,
+    };
+    let socket = Socket { address, role: SocketRole::Server { wait: false } };
+    assert_eq!(c.chardevs[2].backend, ChardevBackend::Socket(socket));
+    assert_eq!(config("-M microvm,acpi=off -kernel K -nodefaults").serial, None);
+    assert_eq!(config("-M microvm,acpi=off -kernel K -serial none").serial, None);
+    let comma = config("-M microvm,acpi=off -kernel K -serial file:a,b=c");
+    let path = PathBuf::from("a,b=c");
+    assert_eq!(comma.chardevs[0].backend, ChardevBackend::File { path, append: false, input: None });
+}
+
+#[test]
+fn refusals_say_what_and_why_and_what_instead() {
+    let table = [
+        ("-kernal K", "-kernal: no such option, did you mean -kernel?"),
+        ("--apend x", "--apend: no such option, did you mean -append?"),
+        ("-zzzzzz", "-zzzzzz: no such option, `godwit run --help` lists them"),
+        ("disk.img", "disk.img: not an option; every word of a command line belongs to one"),
+        ("-initrd", "-initrd: needs a value: FILE"),
+        ("--S=1", "--S=1: takes no value"),
+        ("-drive file=x,if=virtio", "-drive: block devices are not built yet"),
+        ("-netdev user,id=n", "-netdev: network devices are not built yet"),
+        ("-device virtio-net-device", "-device: virtio devices are not built yet"),
+        (
+            "-monitor stdio",
+            "-monitor stdio: the human monitor is not built; write -qmp, and `godwit qmp` to talk to it",
+        ),
+        ("-display gtk", "-display gtk: there is no display; the guest's console is -serial"),
+        ("-M q35", "-M q35: Godwit has one machine: microvm"),
+        ("-M apci=off", "-M apci=off: machine microvm has no such property, did you mean acpi?"),
+        ("-M acpi=of", "-M acpi=of: expects on, off or auto, did you mean off?"),
+        ("-M acpi=on", "-M acpi=on: ACPI and its event device are not built yet; write acpi=off"),
+        ("-M usb=on", "-M usb=on: USB is not built; write usb=off"),
+        ("-M memory-backend=x", "-M memory-backend=x: there is no memory backend with this id"),
+        ("-accel tcg", "-accel tcg: Godwit runs on KVM only; write -accel kvm"),
+        (
+            "-accel kvm,dirty-ring-size=1000",
+            "-accel dirty-ring-size=1000: expects a power of two from 128 to 65536",
+        ),
+        (
+            "-accel kvm,dirty-ring=4096",
+            "-accel dirty-ring=4096: accelerator kvm has no such property, did you mean \
+                                        dirty-ring-size?",
+        ),
+        (
+            "-cpu Skylake",
+            "-cpu Skylake: CPU models are not built yet: guests see the host's processor; write -cpu host",
+        ),
+        ("-cpu host,-avx", "-cpu -avx: CPU features cannot be chosen one by one yet; write -cpu host"),
+        ("-smp 0", "-smp 0: expects a number from 1 to 254"),
+        ("-smp 4,threads=2", "-smp threads=2: all processors are cores of one socket; write cores=N alone"),
+        ("-smp 4,cores=2", "-smp: cores, threads and sockets multiply to 2, but there are 4 processors"),
+        ("-smp 2,maxcpus=4", "-smp maxcpus=: processors cannot be added later yet; leave it out"),
+        ("-m 12Q", "-m 12Q: expects a size: a number, with K, M, G or T behind it if you like"),
+        ("-m 0", "-m 0: expects a size from 8K to 64T"),
+        ("-m 1G,slots=2", "-m slots=2: memory cannot be added later yet; leave it out"),
+        (
+            "-object iothread,id=i",
+            "-object iothread: I/O threads come with the virtio devices and are not built yet",
+        ),
+        (
+            "-object memory-backend-fil,id=m",
+            "-object memory-backend-fil: expects memory-backend-ram, memory-backend-file or \
+                                             memory-backend-memfd, did you mean memory-backend-file?",
+        ),
+        (
+            "-object memory-backend-ram,id=m,size=1G",
+            "-object id=m: is used by nothing; name it with -M \
+                                                     microvm,memory-backend=ID",
+        ),
+        (
+            "-object memory-backend-ram,id=m,mem-path=F",
+            "-object mem-path=F: only memory-backend-file has this",
+        ),
+        (
+            "-M memory-backend=m -m 1G -object memory-backend-ram,id=m,size=2G",
+            "-object id=m: -m asks for 1073741824 bytes, this backend has 2147483648; the two must agree",
+        ),
+        ("-M memory-backend=m -object memory-backend-ram,id=m", "-object id=m: size= is missing"),
+        (
+            "-M memory-backend=m -object memory-backend-file,id=m,size=1G",
+            "-object id=m: mem-path= is missing",
+        ),
+        ("-object memory-backend-ram,size=1G", "-object: id= is missing"),
+        ("-object '{\"qom-type\":[]}'", "-object: expects a JSON object of strings, numbers and booleans"),
+        (
+            "-serial fil:x",
+            "-serial fil:x: expects stdio, null, none, pty, file:, unix:, tcp:, chardev: or fd:, did you mean \
+                           file:?",
+        ),
+        ("-serial mon:stdio", "-serial mon:stdio: a monitor cannot share this device; give each its own"),
+        ("-serial chardev:x", "-serial chardev:x: there is no character device with this id"),
+        ("-serial tcp:localhost", "-serial tcp:localhost: expects tcp:HOST:PORT"),
+        ("-serial null -serial stdio", "-serial stdio: the machine has one serial port"),
+        ("-serial unix:S,wait=off", "-serial unix:S,wait=off: wait= goes only with server=on"),
+        (
+            "-serial unix:S,sever=on",
+            "-serial sever=on: a character device has no such property, did you mean server?",
+        ),
+        (
+            "-qmp stdio",
+            "chardev compat_monitor0: standard input and output are already taken by another device",
+        ),
+        (
+            "-chardev null,id=a -mon a,mode=control -mon a,mode=control",
+            "-mon chardev=a: is already used by -mon chardev=a",
+        ),
+        (
+            "-chardev null,id=a -chardev null,id=a",
+            "-chardev id=a: there is already a character device with this id",
+        ),
+        (
+            "-chardev null,id=1",
+            "-chardev id=1: expects a name: a letter, then letters, digits, '-', '.' and '_'",
+        ),
+        ("-chardev null", "-chardev: id= is missing"),
+        ("-chardev ringbuf,id=r", "-chardev ringbuf: not built yet; write file"),
+        ("-chardev null,id=n,path=x", "-chardev: path= cannot go with null"),
+        (
+            "-chardev socket,id=s,path=x,host=h,port=1",
+            "-chardev: expects one of path=, host= with port=, and fd=",
+        ),
+        ("-mon q", "-mon q: the human monitor is not built; write mode=control"),
+        ("-incoming rdma:h:1", "-incoming rdma:h:1: RDMA is not built; write tcp:HOST:PORT"),
+        (
+            "-incoming tpc:h:1",
+            "-incoming tpc:h:1: expects tcp:, unix:, fd:, exec:, file: or defer, did you mean tcp:?",
+        ),
+        ("-uuid x", "-uuid x: expects a UUID: 32 hexadecimal digits in groups of 8-4-4-4-12"),
+        ("-action reboot=restart", "-action reboot=restart: expects reset or shutdown, did you mean reset?"),
+        (
+            "-kernel builtin -append w=1",
+            "-append w=1: the built-in guest knows no \"w=1\", did you mean ws=?",
+        ),
+        (
+            "-kernel builtin -append bytes=9",
+            "-append bytes=9: the built-in guest's bytes= expects a multiple of 8 from 8 to 4096, not \"9\"",
+        ),
+        ("-kernel builtin -initrd I", "-initrd cannot go with -kernel builtin"),
+    ];
+    let said = table.map(|(extra, _)| (extra, refusal(extra)));
+    assert_eq!(said, table.map(|(extra, message)| (extra, message.to_string())));
+}
+
+#[test]
+fn acpi_must_be_refused_by_the_user_and_a_machine_named() {
+    let said = |line: &str| parse(words(line)).unwrap_err().to_string();
+    let acpi = "-M microvm: means ACPI, whose event device is not built yet; write -M microvm,acpi=off";
+    assert_eq!(said("-M microvm -kernel K"), acpi);
+    assert_eq!(said("-kernel K"), "no machine is named; write -M microvm,acpi=off");
+    let nothing = "nothing to start; write -kernel FILE, -kernel builtin or -incoming URI";
+    assert_eq!(said("-M microvm,acpi=off"), nothing);
+    assert_eq!(said("-M microvm,acpi=off -incoming defer -append x"), "-append: it goes only with -kernel");
+}
+
+#[test]
+fn every_fault_of_a_line_is_told_at_once() {
+    assert_eq!(
+        refusal("-drive file=x -netdev user -smp many -kernal K"),
+        "-drive: block devices are not built yet\n-netdev: network devices are not built yet\n-smp many: expects a number \
+         from 1 to 254\n-kernal: no such option, did you mean -kernel?"
+    );
+}
+
+#[test]
+fn help_names_every_option_once() {
+    let page = help(Style::Plain);
+    for name in table::names() {
+        assert!(page.contains(&format!("-{name}")), "-{name}");
+    }
+    let mut names: Vec<_> = table::names().collect();
+    names.sort_unstable();
+    assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    assert!(page.lines().all(|line| line.chars().count() <= 120), "{page}");
+}
+
+#[test]
+fn keys_are_listed_on_request() {
+    for option in ["-M", "-accel", "-cpu", "-smp", "-m", "-object", "-chardev"] {
+        match parse(words(&format!("{option} help"))) {
+            Ok(Request::Keys(keys)) => assert!(!keys.is_empty(), "{option}"),
+            other => panic!("{option}: {other:?}"),
+        }
+    }
+    assert_eq!(parse(words("-version")), Ok(Request::Version));
+    assert_eq!(parse(words("-h -drive x")), Ok(Request::Help));
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_words_are_read_or_refused(words in proptest::collection::vec("(-{0,2}[a-zA-Z]{0,10}[=,:a-z0-9\\[\\]{}\"é.]{0,16})", 0..8)) {
+        let _ = parse(words.into_iter().map(OsString::from));
+    }
+
+    #[test]
+    fn any_value_of_any_option_is_read_or_refused(at in 0..table::OPTIONS.len(), value in "\\PC{0,40}") {
+        let name = table::OPTIONS[at].names[0];
+        if let Err(errors) = parse([format!("-{name}").into(), value.into()]) {
+            assert!(!errors.to_string().is_empty());
+        }
+    }
+}
