@@ -4,6 +4,7 @@ pub mod args;
 pub mod builtin;
 pub mod config;
 pub mod devices;
+pub mod dump;
 pub mod inspect;
 pub mod io;
 pub mod kvm;

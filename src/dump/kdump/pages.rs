@@ -1,0 +1,249 @@
+//! Which pages a kdump holds, and what becomes of each.
+
+use std::sync::Mutex;
+
+use rayon::prelude::*;
+
+use crate::dump::codec::Compressor;
+use crate::dump::{Codec, Error, GuestView, PAGE, Range, pipeline, ranges};
+
+/// The pages that memory touches, also those it fills only in part.
+pub struct PageMap {
+    /// page-aligned, sorted, disjoint
+    ranges: Vec<Range>,
+}
+
+impl PageMap {
+    pub fn new(memory: &[Range]) -> PageMap {
+        let page = PAGE as u64;
+        let aligned: Vec<_> = memory
+            .iter()
+            .map(|range| {
+                let start = range.start - range.start % page;
+                Range { start, len: range.end().next_multiple_of(page) - start }
+            })
+            .collect();
+        PageMap { ranges: ranges::cut(&aligned, None) }
+    }
+
+    pub fn ranges(&self) -> &[Range] {
+        &self.ranges
+    }
+
+    pub fn count(&self) -> u64 {
+        self.ranges.iter().map(|range| range.len / PAGE as u64).sum()
+    }
+
+    /// The number after the last page's.
+    pub fn pages_end(&self) -> u64 {
+        self.ranges.last().map_or(0, |range| range.end() / PAGE as u64)
+    }
+
+    /// One bit for each page number, in pieces of at most `piece` bytes, `bytes` in all.
+    pub fn bitmap(&self, bytes: u64, piece: u64) -> impl Iterator<Item = Vec<u8>> + '_ {
+        (0..bytes).step_by(piece as usize).map(move |at| {
+            let len = piece.min(bytes - at);
+            let mut bits = vec![0u8; len as usize];
+            let page = PAGE as u64;
+            for range in ranges::overlaps(&self.ranges, at * 8 * page, len * 8 * page) {
+                let first = range.start / page - at * 8;
+                set_bits(&mut bits, first as usize, (range.len / page) as usize);
+            }
+            bits
+        })
+    }
+}
+
+fn set_bits(bits: &mut [u8], first: usize, count: usize) {
+    let end = first + count;
+    let (low, high) = (first.next_multiple_of(8).min(end), end - end % 8);
+    let ragged = if low <= high { (first..low).chain(high..end) } else { (first..end).chain(0..0) };
+    ragged.for_each(|bit| bits[bit / 8] |= 1 << (bit % 8));
+    if low < high {
+        bits[low / 8..high / 8].fill(0xff);
+    }
+}
+
+/// What the file says about a page: where its data starts, how many bytes, and the codec's flag or 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Descriptor {
+    Zero,
+    Plain,
+    Packed(u16),
+}
+
+impl Descriptor {
+    pub const BYTES: u64 = 24;
+}
+
+/// Pages that one thread compresses in a row.
+const STRIP_BYTES: usize = 32 * PAGE;
+
+/// Turns chunks of memory into descriptors and data.
+pub struct Encoder<'a> {
+    view: &'a dyn GuestView,
+    codec: Codec,
+    /// what exists; a page may stick out of it
+    memory: &'a [Range],
+    zero_page_at: u64,
+    compressors: Mutex<Vec<Compressor>>,
+    buffers: Mutex<Vec<Vec<u8>>>,
+}
+
+/// A chunk, ready to be written.
+pub struct Chunk {
+    flag: u32,
+    zero_page_at: u64,
+    descriptors: Vec<Descriptor>,
+    /// pages in order, packed or plain, zero pages left out
+    pub data: Vec<Vec<u8>>,
+}
+
+struct Strip {
+    descriptors: Vec<Descriptor>,
+    data: Vec<u8>,
+}
+
+impl<'a> Encoder<'a> {
+    pub fn new(view: &'a dyn GuestView, codec: Codec, memory: &'a [Range], zero_page_at: u64) -> Encoder<'a> {
+        Encoder {
+            view,
+            codec,
+            memory,
+            zero_page_at,
+            compressors: Mutex::default(),
+            buffers: Mutex::default(),
+        }
+    }
+
+    /// `range` is page-aligned.
+    pub fn chunk(&self, range: Range) -> Result<Chunk, Error> {
+        let starts: Vec<u64> = (range.start..range.end()).step_by(STRIP_BYTES).collect();
+        let strips: Result<Vec<Strip>, Error> = starts
+            .into_par_iter()
+            .map(|start| self.strip(Range { start, len: (range.end() - start).min(STRIP_BYTES as u64) }))
+            .collect();
+        let mut chunk = Chunk {
+            flag: self.codec.flag(),
+            zero_page_at: self.zero_page_at,
+            descriptors: Vec::new(),
+            data: Vec::new(),
+        };
+        for strip in strips? {
+            chunk.descriptors.extend(strip.descriptors);
+            chunk.data.push(strip.data);
+        }
+        Ok(chunk)
+    }
+
+    /// Takes back the memory of a chunk that has been written.
+    pub fn recycle(&self, chunk: Chunk) {
+        self.buffers.lock().expect("no panic while held").extend(chunk.data);
+    }
+
+    fn strip(&self, range: Range) -> Result<Strip, Error> {
+        let mut bytes = self.buffer();
+        bytes.resize(range.len as usize, 0);
+        let mut any = false;
+        for part in ranges::overlaps(self.memory, range.start, range.len) {
+            let at = (part.start - range.start) as usize;
+            any |= pipeline::read(self.view, part.start, &mut bytes[at..at + part.len as usize])?;
+        }
+        let pages = range.len as usize / PAGE;
+        if !any {
+            return Ok(Strip {
+                descriptors: vec![Descriptor::Zero; pages],
+                data: bytes.split_off(bytes.len()),
+            });
+        }
+        let mut strip = Strip { descriptors: Vec::with_capacity(pages), data: self.buffer() };
+        let mut compressor = self.compressor();
+        for page in bytes.chunks_exact(PAGE) {
+            strip.page(page, &mut compressor);
+        }
+        self.compressors.lock().expect("no panic while held").push(compressor);
+        self.buffers.lock().expect("no panic while held").push(bytes);
+        Ok(strip)
+    }
+
+    fn compressor(&self) -> Compressor {
+        let idle = self.compressors.lock().expect("no panic while held").pop();
+        idle.unwrap_or_else(|| Compressor::new(self.codec))
+    }
+
+    /// An empty buffer with room for a strip.
+    fn buffer(&self) -> Vec<u8> {
+        let used = self.buffers.lock().expect("no panic while held").pop();
+        let mut buffer = used.unwrap_or_default();
+        buffer.clear();
+        buffer.reserve(STRIP_BYTES);
+        buffer
+    }
+}
+
+impl Strip {
+    fn page(&mut self, page: &[u8], compressor: &mut Compressor) {
+        let descriptor = if pipeline::is_zero(page) {
+            Descriptor::Zero
+        } else if let Some(packed) = compressor.page(page) {
+            self.data.extend_from_slice(packed);
+            Descriptor::Packed(packed.len() as u16)
+        } else {
+            self.data.extend_from_slice(page);
+            Descriptor::Plain
+        };
+        self.descriptors.push(descriptor);
+    }
+}
+
+impl Chunk {
+    /// The descriptors' bytes, if the chunk's data starts at `data_at`.
+    pub fn descriptors(&self, data_at: u64) -> Vec<u8> {
+        let mut at = data_at;
+        let mut table = Vec::with_capacity(self.descriptors.len() * Descriptor::BYTES as usize);
+        for descriptor in &self.descriptors {
+            let (offset, size, flags) = match descriptor {
+                Descriptor::Zero => (self.zero_page_at, PAGE as u32, 0),
+                Descriptor::Plain => (at, PAGE as u32, 0),
+                Descriptor::Packed(size) => (at, u32::from(*size), self.flag),
+            };
+            if *descriptor != Descriptor::Zero {
+                at += u64::from(size);
+            }
+            table.extend(offset.to_le_bytes());
+            table.extend(size.to_le_bytes());
+            table.extend(flags.to_le_bytes());
+            table.extend(0u64.to_le_bytes());
+        }
+        table
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_are_set_one_by_one_and_in_bytes() {
+        for (first, count) in [(0, 0), (0, 1), (3, 2), (3, 5), (3, 6), (7, 18), (8, 16), (0, 64), (63, 1)] {
+            let mut bits = [0; 8];
+            set_bits(&mut bits, first, count);
+            let expected = (0..count).fold(0u64, |all, bit| all | 1 << (first + bit));
+            assert_eq!(u64::from_le_bytes(bits), expected, "{first} {count}");
+        }
+    }
+
+    #[test]
+    fn a_bitmap_in_pieces_is_the_whole_bitmap() {
+        let page = PAGE as u64;
+        let memory =
+            [Range { start: 5 * page + 1, len: 3 * page }, Range { start: 40_000 * page, len: 9 * page }];
+        let map = PageMap::new(&memory);
+        assert_eq!((map.count(), map.pages_end()), (4 + 9, 40_009));
+        let whole: Vec<u8> = map.bitmap(8192, 8192).flatten().collect();
+        let pieces: Vec<u8> = map.bitmap(8192, 64).flatten().collect();
+        assert_eq!(whole, pieces);
+        assert_eq!(whole.iter().map(|byte| byte.count_ones()).sum::<u32>(), 13);
+        assert_eq!(whole[0] & 0x1f, 0);
+    }
+}
