@@ -4,9 +4,13 @@
 #![allow(unsafe_code)]
 
 use std::fmt;
+use std::sync::OnceLock;
 
+use crate::ahead::Ahead;
 use crate::format::check_page_size;
 use crate::outcome::{DecodeError, Outcome};
+#[cfg(target_arch = "x86_64")]
+use crate::x86_64::{Avx2, Sse2};
 use crate::{PAGE_SIZE, decode, live, scalar};
 
 /// One implementation of the codec. All paths give the same results, byte for byte.
@@ -28,17 +32,31 @@ use crate::{PAGE_SIZE, decode, live, scalar};
 pub enum Path {
     /// Plain Rust: the definition.
     Scalar,
+    /// 16 bytes at a time, on every x86-64.
+    #[cfg(target_arch = "x86_64")]
+    Sse2(Sse2),
+    /// 32 bytes at a time.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
 }
 
 impl Path {
     /// The paths that this CPU can run, slowest first.
     pub fn available() -> impl Iterator<Item = Path> {
-        [Path::Scalar].into_iter()
+        let paths = [
+            Some(Path::Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Sse2::detect().map(Path::Sse2),
+            #[cfg(target_arch = "x86_64")]
+            Avx2::detect().map(Path::Avx2),
+        ];
+        paths.into_iter().flatten()
     }
 
     /// The fastest path that this CPU can run, chosen on the first call.
     pub fn best() -> Path {
-        Path::Scalar
+        static BEST: OnceLock<Path> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available().last().unwrap_or(Path::Scalar))
     }
 
     /// The path of this name, if this CPU can run it.
@@ -50,6 +68,10 @@ impl Path {
     pub fn name(self) -> &'static str {
         match self {
             Path::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Path::Sse2(_) => "sse2",
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2(_) => "avx2",
         }
     }
 
@@ -59,6 +81,10 @@ impl Path {
         check_room::<N>(out);
         match self {
             Path::Scalar => scalar::encode(old, new, out),
+            #[cfg(target_arch = "x86_64")]
+            Path::Sse2(sse2) => sse2.encode(old, new, out),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx2(avx2) => avx2.encode(old, new, out),
         }
     }
 
@@ -73,13 +99,37 @@ impl Path {
         live: *const u8,
         out: &mut [u8],
     ) -> Outcome {
+        // Fetching what is being read anyway costs next to nothing.
+        let ahead = Ahead { cached: cached.as_ptr(), live };
+        // SAFETY: the caller's promise.
+        unsafe { self.encode_live_ahead(cached, live, out, ahead) }
+    }
+
+    /// [`encode_live_ahead`](crate::encode_live_ahead) on this path.
+    ///
+    /// # Safety
+    ///
+    /// As for [`encode_live`](crate::encode_live).
+    pub unsafe fn encode_live_ahead<const N: usize>(
+        self,
+        cached: &mut [u8; N],
+        live: *const u8,
+        out: &mut [u8],
+        ahead: Ahead,
+    ) -> Outcome {
         const { check_page_size::<N>() };
         check_room::<N>(out);
-        match self {
-            Path::Scalar => {
-                // SAFETY: the caller's promise.
-                let changed = unsafe { live::update(cached, live) };
-                scalar::encode_changed(&changed, cached, out)
+        // SAFETY: the caller's promise, and the alignment that was looked at.
+        unsafe {
+            match self.if_aligned(live) {
+                Path::Scalar => {
+                    let changed = live::update(cached, live);
+                    scalar::encode_changed(&changed, cached, out)
+                }
+                #[cfg(target_arch = "x86_64")]
+                Path::Sse2(sse2) => sse2.encode_live(cached, live, out, ahead),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx2(avx2) => avx2.encode_live(cached, live, out, ahead),
             }
         }
     }
@@ -90,18 +140,28 @@ impl Path {
     ///
     /// As for [`copy_live`](crate::copy_live).
     pub unsafe fn copy_live<const N: usize>(self, to: &mut [u8; N], live: *const u8) {
-        match self {
-            // SAFETY: the caller's promise.
-            Path::Scalar => unsafe { live::copy(to, live) },
+        // SAFETY: the caller's promise, and the alignment that was looked at.
+        unsafe {
+            match self.if_aligned(live) {
+                Path::Scalar => live::copy(to, live),
+                #[cfg(target_arch = "x86_64")]
+                Path::Sse2(sse2) => sse2.copy_live(to, live),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx2(avx2) => avx2.copy_live(to, live),
+            }
         }
+    }
+
+    /// This path, or the scalar one if `live` lacks the alignment that makes each vector one load.
+    fn if_aligned(self, live: *const u8) -> Path {
+        if live.addr().is_multiple_of(64) { self } else { Path::Scalar }
     }
 
     /// [`decode`](crate::decode) on this path.
     pub fn decode<const N: usize>(self, delta: &[u8], page: &mut [u8; N]) -> Result<(), DecodeError> {
-        match self {
-            // SAFETY: `page` is a page of `N` bytes, borrowed for writing, so `delta` is no part of it.
-            Path::Scalar => unsafe { decode::decode_at::<N>(delta, page.as_mut_ptr()) },
-        }
+        let page = page.as_mut_ptr();
+        // SAFETY: `page` is a page of `N` bytes, borrowed for writing, so `delta` is no part of it.
+        unsafe { self.decode_page::<N>(delta, page) }
     }
 
     /// [`decode_at`](crate::decode_at) on this path.
@@ -110,9 +170,23 @@ impl Path {
     ///
     /// As for [`decode_at`](crate::decode_at).
     pub unsafe fn decode_at(self, delta: &[u8], page: *mut u8) -> Result<(), DecodeError> {
-        match self {
-            // SAFETY: the caller's promise.
-            Path::Scalar => unsafe { decode::decode_at::<PAGE_SIZE>(delta, page) },
+        // SAFETY: the caller's promise.
+        unsafe { self.decode_page::<PAGE_SIZE>(delta, page) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`decode_at`](crate::decode_at), with a page of `N` bytes.
+    unsafe fn decode_page<const N: usize>(self, delta: &[u8], page: *mut u8) -> Result<(), DecodeError> {
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Path::Scalar => decode::decode_at::<N>(delta, page),
+                #[cfg(target_arch = "x86_64")]
+                Path::Sse2(sse2) => sse2.decode_at::<N>(delta, page),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx2(avx2) => avx2.decode_at::<N>(delta, page),
+            }
         }
     }
 
@@ -128,9 +202,15 @@ impl Path {
     ///
     /// As for [`is_zero_live`](crate::is_zero_live).
     pub unsafe fn is_zero_live(self, live: *const u8, len: usize) -> bool {
-        match self {
-            // SAFETY: the caller's promise.
-            Path::Scalar => unsafe { live::is_zero(live, len) },
+        // SAFETY: the caller's promise.
+        unsafe {
+            match self {
+                Path::Scalar => live::is_zero(live, len),
+                #[cfg(target_arch = "x86_64")]
+                Path::Sse2(sse2) => sse2.is_zero(live, len),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx2(avx2) => avx2.is_zero(live, len),
+            }
         }
     }
 }

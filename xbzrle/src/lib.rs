@@ -44,6 +44,7 @@
 //! No function allocates, makes a system call or copies a page aside. Unchanged pages take the time of a `memcmp`.
 #![allow(unsafe_code)] // declares the functions for live memory, whose promises are the caller's
 
+mod ahead;
 pub mod cache;
 mod decode;
 mod dispatch;
@@ -54,11 +55,16 @@ mod outcome;
 pub mod parallel;
 pub mod plain;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
 
+pub use ahead::Ahead;
 pub use cache::{Cache, CacheError};
 pub use dispatch::Path;
 pub use format::PAGE_BYTES_MAX;
 pub use outcome::{DecodeError, Outcome};
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::{Avx2, Sse2};
 
 /// Bytes of a page on x86-64. The functions below take other even sizes, up to [`PAGE_BYTES_MAX`].
 pub const PAGE_SIZE: usize = 4096;
@@ -101,6 +107,26 @@ pub fn encode<const N: usize>(old: &[u8; N], new: &[u8; N], out: &mut [u8]) -> O
 pub unsafe fn encode_live<const N: usize>(cached: &mut [u8; N], live: *const u8, out: &mut [u8]) -> Outcome {
     // SAFETY: the caller's promise is the same.
     unsafe { Path::best().encode_live(cached, live, out) }
+}
+
+/// [`encode_live`], which also fetches the pages that will be encoded next. Use it where they are known: it hides most of
+/// the time that memory takes.
+///
+/// # Panics
+///
+/// As [`encode`].
+///
+/// # Safety
+///
+/// As for [`encode_live`]; `ahead` may be anything.
+pub unsafe fn encode_live_ahead<const N: usize>(
+    cached: &mut [u8; N],
+    live: *const u8,
+    out: &mut [u8],
+    ahead: Ahead,
+) -> Outcome {
+    // SAFETY: the caller's promise is the same.
+    unsafe { Path::best().encode_live_ahead(cached, live, out, ahead) }
 }
 
 /// Copies the page at `live` into `to`, reading it once while it may be written.

@@ -1,0 +1,160 @@
+//! AVX2: a block is two vectors.
+
+use std::arch::x86_64::*;
+
+use super::lanes::Lanes;
+use super::walk;
+use crate::outcome::{DecodeError, Outcome};
+
+/// Proof that this CPU runs AVX2, and the bit-scanning instructions that came with it. Only [`Avx2::detect`] makes one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Avx2(());
+
+impl Avx2 {
+    /// The proof, if the CPU gives it.
+    pub fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("bmi1")
+            && is_x86_feature_detected!("bmi2")
+            && is_x86_feature_detected!("lzcnt")
+            && is_x86_feature_detected!("popcnt"))
+        .then_some(Self(()))
+    }
+
+    pub(crate) fn encode<const N: usize>(self, old: &[u8; N], new: &[u8; N], out: &mut [u8]) -> Outcome {
+        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+        fn encode<const N: usize>(old: &[u8; N], new: &[u8; N], out: &mut [u8]) -> Outcome {
+            // SAFETY: this function is compiled for AVX2.
+            unsafe { walk::encode::<TwoVectors, N>(old, new, out) }
+        }
+        // SAFETY: `self` exists, so the CPU has all that the function asks for.
+        unsafe { encode(old, new, out) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`walk::encode_live`].
+    pub(crate) unsafe fn encode_live<const N: usize>(
+        self,
+        cached: &mut [u8; N],
+        live: *const u8,
+        out: &mut [u8],
+        ahead: crate::Ahead,
+    ) -> Outcome {
+        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+        unsafe fn encode_live<const N: usize>(
+            cached: &mut [u8; N],
+            live: *const u8,
+            out: &mut [u8],
+            ahead: crate::Ahead,
+        ) -> Outcome {
+            // SAFETY: this function is compiled for AVX2; the rest is the caller's promise.
+            unsafe { walk::encode_live::<TwoVectors, N>(cached, live, out, ahead) }
+        }
+        // SAFETY: `self` exists, so the CPU has all that the function asks for; the rest is the caller's promise.
+        unsafe { encode_live(cached, live, out, ahead) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`walk::copy_live`].
+    pub(crate) unsafe fn copy_live<const N: usize>(self, to: &mut [u8; N], live: *const u8) {
+        #[target_feature(enable = "avx2")]
+        unsafe fn copy_live<const N: usize>(to: &mut [u8; N], live: *const u8) {
+            // SAFETY: this function is compiled for AVX2; the rest is the caller's promise.
+            unsafe { walk::copy_live::<TwoVectors, N>(to, live) }
+        }
+        // SAFETY: `self` exists, so the CPU has AVX2; the rest is the caller's promise.
+        unsafe { copy_live(to, live) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`decode_at`](crate::decode::decode_at).
+    pub(crate) unsafe fn decode_at<const N: usize>(
+        self,
+        delta: &[u8],
+        page: *mut u8,
+    ) -> Result<(), DecodeError> {
+        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+        unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> Result<(), DecodeError> {
+            // SAFETY: the caller's promise.
+            unsafe { crate::decode::decode_at::<N>(delta, page) }
+        }
+        // SAFETY: `self` exists, so the CPU has all that the function asks for; the rest is the caller's promise.
+        unsafe { decode_at::<N>(delta, page) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`walk::is_zero`].
+    pub(crate) unsafe fn is_zero(self, live: *const u8, len: usize) -> bool {
+        #[target_feature(enable = "avx2")]
+        unsafe fn is_zero(live: *const u8, len: usize) -> bool {
+            // SAFETY: this function is compiled for AVX2; the rest is the caller's promise.
+            unsafe { walk::is_zero::<TwoVectors>(live, len) }
+        }
+        // SAFETY: `self` exists, so the CPU has AVX2; the rest is the caller's promise.
+        unsafe { is_zero(live, len) }
+    }
+}
+
+enum TwoVectors {}
+
+// Each function is inlined into one that is compiled for AVX2; nothing else calls them.
+impl Lanes for TwoVectors {
+    const ALIGN: usize = 32;
+
+    type Block = [__m256i; 2];
+
+    #[inline(always)]
+    unsafe fn load(from: *const u8) -> Self::Block {
+        let from = from.cast::<__m256i>();
+        // SAFETY: the contract of `Lanes`.
+        unsafe { [_mm256_loadu_si256(from), _mm256_loadu_si256(from.add(1))] }
+    }
+
+    #[inline(always)]
+    unsafe fn load_live(from: *const u8) -> Self::Block {
+        let from = from.cast::<__m256i>();
+        // SAFETY: the contract of `Lanes`, which asks for 32-byte alignment here.
+        unsafe { [from.read_volatile(), from.add(1).read_volatile()] }
+    }
+
+    #[inline(always)]
+    unsafe fn store(to: *mut u8, [low, high]: Self::Block) {
+        let to = to.cast::<__m256i>();
+        // SAFETY: the contract of `Lanes`.
+        unsafe {
+            _mm256_storeu_si256(to, low);
+            _mm256_storeu_si256(to.add(1), high);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn differ(a: Self::Block, b: Self::Block) -> u64 {
+        // SAFETY: no pointers; the instruction set is the contract of `Lanes`.
+        let (low, high) = unsafe {
+            (
+                _mm256_movemask_epi8(_mm256_cmpeq_epi8(a[0], b[0])) as u32,
+                _mm256_movemask_epi8(_mm256_cmpeq_epi8(a[1], b[1])) as u32,
+            )
+        };
+        !(u64::from(low) | u64::from(high) << 32)
+    }
+
+    #[inline(always)]
+    unsafe fn is_zero([low, high]: Self::Block) -> bool {
+        // SAFETY: no pointers; the instruction set is the contract of `Lanes`.
+        unsafe {
+            let any = _mm256_or_si256(low, high);
+            _mm256_testz_si256(any, any) == 1
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn copy_half(to: *mut u8, from: *const u8) {
+        // SAFETY: the contract of `Lanes`.
+        unsafe { _mm256_storeu_si256(to.cast(), _mm256_loadu_si256(from.cast())) }
+    }
+}

@@ -1,0 +1,32 @@
+//! What the walk asks of an instruction set.
+
+/// 64 bytes in vector registers, and what can be done with them.
+///
+/// # Safety
+///
+/// Of all functions: they are called only, and always inlined, where the CPU is known to have the instruction set.
+/// Pointers are valid for the 64 bytes that are read or written, and need no alignment unless it is said.
+pub(super) trait Lanes {
+    /// The alignment that makes each vector of a block one load.
+    const ALIGN: usize;
+
+    /// 64 bytes.
+    type Block: Copy;
+
+    unsafe fn load(from: *const u8) -> Self::Block;
+
+    /// Loads each vector of the block once, by a volatile load, from memory that may be written meanwhile.
+    ///
+    /// `from` is aligned to [`Self::ALIGN`].
+    unsafe fn load_live(from: *const u8) -> Self::Block;
+
+    unsafe fn store(to: *mut u8, block: Self::Block);
+
+    /// One bit for each byte, byte `i` in bit `i`; one means that the blocks differ there.
+    unsafe fn differ(a: Self::Block, b: Self::Block) -> u64;
+
+    unsafe fn is_zero(block: Self::Block) -> bool;
+
+    /// Copies 32 bytes, which do not overlap.
+    unsafe fn copy_half(to: *mut u8, from: *const u8);
+}
