@@ -2,7 +2,9 @@
 
 pub mod args;
 pub mod builtin;
+pub mod chardev;
 pub mod config;
+pub mod control;
 pub mod devices;
 pub mod dump;
 pub mod inspect;

@@ -3,6 +3,7 @@
 use clap::builder::styling::{AnsiColor, Style as AnsiStyle, Styles};
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use godwit::args::{self, Request, Style};
+use godwit::control;
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -63,9 +64,23 @@ fn run(words: Vec<OsString>) -> ExitCode {
             println!("godwit {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
-        Ok(Request::Run(_)) => refuse("the machine has not landed yet"),
+        Ok(Request::Run(config)) => match control::run(*config) {
+            Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+            Err(error) => refuse(chain(&error)),
+        },
         Err(errors) => refuse(errors),
     }
+}
+
+/// An error and its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// One line per fault on stderr, and the status QEMU gives for a bad command line.

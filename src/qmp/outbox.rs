@@ -8,7 +8,7 @@
 //! requests is taken, so answers stop; events cannot be held back, so above [`Outbox::OVERRUN_BYTES`] the connection
 //! is given up. It would otherwise go on with a gap that the client cannot know of.
 
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use serde::Serialize;
 use tokio::sync::Notify;
@@ -20,8 +20,10 @@ pub struct Outbox {
     queue: Mutex<Queue>,
     /// Wakes the one who writes.
     filled: Notify,
-    /// Wakes the one who waits for room.
+    /// Wakes those who wait for room, or for the end.
     drained: Notify,
+    /// Cuts the connection.
+    hang_up: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Default)]
@@ -48,7 +50,18 @@ impl Outbox {
     pub const OVERRUN_BYTES: usize = 16 << 20;
 
     pub fn new(pretty: bool) -> Outbox {
-        Outbox { pretty, queue: Mutex::default(), filled: Notify::new(), drained: Notify::new() }
+        Outbox {
+            pretty,
+            queue: Mutex::default(),
+            filled: Notify::new(),
+            drained: Notify::new(),
+            hang_up: OnceLock::new(),
+        }
+    }
+
+    /// Says how to cut the connection when the client is given up.
+    pub fn on_overrun(&self, hang_up: impl Fn() + Send + Sync + 'static) {
+        let _ = self.hang_up.set(Box::new(hang_up));
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -80,9 +93,12 @@ impl Outbox {
         }
         queue.bytes.extend_from_slice(bytes);
         if queue.waiting() > Self::OVERRUN_BYTES + bytes.len() {
-            queue.closed = true;
-            queue.bytes = Vec::new();
-            self.drained.notify_one();
+            drop(queue);
+            self.close();
+            if let Some(hang_up) = self.hang_up.get() {
+                hang_up();
+            }
+            return;
         }
         drop(queue);
         self.filled.notify_one();
@@ -104,7 +120,7 @@ impl Outbox {
         queue.bytes = Vec::new();
         drop(queue);
         self.filled.notify_one();
-        self.drained.notify_one();
+        self.drained.notify_waiters();
     }
 
     /// No more is coming; [`Outbox::take`] ends once all is written.
@@ -141,23 +157,33 @@ impl Outbox {
         let room = queue.waiting() <= Self::REQUESTS_PAUSE_BYTES;
         drop(queue);
         if room {
-            self.drained.notify_one();
+            self.drained.notify_waiters();
         }
+    }
+
+    /// Waits until all is written, or nothing can be.
+    pub async fn flushed(&self) {
+        self.drained_to(0).await;
     }
 
     /// Waits until another request may be taken. `false`: the connection was closed.
     pub async fn has_room(&self) -> bool {
+        self.drained_to(Self::REQUESTS_PAUSE_BYTES).await
+    }
+
+    async fn drained_to(&self, bytes: usize) -> bool {
         loop {
+            let drained = self.drained.notified();
             {
                 let queue = self.queue();
                 if queue.closed {
                     return false;
                 }
-                if queue.waiting() <= Self::REQUESTS_PAUSE_BYTES {
+                if queue.waiting() <= bytes {
                     return true;
                 }
             }
-            self.drained.notified().await;
+            drained.await;
         }
     }
 }

@@ -111,41 +111,33 @@ pub struct Monitor {
 /// The end of the process.
 #[derive(Default)]
 pub struct Exit {
-    asked: OnceLock<i32>,
+    status: OnceLock<i32>,
     wake: Notify,
-    announced: Mutex<bool>,
+    announcing: Mutex<()>,
 }
 
 impl Exit {
-    /// Announces SHUTDOWN, once, unless the machine did so itself, and asks the control plane to end with status
-    /// zero.
-    pub fn shutdown(&self, events: &Events, cause: StopCause) {
-        self.announce(events, cause);
-        self.request(0);
-    }
-
-    /// Sends the event SHUTDOWN if it was not sent before.
-    pub fn announce(&self, events: &Events, cause: StopCause) {
-        let mut announced = self.announced.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if !std::mem::replace(&mut *announced, true) {
-            events.emit("SHUTDOWN", json!({"guest": cause.by_guest(), "reason": cause.name()}));
+    /// Announces SHUTDOWN and asks the control plane to end the process with `status`. The first to ask wins, later
+    /// ones are not heard.
+    pub fn shutdown(&self, events: &Events, cause: StopCause, status: i32) {
+        let _alone = self.announcing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if self.is_requested() {
+            return;
         }
-    }
-
-    /// Asks the control plane to end the process with this status. The first wins.
-    pub fn request(&self, status: i32) {
-        let _ = self.asked.set(status);
+        events.emit("SHUTDOWN", json!({"guest": cause.by_guest(), "reason": cause.name()}));
+        let _ = self.status.set(status);
         self.wake.notify_one();
     }
 
+    /// From here on no request is taken any more.
     pub fn is_requested(&self) -> bool {
-        self.asked.get().is_some()
+        self.status.get().is_some()
     }
 
     /// Waits until the end is asked for. For one task only.
     pub async fn requested(&self) -> i32 {
         loop {
-            if let Some(&status) = self.asked.get() {
+            if let Some(&status) = self.status.get() {
                 return status;
             }
             self.wake.notified().await;

@@ -3,6 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use super::{Answer, Call, Command, NEGOTIATION, Run, all};
+use crate::machine::StopCause;
 use crate::qmp::error::Error;
 use crate::qmp::events;
 use crate::qmp::schema::{Shape, Type, optional, required};
@@ -43,6 +44,6 @@ fn human_monitor_command(_call: Call<'_>) -> Answer {
 }
 
 fn quit(call: Call<'_>) -> Answer {
-    call.vmm.exit.shutdown(&call.vmm.events, crate::machine::StopCause::HostQmpQuit);
+    call.vmm.exit.shutdown(&call.vmm.events, StopCause::HostQmpQuit, 0);
     Ok(json!({}))
 }

@@ -1,0 +1,172 @@
+//! Character devices: what a serial port or a monitor is connected to.
+//!
+//! Opening is done before the machine is built and may block (names are looked up, `wait=on` waits for a client);
+//! everything later happens on the control plane and does not.
+
+mod output;
+mod port;
+mod socket;
+mod terminal;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::config::{self, ChardevBackend, SocketRole};
+use crate::qmp::ChardevInfo;
+
+pub use output::Sink;
+pub use port::{Port, bridge};
+pub use socket::Listener;
+pub use terminal::Terminal;
+
+/// Why a character device could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("character device '{id}': cannot open {}", path.display())]
+    Open { id: String, path: PathBuf, source: io::Error },
+    #[error("character device '{id}': cannot listen on {address}")]
+    Listen { id: String, address: String, source: io::Error },
+    #[error("character device '{id}': cannot connect to {address}")]
+    Connect { id: String, address: String, source: io::Error },
+    #[error("character device '{id}': cannot make a pseudo-terminal")]
+    Pty { id: String, source: io::Error },
+    #[error("character device '{id}': cannot use the standard input and output")]
+    Stdio { id: String, source: io::Error },
+}
+
+/// An open character device.
+pub struct Chardev {
+    pub id: String,
+    pub backend: Backend,
+    /// A copy of everything that goes out.
+    log: Option<File>,
+    name: String,
+    /// What [`Chardev::info`] tells of a socket.
+    status: Arc<Status>,
+}
+
+pub enum Backend {
+    Null,
+    /// Input and output for as long as the process runs.
+    Files(Files),
+    /// Serves one client at a time.
+    Server(Listener),
+    /// Is the client of someone else.
+    Client(socket::Client),
+}
+
+pub struct Files {
+    pub input: Option<File>,
+    pub output: File,
+    /// Puts the terminal back as it was when dropped.
+    pub terminal: Option<Terminal>,
+    /// The other end of a pseudo-terminal: while it is open, input does not fail for want of a user.
+    _user_end: Option<OwnedFd>,
+}
+
+#[derive(Default)]
+pub struct Status {
+    pub connected: AtomicBool,
+    pub used: AtomicBool,
+}
+
+impl Chardev {
+    /// Opens what `config` describes. With `wait=on` this returns when a client is there.
+    pub fn open(config: &config::Chardev) -> Result<Chardev, Error> {
+        let id = config.id.clone();
+        let log = config.log.as_ref().map(|log| open_log(&id, log)).transpose()?;
+        let status = Arc::new(Status::default());
+        let (backend, name) = match &config.backend {
+            ChardevBackend::Null => (Backend::Null, "null".to_owned()),
+            ChardevBackend::Stdio { signal } => (Backend::Files(stdio(&id, *signal)?), "stdio".to_owned()),
+            ChardevBackend::File { path, append, input } => {
+                (Backend::Files(files(&id, path, *append, input.as_deref())?), "file".to_owned())
+            }
+            ChardevBackend::Pty { path } => {
+                let (files, name) = pty(&id, path.as_deref())?;
+                (Backend::Files(files), format!("pty:{name}"))
+            }
+            ChardevBackend::Socket(socket) => match socket.role {
+                SocketRole::Server { wait } => {
+                    let listener = Listener::open(&id, &socket.address, wait)?;
+                    let name = format!("{},server=on", listener.name());
+                    (Backend::Server(listener), name)
+                }
+                SocketRole::Client { reconnect_ms } => {
+                    let client = socket::Client::open(&id, &socket.address, reconnect_ms)?;
+                    let name = socket::describe(&socket.address);
+                    (Backend::Client(client), name)
+                }
+            },
+        };
+        Ok(Chardev { id, backend, log, name, status })
+    }
+
+    /// Tells `query-chardev` about this device for as long as the process runs.
+    pub fn info(&self) -> impl Fn() -> ChardevInfo + Send + Sync + use<> {
+        let (label, name, status) = (self.id.clone(), self.name.clone(), self.status.clone());
+        let socket = matches!(self.backend, Backend::Server(_) | Backend::Client(_));
+        move || {
+            let gone = socket && !status.connected.load(Ordering::Relaxed);
+            ChardevInfo {
+                label: label.clone(),
+                filename: if gone { format!("disconnected:{name}") } else { name.clone() },
+                frontend_open: status.used.load(Ordering::Relaxed),
+            }
+        }
+    }
+
+    /// Where this device keeps whether someone is connected.
+    pub fn status(&self) -> Arc<Status> {
+        self.status.clone()
+    }
+}
+
+fn open_log(id: &str, log: &config::LogFile) -> Result<File, Error> {
+    open_output(id, &log.path, log.append)
+}
+
+fn open_output(id: &str, path: &Path, append: bool) -> Result<File, Error> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(!append)
+        .append(append)
+        .mode(0o666)
+        .open(path)
+        .map_err(|source| Error::Open { id: id.to_owned(), path: path.to_owned(), source })
+}
+
+fn files(id: &str, path: &Path, append: bool, input: Option<&Path>) -> Result<Files, Error> {
+    let output = open_output(id, path, append)?;
+    let open = |path: &Path| {
+        File::open(path).map_err(|source| Error::Open { id: id.to_owned(), path: path.to_owned(), source })
+    };
+    Ok(Files { input: input.map(open).transpose()?, output, terminal: None, _user_end: None })
+}
+
+fn stdio(id: &str, signal: bool) -> Result<Files, Error> {
+    let failed = |source| Error::Stdio { id: id.to_owned(), source };
+    let input = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+    let output = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
+    let terminal = Terminal::raw(signal);
+    Ok(Files { input: Some(input.into()), output: output.into(), terminal, _user_end: None })
+}
+
+fn pty(id: &str, link: Option<&Path>) -> Result<(Files, String), Error> {
+    let failed = |source| Error::Pty { id: id.to_owned(), source };
+    let (ours, theirs, name) = terminal::open_pty().map_err(failed)?;
+    if let Some(link) = link {
+        std::os::unix::fs::symlink(&name, link).map_err(failed)?;
+    }
+    eprintln!("char device redirected to {name} (label {id})");
+    let input = ours.try_clone().map_err(failed)?;
+    let files =
+        Files { input: Some(input.into()), output: ours.into(), terminal: None, _user_end: Some(theirs) };
+    Ok((files, name))
+}

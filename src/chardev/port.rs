@@ -1,0 +1,192 @@
+//! A serial port's connection, in both directions.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socketpair};
+use tokio::sync::Notify;
+use tokio_uring::fs::File as RingFile;
+
+use super::output::{Output, Sink, To};
+use super::{Backend, Chardev, Files, Status};
+
+/// Bytes read at a time; the guest's port takes 16.
+const INPUT_BYTES: usize = 256;
+
+/// The control plane's half of a serial port; the other half is the [`Sink`] in the device.
+pub struct Port {
+    backend: Backend,
+    output: Arc<Output>,
+    status: Arc<Status>,
+}
+
+/// The way into the guest: takes as many bytes as there is room for.
+pub type Receiver<'a> = dyn Fn(&[u8]) -> usize + 'a;
+
+impl Port {
+    /// Connects a port to `chardev`. Output is accepted from here on, input once [`Port::run`] runs.
+    pub fn new(chardev: Chardev) -> io::Result<(Sink, Port)> {
+        let status = chardev.status();
+        status.used.store(true, Ordering::Relaxed);
+        let output = Arc::new(Output::default());
+        if let Backend::Files(files) = &chardev.backend {
+            let file = files.output.try_clone()?;
+            let kind = file.metadata()?.file_type();
+            let stream = kind.is_fifo() || kind.is_char_device() || kind.is_socket();
+            let file = Arc::new(file);
+            output.connect(if stream { To::Stream(file) } else { To::Disk(file) });
+        }
+        let sink = Sink::new(output.clone(), chardev.log);
+        Ok((sink, Port { backend: chardev.backend, output, status }))
+    }
+
+    /// Carries bytes for as long as the process runs. `room` is notified when the guest has room for input again.
+    pub async fn run(self, receive: &Receiver<'_>, room: &Notify) -> io::Result<()> {
+        let Port { backend, output, status } = self;
+        match backend {
+            Backend::Null => Ok(()),
+            Backend::Files(files) => {
+                let writer = RingFile::from_std(files.output.try_clone()?);
+                let draining = tokio_uring::spawn(drain(output, FIRST_CONNECTION, writer));
+                if let Some(input) = &files.input {
+                    feed(input.try_clone()?, receive, room).await;
+                }
+                let _ = draining.await;
+                drop(files);
+                Ok(())
+            }
+            Backend::Server(listener) => {
+                let mut listener = listener.into_async()?;
+                loop {
+                    let client = listener.accept().await;
+                    converse(client, &output, &status, receive, room).await?;
+                }
+            }
+            Backend::Client(mut client) => {
+                while let Some(socket) = client.next().await {
+                    converse(socket, &output, &status, receive, room).await?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// [`Output::connect`] was called once.
+const FIRST_CONNECTION: u64 = 1;
+
+/// One connection, from its first byte to its last.
+async fn converse(
+    socket: OwnedFd,
+    output: &Arc<Output>,
+    status: &Status,
+    receive: &Receiver<'_>,
+    room: &Notify,
+) -> io::Result<()> {
+    // The ring waits for a socket only if the socket itself would.
+    rustix::io::ioctl_fionbio(&socket, false)?;
+    let writer = RingFile::from_std(File::from(socket.try_clone()?));
+    let shared = Arc::new(File::from(socket.try_clone()?));
+    let connection = output.connect(To::Socket(shared));
+    status.connected.store(true, Ordering::Relaxed);
+    let draining = tokio_uring::spawn(drain(output.clone(), connection, writer));
+    feed(File::from(socket.try_clone()?), receive, room).await;
+    status.connected.store(false, Ordering::Relaxed);
+    output.disconnect();
+    // A write that waits for this reader ends with an error.
+    let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+    let _ = draining.await;
+    Ok(())
+}
+
+/// Brings input to the guest until it ends.
+async fn feed(input: File, receive: &Receiver<'_>, room: &Notify) {
+    let input = RingFile::from_std(input);
+    let mut buffer = vec![0; INPUT_BYTES];
+    let mut position = 0;
+    loop {
+        // The position counts for disk files only.
+        let (result, filled) = input.read_at(buffer, position).await;
+        buffer = filled;
+        let count = match result {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(_) => break,
+        };
+        position += count as u64;
+        let mut rest = &buffer[..count];
+        while !rest.is_empty() {
+            let taken = receive(rest);
+            if taken == 0 {
+                room.notified().await;
+            }
+            rest = &rest[taken..];
+        }
+    }
+    // An error here says what is known already: nothing more comes.
+    let _ = input.close().await;
+}
+
+/// Writes what vCPU threads could not write at once.
+async fn drain(output: Arc<Output>, connection: u64, to: RingFile) {
+    while let Some(mut bytes) = output.take(connection).await {
+        loop {
+            let (result, buffer) = to.write_at(bytes, 0).submit().await;
+            bytes = buffer;
+            match result {
+                Ok(count @ 1..) if count < bytes.len() => drop(bytes.drain(..count)),
+                Ok(0) if !bytes.is_empty() => bytes.clear(),
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => {
+                    bytes.clear();
+                    break;
+                }
+            }
+        }
+        output.written(connection);
+    }
+    let _ = to.close().await;
+}
+
+/// Makes a socket of a pair of files, for a monitor on a terminal or on the standard input and output. The task that
+/// carries the bytes ends with the process.
+pub fn bridge(files: Files) -> io::Result<OwnedFd> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let end = File::from(ours);
+    let to_monitor = RingFile::from_std(end.try_clone()?);
+    let from_monitor = RingFile::from_std(end);
+    let output = RingFile::from_std(files.output.try_clone()?);
+    if let Some(input) = &files.input {
+        tokio_uring::spawn(carry(RingFile::from_std(input.try_clone()?), to_monitor));
+    }
+    tokio_uring::spawn(async move {
+        carry(from_monitor, output).await;
+        drop(files);
+    });
+    Ok(theirs)
+}
+
+/// Copies until the source ends or the target is gone.
+async fn carry(from: RingFile, to: RingFile) {
+    let mut buffer = vec![0; 4096];
+    let mut position = 0;
+    loop {
+        let (result, filled) = from.read_at(buffer, position).await;
+        let Ok(count @ 1..) = result else { return };
+        position += count as u64;
+        buffer = filled;
+        let mut rest = buffer[..count].to_vec();
+        while !rest.is_empty() {
+            let (result, sent) = to.write_at(rest, 0).submit().await;
+            let Ok(count) = result else { return };
+            rest = sent;
+            rest.drain(..count);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The control plane: `godwit run` from its configuration to its exit status.
+//!
+//! The main thread runs one loop (tokio-uring) that owns monitors, character devices, listeners and signals, and never
+//! blocks: what waits for vCPUs or names runs on helper threads, and each migration or dump has a thread of its own.
+//! The guest runs on vCPU threads and needs nothing of this loop, so it is started before the loop is.
+
+mod daemon;
+mod pidfile;
+mod ring;
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value as Json, json};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+use crate::chardev::{self, Backend, Chardev, Port, bridge};
+use crate::config::{Actions, Config, PanicAction, ShutdownAction};
+use crate::machine::{self, ContRefused, Event, Machine, Outside, Panic, StopCause};
+use crate::qmp::{Events, Exit, Monitor, Server, Vmm};
+
+use pidfile::Pidfile;
+
+/// Why a guest could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Ring(#[from] ring::Unavailable),
+    #[error(transparent)]
+    Chardev(#[from] chardev::Error),
+    #[error("cannot set up the connection of the serial port")]
+    Serial(#[source] std::io::Error),
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error("the guest cannot be started")]
+    Start(#[from] ContRefused),
+    #[error(transparent)]
+    Pidfile(#[from] pidfile::Error),
+    #[error(transparent)]
+    Daemon(#[from] daemon::Error),
+}
+
+/// Runs the machine until it ends, and gives out the process's exit status.
+pub fn run(config: Config) -> Result<i32, Error> {
+    let daemon = if config.daemonize { Some(daemon::background()?) } else { None };
+    if let Some(daemon::Side::Parent(status)) = daemon {
+        return Ok(status);
+    }
+    let runtime = ring::runtime()?;
+    let events = Arc::new(Events::new());
+    let exit = Arc::new(Exit::default());
+    let outside = Connections::open(&config)?;
+    let Connections { port, sink, monitors, idle, infos } = outside;
+
+    let report = reporter(config.actions, events.clone(), exit.clone());
+    let machine = Machine::build(&config, Outside { serial: sink, events: Box::new(report) })?;
+    let _pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
+    if !config.start_paused && config.incoming.is_none() {
+        machine.cont()?;
+    }
+
+    let mut vmm = Vmm::new(machine.clone(), events, exit);
+    vmm.identity = config.identity.clone();
+    vmm.set_autostart(!config.start_paused);
+    vmm.chardevs = Box::new(move || infos.iter().map(|info| info()).collect());
+    if let Some(daemon::Side::Child(child)) = daemon {
+        child.ready()?;
+    }
+    let status = runtime.block_on(serve(Arc::new(vmm), machine.clone(), port, monitors));
+    drop(idle);
+    machine.quit();
+    Ok(status)
+}
+
+type Info = Box<dyn Fn() -> crate::qmp::ChardevInfo + Send + Sync>;
+
+/// Character devices, each with the one who uses it.
+struct Connections {
+    port: Option<Port>,
+    sink: Option<Box<dyn std::io::Write + Send>>,
+    monitors: Vec<(Chardev, bool)>,
+    /// Open and used by nobody.
+    idle: Vec<Chardev>,
+    infos: Vec<Info>,
+}
+
+impl Connections {
+    fn open(config: &Config) -> Result<Connections, Error> {
+        let mut all =
+            Connections { port: None, sink: None, monitors: Vec::new(), idle: Vec::new(), infos: Vec::new() };
+        for described in &config.chardevs {
+            let chardev = Chardev::open(described)?;
+            all.infos.push(Box::new(chardev.info()));
+            let monitor = config.monitors.iter().find(|monitor| monitor.chardev == chardev.id);
+            if let Some(monitor) = monitor {
+                all.monitors.push((chardev, monitor.pretty));
+            } else if config.serial.as_ref() == Some(&chardev.id) {
+                let (sink, port) = Port::new(chardev).map_err(Error::Serial)?;
+                all.sink = Some(Box::new(sink));
+                all.port = Some(port);
+            } else {
+                all.idle.push(chardev);
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// The loop, until someone asks for the end; everything that was said until then has left.
+async fn serve(
+    vmm: Arc<Vmm>,
+    machine: Arc<Machine>,
+    port: Option<Port>,
+    monitors: Vec<(Chardev, bool)>,
+) -> i32 {
+    let server = Server::new(vmm.clone());
+    end_on_signals(&vmm);
+    let late = vmm.events.clone();
+    tokio_uring::spawn(async move { late.send_late().await });
+    for (chardev, pretty) in monitors {
+        tokio_uring::spawn(serve_monitor(server.clone(), chardev, pretty));
+    }
+    if let Some(port) = port {
+        tokio_uring::spawn(serve_port(port, machine));
+    }
+    let status = vmm.exit.requested().await;
+    server.flush().await;
+    status
+}
+
+fn end_on_signals(vmm: &Arc<Vmm>) {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
+        let vmm = vmm.clone();
+        tokio_uring::spawn(async move {
+            match signal(kind) {
+                Ok(mut signals) => {
+                    signals.recv().await;
+                    vmm.exit.shutdown(&vmm.events, StopCause::HostSignal, 0);
+                }
+                Err(error) => tracing::warn!("signal {}: {error}", kind.as_raw_value()),
+            }
+        });
+    }
+}
+
+/// One monitor: client after client, one at a time.
+async fn serve_monitor(server: Rc<Server>, chardev: Chardev, pretty: bool) {
+    let monitor = Arc::new(Monitor { label: chardev.id.clone(), ..Monitor::default() });
+    let status = chardev.status();
+    status.used.store(true, Ordering::Relaxed);
+    let converse = async |socket| {
+        status.connected.store(true, Ordering::Relaxed);
+        let served = server.serve(&monitor, socket, pretty).await;
+        status.connected.store(false, Ordering::Relaxed);
+        served
+    };
+    let ended = match chardev.backend {
+        Backend::Null => Ok(()),
+        Backend::Files(files) => match bridge(files) {
+            Ok(socket) => converse(socket).await,
+            Err(error) => Err(error),
+        },
+        Backend::Server(listener) => match listener.into_async() {
+            Ok(mut listener) => loop {
+                let socket = listener.accept().await;
+                report_connection(&monitor, converse(socket).await);
+            },
+            Err(error) => Err(error),
+        },
+        Backend::Client(mut client) => {
+            while let Some(socket) = client.next().await {
+                report_connection(&monitor, converse(socket).await);
+            }
+            Ok(())
+        }
+    };
+    report_connection(&monitor, ended);
+}
+
+/// A monitor in trouble is no reason to end the guest.
+fn report_connection(monitor: &Monitor, ended: std::io::Result<()>) {
+    if let Err(error) = ended {
+        eprintln!("godwit: monitor {}: {error}", monitor.label);
+    }
+}
+
+async fn serve_port(port: Port, machine: Arc<Machine>) {
+    let room = Arc::new(Notify::new());
+    let wake = room.clone();
+    machine.on_serial_room(Box::new(move || wake.notify_one()));
+    if let Err(error) = port.run(&|bytes| machine.serial_input(bytes), &room).await {
+        eprintln!("godwit: serial port: {error}");
+    }
+}
+
+/// Turns what the machine tells into QMP events, and into the end of the process where that follows.
+fn reporter(
+    actions: Actions,
+    events: Arc<Events>,
+    exit: Arc<Exit>,
+) -> impl Fn(Event) + Send + Sync + 'static {
+    let cause_of = |cause: StopCause| json!({"guest": cause.by_guest(), "reason": cause.name()});
+    move |event| match event {
+        Event::Stop => events.emit("STOP", Json::Null),
+        Event::Resume => events.emit("RESUME", Json::Null),
+        Event::Powerdown => events.emit("POWERDOWN", Json::Null),
+        Event::Reset(cause) => events.emit("RESET", cause_of(cause)),
+        Event::Shutdown(cause) => match actions.shutdown {
+            ShutdownAction::Poweroff => exit.shutdown(&events, cause, 0),
+            ShutdownAction::Pause => events.emit("SHUTDOWN", cause_of(cause)),
+        },
+        Event::GuestPanicked { action } => {
+            events.emit("GUEST_PANICKED", json!({"action": action.name()}));
+            if action == Panic::Poweroff {
+                let status = i32::from(actions.panic == PanicAction::ExitFailure);
+                exit.shutdown(&events, StopCause::GuestPanic, status);
+            }
+        }
+        Event::InternalError { vcpu, why } => eprintln!("godwit: vCPU {vcpu} stopped: {why}"),
+    }
+}

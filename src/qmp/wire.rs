@@ -1,0 +1,72 @@
+//! The connection of one client: bytes, and descriptors beside them.
+
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
+use std::os::unix::net;
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, recvmsg, send};
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+
+/// Descriptors that one message may bring; the kernel closes more than these.
+const FDS_MAX: usize = 16;
+const RECEIVE_BYTES: usize = 16 << 10;
+
+/// A connected stream socket. Descriptors come by unix sockets only; a tcp one never has any.
+///
+/// Readiness and `recvmsg`, not a ring: a ring cannot receive descriptors on stream sockets, and waiting for readiness
+/// can be given up at any time without losing what came.
+pub struct Wire {
+    /// Of either family: only its readiness is used.
+    socket: UnixStream,
+}
+
+/// Some bytes in the order sent, and the descriptors that came with one of them.
+pub struct Received {
+    pub bytes: Vec<u8>,
+    pub fds: Vec<OwnedFd>,
+}
+
+impl Wire {
+    /// Must be called on the control plane's runtime.
+    pub fn new(socket: OwnedFd) -> io::Result<Wire> {
+        let socket = net::UnixStream::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(Wire { socket: UnixStream::from_std(socket)? })
+    }
+
+    /// Waits for bytes. None in it: the client has nothing more to say.
+    pub async fn receive(&self) -> io::Result<Received> {
+        self.socket.async_io(Interest::READABLE, || receive_now(&self.socket)).await
+    }
+
+    /// Writes some of `bytes` and says how many.
+    pub async fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        let send_now = || Ok(send(&self.socket, bytes, flags)?);
+        self.socket.async_io(Interest::WRITABLE, send_now).await
+    }
+
+    /// Ends both directions; whoever waits is woken.
+    pub fn hang_up(&self) {
+        // The client may have been faster.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+    }
+}
+
+fn receive_now(socket: &UnixStream) -> io::Result<Received> {
+    let mut bytes = vec![0; RECEIVE_BYTES];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let length = recvmsg(socket, &mut [IoSliceMut::new(&mut bytes)], &mut ancillary, flags)?.bytes;
+    bytes.truncate(length);
+    let mut fds = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(rights) = message {
+            fds.extend(rights);
+        }
+    }
+    Ok(Received { bytes, fds })
+}
