@@ -11,6 +11,18 @@
 //!   place has already moved the entry ahead of the receiver;
 //! - the cache lives and dies with one connection.
 //!
+//! # What is kept
+//!
+//! [`Cache::insert`] makes room by dropping the least recently used page of the set. A migration uses [`Cache::admit`],
+//! since it meets dirty pages in the order of their addresses, pass after pass: when one pass finds more of them than
+//! fit, least-recently-used drops each page just before its turn comes again, and nothing is ever found. So a page is
+//! given up for another only when it is overdue: when it was not dirty in two passes, or in one more for each time it
+//! was found in the cache (three at most). The most overdue goes first, the oldest of several; if none is overdue,
+//! the new page is not cached. The table of `bench` compares this with full least-recently-used and with the peer's
+//! policy (direct-mapped, two passes).
+//!
+//! # Memory
+//!
 //! The pages are one anonymous mapping (huge pages advised), the tags and stamps another: 16 bytes a page, 0.4 %.
 //! Both are touched only when used, so a large cache costs its memory only as it fills.
 //!
@@ -42,6 +54,7 @@ pub use stats::{Counters, Stats};
 use crate::PAGE_SIZE;
 use geometry::Geometry;
 use set::Set;
+pub(crate) use set::Stamp;
 pub(crate) use shard::Shard;
 use slab::Slab;
 
@@ -56,8 +69,10 @@ pub struct Cache {
     pages: Slab,
     /// Entries per shard.
     used: Vec<usize>,
-    /// The stamp of the next lookup. Stamp 0 means an empty way, so the clock starts at 1.
-    clock: u64,
+    /// The stamp of the next lookup.
+    clock: Stamp,
+    /// The last page of the last batch, to see when a new pass begins.
+    scanned: Option<u64>,
     counters: Counters,
     period: stats::Period,
 }
@@ -74,7 +89,8 @@ impl Cache {
             pages: Slab::new_huge(geometry.pages() as u64 * PAGE_SIZE as u64)?,
             sets: Slab::new(geometry.sets() as u64 * size_of::<Set>() as u64)?,
             used: vec![0; geometry.shards()],
-            clock: 1,
+            clock: Stamp::FIRST,
+            scanned: None,
             counters: Counters::default(),
             period: stats::Period::default(),
             geometry,
@@ -131,6 +147,19 @@ impl Cache {
         self.shard_of(page).into_slot(page, stamp)
     }
 
+    /// As [`Cache::insert`], but `None` when every page of the set deserves its place more: see
+    /// [the policy](self#what-is-kept).
+    pub fn admit(&mut self, page: u64) -> Option<&mut Page> {
+        let stamp = self.tick(1);
+        self.shard_of(page).into_admitted(page, stamp)
+    }
+
+    /// Begins a new pass over memory. [`crate::parallel::encode`] sees by itself where one begins.
+    pub fn begin_pass(&mut self) {
+        self.clock = self.clock.next_pass();
+        self.scanned = None;
+    }
+
     /// Drops the entry of `page`; returns whether there was one.
     pub fn remove(&mut self, page: u64) -> bool {
         self.shard_of(page).remove(page)
@@ -161,19 +190,20 @@ impl Cache {
             return Ok(());
         }
         let mut new = Cache::new(bytes)?;
-        (new.clock, new.counters, new.period) = (self.clock, self.counters, self.period);
+        (new.clock, new.scanned) = (self.clock, self.scanned);
+        (new.counters, new.period) = (self.counters, self.period);
         let old_geometry = self.geometry;
         let old_sets = self.sets.sets();
         for set in old_sets {
-            set.entries().for_each(|(_, page, stamp)| new.shard_of(page).offer(page, stamp));
+            set.entries().for_each(|(page, stamp)| new.shard_of(page).offer(page, stamp));
         }
         // The slab is read in order and given back behind us: the peak is the larger of the two, not their sum.
         let mut released = 0;
         for slot in 0..old_geometry.pages() {
             let (set, way) = old_geometry.slot_owner(slot);
-            if let Some((page, stamp)) = self.sets.sets()[set].entry(way) {
+            if let Some((page, _)) = self.sets.sets()[set].entry(way) {
                 let (from, _) = self.pages.bytes().as_chunks::<PAGE_SIZE>();
-                new.shard_of(page).fill(page, stamp, &from[slot]);
+                new.shard_of(page).fill(page, &from[slot]);
             }
             if (slot + 1).is_multiple_of(slab::RELEASE_BYTES / PAGE_SIZE) {
                 let end = (slot + 1) * PAGE_SIZE;
@@ -202,10 +232,19 @@ impl Cache {
     }
 
     /// Takes `lookups` stamps, the first of which is returned.
-    pub(crate) fn tick(&mut self, lookups: u64) -> u64 {
+    pub(crate) fn tick(&mut self, lookups: u64) -> Stamp {
         let stamp = self.clock;
-        self.clock += lookups;
+        self.clock = stamp.later(lookups);
         stamp
+    }
+
+    /// Notes that pages from `first` to `last` come next. Passes are made upwards, so a batch that begins at or below
+    /// the end of the one before begins a new pass.
+    pub(crate) fn scan(&mut self, first: u64, last: u64) {
+        if self.scanned.is_some_and(|before| first <= before) {
+            self.begin_pass();
+        }
+        self.scanned = Some(last);
     }
 
     pub(crate) fn shards(&self) -> usize {

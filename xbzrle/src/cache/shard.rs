@@ -2,7 +2,7 @@
 
 use super::Page;
 use super::geometry::Geometry;
-use super::set::Set;
+use super::set::{Set, Stamp};
 
 /// A shard, borrowed from the cache. Pages that are not of this shard must not be asked for (debug builds check).
 #[derive(Debug)]
@@ -26,15 +26,15 @@ impl<'c> Shard<'c> {
     }
 
     /// The entry of `page`, which becomes the most recent one.
-    pub fn hit(&mut self, page: u64, stamp: u64) -> Option<&mut Page> {
+    pub fn hit(&mut self, page: u64, stamp: Stamp) -> Option<&mut Page> {
         let slot = self.touch(page, stamp)?;
         Some(&mut self.pages[slot])
     }
 
-    /// An entry for `page`, which must not have one: the oldest of its set gives way. The bytes are arbitrary.
-    pub fn replace_oldest(&mut self, page: u64, stamp: u64) -> &mut Page {
-        let slot = self.claim(page, stamp);
-        &mut self.pages[slot]
+    /// An entry for `page`, which must not have one, if one can be spared for it. The bytes are arbitrary.
+    pub fn admit(&mut self, page: u64, stamp: Stamp) -> Option<&mut Page> {
+        let slot = self.claim_spare(page, stamp)?;
+        Some(&mut self.pages[slot])
     }
 
     pub fn remove(&mut self, page: u64) -> bool {
@@ -47,46 +47,62 @@ impl<'c> Shard<'c> {
         found.is_some()
     }
 
-    pub(super) fn into_hit(mut self, page: u64, stamp: u64) -> Option<&'c mut Page> {
+    pub(super) fn into_hit(mut self, page: u64, stamp: Stamp) -> Option<&'c mut Page> {
         let slot = self.touch(page, stamp)?;
         Some(&mut self.pages[slot])
     }
 
-    pub(super) fn into_slot(mut self, page: u64, stamp: u64) -> &'c mut Page {
+    pub(super) fn into_admitted(mut self, page: u64, stamp: Stamp) -> Option<&'c mut Page> {
+        let slot = self.touch(page, stamp).or_else(|| self.claim_spare(page, stamp))?;
+        Some(&mut self.pages[slot])
+    }
+
+    pub(super) fn into_slot(mut self, page: u64, stamp: Stamp) -> &'c mut Page {
         let slot = self.touch(page, stamp).unwrap_or_else(|| self.claim(page, stamp));
         &mut self.pages[slot]
     }
 
     /// Enters `page` with its old stamp, unless its set is full of more recent ones. For resizing: its page is
     /// brought by [`Shard::fill`].
-    pub(super) fn offer(&mut self, page: u64, stamp: u64) {
+    pub(super) fn offer(&mut self, page: u64, stamp: Stamp) {
         let set = self.set_of(page);
         let (way, oldest) = self.sets[set].oldest(self.geometry.ways());
         if stamp > oldest {
-            *self.used += usize::from(oldest == 0);
-            self.sets[set].put(way, page, stamp);
+            self.put(set, way, oldest, page, stamp);
         }
     }
 
     /// Copies the bytes of `page` in, if it was kept when it was offered.
-    pub(super) fn fill(&mut self, page: u64, stamp: u64, from: &Page) {
-        if let Some(slot) = self.touch(page, stamp) {
+    pub(super) fn fill(&mut self, page: u64, from: &Page) {
+        let set = self.set_of(page);
+        if let Some(way) = self.sets[set].find(page) {
+            let slot = self.slot(set, way);
             self.pages[slot] = *from;
         }
     }
 
-    fn touch(&mut self, page: u64, stamp: u64) -> Option<usize> {
+    fn touch(&mut self, page: u64, stamp: Stamp) -> Option<usize> {
         let set = self.set_of(page);
         let way = self.sets[set].find(page)?;
         self.sets[set].touch(way, stamp);
         Some(self.slot(set, way))
     }
 
-    fn claim(&mut self, page: u64, stamp: u64) -> usize {
+    fn claim(&mut self, page: u64, stamp: Stamp) -> usize {
         let set = self.set_of(page);
+        let (way, held) = self.sets[set].oldest(self.geometry.ways());
+        self.put(set, way, held, page, stamp)
+    }
+
+    fn claim_spare(&mut self, page: u64, stamp: Stamp) -> Option<usize> {
+        let set = self.set_of(page);
+        let (way, held) = self.sets[set].spare(self.geometry.ways(), page, stamp)?;
+        Some(self.put(set, way, held, page, stamp))
+    }
+
+    fn put(&mut self, set: usize, way: usize, held: Stamp, page: u64, stamp: Stamp) -> usize {
         debug_assert_eq!(self.sets[set].find(page), None, "page {page} twice in the cache");
-        let (way, oldest) = self.sets[set].oldest(self.geometry.ways());
-        *self.used += usize::from(oldest == 0);
+        *self.used += usize::from(held == Stamp::NEVER);
         self.sets[set].put(way, page, stamp);
         self.slot(set, way)
     }

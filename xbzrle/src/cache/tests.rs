@@ -164,6 +164,39 @@ fn a_hot_range_that_fits_stays() {
 }
 
 #[test]
+fn a_sweep_larger_than_the_cache_finds_what_fits() {
+    let mut cache = Cache::new(MIB).unwrap();
+    for pass in 0..6 {
+        cache.begin_pass();
+        let found = (0..1024).filter(|&page| {
+            cache.get(page).is_some() || {
+                cache.admit(page);
+                false
+            }
+        });
+        assert_eq!(found.count(), if pass == 0 { 0 } else { 256 });
+    }
+}
+
+#[test]
+fn a_hot_set_that_moves_is_followed() {
+    let mut cache = Cache::new(MIB).unwrap();
+    for pass in 0..12 {
+        cache.begin_pass();
+        let first = if pass < 6 { 0 } else { 5120 };
+        let found = (first..first + 256).filter(|&page| {
+            cache.get(page).is_some() || {
+                cache.admit(page);
+                false
+            }
+        });
+        let found = found.count();
+        // A page found three times or more is given up in the fifth pass without it.
+        assert_eq!(found, if matches!(pass, 0 | 6..=10) { 0 } else { 256 }, "pass {pass}");
+    }
+}
+
+#[test]
 fn metadata_is_at_most_half_a_percent_of_the_slab() {
     for mib in [1, 2, 8, 64, 512, 4096] {
         let cache = Cache::new(mib * MIB).unwrap();
@@ -231,7 +264,7 @@ fn shards_together_are_the_whole_cache() {
     let (shard, stamp) = (cache.shard_index(page), cache.tick(1));
     let mut shards: Vec<Shard> = cache.shards_mut().collect();
     assert!(shards[shard].hit(page, stamp).is_none());
-    *shards[shard].replace_oldest(page, stamp) = filled(5);
+    *shards[shard].admit(page, stamp).unwrap() = filled(5);
     assert_eq!(cache.get(page), Some(&mut filled(5)));
     cache.forget([page, page + 1]);
     assert!(cache.is_empty());

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::output::Tally;
 use super::{Body, Kind, Layout, LivePage, Record, Round};
-use crate::cache::{Page, Shard};
+use crate::cache::{Page, Shard, Stamp};
 use crate::{Outcome, PAGE_SIZE};
 
 /// Pages of a batch, and the records made of them. Buffers are kept for the next batch.
@@ -75,7 +75,7 @@ impl Lane {
         &mut self,
         round: Round,
         mut shard: Option<&mut Shard<'_>>,
-        stamp: u64,
+        stamp: Stamp,
         pages: &[LivePage<'_>],
         layout: &L,
     ) {
@@ -90,7 +90,7 @@ impl Lane {
                 let page = &pages[position];
                 let kind = match shard.as_deref_mut() {
                     None => self.without_cache(page, layout),
-                    Some(shard) => self.with_cache(round, shard, stamp + position as u64, page, layout),
+                    Some(shard) => self.with_cache(round, shard, stamp.later(position as u64), page, layout),
                 };
                 self.tally.count(kind);
                 self.kinds.push(kind);
@@ -113,7 +113,7 @@ impl Lane {
         &mut self,
         round: Round,
         shard: &mut Shard<'_>,
-        stamp: u64,
+        stamp: Stamp,
         page: &LivePage<'_>,
         layout: &L,
     ) -> Kind {
@@ -121,10 +121,8 @@ impl Lane {
         if let Some(entry) = shard.hit(page.number, stamp) {
             return if zero { self.zero_hit(entry, page, layout) } else { self.hit(entry, page, layout) };
         }
-        if round == Round::Last {
-            return self.without_cache(page, layout);
-        }
-        let entry = shard.replace_oldest(page.number, stamp);
+        let entry = if round == Round::Last { None } else { shard.admit(page.number, stamp) };
+        let Some(entry) = entry else { return self.without_cache(page, layout) };
         if zero {
             entry.fill(0);
             self.head(page, Body::Zero, layout);

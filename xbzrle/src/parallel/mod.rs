@@ -62,7 +62,7 @@ use std::marker::PhantomData;
 pub use output::{Output, Tally};
 
 use crate::Cache;
-use crate::cache::{CHUNK_PAGES, Shard};
+use crate::cache::{CHUNK_PAGES, Shard, Stamp};
 use lane::Lane;
 
 /// Lanes of a batch that is encoded without the cache.
@@ -110,7 +110,7 @@ pub enum Round {
     Bulk,
     /// The end of the first pass: pages found dirty again enter the cache. Misses are expected and not counted.
     Fill,
-    /// Later passes: deltas for pages in the cache, the others travel whole and enter it.
+    /// Later passes: deltas for pages in the cache, the others travel whole and enter it where there is room.
     Delta,
     /// The guest is stopped: deltas as before, nothing new enters the cache.
     Last,
@@ -163,7 +163,8 @@ pub trait Layout: Sync {
 
 /// Encodes `pages` in order into `output`, whose earlier content is dropped.
 ///
-/// No page may occur twice in a batch. A page is read once the call has begun, so its dirty bit must have been
+/// No page may occur twice in a batch. Batches of one pass over memory go upwards (a batch that begins at or below the
+/// end of the one before begins a new pass for [what the cache keeps](crate::cache#what-is-kept)). A page is read once the call has begun, so its dirty bit must have been
 /// cleared before.
 ///
 /// With a cache, its entries are afterwards what the receiver holds **once it has been sent the whole output**. If a
@@ -200,8 +201,10 @@ fn encode_whole<L: Layout + ?Sized>(pages: &[LivePage<'_>], layout: &L, output: 
     for lane in 0..lanes {
         output.assign(lane, lane * pages.len() / lanes..(lane + 1) * pages.len() / lanes);
     }
-    let jobs =
-        output.lanes_mut().map(|lane| Job { lane, shard: None, round: Round::Bulk, stamp: 0 }).collect();
+    let jobs = output
+        .lanes_mut()
+        .map(|lane| Job { lane, shard: None, round: Round::Bulk, stamp: Stamp::FIRST })
+        .collect();
     run(jobs, pages, layout);
     output.seal(layout);
 }
@@ -221,6 +224,9 @@ fn encode_with_cache<L: Layout + ?Sized>(
         output.assign(cache.shard_index(segment[0].number), start..end);
         start = end;
     }
+    if let (Some(first), Some(last)) = (pages.first(), pages.last()) {
+        cache.scan(first.number, last.number);
+    }
     let stamp = cache.tick(pages.len() as u64);
     let jobs = output
         .lanes_mut()
@@ -238,7 +244,7 @@ struct Job<'b> {
     shard: Option<Shard<'b>>,
     round: Round,
     /// The stamp of the batch's first page.
-    stamp: u64,
+    stamp: Stamp,
 }
 
 impl Job<'_> {

@@ -1,0 +1,59 @@
+# Runs in the lab's host: Debian's stock kernels on Godwit, with 1 and 2 vCPUs, and the same on QEMU beside it.
+# Each guest must reach GUEST-UP, go on ticking, answer on its serial console, stand still while stopped, go on after cont,
+# be saved to a file and go on from it. Prints one line per check and a table of the times to GUEST-UP; fails if a check fails.
+failed=0; passed=0
+ok() { passed=$((passed + 1)); echo "  ok    $*"; }
+bad() { failed=$((failed + 1)); echo "  WRONG $*"; }
+now() { read -r up _ < /proc/uptime; echo "${up%.*}${up#*.}"; }   # hundredths of a second
+ticks() { grep -c '^tick' "$1"; }
+# until_seen PATTERN FILE SECONDS
+until_seen() { n=0; until grep -q "$1" "$2" 2>/dev/null; do usleep 50000; n=$((n + 1)); [ $n -lt $(($3 * 20)) ] || return 1; done; }
+qmp() { sock=$1; shift; godwit qmp "unix:$sock" "$@"; }
+
+# start NAME CPUS KERNEL VMM...: boots a guest whose console is a pair of FIFOs; sets pid and took (hundredths of a second)
+start() {
+  name=$1; cpus=$2; kernel=$3; shift 3; d=/tmp/$name; mkdir -p $d; rm -f $d/in; mkfifo $d/in; : > $d/console
+  t0=$(now)
+  "$@" -cpu host -m 256 -smp $cpus -display none -nodefaults -kernel $kernel -initrd /guest.img -append 'console=ttyS0 quiet' \
+    -serial stdio -qmp unix:$d/qmp,server=on,wait=off < $d/in > $d/console 2> $d/err &
+  pid=$!; exec 3> $d/in
+  until_seen GUEST-UP $d/console 90; s=$?; took=$(($(now) - t0))
+  [ $s -eq 0 ] || { echo "--- $name: last lines of its console and stderr"; tail -n 15 $d/console; tail -n 5 $d/err; }
+  return $s
+}
+finish() { exec 3>&-; kill $pid 2>/dev/null; wait $pid 2>/dev/null; }
+
+for k in 6.12 6.1; do for cpus in 1 2; do
+  kernel=/vmlinuz-$k; g=godwit-$k-$cpus; echo "Linux $k, $cpus vCPUs"
+  if start $g $cpus $kernel godwit run -M microvm,acpi=off; then
+    eval "up_$cpus=$took"
+    line=$(grep GUEST-UP $d/console | tr -d '\r'); case $line in *"$k"*"cpus=$cpus "*) ok "$line";; *) bad "up, but with '$line'";; esac
+    until_seen 'tick 5 ' $d/console 20 && ok ticks || bad "does not tick"
+    echo 'echo console-$((6 * 7))' >&3; until_seen console-42 $d/console 20 && ok "answers on the console" || bad "no answer on the console"
+    qmp $d/qmp stop > /dev/null || bad "stop"; usleep 300000; a=$(ticks $d/console); sleep 1; b=$(ticks $d/console)
+    [ $a -eq $b ] && ok "stands still while stopped" || bad "ticked from $a to $b while stopped"
+    qmp $d/qmp cont > /dev/null || bad "cont"; sleep 1; c=$(ticks $d/console); [ $c -gt $b ] && ok "goes on after cont" || bad "no tick after cont"
+    if [ "$k-$cpus" != 6.1-1 ]; then
+      qmp $d/qmp stop > /dev/null; last=$(grep -a '^tick' $d/console | tail -n 1)
+      qmp $d/qmp migrate uri=file:$d/state > /dev/null || bad "migrate to a file"
+      n=0; until qmp $d/qmp query-migrate | grep -q '"completed"'; do usleep 200000; n=$((n + 1)); [ $n -lt 100 ] || { bad "not saved: $(qmp $d/qmp query-migrate)"; break; }; done
+      finish; ls -l $d/state | { read -r _ _ _ _ size _; echo "  saved $size bytes after '$last'"; }
+      rm -f $d/in; mkfifo $d/in; : > $d/console2
+      godwit run -M microvm,acpi=off -cpu host -m 256 -smp $cpus -display none -nodefaults -kernel $kernel -initrd /guest.img -append 'console=ttyS0 quiet' \
+        -serial stdio -qmp unix:$d/qmp2,server=on,wait=off -incoming file:$d/state < $d/in > $d/console2 2> $d/err2 &
+      pid=$!; exec 3> $d/in
+      until_seen '^tick' $d/console2 20 && sleep 1
+      first=$(grep -a '^tick' $d/console2 | head -n 1); x=${last#tick }; y=${first#tick }; x=${x%% *}; y=${y%% *}
+      [ -n "$y" ] && [ "$y" -ge "$x" ] && [ "$y" -le $((x + 3)) ] && ok "goes on from the file with '$first'" || { bad "after loading: '$first' (last before: '$last')"; tail -n 5 $d/err2; }
+      echo 'echo console-$((7 * 7))' >&3; until_seen console-49 $d/console2 20 && ok "answers after loading" || bad "no answer after loading"
+      rm -f $d/state
+    fi
+  else bad "no GUEST-UP in 90 s"; eval "up_$cpus=9999"; fi
+  finish
+  if start qemu-$k-$cpus $cpus $kernel qemu-system-x86_64 -L /share -accel kvm -M microvm,acpi=off; then q=$took; else q=0; echo "  (QEMU did not come up)"; fi
+  finish
+  eval "u=\$up_$cpus"; printf 'GUEST-UP %-5s %s vCPU  godwit %d.%02d s  qemu %d.%02d s\n' $k $cpus $((u / 100)) $((u % 100)) $((q / 100)) $((q % 100)) | tee -a /out/boot-times
+done; done
+cat /out/boot-times
+echo "$passed passed, $failed failed"
+[ $failed -eq 0 ]
