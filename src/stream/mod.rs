@@ -39,12 +39,14 @@ mod error;
 pub mod mapped;
 pub mod multifd;
 pub mod ram;
+mod reader;
 pub mod return_path;
 mod writer;
 
 pub use command::Command;
 pub use error::{Error, Problem};
 pub use ram::{PageAt, RamParser, RamWriter, Record};
+pub use reader::{Extent, Item, Layouts, RAM_VERSION, Reader};
 pub use writer::{Configuration, SectionHeader, SectionKind, description, end_of_states, package};
 
 /// `QEVM`.
