@@ -4,10 +4,8 @@ use std::fs::File;
 use std::io::{Read, Seek};
 use std::path::Path;
 
-use godwit::dump::read::{Core, Kdump, Load, Note, flat_to_raw, notes};
-use godwit::dump::{
-    self, Codec, Cpu, Filter, Format, Guest, Options, Output, Progress, Segment, Slices, VmCoreInfo,
-};
+use godwit::dump::read::{Core, Kdump, Load, Note, cpu, flat_to_raw, notes};
+use godwit::dump::{self, Codec, Cpu, Filter, Format, Guest, Options, Output, Progress, Slices, VmCoreInfo};
 
 fn vector(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/dump").join(name);
@@ -23,48 +21,8 @@ fn head_notes(file: &[u8]) -> (Vec<Note>, Vec<u8>) {
     (notes(&bytes).unwrap(), bytes)
 }
 
-/// The registers in a QEMU note.
-fn cpu(desc: &[u8], long_mode: bool) -> Cpu {
-    let quad = |at: usize| u64::from_le_bytes(desc[at..at + 8].try_into().unwrap());
-    let word = |at: usize| u32::from_le_bytes(desc[at..at + 4].try_into().unwrap());
-    let segment = |index: usize| {
-        let at = 152 + 24 * index;
-        Segment { selector: word(at) as u16, limit: word(at + 4), flags: word(at + 8), base: quad(at + 16) }
-    };
-    let general = |index: usize| quad(8 + 8 * index);
-    Cpu {
-        rax: general(0),
-        rbx: general(1),
-        rcx: general(2),
-        rdx: general(3),
-        rsi: general(4),
-        rdi: general(5),
-        rsp: general(6),
-        rbp: general(7),
-        r8_15: std::array::from_fn(|index| general(8 + index)),
-        rip: general(16),
-        rflags: general(17),
-        cs: segment(0),
-        ds: segment(1),
-        es: segment(2),
-        fs: segment(3),
-        gs: segment(4),
-        ss: segment(5),
-        ldt: segment(6),
-        tr: segment(7),
-        gdt: segment(8),
-        idt: segment(9),
-        cr0: quad(392),
-        cr2: quad(408),
-        cr3: quad(416),
-        cr4: quad(424),
-        efer: if long_mode { 0x500 } else { 0 },
-        kernel_gs_base: quad(432),
-    }
-}
-
 fn cpus(notes: &[Note], long_mode: bool) -> Vec<Cpu> {
-    notes.iter().filter(|note| note.name == "QEMU").map(|note| cpu(&note.desc, long_mode)).collect()
+    notes.iter().filter(|note| note.name == "QEMU").map(|note| cpu(note, long_mode).unwrap()).collect()
 }
 
 fn joined(loads: &[Load]) -> Vec<(u64, u64)> {

@@ -105,7 +105,7 @@ fn write_memory(
 /// The runs of pages that hold something other than zeros.
 fn runs(start: u64, bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
-    for page in pipeline::pages(start, bytes).filter(|page| !pipeline::is_zero(&bytes[page.clone()])) {
+    for page in pipeline::pages(start, bytes).filter(|page| !xbzrle::is_zero(&bytes[page.clone()])) {
         match runs.last_mut() {
             Some(last) if last.end == page.start => last.end = page.end,
             _ => runs.push(page),

@@ -104,14 +104,6 @@ pub fn pages(start: u64, bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<u
     })
 }
 
-/// Are all bytes zero?
-pub fn is_zero(bytes: &[u8]) -> bool {
-    // In steps of a cache line or two, so that the inner loop is vectorised and most pages end the outer one soon.
-    let mut steps = bytes.chunks_exact(128);
-    steps.all(|step| step.iter().fold(0, |all, byte| all | byte) == 0)
-        && steps.remainder().iter().all(|byte| *byte == 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -183,7 +183,7 @@ impl<'a> Encoder<'a> {
 
 impl Strip {
     fn page(&mut self, page: &[u8], compressor: &mut Compressor) {
-        let descriptor = if pipeline::is_zero(page) {
+        let descriptor = if xbzrle::is_zero(page) {
             Descriptor::Zero
         } else if let Some(packed) = compressor.page(page) {
             self.data.extend_from_slice(packed);

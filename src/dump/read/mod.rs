@@ -5,9 +5,11 @@
 
 mod elf;
 mod kdump;
+mod registers;
 
 pub use elf::{Core, Load};
 pub use kdump::{Kdump, flat_to_raw};
+pub use registers::{cpu, cpus};
 
 /// What a file lacks to be what it says it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
