@@ -6,6 +6,7 @@ use godwit::args::{self, Request, Style};
 use godwit::control;
 use std::ffi::OsString;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Runs guests on KVM, moves them to another host while they run, and dumps their memory.
@@ -36,6 +37,11 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
         words: Vec<OsString>,
     },
+    /// Write the built-in guest as an ELF file, for other VMMs that boot PVH kernels
+    BuiltinGuest {
+        /// Where to
+        file: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -46,6 +52,10 @@ fn main() -> ExitCode {
     };
     match cli.verb {
         Verb::Run { words } => run(words),
+        Verb::BuiltinGuest { file } => match std::fs::write(&file, godwit::builtin::elf()) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => refuse(format_args!("{}: {error}", file.display())),
+        },
     }
 }
 
