@@ -175,7 +175,7 @@ mod tests {
     fn positioned_writes_in_any_order_read_back() {
         let file = tempfile::tempfile().unwrap();
         let fd: Arc<OwnedFd> = Arc::new(file.into());
-        let mut ring = Ring::new(Waker::new().unwrap()).unwrap();
+        let mut ring = Ring::new(Waker::new()).unwrap();
         let mut writer = FileWriter::new(&mut ring, fd.clone()).unwrap();
         for chunk in (0..24u64).rev() {
             let mut buffer = writer.buffer(&mut ring).unwrap();

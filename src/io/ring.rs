@@ -7,8 +7,8 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::Instant;
 
 use io_uring::{IoUring, opcode, squeue, types};
@@ -29,25 +29,38 @@ const FIRST: u64 = 2;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Token(u64);
 
-/// Reaches a thread that is blocked in its ring.
-#[derive(Clone)]
+/// Reaches the threads that are blocked in the rings made with it.
+#[derive(Clone, Default)]
 pub struct Waker(Arc<Shared>);
 
+#[derive(Default)]
 struct Shared {
-    event: EventFd,
+    /// One per ring: a ring that read a common counter would take the wake-up away from the others.
+    events: Mutex<Vec<Weak<EventFd>>>,
     cancelled: AtomicBool,
 }
 
 impl Waker {
-    pub fn new() -> Result<Self> {
-        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?;
-        Ok(Self(Arc::new(Shared { event, cancelled: AtomicBool::new(false) })))
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// Makes the ring's owner look at its parameters again.
+    /// Makes the rings' owners look at their parameters again.
     pub fn wake(&self) {
-        // A full counter means that the wake-up is already on its way.
-        let _ = self.0.event.write(1);
+        for event in self.events().iter().filter_map(Weak::upgrade) {
+            // A full counter means that the wake-up is already on its way.
+            let _ = event.write(1);
+        }
+    }
+
+    fn events(&self) -> MutexGuard<'_, Vec<Weak<EventFd>>> {
+        self.0.events.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn add(&self, event: &Arc<EventFd>) {
+        let mut events = self.events();
+        events.retain(|event| event.strong_count() > 0);
+        events.push(Arc::downgrade(event));
     }
 
     /// Ends every wait of the ring, now and later, with [`Error::Cancelled`].
@@ -64,6 +77,7 @@ impl Waker {
 pub struct Ring {
     uring: IoUring,
     waker: Waker,
+    event: Arc<EventFd>,
     finished: Vec<(u64, i32)>,
     next: u64,
     watching: bool,
@@ -71,8 +85,10 @@ pub struct Ring {
 
 impl Ring {
     pub fn new(waker: Waker) -> Result<Self> {
-        let uring = IoUring::builder().setup_coop_taskrun().setup_single_issuer().build(ENTRIES)?;
-        let mut ring = Self { uring, waker, finished: Vec::new(), next: FIRST, watching: false };
+        let uring = IoUring::builder().setup_coop_taskrun().build(ENTRIES)?;
+        let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
+        waker.add(&event);
+        let mut ring = Self { uring, waker, event, finished: Vec::new(), next: FIRST, watching: false };
         ring.watch_waker()?;
         Ok(ring)
     }
@@ -202,13 +218,13 @@ impl Ring {
         }
         if !self.watching {
             // Reading rearms the counter; the poll is set again before the next sleep.
-            let _ = self.waker.0.event.read();
+            let _ = self.event.read();
         }
     }
 
     fn watch_waker(&mut self) -> Result<()> {
         if !self.watching {
-            let event = types::Fd(self.waker.0.event.as_raw_fd());
+            let event = types::Fd(self.event.as_raw_fd());
             self.push(opcode::PollAdd::new(event, libc::POLLIN as u32).build().user_data(WAKE))?;
             self.watching = true;
         }
@@ -223,7 +239,7 @@ mod tests {
 
     #[test]
     fn deadline_ends_a_sleep() {
-        let mut ring = Ring::new(Waker::new().unwrap()).unwrap();
+        let mut ring = Ring::new(Waker::new()).unwrap();
         let started = Instant::now();
         ring.sleep_until(started + Duration::from_millis(20)).unwrap();
         assert!(started.elapsed() >= Duration::from_millis(20));
@@ -231,7 +247,7 @@ mod tests {
 
     #[test]
     fn wake_and_cancel_reach_a_sleeping_ring() {
-        let waker = Waker::new().unwrap();
+        let waker = Waker::new();
         let other = waker.clone();
         let mut ring = Ring::new(waker).unwrap();
         for _ in 0..3 {

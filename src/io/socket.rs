@@ -244,9 +244,14 @@ impl SocketReader {
         Ok(got)
     }
 
-    /// Receives until `bytes` bytes are there to look at.
+    /// Receives until `bytes` bytes are there to look at. The buffer grows to hold them: the caller bounds `bytes`.
     pub fn need(&mut self, ring: &mut Ring, bytes: usize) -> Result<&[u8]> {
-        assert!(bytes <= self.buffer.len());
+        if bytes > self.buffer.len() {
+            let mut larger = vec![0; bytes.next_power_of_two()].into_boxed_slice();
+            larger[..self.end - self.start].copy_from_slice(&self.buffer[self.start..self.end]);
+            (self.start, self.end) = (0, self.end - self.start);
+            self.buffer = larger;
+        }
         if self.buffer.len() - self.start < bytes {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
@@ -363,7 +368,7 @@ mod tests {
     }
 
     fn ring() -> Ring {
-        Ring::new(Waker::new().unwrap()).unwrap()
+        Ring::new(Waker::new()).unwrap()
     }
 
     #[test]
@@ -396,7 +401,7 @@ mod tests {
     #[test]
     fn cancel_ends_a_send_that_nobody_reads() {
         let (fd, _peer) = pair();
-        let waker = Waker::new().unwrap();
+        let waker = Waker::new();
         let mut ring = Ring::new(waker.clone()).unwrap();
         let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(0)));
         let canceller = std::thread::spawn(move || {
@@ -459,7 +464,7 @@ mod tests {
         let (theirs, ours) = std::io::pipe().unwrap();
         let mut ring = ring();
         let writer = std::thread::spawn(move || {
-            let mut ring = Ring::new(Waker::new().unwrap()).unwrap();
+            let mut ring = Ring::new(Waker::new()).unwrap();
             let mut writer = SocketWriter::new(Arc::new(ours.into()), Arc::new(Limit::new(0)));
             writer.write_all(&mut ring, &vec![3; 300_000]).unwrap();
         });

@@ -78,6 +78,26 @@ impl Connection {
         Self { fd: Arc::new(fd), medium, child: None }
     }
 
+    /// The same stream once more; the program behind it, if there is one, stays with the first.
+    pub fn share(&self) -> Self {
+        Self { fd: self.fd.clone(), medium: self.medium, child: None }
+    }
+
+    /// The first four bytes, left where they are; they tell the main channel from the others.
+    pub fn peek(&self, ring: &mut Ring) -> Result<u32> {
+        let mut bytes = [0u8; 4];
+        let flags = libc::MSG_PEEK | libc::MSG_WAITALL;
+        let entry =
+            opcode::Recv::new(types::Fd(self.fd.as_raw_fd()), bytes.as_mut_ptr(), 4).flags(flags).build();
+        // SAFETY: `bytes` outlives the operation: `wait` returns when the kernel is done with it.
+        let token = unsafe { ring.submit(entry) }?;
+        match ring.wait(token)? {
+            4 => Ok(u32::from_be_bytes(bytes)),
+            0..4 => Err(Error::Closed),
+            error => Err(Error::from_result(error)),
+        }
+    }
+
     /// Answers can come back on it.
     pub fn is_two_way(&self) -> bool {
         matches!(self.medium, Medium::Tcp | Medium::Socket)
@@ -495,7 +515,7 @@ mod tests {
     use crate::io::{Limit, SocketReader, SocketWriter, Waker};
 
     fn ring() -> Ring {
-        Ring::new(Waker::new().unwrap()).unwrap()
+        Ring::new(Waker::new()).unwrap()
     }
 
     fn none(_: &str) -> Option<OwnedFd> {
@@ -584,7 +604,7 @@ mod tests {
 
     #[test]
     fn cancel_ends_an_accept() {
-        let waker = Waker::new().unwrap();
+        let waker = Waker::new();
         let listener = Listener::bind(&Address::from_uri("tcp:127.0.0.1:0").unwrap()).unwrap();
         let mut ring = Ring::new(waker.clone()).unwrap();
         waker.cancel();

@@ -25,6 +25,8 @@
 //! The payload of section `ram` is a list of records ([`ram`]); every other payload is laid out by
 //! [`vmstate`](crate::vmstate), and has no length of its own: a reader must know the layout to find its end.
 //!
+//! Godwit's own extensions, negotiated and never shown to another peer, are in [`godwit`].
+//!
 //! Beside the main channel there are the return path ([`return_path`]), multifd channels ([`multifd`]) and the
 //! headers of a mapped-ram file ([`mapped`]).
 //!
@@ -36,6 +38,7 @@
 
 mod command;
 mod error;
+pub mod godwit;
 pub mod mapped;
 pub mod multifd;
 pub mod ram;
@@ -45,7 +48,7 @@ mod writer;
 
 pub use command::Command;
 pub use error::{Error, Problem};
-pub use ram::{ListedBlock, PageAt, RamParser, RamWriter, Record};
+pub use ram::{PageAt, RamParser, RamWriter, Record};
 pub use reader::{Extent, Item, Layouts, RAM_VERSION, Reader};
 pub use writer::{Configuration, SectionHeader, SectionKind, description, end_of_states, package};
 

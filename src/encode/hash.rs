@@ -1,0 +1,86 @@
+//! A hash of all RAM, for comparing source and target. Zero pages count nothing, so that holes need not be touched.
+//!
+//! Unsafe because guest memory is read by address; the guest stands still.
+#![allow(unsafe_code)]
+
+use crate::memory::{Error, GuestRam, PAGE_BYTES};
+
+/// Odd, with bits well spread (the golden ratio's).
+const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// The sum over all pages that are not zero of a hash of their place and content. The guest must stand still.
+pub fn hash_ram(ram: &GuestRam) -> Result<u64, Error> {
+    let mut sum = 0u64;
+    let mut first_page = 0;
+    for block in ram.blocks() {
+        let mut at = 0;
+        while let Some(data) = block.next_data(at)? {
+            let pages = data.start / PAGE_BYTES..data.end.div_ceil(PAGE_BYTES);
+            for page in pages {
+                // SAFETY: the page lies in the block's mapping; the guest stands still and nobody else writes.
+                let bytes = unsafe {
+                    let start = block.host().add((page * PAGE_BYTES) as usize);
+                    &*start.cast::<[u8; PAGE_BYTES as usize]>()
+                };
+                if !xbzrle::is_zero(bytes) {
+                    sum = sum.wrapping_add(hash_page(first_page + page, bytes));
+                }
+            }
+            at = data.end;
+        }
+        first_page += block.pages();
+    }
+    Ok(sum)
+}
+
+fn hash_page(number: u64, bytes: &[u8; PAGE_BYTES as usize]) -> u64 {
+    // Four lanes, so that the multiplications overlap.
+    let mut lanes =
+        [number ^ 1, number ^ 2, number ^ 3, number ^ 4].map(|seed| seed.wrapping_mul(MULTIPLIER));
+    for line in bytes.chunks_exact(32) {
+        for (lane, word) in lanes.iter_mut().zip(line.chunks_exact(8)) {
+            let word = u64::from_le_bytes(word.try_into().expect("eight bytes"));
+            *lane = fold(*lane ^ word);
+        }
+    }
+    lanes.into_iter().fold(number, |hash, lane| fold(hash ^ lane))
+}
+
+fn fold(word: u64) -> u64 {
+    let product = u128::from(word ^ MULTIPLIER) * u128::from(MULTIPLIER);
+    (product as u64) ^ (product >> 64) as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Memory, MemoryBackend};
+
+    #[test]
+    fn one_bit_and_one_place_make_a_difference_and_holes_equal_zeros() {
+        let make = || {
+            let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+            let memory = Memory {
+                bytes: 1 << 20,
+                block: "ram".into(),
+                backend,
+                prealloc: false,
+                merge: false,
+                dump: true,
+            };
+            GuestRam::new(&memory).unwrap()
+        };
+        let (a, b) = (make(), make());
+        assert_eq!(hash_ram(&a).unwrap(), 0);
+        b.write(7 * 4096, &[0; 100]).unwrap();
+        assert_eq!(hash_ram(&b).unwrap(), 0);
+        a.write(5000, &[1]).unwrap();
+        b.write(5000, &[1]).unwrap();
+        assert_eq!(hash_ram(&a).unwrap(), hash_ram(&b).unwrap());
+        b.write(5000, &[3]).unwrap();
+        assert_ne!(hash_ram(&a).unwrap(), hash_ram(&b).unwrap());
+        b.write(5000, &[0]).unwrap();
+        b.write(5000 + 4096, &[1]).unwrap();
+        assert_ne!(hash_ram(&a).unwrap(), hash_ram(&b).unwrap());
+    }
+}

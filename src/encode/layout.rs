@@ -1,0 +1,89 @@
+//! QEMU's page records around what the delta encoder makes.
+
+use xbzrle::parallel::{Body, Layout, Record};
+
+use crate::memory::RamBlock;
+use crate::stream::ram::{FLAG_CONTINUE, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO};
+
+/// Blocks by page number: block after block, in the order of the list in the stream.
+pub struct RecordLayout {
+    /// Name, number of the first page.
+    blocks: Vec<(String, u64)>,
+}
+
+impl RecordLayout {
+    pub fn new<'a>(blocks: impl IntoIterator<Item = &'a RamBlock>) -> Self {
+        let mut first = 0;
+        let mut named = Vec::new();
+        for block in blocks {
+            named.push((block.name().to_owned(), first));
+            first += block.pages();
+        }
+        Self { blocks: named }
+    }
+
+    fn block_of(&self, page: u64) -> usize {
+        self.blocks.partition_point(|(_, first)| *first <= page) - 1
+    }
+}
+
+impl Layout for RecordLayout {
+    fn header(&self, record: &Record, after: Option<u64>, out: &mut Vec<u8>) {
+        let block = self.block_of(record.page);
+        let (name, first) = &self.blocks[block];
+        let offset = (record.page - first) * 4096;
+        let flag = match record.body {
+            Body::Zero => FLAG_ZERO,
+            Body::Delta(_) => FLAG_XBZRLE,
+            Body::Whole => FLAG_PAGE,
+        };
+        if after.is_some_and(|page| self.block_of(page) == block) {
+            out.extend_from_slice(&(offset | flag | FLAG_CONTINUE).to_be_bytes());
+        } else {
+            out.extend_from_slice(&(offset | flag).to_be_bytes());
+            out.push(name.len() as u8);
+            out.extend_from_slice(name.as_bytes());
+        }
+        match record.body {
+            Body::Zero => out.push(0),
+            Body::Delta(bytes) => {
+                out.push(1);
+                out.extend_from_slice(&(bytes as u16).to_be_bytes());
+            }
+            Body::Whole => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::ram::RamWriter;
+
+    fn layout() -> RecordLayout {
+        RecordLayout { blocks: vec![("microvm.ram".into(), 0), ("pc.bios".into(), 100)] }
+    }
+
+    #[test]
+    fn headers_are_those_of_the_stream_writer() {
+        let mut ours = Vec::new();
+        let mut theirs = Vec::new();
+        let mut writer = RamWriter::default();
+        let layout = layout();
+        let mut after = None;
+        for (page, block, name, offset) in [
+            (3, 0, "microvm.ram", 3),
+            (4, 0, "microvm.ram", 4),
+            (101, 1, "pc.bios", 1),
+            (102, 1, "pc.bios", 2),
+        ] {
+            layout.header(&Record { page, body: Body::Delta(2) }, after, &mut ours);
+            ours.extend_from_slice(&[7, 8]);
+            writer.delta(&mut theirs, block, name, offset * 4096, &[7, 8]);
+            after = Some(page);
+        }
+        layout.header(&Record { page: 5, body: Body::Zero }, after, &mut ours);
+        writer.zero(&mut theirs, 0, "microvm.ram", 5 * 4096);
+        assert_eq!(ours, theirs);
+    }
+}

@@ -1,0 +1,211 @@
+//! Pages read from a block of guest memory: holes, zeros, bytes in place.
+//!
+//! Unsafe because pages are read by address while vCPUs write them. A torn page is harmless: its dirty bit was cleared
+//! before, so the write that tore it has made it dirty again.
+#![allow(unsafe_code)]
+
+use std::ops::Range;
+
+use xbzrle::parallel::LivePage;
+
+use crate::io::Gather;
+use crate::memory::{Error, GuestRam, PAGE_BYTES, RamBlock};
+
+/// Pages of a chunk: the unit of clearing, of sharding, and of one read.
+pub const CHUNK_PAGES: u64 = 256;
+
+/// One bit per page of a chunk.
+pub type ChunkMask = [u64; (CHUNK_PAGES / 64) as usize];
+
+/// Reads one block.
+pub struct PageSource {
+    block: RamBlock,
+    index: u8,
+    first_page: u64,
+    /// Known to hold data, in bytes. Only that: a hole must be asked for again each time.
+    data: Range<u64>,
+}
+
+/// One source per block, numbered in the order of the stream's list.
+pub fn sources(ram: &GuestRam) -> Vec<PageSource> {
+    let mut first_page = 0;
+    let mut all = Vec::new();
+    for (index, block) in ram.blocks().iter().enumerate() {
+        all.push(PageSource { block: block.clone(), index: index as u8, first_page, data: 0..0 });
+        first_page += block.pages();
+    }
+    all
+}
+
+impl PageSource {
+    /// Position in the stream's list.
+    pub fn index(&self) -> u8 {
+        self.index
+    }
+
+    pub fn name(&self) -> &str {
+        self.block.name()
+    }
+
+    pub fn pages(&self) -> u64 {
+        self.block.pages()
+    }
+
+    /// The number of `page` of this block among the pages of all blocks.
+    pub fn number(&self, page: u64) -> u64 {
+        self.first_page + page
+    }
+
+    /// Which pages of a chunk may hold something else than zeros. Asking is reading: their dirty bits must have been
+    /// cleared.
+    pub fn data_mask(&mut self, chunk: u64) -> Result<ChunkMask, Error> {
+        let start = chunk * CHUNK_PAGES * PAGE_BYTES;
+        let end = (start + CHUNK_PAGES * PAGE_BYTES).min(self.block.bytes());
+        let mut mask = [0; 4];
+        let mut at = start;
+        while at < end {
+            if !(self.data.start <= at && at < self.data.end) {
+                match self.block.next_data(at)? {
+                    Some(data) => self.data = data,
+                    None => break,
+                }
+            }
+            let from = self.data.start.max(at);
+            if from >= end {
+                break;
+            }
+            let to = self.data.end.min(end);
+            set_range(&mut mask, (from - start) / PAGE_BYTES..(to - start).div_ceil(PAGE_BYTES));
+            at = self.data.end;
+        }
+        Ok(mask)
+    }
+
+    /// Which of the pages in `mask` are all zeros.
+    pub fn zero_mask(&self, chunk: u64, mask: &ChunkMask) -> ChunkMask {
+        let mut zeros = [0; 4];
+        for page in mask_pages(mask) {
+            self.prefetch(chunk * CHUNK_PAGES + page + PREFETCH_PAGES);
+            let at = self.at(chunk * CHUNK_PAGES + page);
+            // SAFETY: `at` is a page of the block's mapping, which lives as long as `self.block`.
+            if unsafe { xbzrle::is_zero_live(at, PAGE_BYTES as usize) } {
+                zeros[(page / 64) as usize] |= 1 << (page % 64);
+            }
+        }
+        zeros
+    }
+
+    /// Page `page` for the delta encoder.
+    pub fn live(&self, page: u64) -> LivePage<'_> {
+        // SAFETY: the page lies in the block's mapping, which lives as long as `self.block` and is neither cache nor
+        // output; only the guest and devices write it.
+        unsafe { LivePage::new(self.number(page), self.at(page)) }
+    }
+
+    /// Appends these pages to what is sent, from where they are.
+    pub fn gather(&self, pages: Range<u64>, gather: &mut Gather) {
+        let bytes = (pages.end - pages.start) * PAGE_BYTES;
+        assert!(pages.end <= self.block.pages() && pages.start < pages.end);
+        // SAFETY: the range lies in the block's mapping. A lane drops its sources after its writer has let go of all
+        // sends, and the machine keeps its RAM longer than any migration runs.
+        unsafe { gather.memory(self.at(pages.start), bytes as usize) };
+    }
+
+    fn at(&self, page: u64) -> *const u8 {
+        assert!(page < self.block.pages());
+        // SAFETY: the page lies inside the mapping, just checked.
+        unsafe { self.block.host().add((page * PAGE_BYTES) as usize) }
+    }
+
+    /// The first line of a page decides in nearly all cases, and is not in the cache.
+    fn prefetch(&self, page: u64) {
+        #[cfg(target_arch = "x86_64")]
+        if page < self.block.pages() {
+            // SAFETY: SSE is part of x86-64, and a prefetch never faults.
+            unsafe {
+                core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(self.at(page).cast())
+            };
+        }
+    }
+}
+
+/// How far ahead the first line of a page is asked for.
+const PREFETCH_PAGES: u64 = 8;
+
+fn set_range(mask: &mut ChunkMask, pages: Range<u64>) {
+    for (index, word) in mask.iter_mut().enumerate() {
+        let base = index as u64 * 64;
+        let (from, to) = (pages.start.max(base), pages.end.min(base + 64));
+        if from < to {
+            *word |= (u64::MAX >> (64 - (to - from))) << (from - base);
+        }
+    }
+}
+
+fn mask_pages(mask: &ChunkMask) -> impl Iterator<Item = u64> + '_ {
+    mask.iter().enumerate().flat_map(|(index, word)| {
+        let mut left = *word;
+        std::iter::from_fn(move || {
+            (left != 0).then(|| {
+                let bit = u64::from(left.trailing_zeros());
+                left &= left - 1;
+                index as u64 * 64 + bit
+            })
+        })
+    })
+}
+
+/// Maximal runs of pages in a mask, ascending.
+pub fn mask_ranges(mask: &ChunkMask) -> impl Iterator<Item = Range<u64>> + '_ {
+    let mut pages = mask_pages(mask).peekable();
+    std::iter::from_fn(move || {
+        let start = pages.next()?;
+        let mut end = start + 1;
+        while pages.next_if_eq(&end).is_some() {
+            end += 1;
+        }
+        Some(start..end)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Memory, MemoryBackend};
+
+    fn ram(bytes: u64) -> GuestRam {
+        let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+        GuestRam::new(&Memory {
+            bytes,
+            block: "ram".into(),
+            backend,
+            prealloc: false,
+            merge: false,
+            dump: true,
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn holes_zeros_and_bytes_are_told_apart() {
+        let ram = ram(4 << 20);
+        ram.write(300 * PAGE_BYTES, &[1]).unwrap();
+        ram.write(302 * PAGE_BYTES, &[0; 10]).unwrap();
+        let mut source = sources(&ram).remove(0);
+        assert_eq!(source.data_mask(0).unwrap(), [0; 4]);
+        let data = source.data_mask(1).unwrap();
+        assert_eq!(mask_ranges(&data).collect::<Vec<_>>(), [44..45, 46..47]);
+        let zeros = source.zero_mask(1, &data);
+        assert_eq!(mask_ranges(&zeros).collect::<Vec<_>>(), [46..47]);
+        ram.write(0, &[1]).unwrap();
+        assert_eq!(source.data_mask(0).unwrap()[0], 1, "a hole is asked for again");
+    }
+
+    #[test]
+    fn ranges_cross_words() {
+        let mut mask = [0; 4];
+        set_range(&mut mask, 60..130);
+        set_range(&mut mask, 255..256);
+        assert_eq!(mask_ranges(&mask).collect::<Vec<_>>(), [60..130, 255..256]);
+    }
+}

@@ -1,0 +1,193 @@
+//! Has it converged? Pure functions: rates in, decision out.
+
+use std::time::Duration;
+
+/// A predicted downtime below which another round gains nothing worth its own time.
+const SHORT: Duration = Duration::from_millis(3);
+/// Another round is worth it while it leaves less than this share of what was left before.
+const SHRINKS: f64 = 0.75;
+/// Rounds run below the limit at most: a guest whose dirt goes up and down would hold the migration for ever.
+const ROUNDS_BELOW_LIMIT_MAX: u32 = 8;
+
+/// What is known when a round has ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Round {
+    /// Bytes that would travel if the guest stopped now.
+    pub left: u64,
+    /// The same when this round began.
+    pub left_before: u64,
+    /// Bytes per second the connection takes at the switch-over; 0 is not known.
+    pub bandwidth: f64,
+    pub downtime_limit: Duration,
+    /// Rounds that ended below the limit before this one.
+    pub rounds_below_limit: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Send another round with the guest running.
+    Iterate,
+    /// Stop the guest and send the rest.
+    SwitchOver,
+}
+
+/// How long the guest would stand still for `left` bytes.
+pub fn predicted_downtime(left: u64, bandwidth: f64) -> Option<Duration> {
+    if left == 0 {
+        return Some(Duration::ZERO);
+    }
+    (bandwidth > 0.0).then(|| Duration::from_secs_f64((left as f64 / bandwidth).min(1e9)))
+}
+
+/// Stops where another round would not shrink what is left, not merely below the limit.
+pub fn decide(round: &Round) -> Decision {
+    let Some(downtime) = predicted_downtime(round.left, round.bandwidth) else { return Decision::Iterate };
+    if downtime > round.downtime_limit {
+        return Decision::Iterate;
+    }
+    let shrinks = (round.left as f64) < round.left_before as f64 * SHRINKS;
+    if downtime <= SHORT || !shrinks || round.rounds_below_limit >= ROUNDS_BELOW_LIMIT_MAX {
+        Decision::SwitchOver
+    } else {
+        Decision::Iterate
+    }
+}
+
+/// Bytes that cannot go away by waiting: with this dirt and this bandwidth a round ends with as much left as it began.
+/// `None`: it converges by itself.
+pub fn never_converges(dirty_rate: f64, bytes_per_page: f64, bandwidth: f64) -> bool {
+    bandwidth > 0.0 && dirty_rate * bytes_per_page >= bandwidth
+}
+
+/// Predicted time until the end: what is left, and what is dirtied meanwhile, at the present rates.
+pub fn predicted_end(left: u64, dirty_bytes_per_second: f64, bandwidth: f64) -> Option<Duration> {
+    let net = bandwidth - dirty_bytes_per_second;
+    (net > 0.0).then(|| Duration::from_secs_f64((left as f64 / net).min(1e9)))
+}
+
+/// auto-converge's settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ThrottleRules {
+    pub trigger_threshold: u8,
+    pub initial: u8,
+    pub increment: u8,
+    pub max: u8,
+    pub tailslow: bool,
+}
+
+/// auto-converge: how much the guest is slowed, decided once a period by what was dirtied and what was sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Throttle {
+    percent: u8,
+    strikes: u8,
+}
+
+/// A period is at least this long.
+pub const THROTTLE_PERIOD: Duration = Duration::from_secs(1);
+/// Strikes before the guest is throttled for the first time, as in QEMU. Later steps take one: a second of waiting
+/// per step is caution enough, and the guest suffers longer from a slow approach than from the step itself.
+const STRIKES: u8 = 2;
+
+impl Throttle {
+    /// Per cent of its time that each vCPU sleeps.
+    pub fn percent(&self) -> u8 {
+        self.percent
+    }
+
+    /// One period is over; true if the percentage changed.
+    pub fn period(&mut self, dirtied: u64, sent: u64, rules: &ThrottleRules) -> bool {
+        let threshold = sent / 100 * u64::from(rules.trigger_threshold);
+        if dirtied <= threshold {
+            return false;
+        }
+        self.strikes += 1;
+        if self.percent == 0 && self.strikes < STRIKES {
+            return false;
+        }
+        self.strikes = 0;
+        let before = self.percent;
+        self.percent = if before == 0 {
+            rules.initial
+        } else {
+            let step =
+                if rules.tailslow { tail_step(before, threshold, dirtied, rules) } else { rules.increment };
+            before.saturating_add(step)
+        };
+        self.percent = self.percent.min(rules.max);
+        self.percent != before
+    }
+}
+
+/// The smaller of the increment and what would bring the dirt to the threshold.
+fn tail_step(percent: u8, threshold: u64, dirtied: u64, rules: &ThrottleRules) -> u8 {
+    let now = f64::from(100 - percent);
+    let ideal = now - now * threshold as f64 / dirtied as f64;
+    rules.increment.min(ideal as u8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULES: ThrottleRules =
+        ThrottleRules { trigger_threshold: 50, initial: 20, increment: 10, max: 99, tailslow: false };
+
+    fn round(left: u64, left_before: u64) -> Round {
+        let downtime_limit = Duration::from_millis(300);
+        Round { left, left_before, bandwidth: 1e9, downtime_limit, rounds_below_limit: 0 }
+    }
+
+    #[test]
+    fn above_the_limit_it_goes_on_and_at_nothing_left_it_stops() {
+        assert_eq!(decide(&round(400_000_000, 400_000_000)), Decision::Iterate);
+        assert_eq!(decide(&round(0, 400_000_000)), Decision::SwitchOver);
+        let unknown = Round { bandwidth: 0.0, ..round(1, 1) };
+        assert_eq!(decide(&unknown), Decision::Iterate);
+    }
+
+    #[test]
+    fn below_the_limit_it_goes_on_as_long_as_rounds_shrink() {
+        assert_eq!(decide(&round(100_000_000, 400_000_000)), Decision::Iterate);
+        assert_eq!(decide(&round(90_000_000, 100_000_000)), Decision::SwitchOver);
+        assert_eq!(decide(&round(2_000_000, 100_000_000)), Decision::SwitchOver);
+        let long = Round { rounds_below_limit: 8, ..round(100_000_000, 400_000_000) };
+        assert_eq!(decide(&long), Decision::SwitchOver);
+    }
+
+    #[test]
+    fn a_limit_of_zero_switches_over_only_when_nothing_is_left() {
+        let strict = |left| Round { downtime_limit: Duration::ZERO, ..round(left, 4096) };
+        assert_eq!(decide(&strict(1)), Decision::Iterate);
+        assert_eq!(decide(&strict(0)), Decision::SwitchOver);
+    }
+
+    #[test]
+    fn throttle_starts_after_two_strikes_and_stops_at_the_maximum() {
+        let mut throttle = Throttle::default();
+        assert!(!throttle.period(100, 1000, &RULES));
+        assert!(!throttle.period(900, 1000, &RULES));
+        assert!(throttle.period(900, 1000, &RULES));
+        assert_eq!(throttle.percent(), 20);
+        for _ in 0..20 {
+            throttle.period(900, 1000, &RULES);
+        }
+        assert_eq!(throttle.percent(), 99);
+    }
+
+    #[test]
+    fn tailslow_steps_no_further_than_needed() {
+        let mut throttle = Throttle { percent: 50, strikes: 0 };
+        let rules = ThrottleRules { tailslow: true, ..RULES };
+        throttle.period(550, 1000, &rules);
+        assert!(throttle.percent() > 50 && throttle.percent() < 60, "{}", throttle.percent());
+    }
+
+    #[test]
+    fn predictions_are_plain_arithmetic() {
+        assert_eq!(predicted_downtime(1000, 10_000.0), Some(Duration::from_millis(100)));
+        assert_eq!(predicted_end(1000, 500.0, 1500.0), Some(Duration::from_secs(1)));
+        assert_eq!(predicted_end(1000, 1500.0, 1500.0), None);
+        assert!(never_converges(1000.0, 4096.0, 1_000_000.0));
+        assert!(!never_converges(1000.0, 40.0, 1_000_000.0));
+    }
+}

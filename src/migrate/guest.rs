@@ -1,0 +1,73 @@
+//! What a migration needs of a machine. The real one is [`crate::machine::Machine`]; tests put memory with a thread
+//! that dirties it in its place.
+
+use std::ops::Range;
+
+use crate::machine::RunState;
+use crate::memory::{GuestRam, PageSet};
+use crate::stream::godwit::Facts;
+use crate::stream::{self, SectionHeader};
+
+/// Why the machine could not do what a migration asked. The text is for people.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct GuestError(pub String);
+
+impl GuestError {
+    pub fn from(error: impl std::fmt::Display) -> Self {
+        Self(error.to_string())
+    }
+}
+
+pub trait Guest: Send + Sync {
+    fn ram(&self) -> &GuestRam;
+    fn run_state(&self) -> RunState;
+    /// Stops every vCPU; true if the guest ran.
+    fn stop(&self, to: RunState) -> Result<bool, GuestError>;
+    fn cont(&self) -> Result<(), GuestError>;
+    /// Changes the state of a guest that stands still.
+    fn set_state(&self, to: RunState);
+    /// Per cent of its time that each vCPU sleeps.
+    fn set_throttle(&self, percent: u8);
+    /// Starts logging which pages are written. The log ends when it is dropped.
+    fn start_dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError>;
+    /// What this guest needs of a host.
+    fn facts(&self) -> Facts;
+    /// Refuses by name what this host cannot give.
+    fn check_facts(&self, facts: &Facts) -> Result<(), GuestError>;
+    /// Reads all vCPU, interrupt, clock and device state of a guest that stands still. Reading can write guest memory,
+    /// so that the dirty log is harvested afterwards.
+    fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError>;
+    /// Something that takes the device sections of a stream.
+    fn loader(&self) -> Box<dyn Loader + '_>;
+}
+
+/// State that was read and is not laid out yet.
+pub trait State: Send {
+    /// Appends all device sections, and what the description says about them.
+    fn write(&self, out: &mut Vec<u8>) -> Result<String, GuestError>;
+}
+
+/// Device sections, decoded as they come and applied once.
+pub trait Loader {
+    /// Reads the payload of one section, which starts at `offset` of the stream. `Need` asks for more input.
+    fn section(
+        &mut self,
+        header: &SectionHeader,
+        input: &[u8],
+        offset: u64,
+    ) -> Result<stream::Step<()>, stream::Error>;
+    /// Checks that everything is there and fits, without changing the machine.
+    fn validate(&mut self) -> Result<(), GuestError>;
+    /// Applies everything. The source's run state comes back, if the stream told it.
+    fn apply(&mut self) -> Result<Option<RunState>, GuestError>;
+}
+
+/// Which pages of the guest's RAM were written, by vCPUs or by this process.
+pub trait DirtyLog: Send + Sync {
+    /// Adds the pages found dirty to `into`. They stay dirty in the log until they are cleared.
+    fn harvest(&self, into: &mut PageSet) -> Result<(), GuestError>;
+    /// Makes later writes to the members of `set` in `pages` visible again. Comes before they are read. `pages` starts
+    /// and ends on multiples of 64, but for the end of RAM. Pages outside `set` stay as they are.
+    fn clear(&self, set: &PageSet, pages: Range<u64>) -> Result<(), GuestError>;
+}

@@ -1,0 +1,21 @@
+//! Live migration: a running guest leaves for another process, or arrives from one.
+//!
+//! | file | what |
+//! | --- | --- |
+//! | [`capabilities`], [`parameters`], [`settings`] | what can be set, with QEMU's names and rules |
+//! | [`converge`] | pure decisions: rounds, throttling, predictions |
+//! | [`guest`] | what a migration needs of a machine |
+//! | [`source`] | the side that sends |
+//! | [`target`] | the side that receives |
+//! | [`progress`] | counters and figures, and `query-migrate` |
+
+pub mod capabilities;
+pub mod converge;
+pub mod guest;
+pub mod parameters;
+pub mod progress;
+pub mod settings;
+pub mod source;
+pub mod target;
+#[cfg(test)]
+mod tests;

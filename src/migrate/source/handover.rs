@@ -1,0 +1,118 @@
+//! The end of a migration: device state, and who owns the guest afterwards.
+//!
+//! Between two Godwits it is a commit: the target says LOADED, the source answers GO, the target runs and says SHUT 0.
+//! Before GO any failure gives the guest back to the source. From GO on only SHUT 0 tells; without it nobody can know,
+//! and the guest stays paused here until a person decides. With a QEMU the point of no return is the stream's last
+//! byte.
+
+use std::time::{Duration, Instant};
+
+use super::peer::{Peer, ram_section};
+use super::{Error, Source};
+use crate::encode::hash_ram;
+use crate::io;
+use crate::migrate::guest::State;
+use crate::stream::godwit::{self, Answer, Features, Frame};
+use crate::stream::ram::FLAG_EOS;
+use crate::stream::return_path::Reply;
+use crate::stream::{Command, SectionKind, description, end_of_states};
+
+pub enum Outcome {
+    /// The target owns the guest.
+    HandedOver,
+    /// The guest may run at the target or may not.
+    NobodyKnows(Error),
+}
+
+/// The least time the target has for LOADED.
+const COMMIT: Duration = Duration::from_secs(5);
+/// QEMU sends SHUT when it is done, however long that takes; a lost connection ends the wait.
+const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
+
+pub fn hand_over(
+    source: &Source,
+    peer: &mut Peer,
+    state: &dyn State,
+    _stopped_at: Instant,
+) -> Result<Outcome, Error> {
+    let mut out = Vec::new();
+    Command::SwitchoverStart.write(&mut out);
+    let section = ram_section();
+    section.write(SectionKind::End, &mut out);
+    out.extend_from_slice(&FLAG_EOS.to_be_bytes());
+    section.write_footer(&mut out);
+    if source.settings.parameters().x_godwit_verify {
+        Frame::Hash(hash_ram(source.guest.ram())?).write(&mut out);
+    }
+    let json = state.write(&mut out)?;
+    end_of_states(&mut out);
+    if !json.is_empty() {
+        description(&mut out, &json);
+    }
+    let sent = peer.main.send_bytes(&source.progress.counters, false, &out);
+    if peer.answers.is_none() {
+        return sent.map(|()| Outcome::HandedOver);
+    }
+    sent?;
+    if peer.features.contains(Features::COMMIT) {
+        commit(source, peer)
+    } else {
+        wait_for_shut(peer, FOR_EVER)
+    }
+}
+
+fn commit(source: &Source, peer: &mut Peer) -> Result<Outcome, Error> {
+    let parameters = source.settings.parameters();
+    let time = match parameters.x_godwit_commit_timeout {
+        0 => COMMIT.max(Duration::from_millis(4 * parameters.downtime_limit)),
+        told => Duration::from_millis(told),
+    };
+    let deadline = Instant::now() + time;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match peer.wait("commit, before GO", left).map_err(|error| silent(error, time))? {
+            Reply::Other { kind: godwit::NUMBER, data } if Answer::parse(&data) == Some(Answer::Loaded) => {
+                break;
+            }
+            Reply::Shut(_) => return Err(Error::TargetFailed),
+            _ => {}
+        }
+    }
+    let mut go = Vec::new();
+    Frame::Go.write(&mut go);
+    // From here on the guest never resumes here by itself.
+    match peer.main.send_bytes(&source.progress.counters, false, &go) {
+        Ok(()) => wait_for_shut(peer, time),
+        Err(error) => Ok(nobody_knows(error)),
+    }
+}
+
+/// A target without the commit that says it failed has let go of the guest; one with it was told to go.
+fn wait_for_shut(peer: &mut Peer, time: Duration) -> Result<Outcome, Error> {
+    let committed = peer.features.contains(Features::COMMIT);
+    loop {
+        match peer.wait("the target's word that it runs", time) {
+            Ok(Reply::Shut(0)) => return Ok(Outcome::HandedOver),
+            Ok(Reply::Shut(_)) if !committed => return Err(Error::TargetFailed),
+            Ok(Reply::Shut(_)) => return Ok(nobody_knows(Error::TargetFailed)),
+            Ok(_) => {}
+            Err(error) => return Ok(nobody_knows(error)),
+        }
+    }
+}
+
+fn nobody_knows(error: Error) -> Outcome {
+    Outcome::NobodyKnows(Error::Refused(format!(
+        "nothing that can be relied upon ({error}): the guest may run there or may not, nobody can know from here. It \
+         stays paused; see whether the target runs it, and only if it does not, cont here"
+    )))
+}
+
+/// The whole time-out, not what was left of it.
+fn silent(error: Error, time: Duration) -> Error {
+    match error {
+        Error::Silent { what, .. } => Error::Silent { what, time },
+        Error::Io(io::Error::TimedOut(_)) => Error::Silent { what: "commit, before GO", time },
+        other => other,
+    }
+}

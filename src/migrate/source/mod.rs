@@ -1,0 +1,218 @@
+//! The source of a migration: one thread that goes through the phases in order.
+//!
+//! ```text
+//! connect → greet → start the log → first round → rounds until converged → stop the guest → last round → state → hand over
+//!                                                                              ▲                                   ▲
+//!                                   an error up to here: the guest never stopped │ an error up to here: it resumes   │
+//!                                                                          from here on it never resumes by itself ─┘
+//! ```
+//!
+//! Dirty bits are a debt: a page harvested is sent in the next round, whatever happens meanwhile. When a migration
+//! fails the log is dropped with all its bits, and the next migration starts with every page.
+
+mod answers;
+mod handover;
+mod lane;
+mod peer;
+mod rounds;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::capabilities::Capability;
+use super::guest::{Guest, GuestError};
+use super::progress::{Progress, Status};
+use super::settings::Settings;
+use crate::io::transport::{self, OpenError};
+use crate::io::{self, Address, Connection, Ring, Waker};
+use crate::machine::RunState;
+use crate::{memory, stream};
+use handover::Outcome;
+pub use peer::MACHINE;
+use peer::Peer;
+use rounds::Rounds;
+
+/// Why a migration failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+    #[error(transparent)]
+    Memory(#[from] memory::Error),
+    #[error("the target's answer cannot be read: {0}")]
+    Stream(#[from] stream::Error),
+    #[error("the target refused: {0}")]
+    Refused(String),
+    #[error("the target reports that it could not load the guest; its own message says why")]
+    TargetFailed,
+    #[error("the target answered {0} where {1} was due")]
+    OutOfTurn(&'static str, &'static str),
+    #[error("the page cache: {0}")]
+    Cache(#[from] xbzrle::CacheError),
+    #[error("{what}: the target was silent for {} ms", .time.as_millis())]
+    Silent { what: &'static str, time: Duration },
+    #[error("x-godwit-verify needs a Godwit on the other side of a two-way connection")]
+    VerifyNeedsGodwit,
+    #[error("several channels need a target that takes several connections")]
+    ChannelsNeedAddress,
+    #[error("threads to encode pages: {0}")]
+    Pool(#[from] rayon::ThreadPoolBuildError),
+}
+
+impl Error {
+    fn is_cancel(&self) -> bool {
+        matches!(self, Self::Io(io::Error::Cancelled) | Self::Open(OpenError::Io(io::Error::Cancelled)))
+    }
+}
+
+/// What QMP hears of a migration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    Status(Status),
+    /// A harvest of the dirty log, counted from 1.
+    Pass(u64),
+}
+
+/// Where to.
+pub enum Destination {
+    Address(Address),
+    /// Opened already: `fd:`, `exec:`, `file:`.
+    Open(Connection),
+}
+
+/// One outgoing migration.
+pub struct Source {
+    pub guest: Arc<dyn Guest>,
+    pub settings: Arc<Settings>,
+    pub progress: Arc<Progress>,
+    pub events: Arc<dyn Fn(Event) + Send + Sync>,
+    pub waker: Waker,
+    /// Set by `migrate-continue`.
+    pub go_on: Arc<AtomicBool>,
+    /// Sent where the capability `validate-uuid` is on, and in the hello of channels.
+    pub uuid: Option<[u8; 16]>,
+}
+
+impl Source {
+    /// Runs the migration to its end. The progress tells the outcome.
+    pub fn run(&self, destination: Destination) {
+        let started = Instant::now();
+        self.progress.figures().started = Some(started);
+        let result = self.migrate(destination, started);
+        self.guest.set_throttle(0);
+        let mut figures = self.progress.figures();
+        figures.total = Some(started.elapsed());
+        figures.throttle = 0;
+        drop(figures);
+        match result {
+            Ok(()) => self.enter(Status::Completed),
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn fail(&self, error: &Error) {
+        if error.is_cancel() {
+            // The command has announced `cancelling`.
+            self.enter(Status::Cancelled);
+            return;
+        }
+        tracing::warn!("migration failed: {error}");
+        self.progress.figures().error = Some(error.to_string());
+        self.enter(Status::Failed);
+    }
+
+    fn migrate(&self, destination: Destination, started: Instant) -> Result<(), Error> {
+        let mut ring = Ring::new(self.waker.clone())?;
+        let (connection, address) = match destination {
+            Destination::Open(connection) => (connection, None),
+            Destination::Address(address) => (transport::connect(&mut ring, &address)?, Some(address)),
+        };
+        let mut peer = Peer::greet(self, ring, connection, address)?;
+        let result = self.send(&mut peer, started);
+        // The reason that the target gave is better than the broken connection it caused.
+        let result = result.map_err(|error| peer.better_reason(error));
+        peer.close(result.is_ok());
+        result
+    }
+
+    fn send(&self, peer: &mut Peer, started: Instant) -> Result<(), Error> {
+        let mut rounds = Rounds::start(self, peer)?;
+        self.progress.figures().setup = started.elapsed();
+        self.enter(Status::Active);
+        rounds.until_converged(self, peer)?;
+        let before = self.guest.run_state();
+        let stopped_at = Instant::now();
+        let ran = self.guest.stop(RunState::FinishMigrate)?;
+        let result = self.finish(peer, &mut rounds, ran, stopped_at);
+        drop(rounds);
+        match result {
+            Ok(Outcome::HandedOver) => {
+                self.progress.figures().downtime = Some(stopped_at.elapsed());
+                self.guest.set_state(RunState::PostMigrate);
+                Ok(())
+            }
+            Ok(Outcome::NobodyKnows(error)) => {
+                self.guest.set_state(RunState::PostMigrate);
+                Err(error)
+            }
+            Err(error) => {
+                self.resume(ran, before);
+                Err(error)
+            }
+        }
+    }
+
+    /// With the guest stopped: its state, the last pages, the hand-over.
+    fn finish(
+        &self,
+        peer: &mut Peer,
+        rounds: &mut Rounds,
+        ran: bool,
+        stopped_at: Instant,
+    ) -> Result<Outcome, Error> {
+        self.pause_before_switchover(peer)?;
+        self.enter(Status::Device);
+        let state = self.guest.save(ran)?;
+        rounds.last(self, peer)?;
+        handover::hand_over(self, peer, state.as_ref(), stopped_at)
+    }
+
+    fn resume(&self, ran: bool, before: RunState) {
+        if !ran {
+            self.guest.set_state(before);
+        } else if let Err(error) = self.guest.cont() {
+            tracing::error!("the guest cannot be resumed after the failed migration: {error}");
+        }
+    }
+
+    fn pause_before_switchover(&self, peer: &mut Peer) -> Result<(), Error> {
+        if !self.settings.has(Capability::PauseBeforeSwitchover) {
+            return Ok(());
+        }
+        self.go_on.store(false, Ordering::SeqCst);
+        self.enter(Status::PreSwitchover);
+        while !self.go_on.load(Ordering::SeqCst) {
+            peer.main.ring.sleep(None)?;
+        }
+        Ok(())
+    }
+
+    fn enter(&self, status: Status) {
+        self.progress.figures().status = status;
+        (self.events)(Event::Status(status));
+    }
+
+    fn pass(&self) -> u64 {
+        let mut figures = self.progress.figures();
+        figures.dirty_sync_count += 1;
+        let pass = figures.dirty_sync_count;
+        drop(figures);
+        (self.events)(Event::Pass(pass));
+        pass
+    }
+}

@@ -1,0 +1,278 @@
+//! Rounds: harvest, send, look whether it converges.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+use xbzrle::parallel;
+
+use super::lane::{Again, Lane, Round};
+use super::peer::{Peer, ram_section};
+use super::{Error, Source};
+use crate::encode::CHUNK_PAGES;
+use crate::memory::{PAGE_BYTES, PageSet};
+use crate::migrate::capabilities::Capability;
+use crate::migrate::converge::{self, Decision, THROTTLE_PERIOD, Throttle, ThrottleRules};
+use crate::migrate::guest::DirtyLog;
+use crate::migrate::progress::{Counters, Pace, sum_stats};
+use crate::stream::SectionKind;
+use crate::stream::godwit::Frame;
+use crate::stream::ram::{FLAG_EOS, RamWriter};
+
+/// Pages cleared by one call before the first round: bounds how long KVM holds its lock.
+const FIRST_CLEAR_PAGES: u64 = (1 << 30) / PAGE_BYTES;
+
+pub struct Rounds {
+    log: Box<dyn DirtyLog>,
+    pool: ThreadPool,
+    pace: Pace,
+    throttle: Throttler,
+    /// The rounds sent.
+    number: u32,
+    /// Owed to the next round, by block.
+    owed: Vec<PageSet>,
+}
+
+impl Rounds {
+    /// Starts the log and opens section `ram`.
+    pub fn start(source: &Source, peer: &mut Peer) -> Result<Self, Error> {
+        let log = source.guest.start_dirty_log()?;
+        let blocks = source.guest.ram().blocks();
+        let mut owed: Vec<_> = blocks.iter().map(|block| PageSet::full(block.pages())).collect();
+        // The first harvest brings every page anyway; it is taken so that what is cleared now was seen.
+        log.harvest(&mut owed[0])?;
+        let pages = owed[0].bound();
+        let mut start = 0;
+        while start < pages {
+            let end = (start + FIRST_CLEAR_PAGES).min(pages);
+            log.clear(&owed[0], start..end)?;
+            start = end;
+        }
+        source.progress.figures().ram_bytes = blocks.iter().map(|block| block.bytes()).sum();
+        source.pass();
+        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
+        let pool =
+            ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "migration".into()).build()?;
+        let mut out = Vec::new();
+        let section = ram_section();
+        section.write(SectionKind::Start, &mut out);
+        RamWriter::block_list(&mut out, blocks.iter().map(|block| (block.name(), block.bytes())));
+        out.extend_from_slice(&FLAG_EOS.to_be_bytes());
+        section.write_footer(&mut out);
+        peer.main.send_bytes(&source.progress.counters, true, &out)?;
+        Ok(Self { log, pool, pace: Pace::default(), throttle: Throttler::new(), number: 0, owed })
+    }
+
+    /// Sends rounds while the guest runs, until the rest is small enough to stop for.
+    pub fn until_converged(&mut self, source: &Source, peer: &mut Peer) -> Result<(), Error> {
+        let pages = self.owed[0].bound();
+        let again = Again::new(pages);
+        self.send(source, peer, parallel::Round::Bulk, Some(&again))?;
+        // Pages put off are owed like those dirtied since; the first of them travel into an empty cache.
+        self.owed[0].union_with(&again.into_pages());
+        let mut kind = parallel::Round::Fill;
+        let mut left_before = pages;
+        let mut rounds_below_limit = 0;
+        loop {
+            let started = Instant::now();
+            self.harvest(source)?;
+            let left = self.owed_pages();
+            let decision = self.decide(source, peer, left, left_before, rounds_below_limit);
+            source.progress.counters.remaining.store(left, Ordering::Relaxed);
+            if decision == Decision::SwitchOver {
+                return Ok(());
+            }
+            let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
+            rounds_below_limit += u32::from(self.pace.downtime(left).is_some_and(|time| time <= limit));
+            left_before = left;
+            peer.resize_caches(source.settings.parameters().xbzrle_cache_size)?;
+            self.send(source, peer, kind, None)?;
+            kind = parallel::Round::Delta;
+            peer.check()?;
+            self.rates(source, left, started.elapsed());
+        }
+    }
+
+    /// The last round, of a guest that stands still and whose state has been read.
+    pub fn last(&mut self, source: &Source, peer: &mut Peer) -> Result<(), Error> {
+        self.harvest(source)?;
+        // The guest waits: what is left goes as fast as the connection takes it, as in QEMU.
+        source.settings.limit.set(0);
+        let result = self.send(source, peer, parallel::Round::Last, None);
+        source.settings.limit.set(source.settings.parameters().max_bandwidth);
+        result?;
+        assert_eq!(self.owed_pages(), 0, "a page is still owed at the end of the last round");
+        Ok(())
+    }
+
+    fn harvest(&mut self, source: &Source) -> Result<(), Error> {
+        self.log.harvest(&mut self.owed[0])?;
+        source.pass();
+        Ok(())
+    }
+
+    /// Sends all pages owed, over all lanes, and marks the end of the round where there are several.
+    fn send(
+        &mut self,
+        source: &Source,
+        peer: &mut Peer,
+        kind: parallel::Round,
+        again: Option<&Again>,
+    ) -> Result<(), Error> {
+        let counters = &source.progress.counters;
+        let pages: Vec<_> =
+            self.owed.iter_mut().map(|set| std::mem::replace(set, PageSet::new(set.bound()))).collect();
+        counters.remaining.store(pages.iter().map(PageSet::count).sum(), Ordering::Relaxed);
+        let guest_runs = kind != parallel::Round::Last;
+        let detect_zeros = source.settings.parameters().zero_page_detection != "none";
+        let target_is_zero = peer.target_is_zero;
+        let lanes = peer.lanes();
+        let round = Round {
+            pages: &pages,
+            kind,
+            log: &*self.log,
+            again,
+            counters,
+            pool: &self.pool,
+            detect_zeros,
+            lanes: lanes.len() as u64,
+            target_is_zero,
+            guest_runs,
+        };
+        let travelled = || Counters::get(&counters.normal) + Counters::get(&counters.deltas);
+        let (started, before) = (Instant::now(), travelled());
+        match lanes {
+            [lane] => lane.round(&round)?,
+            lanes => send_over(lanes, &round)?,
+        }
+        self.pace.learn(travelled() - before, started.elapsed());
+        self.number += 1;
+        if !peer.channels.is_empty() {
+            let mut out = Vec::new();
+            Frame::Sync { round: self.number }.write(&mut out);
+            for lane in peer.channels.iter_mut().chain([&mut peer.main]) {
+                lane.send_bytes(counters, guest_runs, &out)?;
+            }
+        }
+        for lane in peer.lanes() {
+            if let Some(cache) = &mut lane.cache {
+                cache.end_period();
+            }
+        }
+        source.progress.figures().xbzrle =
+            sum_stats(peer.lanes().iter().filter_map(|lane| lane.cache.as_ref().map(|cache| cache.stats())));
+        Ok(())
+    }
+
+    fn decide(
+        &mut self,
+        source: &Source,
+        peer: &mut Peer,
+        left: u64,
+        before: u64,
+        rounds_below_limit: u32,
+    ) -> Decision {
+        let parameters = source.settings.parameters();
+        let bandwidth = match parameters.avail_switchover_bandwidth {
+            0 => self.pace.bandwidth(),
+            told => told as f64,
+        };
+        let round = converge::Round {
+            left: left * PAGE_BYTES,
+            left_before: before * PAGE_BYTES,
+            bandwidth,
+            downtime_limit: Duration::from_millis(parameters.downtime_limit),
+            rounds_below_limit,
+        };
+        let mut figures = source.progress.figures();
+        if let Some(downtime) = converge::predicted_downtime(round.left, bandwidth) {
+            figures.expected_downtime = downtime;
+        }
+        let dirty_bytes = figures.dirty_rate as f64 * PAGE_BYTES as f64;
+        figures.predicted_end = converge::predicted_end(round.left, dirty_bytes, bandwidth);
+        let hopeless = self.number > 1 && figures.predicted_end.is_none() && left * 2 > before;
+        figures.advice = hopeless.then(|| advice(source, peer, left));
+        converge::decide(&round)
+    }
+
+    fn rates(&mut self, source: &Source, left: u64, time: Duration) {
+        let counters = &source.progress.counters;
+        source.progress.figures().dirty_rate = (left as f64 / time.as_secs_f64().max(1e-6)) as u64;
+        if !source.settings.has(Capability::AutoConverge) {
+            return;
+        }
+        let sent = Counters::get(&counters.transferred);
+        if let Some(percent) = self.throttle.round(left * PAGE_BYTES, sent, source) {
+            source.guest.set_throttle(percent);
+            source.progress.figures().throttle = percent;
+        }
+    }
+
+    fn owed_pages(&self) -> u64 {
+        self.owed.iter().map(PageSet::count).sum()
+    }
+}
+
+/// Lanes that send side by side; the end of the round is the barrier.
+fn send_over(lanes: &mut [Lane], round: &Round<'_>) -> Result<(), Error> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = lanes.iter_mut().map(|lane| scope.spawn(|| lane.round(round))).collect();
+        let mut result = Ok(());
+        for thread in threads {
+            let lane = thread.join().expect("a lane does not panic");
+            if result.is_ok() {
+                result = lane;
+            }
+        }
+        result
+    })
+}
+
+/// auto-converge over rounds: a period ends with the first round that ends a second after it began.
+struct Throttler {
+    throttle: Throttle,
+    since: Instant,
+    dirtied: u64,
+    sent_before: u64,
+}
+
+impl Throttler {
+    fn new() -> Self {
+        Self { throttle: Throttle::default(), since: Instant::now(), dirtied: 0, sent_before: 0 }
+    }
+
+    /// The new percentage if it changes.
+    fn round(&mut self, dirtied: u64, sent: u64, source: &Source) -> Option<u8> {
+        self.dirtied += dirtied;
+        if self.since.elapsed() < THROTTLE_PERIOD {
+            return None;
+        }
+        let parameters = source.settings.parameters();
+        let rules = ThrottleRules {
+            trigger_threshold: parameters.throttle_trigger_threshold,
+            initial: parameters.cpu_throttle_initial,
+            increment: parameters.cpu_throttle_increment,
+            max: parameters.max_cpu_throttle,
+            tailslow: parameters.cpu_throttle_tailslow,
+        };
+        let changed = self.throttle.period(self.dirtied, sent - self.sent_before, &rules);
+        (self.since, self.dirtied, self.sent_before) = (Instant::now(), 0, sent);
+        changed.then(|| self.throttle.percent())
+    }
+}
+
+/// What would help a migration that does not converge.
+fn advice(source: &Source, peer: &mut Peer, left: u64) -> String {
+    let xbzrle = source.settings.has(Capability::Xbzrle);
+    let cache: u64 = peer.lanes().iter().filter_map(|lane| lane.cache.as_ref()).map(|c| c.size_bytes()).sum();
+    let would_do = (left.div_ceil(CHUNK_PAGES) * CHUNK_PAGES * PAGE_BYTES * 5 / 4).next_power_of_two();
+    let mut text = String::from("the guest dirties memory faster than it can be sent");
+    if !xbzrle {
+        text += &format!("; capability xbzrle with xbzrle-cache-size {would_do} or auto-converge may help");
+    } else if cache < would_do {
+        text += &format!("; its working set does not fit the cache: xbzrle-cache-size {would_do} would do");
+    } else {
+        text += "; auto-converge or a larger downtime-limit may help";
+    }
+    text
+}

@@ -1,0 +1,222 @@
+//! The other channels of an incoming migration: each is read by a thread of its own, which stops at the end of a round
+//! until all channels and the main channel have come there.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+
+use super::apply::Blocks;
+use super::main_channel::records_frame;
+use super::{Connections, Error, Target};
+use crate::io::{self, Ring, SocketReader, Waker};
+use crate::stream::Command;
+use crate::stream::godwit::{self, Frame};
+use crate::stream::multifd::{HELLO_BYTES, Hello};
+use crate::stream::ram::{ListedBlock, RamParser, RamRules};
+
+/// Channels of one migration at most, said in the offer.
+pub const CHANNELS_MAX: u8 = 64;
+
+/// Bytes of a channel's own buffer: runs bypass it.
+const BUFFER_BYTES: usize = 256 << 10;
+
+pub struct Channels {
+    connections: Connections,
+    threads: Vec<JoinHandle<()>>,
+    meeting: Arc<Meeting>,
+    waker: Waker,
+}
+
+/// Where the threads wait for each other.
+#[derive(Default)]
+struct Meeting {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    channels: usize,
+    /// Channels that have come to the end of the round.
+    arrived: usize,
+    /// Rounds that all have ended.
+    rounds: u64,
+    blocks: Option<(Blocks, Vec<ListedBlock>)>,
+    failure: Option<Error>,
+    over: bool,
+}
+
+impl Channels {
+    pub fn new(connections: Connections, waker: Waker) -> Self {
+        Self { connections, threads: Vec::new(), meeting: Arc::default(), waker }
+    }
+
+    /// Accepts `count` channels and starts reading them.
+    pub fn open(&mut self, target: &Target, ring: &mut Ring, count: u8) -> Result<(), Error> {
+        if count > CHANNELS_MAX {
+            return Err(Error::TooManyChannels(count));
+        }
+        let mut readers: Vec<Option<SocketReader>> = (0..count).map(|_| None).collect();
+        while readers.iter().any(Option::is_none) {
+            let connection = self.connections.next(ring)?;
+            let mut reader = SocketReader::with_buffer(connection.fd.clone(), BUFFER_BYTES);
+            let hello: [u8; HELLO_BYTES] =
+                reader.need(ring, HELLO_BYTES)?.try_into().expect("asked for as many");
+            let hello = Hello::parse(&hello)?;
+            reader.consume(HELLO_BYTES);
+            if target.uuid.is_some_and(|ours| hello.uuid != [0; 16] && hello.uuid != ours) {
+                return Err(Error::Uuid);
+            }
+            match readers.get_mut(usize::from(hello.channel)) {
+                Some(place @ None) => *place = Some(reader),
+                _ => return Err(Error::Channel(hello.channel)),
+            }
+        }
+        self.meeting.lock().channels = usize::from(count);
+        for (number, reader) in readers.into_iter().flatten().enumerate() {
+            let (meeting, waker) = (self.meeting.clone(), self.waker.clone());
+            let thread = std::thread::Builder::new().name(format!("channel {number}"));
+            let run = move || {
+                if let Err(error) = Channel::run(&meeting, reader, waker.clone()) {
+                    meeting.fail(error, &waker);
+                }
+            };
+            self.threads.push(thread.spawn(run).map_err(io::Error::from)?);
+        }
+        Ok(())
+    }
+
+    /// Tells the threads which blocks the stream's numbers mean.
+    pub fn set_blocks(&self, blocks: &Blocks, listed: &[ListedBlock]) {
+        let mut state = self.meeting.lock();
+        if state.blocks.is_none() {
+            state.blocks = Some((blocks.clone(), listed.to_vec()));
+            self.meeting.changed.notify_all();
+        }
+    }
+
+    /// Waits until every channel has come to the end of the round.
+    pub fn wait_for_round(&self) -> Result<(), Error> {
+        let mut state = self.meeting.lock();
+        while state.arrived < state.channels {
+            if let Some(failure) = state.failure.take() {
+                return Err(failure);
+            }
+            state = self.meeting.wait(state);
+        }
+        state.arrived = 0;
+        state.rounds += 1;
+        self.meeting.changed.notify_all();
+        Ok(())
+    }
+
+    /// Why a channel failed, if one did; then the main channel's own error is a consequence.
+    pub fn failure(&self) -> Option<Error> {
+        self.meeting.lock().failure.take()
+    }
+
+    /// All RAM is there.
+    pub fn finish(&mut self) -> Result<(), Error> {
+        self.meeting.lock().failure.take().map_or(Ok(()), Err)
+    }
+}
+
+impl Drop for Channels {
+    fn drop(&mut self) {
+        self.meeting.lock().over = true;
+        self.meeting.changed.notify_all();
+        // Threads still reading have nothing more to read; the migration is over either way.
+        self.waker.cancel();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Meeting {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn fail(&self, error: Error, waker: &Waker) {
+        let mut state = self.lock();
+        let closed = matches!(error, Error::Io(io::Error::Closed | io::Error::Cancelled));
+        // A source that is done closes its channels; only between rounds is that the end.
+        if state.over || closed && state.arrived == 0 {
+            state.channels = state.channels.saturating_sub(usize::from(closed));
+        }
+        if !state.over && !closed {
+            state.failure.get_or_insert(error);
+            waker.cancel();
+        }
+        self.changed.notify_all();
+    }
+
+    /// The end of a round on one channel. False: the migration is over.
+    fn arrive(&self) -> bool {
+        let mut state = self.lock();
+        state.arrived += 1;
+        let round = state.rounds;
+        self.changed.notify_all();
+        while state.rounds == round && !state.over {
+            state = self.wait(state);
+        }
+        !state.over
+    }
+
+    /// The blocks, once the main channel has read their list.
+    fn blocks(&self) -> Option<(Blocks, Vec<ListedBlock>)> {
+        let mut state = self.lock();
+        loop {
+            if state.over {
+                return None;
+            }
+            if let Some(blocks) = &state.blocks {
+                return Some(blocks.clone());
+            }
+            state = self.wait(state);
+        }
+    }
+}
+
+struct Channel;
+
+impl Channel {
+    fn run(meeting: &Meeting, mut reader: SocketReader, waker: Waker) -> Result<(), Error> {
+        let mut ring = Ring::new(waker)?;
+        let Some((blocks, listed)) = meeting.blocks() else { return Ok(()) };
+        let mut parser = RamParser::with_blocks(RamRules::default(), listed);
+        loop {
+            let head = reader.need(&mut ring, 5)?;
+            let (kind, number) = (head[0], u16::from_be_bytes([head[1], head[2]]));
+            let length = 5 + usize::from(u16::from_be_bytes([head[3], head[4]]));
+            if kind != 0x08 || number != godwit::NUMBER {
+                return Err(Error::Command("something that is no frame on a channel"));
+            }
+            let Command::Private { data, .. } =
+                Command::parse(number, &reader.need(&mut ring, length)?[5..], 0)?
+            else {
+                return Err(Error::Command("something that is no frame on a channel"));
+            };
+            reader.consume(length);
+            match Frame::parse(&data, 0)? {
+                Frame::Run { block, offset, bytes } => {
+                    blocks.receive(&mut ring, &mut reader, block, offset, bytes)?
+                }
+                Frame::Zero { block, offset, bytes } => blocks.zero(block, offset, bytes)?,
+                Frame::Records { bytes } => {
+                    records_frame(&mut ring, &mut reader, &mut parser, &blocks, bytes)?
+                }
+                Frame::Sync { .. } => {
+                    if !meeting.arrive() {
+                        return Ok(());
+                    }
+                }
+                _ => return Err(Error::Command("a frame that belongs on the main channel")),
+            }
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Whole migrations in one process, over real sockets, of a guest that is a thread writing memory.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::capabilities::Capability;
+use super::guest::{DirtyLog, Guest, GuestError, Loader, State};
+use super::progress::{Progress, Status};
+use super::settings::Settings;
+use super::source::{Destination, Event, Source};
+use super::target::{Arrival, Origin, Target};
+use crate::config::{Memory, MemoryBackend};
+use crate::io::{Address, Listener, Waker};
+use crate::machine::RunState;
+use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
+use crate::stream::godwit::Facts;
+use crate::stream::{self, SectionHeader, SectionKind, Step};
+
+const RAM_BYTES: u64 = 24 << 20;
+
+struct FakeGuest {
+    ram: GuestRam,
+    state: Mutex<RunState>,
+    dirtier: Mutex<Option<JoinHandle<()>>>,
+    run: Arc<AtomicBool>,
+    /// Writes made; the guest's only register.
+    count: Arc<AtomicU64>,
+    refuses: Option<&'static str>,
+}
+
+fn ram() -> GuestRam {
+    let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+    let block = "microvm.ram".into();
+    GuestRam::new(&Memory { bytes: RAM_BYTES, block, backend, prealloc: false, merge: false, dump: true })
+        .unwrap()
+}
+
+impl FakeGuest {
+    fn new(state: RunState) -> Arc<Self> {
+        Arc::new(Self {
+            ram: ram(),
+            state: Mutex::new(state),
+            dirtier: Mutex::new(None),
+            run: Arc::default(),
+            count: Arc::default(),
+            refuses: None,
+        })
+    }
+
+    /// A guest with something in its memory, running.
+    fn busy() -> Arc<Self> {
+        let guest = Self::new(RunState::Prelaunch);
+        for page in 0..1500u64 {
+            guest.ram.write(page * PAGE_BYTES, &(page * 77).to_le_bytes().repeat(512)).unwrap();
+        }
+        guest.ram.write(2000 * PAGE_BYTES, &[0; 4096]).unwrap();
+        guest.cont().unwrap();
+        guest
+    }
+
+    fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for FakeGuest {
+    fn drop(&mut self) {
+        let _ = self.stop(RunState::Shutdown);
+    }
+}
+
+impl Guest for FakeGuest {
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn run_state(&self) -> RunState {
+        *self.state.lock().unwrap()
+    }
+
+    fn stop(&self, to: RunState) -> Result<bool, GuestError> {
+        self.run.store(false, Ordering::SeqCst);
+        let ran = self.dirtier.lock().unwrap().take().map(|thread| thread.join().unwrap()).is_some();
+        *self.state.lock().unwrap() = to;
+        Ok(ran)
+    }
+
+    fn cont(&self) -> Result<(), GuestError> {
+        self.run.store(true, Ordering::SeqCst);
+        let (ram, run, count) = (self.ram.clone(), self.run.clone(), self.count.clone());
+        let thread = std::thread::spawn(move || {
+            while run.load(Ordering::SeqCst) {
+                let n = count.fetch_add(1, Ordering::SeqCst);
+                // A hot page in two, and now and then one that was zero, or becomes zero.
+                let page = if n % 2 == 0 { n % 64 } else { n.wrapping_mul(0x9e37_79b9) % 3000 };
+                let bytes = if n % 97 == 0 { vec![0; 4096] } else { n.to_le_bytes().to_vec() };
+                ram.write(page * PAGE_BYTES, &bytes).unwrap();
+                if n % 64 == 0 {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        *self.dirtier.lock().unwrap() = Some(thread);
+        *self.state.lock().unwrap() = RunState::Running;
+        Ok(())
+    }
+
+    fn set_state(&self, to: RunState) {
+        *self.state.lock().unwrap() = to;
+    }
+
+    fn set_throttle(&self, _percent: u8) {}
+
+    fn start_dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        let pages = self.ram.main().pages();
+        Ok(Box::new(FakeLog { ram: self.ram.clone(), first: AtomicBool::new(true), pages }))
+    }
+
+    fn facts(&self) -> Facts {
+        Facts { tsc_khz: 1, ..Facts::default() }
+    }
+
+    fn check_facts(&self, _facts: &Facts) -> Result<(), GuestError> {
+        self.refuses.map_or(Ok(()), |why| Err(GuestError(why.into())))
+    }
+
+    fn save(&self, _ran: bool) -> Result<Box<dyn State>, GuestError> {
+        Ok(Box::new(FakeState(self.count())))
+    }
+
+    fn loader(&self) -> Box<dyn Loader + '_> {
+        Box::new(FakeLoader { guest: self, count: None })
+    }
+}
+
+struct FakeLog {
+    ram: GuestRam,
+    first: AtomicBool,
+    pages: u64,
+}
+
+impl DirtyLog for FakeLog {
+    fn harvest(&self, into: &mut PageSet) -> Result<(), GuestError> {
+        if self.first.swap(false, Ordering::SeqCst) {
+            into.insert_range(0..self.pages);
+        }
+        self.ram.take_vmm_dirty(into);
+        Ok(())
+    }
+
+    fn clear(&self, _set: &PageSet, pages: Range<u64>) -> Result<(), GuestError> {
+        assert!(pages.start % 64 == 0 && (pages.end % 64 == 0 || pages.end == self.pages));
+        Ok(())
+    }
+}
+
+struct FakeState(u64);
+
+fn header() -> SectionHeader {
+    SectionHeader { id: 9, name: "counter".into(), instance: 0, version: 1 }
+}
+
+impl State for FakeState {
+    fn write(&self, out: &mut Vec<u8>) -> Result<String, GuestError> {
+        header().write(SectionKind::Full, out);
+        out.extend_from_slice(&self.0.to_be_bytes());
+        header().write_footer(out);
+        Ok("{}".into())
+    }
+}
+
+struct FakeLoader<'a> {
+    guest: &'a FakeGuest,
+    count: Option<u64>,
+}
+
+impl Loader for FakeLoader<'_> {
+    fn section(&mut self, header: &SectionHeader, input: &[u8], _: u64) -> Result<Step<()>, stream::Error> {
+        assert_eq!(header.name, "counter");
+        let Some(bytes) = input.first_chunk::<8>() else { return Ok(Step::Need(8)) };
+        self.count = Some(u64::from_be_bytes(*bytes));
+        Ok(Step::Item((), 8))
+    }
+
+    fn validate(&mut self) -> Result<(), GuestError> {
+        self.count.map(drop).ok_or(GuestError("no counter came".into()))
+    }
+
+    fn apply(&mut self) -> Result<Option<RunState>, GuestError> {
+        self.guest.count.store(self.count.unwrap(), Ordering::SeqCst);
+        Ok(Some(RunState::Running))
+    }
+}
+
+struct Run {
+    source: Arc<FakeGuest>,
+    target: Arc<FakeGuest>,
+    progress: Arc<Progress>,
+    events: Vec<Event>,
+    received: Result<(), super::target::Error>,
+}
+
+/// One migration with these capabilities and parameters; the target stays paused, so that memory can be compared.
+fn migrate(capabilities: &[Capability], parameters: serde_json::Value) -> Run {
+    migrate_to(FakeGuest::new(RunState::InMigrate), capabilities, parameters, |_| {})
+}
+
+fn migrate_to(
+    target: Arc<FakeGuest>,
+    capabilities: &[Capability],
+    parameters: serde_json::Value,
+    meanwhile: impl FnOnce(&Waker),
+) -> Run {
+    let dir = tempfile::tempdir().unwrap();
+    let address = Address::Unix(dir.path().join("s").to_str().unwrap().to_owned());
+    let settings = || {
+        let settings = Settings::default();
+        let on: Vec<_> = capabilities.iter().map(|capability| (*capability, true)).collect();
+        settings.set_capabilities(settings.capabilities().with(&on).unwrap());
+        settings.set_parameters(settings.parameters().with(parameters.as_object().unwrap()).unwrap());
+        Arc::new(settings)
+    };
+    let listener = Listener::bind(&address).unwrap();
+    let incoming = Target {
+        guest: target.clone(),
+        settings: settings(),
+        arrival: Arc::new(Arrival::default()),
+        events: Arc::new(|_| {}),
+        waker: Waker::new(),
+        autostart: Arc::new(|| false),
+        uuid: None,
+    };
+    let receiver = std::thread::spawn(move || incoming.run(Origin::Listener(listener)));
+    let source = FakeGuest::busy();
+    let progress = Arc::new(Progress::default());
+    let events = Arc::new(Mutex::new(Vec::new()));
+    let seen = events.clone();
+    let outgoing = Source {
+        guest: source.clone(),
+        settings: settings(),
+        progress: progress.clone(),
+        events: Arc::new(move |event| seen.lock().unwrap().push(event)),
+        waker: Waker::new(),
+        go_on: Arc::default(),
+        uuid: None,
+    };
+    let waker = outgoing.waker.clone();
+    let sender = std::thread::spawn(move || outgoing.run(Destination::Address(address)));
+    meanwhile(&waker);
+    sender.join().unwrap();
+    let received = receiver.join().unwrap();
+    let events = events.lock().unwrap().clone();
+    Run { source, target, progress, events, received }
+}
+
+impl Run {
+    fn assert_moved(&self) {
+        let figures = self.progress.figures().clone();
+        assert_eq!(figures.status, Status::Completed, "{:?} {:?}", figures.error, self.received);
+        self.received.as_ref().unwrap();
+        assert_eq!(self.source.run_state(), RunState::PostMigrate);
+        assert_eq!(self.target.run_state(), RunState::Paused);
+        assert_eq!(self.source.count(), self.target.count());
+        let (mut a, mut b) = (vec![0; 4096], vec![0; 4096]);
+        for page in 0..RAM_BYTES / PAGE_BYTES {
+            self.source.ram.read(page * PAGE_BYTES, &mut a).unwrap();
+            self.target.ram.read(page * PAGE_BYTES, &mut b).unwrap();
+            assert!(a == b, "page {page} differs");
+        }
+    }
+}
+
+#[test]
+fn godwits_move_a_busy_guest_with_runs_and_ranges() {
+    let run = migrate(&[], json!({"max-bandwidth": 0, "x-godwit-verify": true}));
+    let pages = run.target.ram.main().data_pages().unwrap().count();
+    assert!(pages < 4000, "holes stay holes: {pages}");
+    run.assert_moved();
+    assert_eq!(run.events[0], Event::Pass(1));
+    assert_eq!(run.events[1], Event::Status(Status::Active));
+    assert_eq!(run.events.last(), Some(&Event::Status(Status::Completed)));
+}
+
+#[test]
+fn qemus_framing_moves_the_same_guest() {
+    migrate(&[], json!({"max-bandwidth": 0, "x-godwit-stream": "qemu"})).assert_moved();
+}
+
+#[test]
+fn deltas_move_the_same_guest_in_both_framings() {
+    for framing in ["auto", "qemu"] {
+        let parameters = json!({
+            "max-bandwidth": 100 << 20, "downtime-limit": 20, "xbzrle-cache-size": 1 << 20, "x-godwit-stream": framing,
+        });
+        let run = migrate(&[Capability::Xbzrle], parameters);
+        run.assert_moved();
+        let stats = run.progress.figures().xbzrle.unwrap();
+        assert!(stats.pages > 0, "{stats:?}");
+    }
+}
+
+#[test]
+fn several_channels_move_the_same_guest_with_and_without_deltas() {
+    for capabilities in [&[Capability::Multifd][..], &[Capability::Multifd, Capability::Xbzrle]] {
+        let parameters = json!({"max-bandwidth": 200 << 20, "multifd-channels": 3, "x-godwit-verify": true});
+        let run = migrate(capabilities, parameters);
+        run.assert_moved();
+        assert!(run.progress.report()["ram"]["multifd-bytes"].as_u64().unwrap() > 1 << 20);
+    }
+}
+
+#[test]
+fn cancel_leaves_the_guest_running_at_the_source() {
+    let target = FakeGuest::new(RunState::InMigrate);
+    let run = migrate_to(target, &[], json!({"max-bandwidth": 1 << 20}), |waker| {
+        std::thread::sleep(Duration::from_millis(100));
+        waker.cancel();
+    });
+    assert_eq!(run.progress.status(), Status::Cancelled);
+    assert_eq!(run.source.run_state(), RunState::Running);
+    assert!(run.received.is_err());
+    assert_eq!(run.target.run_state(), RunState::InMigrate);
+}
+
+#[test]
+fn refusal_reaches_the_source_in_words() {
+    let mut target = FakeGuest::new(RunState::InMigrate);
+    Arc::get_mut(&mut target).unwrap().refuses = Some("no such CPU here");
+    let run = migrate_to(target, &[], json!({}), |_| {});
+    let error = run.progress.figures().error.clone().unwrap();
+    assert_eq!(error, "the target refused: no such CPU here");
+    assert_eq!(run.source.run_state(), RunState::Running);
+}
