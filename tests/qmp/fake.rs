@@ -1,0 +1,103 @@
+//! The real server with a machine that only keeps its run state.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use godwit::chardev::{Backend, Chardev};
+use godwit::config::{self, ChardevBackend, Socket, SocketAddress, SocketRole};
+use godwit::machine::{ContRefused, RunState, StopCause, VcpuInfo};
+use godwit::qmp::{Error, Events, Exit, Guest, Monitor, Server, Vmm};
+use serde_json::{Value, json};
+
+struct FakeGuest {
+    state: Mutex<RunState>,
+    events: Arc<Events>,
+}
+
+impl Guest for FakeGuest {
+    fn run_state(&self) -> RunState {
+        *self.state.lock().unwrap()
+    }
+
+    fn stop(&self) -> Result<(), Error> {
+        if std::mem::replace(&mut *self.state.lock().unwrap(), RunState::Paused).is_running() {
+            self.events.emit("STOP", Value::Null);
+        }
+        Ok(())
+    }
+
+    fn cont(&self) -> Result<(), Error> {
+        let mut state = self.state.lock().unwrap();
+        if state.needs_reset() {
+            return Err(Error::generic(ContRefused::NeedsReset));
+        }
+        if !std::mem::replace(&mut *state, RunState::Running).is_running() {
+            self.events.emit("RESUME", Value::Null);
+        }
+        Ok(())
+    }
+
+    fn reset(&self) -> Result<(), Error> {
+        let cause = StopCause::HostQmpSystemReset;
+        self.events.emit("RESET", json!({"guest": cause.by_guest(), "reason": cause.name()}));
+        Ok(())
+    }
+
+    fn inject_nmi(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn powerdown(&self) {
+        self.events.emit("POWERDOWN", Value::Null);
+    }
+
+    fn vcpus(&self) -> Vec<VcpuInfo> {
+        vec![VcpuInfo { index: 0, thread_id: 1 }]
+    }
+
+    fn ram_bytes(&self) -> u64 {
+        64 << 20
+    }
+
+    fn read_physical(&self, _address: u64, bytes: &mut [u8]) {
+        bytes.fill(0);
+    }
+
+    fn translate(&self, _index: u32, address: u64) -> Result<Option<u64>, Error> {
+        Ok(Some(address))
+    }
+}
+
+/// Serves on `DIR/vm0`, `DIR/vm1` … until a client says quit.
+pub fn start(dir: &Path, monitors: usize) {
+    let paths: Vec<PathBuf> = (0..monitors).map(|n| dir.join(format!("vm{n}"))).collect();
+    let chardevs: Vec<Chardev> = paths.iter().enumerate().map(|(n, path)| listener(n, path)).collect();
+    std::thread::spawn(move || {
+        tokio_uring::start(async move {
+            let (events, exit) = (Arc::new(Events::new()), Arc::new(Exit::default()));
+            let guest = FakeGuest { state: Mutex::new(RunState::Prelaunch), events: events.clone() };
+            let vmm = Arc::new(Vmm::new(Arc::new(guest), events, exit));
+            let server = Server::new(vmm.clone());
+            for chardev in chardevs {
+                let server = server.clone();
+                tokio_uring::spawn(async move {
+                    let monitor = Arc::new(Monitor { label: chardev.id, ..Monitor::default() });
+                    let Backend::Server(listener) = chardev.backend else { unreachable!() };
+                    let mut listener = listener.into_async().unwrap();
+                    loop {
+                        let socket = listener.accept().await;
+                        server.serve(&monitor, socket, false).await.unwrap();
+                    }
+                });
+            }
+            vmm.exit.requested().await;
+            server.flush().await;
+        });
+    });
+}
+
+fn listener(n: usize, path: &Path) -> Chardev {
+    let address = SocketAddress::Unix { path: path.to_owned() };
+    let backend = ChardevBackend::Socket(Socket { address, role: SocketRole::Server { wait: false } });
+    Chardev::open(&config::Chardev { id: format!("mon{n}"), backend, log: None }).unwrap()
+}

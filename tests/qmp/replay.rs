@@ -1,0 +1,206 @@
+//! Replays conversations recorded from QEMU 10.0.2 (`tests/vectors/qmp`). Nothing may come that was not recorded: what
+//! is too much in one step is found in the next.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use godwit::qmp::commands;
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::fake;
+
+/// Replays `topic` against the monitors `DIR/vm0` …, up to the step with the note `until`.
+fn replay(topic: &str, dir: &Path, until: Option<&str>) {
+    let path = PathBuf::from(format!("{}/tests/vectors/qmp/{topic}.jsonl", env!("CARGO_MANIFEST_DIR")));
+    let text = std::fs::read_to_string(path).unwrap();
+    let mut replay = Replay { dir: dir.to_owned(), client: None, fds: HashMap::new() };
+    for (number, line) in text.lines().enumerate() {
+        let step: Value = serde_json::from_str(line).unwrap();
+        if until.is_some() && step["note"].as_str() == until {
+            break;
+        }
+        let at = format!("{topic} line {}: {}", number + 1, &line[..line.len().min(300)]);
+        replay.step(&step, &at);
+    }
+    if let Some(client) = &mut replay.client {
+        assert!(!client.hears_within(Duration::from_millis(50)), "{topic}: more came than was recorded");
+    }
+}
+
+struct Replay {
+    dir: PathBuf,
+    client: Option<Client>,
+    /// Descriptor numbers: the recorded one, and ours.
+    fds: HashMap<i64, i64>,
+}
+
+impl Replay {
+    fn step(&mut self, step: &Value, at: &str) {
+        if step.get("connect").is_some() {
+            self.client = None;
+            self.client = Some(Client::connect(&self.dir.join("vm0")));
+        } else if let Some(bytes) = self.bytes(step) {
+            let known = serde_json::from_slice(&bytes).map_or(true, |request| is_known(&request, step));
+            if !known {
+                return;
+            }
+            let files: Vec<OwnedFd> =
+                step["fds"].as_array().map_or(&[][..], Vec::as_slice).iter().map(open).collect();
+            let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            self.client.as_mut().unwrap().send(&bytes, &fds);
+        }
+        self.expect(step, at);
+    }
+
+    fn bytes(&self, step: &Value) -> Option<Vec<u8>> {
+        if let Some(request) = step.get("send") {
+            let mut request = request.clone();
+            if let Some(fd) = request.pointer_mut("/arguments/fd") {
+                let number = fd.as_i64().unwrap();
+                *fd = (*self.fds.get(&number).unwrap_or(&number)).into();
+            }
+            return Some(format!("{request}\r\n").into_bytes());
+        }
+        if let Some(text) = step.get("send_text") {
+            return Some(text.as_str().unwrap().into());
+        }
+        if let Some(hex) = step.get("send_hex") {
+            let hex = hex.as_str().unwrap().as_bytes();
+            let byte = |two: &[u8]| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap();
+            return Some(hex.chunks(2).map(byte).collect());
+        }
+        let pieces = step.get("send_gen")?;
+        let (prefix, suffix) = (pieces["prefix"].as_str().unwrap(), pieces["suffix"].as_str().unwrap());
+        let unit = pieces["unit"].as_str().unwrap().repeat(pieces["count"].as_u64().unwrap() as usize);
+        Some(format!("{prefix}{unit}{suffix}").into_bytes())
+    }
+
+    fn expect(&mut self, step: &Value, at: &str) {
+        let Some(client) = &mut self.client else { return };
+        let none = Vec::new();
+        for want in step["recv"].as_array().unwrap_or(&none) {
+            if want["data"]["guest"] == json!(true) {
+                continue; // What QEMU's firmware did then, ours does not.
+            }
+            if let Some(more) = want["clipped"].as_str().and_then(|text| text.strip_suffix(" more")) {
+                for _ in 0..more.parse().unwrap() {
+                    assert!(client.receive().get("error").is_some(), "{at}");
+                }
+                continue;
+            }
+            let text = client.receive_text().unwrap_or_else(|| panic!("{at}: closed"));
+            if want.get("not_json").is_some() {
+                continue; // QEMU's `inf`; ours is the number as it was sent.
+            }
+            if let Some(depth) = nesting(want) {
+                assert_eq!(text.matches('[').count(), depth, "{at}");
+                continue; // Deeper than this test's own parser goes.
+            }
+            let got = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{at}: {error}: {text}"));
+            learn(&mut self.fds, want, &got);
+            assert!(same(want, &got, &self.fds), "{at}\n  recorded {want}\n  got      {got}");
+        }
+        if step.get("closed").is_some() {
+            assert_eq!(client.receive_text(), None, "{at}");
+        }
+    }
+}
+
+/// Of an id that was recorded as "arrays nested N deep".
+fn nesting(want: &Value) -> Option<usize> {
+    let text = want["id"]["clipped"].as_str()?.strip_prefix("arrays nested ")?;
+    text.strip_suffix(" deep")?.parse().ok()
+}
+
+/// Steps with a command that Godwit does not have are left out.
+fn is_known(request: &Value, step: &Value) -> bool {
+    let name = request["execute"].as_str().or(request["exec-oob"].as_str());
+    let recorded_unknown = step["recv"][0]["error"]["class"] == json!("CommandNotFound");
+    recorded_unknown || name.is_none_or(|name| commands::find(name).is_some())
+}
+
+fn open(mode: &Value) -> OwnedFd {
+    let mode = mode.as_str().unwrap();
+    let file = File::options()
+        .read(!mode.contains("write-only"))
+        .write(mode.contains("write"))
+        .open("/dev/null")
+        .unwrap();
+    file.into()
+}
+
+fn learn(fds: &mut HashMap<i64, i64>, want: &Value, got: &Value) {
+    if let (Some(recorded), Some(ours)) = (want["return"]["fd"].as_i64(), got["return"]["fd"].as_i64()) {
+        fds.insert(recorded, ours);
+    }
+}
+
+fn same(want: &Value, got: &Value, fds: &HashMap<i64, i64>) -> bool {
+    match (want, got) {
+        (Value::Object(want), Value::Object(got)) => {
+            if want.contains_key("clipped") {
+                return true;
+            }
+            want.len() == got.len()
+                && want.iter().all(|(name, want)| match (name.as_str(), got.get(name)) {
+                    (_, None) => false,
+                    ("timestamp" | "package" | "thread-id", Some(_)) => true,
+                    ("fd", Some(got)) => fds.get(&want.as_i64().unwrap()) == got.as_i64().as_ref(),
+                    ("desc", Some(got)) => same_text(want, got, fds),
+                    (_, Some(got)) => same(want, got, fds),
+                })
+        }
+        (Value::Object(want), _) if want.contains_key("clipped") => true,
+        (Value::Array(want), Value::Array(got)) => {
+            want.len() == got.len() && want.iter().zip(got).all(|(want, got)| same(want, got, fds))
+        }
+        (Value::Number(want), Value::Number(got)) => want.as_f64() == got.as_f64(),
+        _ => want == got,
+    }
+}
+
+/// With several unknown arguments, any of them may be named; descriptors have their own numbers.
+fn same_text(want: &Value, got: &Value, fds: &HashMap<i64, i64>) -> bool {
+    let (Some(want), Some(got)) = (want.as_str(), got.as_str()) else { return want.get("clipped").is_some() };
+    let unexpected = |text: &str| text.starts_with("Parameter '") && text.ends_with("' is unexpected");
+    let renumbered = fds
+        .iter()
+        .any(|(recorded, ours)| want.replace(&format!("fd:{recorded}'"), &format!("fd:{ours}'")) == got);
+    want == got || renumbered || unexpected(want) && unexpected(got)
+}
+
+fn against_fake(topic: &str, until: Option<&str>) {
+    let dir = tempfile::tempdir().unwrap();
+    fake::start(dir.path(), 1);
+    replay(topic, dir.path(), until);
+}
+
+macro_rules! topics {
+    ($($topic:ident $(until $note:literal)?;)*) => {$(
+        #[test]
+        fn $topic() {
+            #[allow(unused_mut, unused_assignments)]
+            let mut until = None;
+            $(until = Some($note);)?
+            against_fake(stringify!($topic), until);
+        }
+    )*};
+}
+
+topics! {
+    negotiation;
+    reconnect;
+    envelope;
+    ids;
+    json_syntax;
+    limits;
+    arguments;
+    runstate;
+    oob until "the oob answer overtakes";
+    fds until "removed while a node uses it";
+    fd_disconnect;
+}
