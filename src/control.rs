@@ -18,6 +18,7 @@ use tokio::sync::Notify;
 
 use crate::chardev::{self, Backend, Chardev, Port, bridge};
 use crate::config::{Actions, Config, PanicAction, ShutdownAction};
+use crate::dump::Dumps;
 use crate::machine::{self, ContRefused, Event, Machine, Outside, Panic, StopCause};
 use crate::qmp::{Events, Exit, Monitor, Server, Vmm};
 
@@ -63,6 +64,7 @@ pub fn run(config: Config) -> Result<i32, Error> {
 
     let mut vmm = Vmm::new(machine.clone(), events, exit);
     vmm.identity = config.identity.clone();
+    vmm.dumps = Some(Dumps::new(machine.clone()));
     vmm.set_autostart(!config.start_paused);
     vmm.chardevs = Box::new(move || infos.iter().map(|info| info()).collect());
     if let Some(daemon::Side::Child(child)) = daemon {

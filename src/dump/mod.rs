@@ -5,10 +5,10 @@
 //! ranges::Ranges →  view::GuestView  →  codec::Compressor →  elf, kdump       →  output::Output
 //! ```
 //!
-//! This half of the module knows nothing of KVM: a dump is made from a [`GuestView`] (which ranges of
-//! guest-physical memory exist, and their bytes) and plain register structs ([`Cpu`]). A stopped machine is one
-//! view; a migration file that is being turned into a core is another. [`read`] is an independent reader of the
-//! same formats, for tests and fuzzing.
+//! The formats know nothing of KVM: a dump is made from a [`GuestView`] (which ranges of guest-physical memory
+//! exist, and their bytes) and plain register structs ([`Cpu`]). A stopped machine is one view; a migration file
+//! that is being turned into a core is another. [`Dumps`] makes the dumps of a machine that lives, one at a time.
+//! [`read`] is an independent reader of the same formats, for tests and fuzzing.
 //!
 //! The layouts are QEMU 10's with these differences, each of which made a reader fail:
 //!
@@ -31,7 +31,9 @@ mod cpu;
 mod elf;
 mod error;
 mod format;
+mod job;
 mod kdump;
+mod machine;
 mod note;
 mod output;
 mod pipeline;
@@ -47,6 +49,7 @@ pub use codec::Codec;
 pub use cpu::{Cpu, Segment};
 pub use error::{Error, What};
 pub use format::Format;
+pub use job::{Busy, Claim, Done, Dumps, Failure, Snapshot, Status, Target};
 pub use output::Output;
 pub use progress::Progress;
 pub use ram::RamView;

@@ -46,6 +46,7 @@
 //! New events go into `events::KINDS`. What a command needs of the VMM is a field of [`Vmm`].
 
 mod descriptors;
+mod dump;
 mod machine;
 mod memory;
 mod protocol;
@@ -63,7 +64,7 @@ use super::vmm::{Monitor, Vmm};
 
 /// Every table.
 static SUBJECTS: &[&[Command]] =
-    &[protocol::COMMANDS, runstate::COMMANDS, machine::COMMANDS, memory::COMMANDS, descriptors::COMMANDS];
+    &[protocol::COMMANDS, runstate::COMMANDS, machine::COMMANDS, memory::COMMANDS, descriptors::COMMANDS, dump::COMMANDS];
 
 /// The one command that exists before the negotiation, and not after it.
 pub const NEGOTIATION: &str = "qmp_capabilities";

@@ -10,6 +10,7 @@ use super::error::Error;
 use super::events::Events;
 use super::fds::{FdSets, MonitorFds};
 use crate::config::Identity;
+use crate::dump::Dumps;
 use crate::machine::{Machine, RunState, StopCause, VcpuInfo};
 
 /// The whole VMM as commands see it: one per process, shared by every monitor.
@@ -23,6 +24,8 @@ pub struct Vmm {
     pub autostart: AtomicBool,
     /// What `query-chardev` tells.
     pub chardevs: Box<dyn Fn() -> Vec<ChardevInfo> + Send + Sync>,
+    /// Absent where there is no machine to dump.
+    pub dumps: Option<Arc<Dumps>>,
 }
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
@@ -156,6 +159,7 @@ impl Vmm {
             exit,
             autostart: AtomicBool::new(true),
             chardevs: Box::new(Vec::new),
+            dumps: None,
         }
     }
 

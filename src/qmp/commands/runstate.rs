@@ -3,7 +3,9 @@
 use serde_json::json;
 
 use super::{Answer, Call, Command, Run};
+use crate::dump::Busy;
 use crate::machine::RunState;
+use crate::qmp::error::Error;
 
 pub static COMMANDS: &[Command] = &[
     Command::new("query-status", Run::Now(query_status)),
@@ -21,6 +23,7 @@ fn query_status(call: Call<'_>) -> Answer {
 
 /// While the guest is still arriving, `stop` and `cont` say what happens once it is there.
 fn stop(call: Call<'_>) -> Answer {
+    refuse_during_dump(call)?;
     match call.vmm.guest.run_state() {
         RunState::InMigrate => call.vmm.set_autostart(false),
         state if state.is_running() => call.vmm.guest.stop()?,
@@ -30,11 +33,20 @@ fn stop(call: Call<'_>) -> Answer {
 }
 
 fn cont(call: Call<'_>) -> Answer {
+    refuse_during_dump(call)?;
     match call.vmm.guest.run_state() {
         RunState::InMigrate => call.vmm.set_autostart(true),
         _ => call.vmm.guest.cont()?,
     }
     Ok(json!({}))
+}
+
+/// A dump stops the guest and lets it go on by itself.
+fn refuse_during_dump(call: Call<'_>) -> Result<(), Error> {
+    match &call.vmm.dumps {
+        Some(dumps) if dumps.is_busy() => Err(Error::generic(Busy)),
+        _ => Ok(()),
+    }
 }
 
 fn system_reset(call: Call<'_>) -> Answer {

@@ -1,0 +1,395 @@
+//! Dumps of a machine that lives: one at a time, with the guest stopped around it.
+//!
+//! ```text
+//!           claim            pause             write               done, resume
+//! idle ───────────► claimed ───────► stopped ────────► written ─────────────────► idle
+//!   ▲                  │                │                 │
+//!   └──── dropped ─────┘                └──── failed: done (if writing began), resume
+//! ```
+//!
+//! A claim is taken before anything is opened, so that of two commands one is refused; it ends when it is dropped.
+//! The guest runs again after every outcome if it ran before.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+
+use super::{Cpu, Error, Filter, Guest, Options, Output, Progress, RamView, VmCoreInfo};
+use crate::memory::GuestRam;
+
+/// A machine, as far as a dump needs one.
+pub trait Target: Send + Sync {
+    /// Stops every vCPU for a dump (run state `save-vm`); false if the guest stood still already.
+    fn pause(&self) -> Result<bool, String>;
+    /// Lets a guest go on that [`Target::pause`] stopped.
+    fn resume(&self);
+    fn ram(&self) -> GuestRam;
+    /// The registers of all vCPUs, which stand still.
+    fn cpus(&self) -> Result<Vec<Cpu>, String>;
+    /// Where the guest said its note is.
+    fn vmcoreinfo(&self) -> Option<VmCoreInfo>;
+}
+
+/// What the last dump came to, or the one in progress.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Status {
+    #[default]
+    None,
+    Active,
+    Completed,
+    Failed,
+}
+
+impl Status {
+    /// QMP's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::None => "none",
+            Status::Active => "active",
+            Status::Completed => "completed",
+            Status::Failed => "failed",
+        }
+    }
+}
+
+/// Status, and bytes of guest memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub status: Status,
+    pub completed: u64,
+    pub total: u64,
+}
+
+/// Another dump is in progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("There is a dump in process, please wait.")]
+pub struct Busy;
+
+/// Why a dump that was claimed was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Dump(#[from] Error),
+    #[error("parameter 'length' expects a non-zero size")]
+    LengthZero,
+    #[error("dump: {0}")]
+    Machine(String),
+    #[error("dump: cannot start its thread: {0}")]
+    Thread(std::io::Error),
+}
+
+/// Called once after a dump that began writing, before the guest goes on.
+pub type Done = Box<dyn FnOnce(Snapshot, Option<&Failure>) + Send>;
+
+/// The dumps of one machine.
+pub struct Dumps {
+    target: Arc<dyn Target>,
+    state: Mutex<State>,
+    released: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    claimed: bool,
+    /// All is written and announced or about to be; the guest goes on in a moment.
+    finishing: bool,
+    last: Snapshot,
+    /// of the dump that is being written
+    progress: Option<Arc<Progress>>,
+}
+
+/// The right to make the next dump.
+pub struct Claim {
+    dumps: Arc<Dumps>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut state = self.dumps.state();
+        state.claimed = false;
+        state.finishing = false;
+        if state.progress.take().is_some() {
+            // The thread could not be started.
+            state.last = Snapshot { status: Status::Failed, ..Snapshot::default() };
+        }
+        self.dumps.released.notify_all();
+    }
+}
+
+impl Dumps {
+    pub fn new(target: Arc<dyn Target>) -> Arc<Dumps> {
+        Arc::new(Dumps { target, state: Mutex::default(), released: Condvar::new() })
+    }
+
+    /// Is a dump in progress, or about to be?
+    pub fn is_busy(&self) -> bool {
+        let state = self.state();
+        state.claimed && !state.finishing
+    }
+
+    pub fn snapshot(&self) -> Snapshot {
+        let state = self.state();
+        match &state.progress {
+            Some(progress) => {
+                Snapshot { status: Status::Active, completed: progress.completed(), total: progress.total() }
+            }
+            None => state.last,
+        }
+    }
+
+    /// Waits for a dump whose end is known to the client already, and refuses beside any other.
+    pub fn claim(self: &Arc<Self>) -> Result<Claim, Busy> {
+        let mut state = self.state();
+        while state.finishing {
+            state = self.released.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
+        if std::mem::replace(&mut state.claimed, true) {
+            return Err(Busy);
+        }
+        drop(state);
+        Ok(Claim { dumps: self.clone() })
+    }
+
+    /// Asks the dump in progress to end.
+    pub fn cancel(&self) {
+        if let Some(progress) = &self.state().progress {
+            progress.cancel();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Claim {
+    /// Stops the guest, writes the dump and lets the guest go on. With `detach` it returns as soon as the guest
+    /// stands still and the arguments have been found good; the rest happens on a thread of its own.
+    pub fn run(self, output: Output, options: Options, detach: bool, done: Done) -> Result<(), Failure> {
+        let stopped = Stopped::new(self).map_err(Failure::Machine)?;
+        stopped.check(options.filter)?;
+        let progress = Arc::new(Progress::default());
+        progress.begin(stopped.memory_bytes(options.filter));
+        stopped.claim.dumps.state().progress = Some(progress.clone());
+        if !detach {
+            return stopped.write(output, &options, &progress, done);
+        }
+        let job = move || drop(stopped.write(output, &options, &progress, done));
+        std::thread::Builder::new().name("dump".into()).spawn(job).map(drop).map_err(Failure::Thread)
+    }
+}
+
+/// A guest that stands still for a dump; it goes on when this is dropped.
+struct Stopped {
+    claim: Claim,
+    ran: bool,
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // Before the claim ends: the next dump must find the guest as this one found it.
+        if self.ran {
+            self.claim.dumps.target.resume();
+        }
+    }
+}
+
+impl Stopped {
+    fn new(claim: Claim) -> Result<Stopped, String> {
+        let ran = claim.dumps.target.pause()?;
+        Ok(Stopped { claim, ran })
+    }
+
+    fn memory_bytes(&self, filter: Option<Filter>) -> u64 {
+        let ram = self.claim.dumps.target.ram();
+        let regions = ram.blocks().iter().flat_map(|block| block.regions());
+        let ranges: Vec<_> =
+            regions.map(|region| super::Range { start: region.gpa, len: region.bytes }).collect();
+        super::ranges::cut(&ranges, filter).iter().map(|range| range.len).sum()
+    }
+
+    /// What can be said before anything is written. Such a failure counts as a dump, without bytes.
+    fn check(&self, filter: Option<Filter>) -> Result<(), Failure> {
+        let failure = if filter.is_some_and(|filter| filter.length == 0) {
+            Failure::LengthZero
+        } else if self.memory_bytes(filter) == 0 {
+            Failure::Dump(Error::NoMemory)
+        } else {
+            return Ok(());
+        };
+        self.claim.dumps.state().last = Snapshot { status: Status::Failed, ..Snapshot::default() };
+        Err(failure)
+    }
+
+    fn write(
+        self,
+        output: Output,
+        options: &Options,
+        progress: &Progress,
+        done: Done,
+    ) -> Result<(), Failure> {
+        let result = self.dump(output, options, progress);
+        let status = if result.is_ok() { Status::Completed } else { Status::Failed };
+        let last = Snapshot { status, completed: progress.completed(), total: progress.total() };
+        let mut state = self.claim.dumps.state();
+        state.last = last;
+        state.progress = None;
+        state.finishing = true;
+        drop(state);
+        done(last, result.as_ref().err());
+        result
+    }
+
+    fn dump(&self, output: Output, options: &Options, progress: &Progress) -> Result<(), Failure> {
+        let target = &self.claim.dumps.target;
+        let cpus = target.cpus().map_err(Failure::Machine)?;
+        let view = RamView::new(&target.ram()).map_err(|error| Failure::Machine(error.to_string()))?;
+        let guest = Guest { view: &view, cpus: &cpus, vmcoreinfo: target.vmcoreinfo() };
+        let report = super::write(&guest, options, output, progress)?;
+        if let Some(why) = report.note_refused {
+            tracing::warn!("dump without the guest's note: {why}");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Memory, MemoryBackend};
+    use crate::dump::Format;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+    use std::sync::mpsc;
+
+    struct Fake {
+        ram: GuestRam,
+        running: AtomicBool,
+    }
+
+    impl Target for Fake {
+        fn pause(&self) -> Result<bool, String> {
+            Ok(self.running.swap(false, SeqCst))
+        }
+
+        fn resume(&self) {
+            self.running.store(true, SeqCst);
+        }
+
+        fn ram(&self) -> GuestRam {
+            self.ram.clone()
+        }
+
+        fn cpus(&self) -> Result<Vec<Cpu>, String> {
+            assert!(!self.running.load(SeqCst), "registers of a running CPU");
+            Ok(vec![Cpu::default()])
+        }
+
+        fn vmcoreinfo(&self) -> Option<VmCoreInfo> {
+            None
+        }
+    }
+
+    const BYTES: u64 = 1 << 20;
+
+    fn fake(running: bool) -> (Arc<Fake>, Arc<Dumps>) {
+        let backend = MemoryBackend::Anonymous { share: false };
+        let config =
+            Memory { bytes: BYTES, block: "ram".into(), backend, prealloc: false, merge: false, dump: true };
+        let ram = GuestRam::new(&config).unwrap();
+        let fake = Arc::new(Fake { ram, running: AtomicBool::new(running) });
+        (fake.clone(), Dumps::new(fake))
+    }
+
+    fn nobody() -> Done {
+        Box::new(|_, _| {})
+    }
+
+    fn elf() -> Options {
+        Options::new(Format::Elf)
+    }
+
+    fn output(file: impl Into<OwnedFd>) -> Output {
+        Output::new(File::from(file.into())).unwrap()
+    }
+
+    #[test]
+    fn a_running_guest_runs_again_and_a_stopped_one_does_not() {
+        for running in [true, false] {
+            let (guest, dumps) = fake(running);
+            assert_eq!(dumps.snapshot(), Snapshot::default());
+            let (send, receive) = mpsc::channel();
+            let seen = guest.clone();
+            let done: Done = Box::new(move |last, failure| {
+                assert!(failure.is_none());
+                send.send((last, seen.running.load(SeqCst))).unwrap();
+            });
+            let file = tempfile::tempfile().unwrap();
+            dumps.claim().unwrap().run(output(file), elf(), false, done).unwrap();
+            let complete = Snapshot { status: Status::Completed, completed: BYTES, total: BYTES };
+            assert_eq!(
+                receive.recv().unwrap(),
+                (complete, false),
+                "the event comes before the guest goes on"
+            );
+            assert_eq!(dumps.snapshot(), complete);
+            assert_eq!(guest.running.load(SeqCst), running);
+            assert!(!dumps.is_busy());
+        }
+    }
+
+    #[test]
+    fn a_detached_dump_is_alone_and_shows_its_progress() {
+        let (guest, dumps) = fake(true);
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let (send, receive) = mpsc::channel();
+        let done: Done = Box::new(move |last, _| send.send(last).unwrap());
+        dumps.claim().unwrap().run(output(writer), elf(), true, done).unwrap();
+        assert!(dumps.is_busy() && dumps.claim().is_err());
+        let active = dumps.snapshot();
+        assert_eq!((active.status, active.total), (Status::Active, BYTES));
+        assert!(!guest.running.load(SeqCst));
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).unwrap();
+        assert_eq!(receive.recv().unwrap().status, Status::Completed);
+        assert!(all.len() as u64 > BYTES);
+        drop(dumps.claim().expect("it has ended"));
+        assert!(guest.running.load(SeqCst), "a claim waits until the guest goes on");
+    }
+
+    #[test]
+    fn every_failure_lets_the_guest_go_on() {
+        let (guest, dumps) = fake(true);
+        let filter = |begin, length| Options { filter: Some(Filter { begin, length }), ..elf() };
+        let refused = |options| {
+            let file = tempfile::tempfile().unwrap();
+            let done: Done = Box::new(|_, _| panic!("nothing was written"));
+            let error = dumps.claim().unwrap().run(output(file), options, false, done).unwrap_err();
+            assert_eq!(dumps.snapshot(), Snapshot { status: Status::Failed, completed: 0, total: 0 });
+            assert!(guest.running.load(SeqCst) && !dumps.is_busy());
+            error.to_string()
+        };
+        assert_eq!(refused(filter(0, 0)), "parameter 'length' expects a non-zero size");
+        assert_eq!(refused(filter(1 << 40, 1)), "dump: no guest memory to dump");
+
+        let (send, receive) = mpsc::channel();
+        let done: Done =
+            Box::new(move |last, failure| send.send((last, failure.unwrap().to_string())).unwrap());
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        dumps.claim().unwrap().run(output(full), elf(), false, done).unwrap_err();
+        let (last, why) = receive.recv().unwrap();
+        assert_eq!((last.status, last.total), (Status::Failed, BYTES));
+        assert_eq!(why, "dump: failed to write elf header: No space left on device");
+        assert!(guest.running.load(SeqCst) && !dumps.is_busy());
+    }
+
+    #[test]
+    fn a_claim_that_comes_to_nothing_is_given_back() {
+        let (_guest, dumps) = fake(true);
+        let claim = dumps.claim().unwrap();
+        assert_eq!(dumps.claim().err(), Some(Busy));
+        drop(claim);
+        assert!(dumps.claim().is_ok());
+        dumps.claim().unwrap().run(output(tempfile::tempfile().unwrap()), elf(), false, nobody()).unwrap();
+    }
+}

@@ -1,0 +1,123 @@
+//! Commands that dump the guest.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+
+use serde_json::{Value as Json, json};
+
+use super::memory::reason;
+use super::{Answer, Call, Command, Run};
+use crate::dump::{Codec, Done, Filter, Format, Options, Output, Snapshot};
+use crate::machine::RunState;
+use crate::qmp::error::Error;
+use crate::qmp::schema::{Shape, Type, optional, required};
+
+pub static COMMANDS: &[Command] = &[
+    Command::new("dump-guest-memory", Run::Blocking(dump_guest_memory)).arguments(&DUMP),
+    Command::new("query-dump", Run::Now(query_dump)),
+    Command::new("query-dump-guest-memory-capability", Run::Now(query_capability)),
+];
+
+static DUMP: Shape = Shape::of(&[
+    required("paging", Type::Bool),
+    required("protocol", Type::Text),
+    optional("detach", Type::Bool),
+    optional("begin", Type::Int),
+    optional("length", Type::Int),
+    optional("format", Type::Enum(FORMATS)),
+]);
+
+/// QEMU's formats, Windows' left out, and `zstd`.
+static FORMATS: &[&str] = &[
+    "elf",
+    "kdump-zlib",
+    "kdump-lzo",
+    "kdump-snappy",
+    "kdump-zstd",
+    "kdump-raw-zlib",
+    "kdump-raw-lzo",
+    "kdump-raw-snappy",
+    "kdump-raw-zstd",
+];
+
+fn dump_guest_memory(call: Call<'_>) -> Answer {
+    if call.vmm.guest.run_state() == RunState::InMigrate {
+        return Err(Error::generic("Dump not allowed during incoming migration."));
+    }
+    let dumps = call.vmm.dumps.as_ref().ok_or_else(|| Error::generic("this guest cannot be dumped"))?;
+    let claim = dumps.claim().map_err(Error::generic)?;
+    let options = options(call)?;
+    let output = open(call)?;
+    if matches!(options.format, Format::Kdump { raw: true, .. }) && !output.seekable() {
+        return Err(Error::generic(crate::dump::Error::NotSeekable));
+    }
+    let detach = call.args.bool_if_given("detach").unwrap_or(false);
+    let events = call.vmm.events.clone();
+    let done: Done = Box::new(move |last, failure| {
+        let mut data = json!({"result": to_json(last)});
+        if let Some(failure) = failure {
+            data["error"] = failure.to_string().into();
+        }
+        events.emit("DUMP_COMPLETED", data);
+    });
+    claim.run(output, options, detach, done).map_err(Error::generic)?;
+    Ok(json!({}))
+}
+
+fn options(call: Call<'_>) -> Result<Options, Error> {
+    let format = call.args.text_if_given("format").map_or(Ok(Format::Elf), str::parse);
+    let format = format.map_err(Error::generic)?;
+    let paging = call.args.bool("paging");
+    let (begin, length) = (call.args.int_if_given("begin"), call.args.int_if_given("length"));
+    if format != Format::Elf && (paging || begin.is_some() || length.is_some()) {
+        return Err(Error::generic("kdump-compressed format doesn't support paging or filter"));
+    }
+    let missing = |name| Err(Error::generic(format_args!("Parameter '{name}' is missing")));
+    let filter = match (begin, length) {
+        (Some(begin), Some(length)) => Some(Filter { begin, length }),
+        (None, None) => None,
+        (Some(_), None) => return missing("length"),
+        (None, Some(_)) => return missing("begin"),
+    };
+    Ok(Options { paging, filter, ..Options::new(format) })
+}
+
+/// The file, made readable by its owner alone, or the descriptor that a client sent.
+fn open(call: Call<'_>) -> Result<Output, Error> {
+    let protocol = call.args.text("protocol");
+    let file = if let Some(name) = protocol.strip_prefix("fd:") {
+        File::from(call.monitor.fds.take(name)?)
+    } else if let Some(path) = protocol.strip_prefix("file:") {
+        let made = File::options().write(true).create(true).truncate(true).mode(0o400).open(path);
+        made.map_err(|error| Error::generic(format_args!("Could not create '{path}': {}", reason(&error))))?
+    } else {
+        return Err(Error::generic("parameter 'protocol' must start with 'file:' or 'fd:'"));
+    };
+    Output::new(file).map_err(Error::generic)
+}
+
+fn query_dump(call: Call<'_>) -> Answer {
+    Ok(to_json(call.vmm.dumps.as_ref().map(|dumps| dumps.snapshot()).unwrap_or_default()))
+}
+
+fn to_json(snapshot: Snapshot) -> Json {
+    json!({"status": snapshot.status.name(), "completed": snapshot.completed, "total": snapshot.total})
+}
+
+/// Formats that QEMU's schema knows: clients with typed answers fail on others. `kdump-zstd` can be asked for all
+/// the same.
+fn query_capability(_call: Call<'_>) -> Answer {
+    let known =
+        Format::ALL.iter().filter(|format| !matches!(format, Format::Kdump { codec: Codec::Zstd, .. }));
+    Ok(json!({"formats": known.map(|format| format.name()).collect::<Vec<_>>()}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_schema_names_every_format() {
+        assert!(Format::ALL.iter().map(|format| format.name()).eq(FORMATS.iter().copied()));
+    }
+}
