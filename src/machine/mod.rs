@@ -1,8 +1,11 @@
 //! The machine: QEMU's `microvm` (acpi=off) on KVM.
 
+pub mod convert;
 mod error;
 mod event;
+pub mod load;
 mod run_state;
+pub mod save;
 mod saved;
 
 pub use error::{ContRefused, Error};
