@@ -48,7 +48,7 @@ mod writer;
 
 pub use command::Command;
 pub use error::{Error, Problem};
-pub use ram::{PageAt, RamParser, RamWriter, Record};
+pub use ram::{ListedBlock, PageAt, RamParser, RamWriter, Record};
 pub use reader::{Extent, Item, Layouts, RAM_VERSION, Reader};
 pub use writer::{Configuration, SectionHeader, SectionKind, description, end_of_states, package};
 
