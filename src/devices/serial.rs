@@ -1,7 +1,59 @@
 //! The 16550A serial port.
+//!
+//! Bytes leave as soon as the guest writes them: the transmitter is always empty again before the guest can look. What
+//! comes in waits in the receive FIFO (16 bytes, one without FIFO mode) until the guest reads it.
+//!
+//! Our own, because `vm_superio::Serial` cannot hold all that QEMU's `serial` section carries (FIFO control, trigger
+//! level, owed interrupts).
+
+use super::IrqLine;
+use super::bus::Device;
+use std::collections::VecDeque;
+use std::io::Write;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// First port of COM1, how many, and its interrupt.
+pub const PORT: u64 = 0x3f8;
+pub const PORTS: u64 = 8;
+pub const IRQ: u32 = 4;
+
+const FIFO_BYTES: usize = 16;
+
+/// Interrupt enable.
+const IER_RECEIVED: u8 = 1;
+const IER_EMPTY: u8 = 2;
+const IER_LINE: u8 = 4;
+const IER_MODEM: u8 = 8;
+/// Interrupt identification.
+const IIR_NONE: u8 = 0x01;
+const IIR_EMPTY: u8 = 0x02;
+const IIR_RECEIVED: u8 = 0x04;
+const IIR_LINE: u8 = 0x06;
+const IIR_TIMEOUT: u8 = 0x0c;
+const IIR_ID: u8 = 0x0f;
+const IIR_FIFO: u8 = 0xc0;
+/// FIFO control.
+const FCR_ENABLE: u8 = 0x01;
+const FCR_CLEAR_RECEIVED: u8 = 0x02;
+const FCR_CLEAR_SENT: u8 = 0x04;
+/// Bits that stay: enable, DMA mode, trigger level.
+const FCR_KEPT: u8 = 0xc9;
+const LCR_DIVISOR: u8 = 0x80;
+const MCR_OUT2: u8 = 0x08;
+const MCR_LOOP: u8 = 0x10;
+/// Line status.
+const LSR_READY: u8 = 0x01;
+const LSR_OVERRUN: u8 = 0x02;
+const LSR_BREAK: u8 = 0x10;
+const LSR_ERRORS: u8 = 0x1e;
+const LSR_EMPTY: u8 = 0x20;
+const LSR_IDLE: u8 = 0x40;
+/// Modem status: carrier, data set ready, clear to send; and the bits that say what changed.
+const MSR_CONNECTED: u8 = 0xb0;
+const MSR_CHANGES: u8 = 0x0f;
 
 /// All registers of the port, in the terms of QEMU's `serial` section.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SerialState {
     pub divider: u16,
     pub rbr: u8,
@@ -19,6 +71,452 @@ pub struct SerialState {
     pub timeout_ipending: bool,
     /// Bytes received and not yet read, oldest first; at most 16.
     pub recv_fifo: Vec<u8>,
-    /// Bytes the guest wrote and that did not leave yet, oldest first; at most 16.
+    /// Bytes the guest wrote and that did not leave yet, oldest first; at most 16. Always empty here, sent at once when
+    /// a stream brings some.
     pub xmit_fifo: Vec<u8>,
+}
+
+/// After reset. 12 is 9600 baud; nobody waits for it.
+impl Default for SerialState {
+    fn default() -> SerialState {
+        SerialState {
+            divider: 12,
+            rbr: 0,
+            ier: 0,
+            iir: IIR_NONE,
+            lcr: 0,
+            mcr: MCR_OUT2,
+            lsr: LSR_EMPTY | LSR_IDLE,
+            msr: MSR_CONNECTED,
+            scr: 0,
+            fcr: 0,
+            thr_ipending: false,
+            timeout_ipending: false,
+            recv_fifo: Vec::new(),
+            xmit_fifo: Vec::new(),
+        }
+    }
+}
+
+type Wake = Box<dyn Fn() + Send + Sync>;
+
+/// The device. Its output goes to `sink` within the access that wrote it.
+pub struct Serial {
+    port: Mutex<Port>,
+    /// Called, with no lock held, when the guest made room for input.
+    wake: Mutex<Option<Wake>>,
+}
+
+struct Port {
+    regs: SerialState,
+    received: VecDeque<u8>,
+    irq: Box<dyn IrqLine>,
+    irq_high: bool,
+    sink: Box<dyn Write + Send>,
+}
+
+impl Serial {
+    pub fn new(irq: Box<dyn IrqLine>, sink: Box<dyn Write + Send>) -> Serial {
+        let (regs, received) = (SerialState::default(), VecDeque::with_capacity(FIFO_BYTES));
+        Serial {
+            port: Mutex::new(Port { regs, received, irq, irq_high: false, sink }),
+            wake: Mutex::new(None),
+        }
+    }
+
+    /// Takes input as far as there is room; returns how much that was.
+    pub fn enqueue(&self, bytes: &[u8]) -> usize {
+        let mut port = self.lock();
+        let taken = bytes.len().min(port.room());
+        for &byte in &bytes[..taken] {
+            port.receive(byte);
+        }
+        port.update_irq();
+        taken
+    }
+
+    /// `wake` is called from vCPU threads whenever the guest has read something: there is room for input. It may call
+    /// [`Serial::enqueue`].
+    pub fn on_room(&self, wake: Wake) {
+        *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
+    }
+
+    pub fn reset(&self) {
+        self.set_state(&SerialState::default());
+    }
+
+    pub fn state(&self) -> SerialState {
+        let port = self.lock();
+        SerialState { recv_fifo: port.received.iter().copied().collect(), ..port.regs.clone() }
+    }
+
+    /// Replaces all registers. Bytes that were on their way out leave now.
+    pub fn set_state(&self, state: &SerialState) {
+        let mut port = self.lock();
+        port.regs = state.clone();
+        port.received.clear();
+        port.received.extend(state.recv_fifo.iter().take(FIFO_BYTES));
+        port.regs.recv_fifo.clear();
+        let sent = std::mem::take(&mut port.regs.xmit_fifo);
+        if !sent.is_empty() {
+            port.send(&sent);
+        }
+        // The level is set whatever it was: KVM's chips are loaded separately.
+        port.irq_high = !port.regs.wants_irq();
+        port.update_irq();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Port> {
+        self.port.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn woken(&self) {
+        if let Some(wake) = &*self.wake.lock().unwrap_or_else(PoisonError::into_inner) {
+            wake();
+        }
+    }
+}
+
+impl Device for Serial {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let mut made_room = false;
+        {
+            let mut port = self.lock();
+            for (i, byte) in data.iter_mut().enumerate() {
+                let register = offset + i as u64;
+                made_room |= register == 0 && port.regs.lsr & LSR_READY != 0;
+                *byte = port.read(register);
+            }
+        }
+        if made_room {
+            self.woken();
+        }
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) {
+        let mut port = self.lock();
+        for (i, &byte) in data.iter().enumerate() {
+            port.write(offset + i as u64, byte);
+        }
+    }
+
+    fn write_burst(&self, offset: u64, size: usize, data: &[u8]) {
+        if offset == 0 && size == 1 {
+            let mut port = self.lock();
+            if port.regs.lcr & LCR_DIVISOR == 0 && port.regs.mcr & MCR_LOOP == 0 {
+                return port.send(data);
+            }
+        }
+        for piece in data.chunks_exact(size) {
+            self.write(offset, piece);
+        }
+    }
+}
+
+impl SerialState {
+    fn fifo(&self) -> bool {
+        self.fcr & FCR_ENABLE != 0
+    }
+
+    /// Received bytes that raise the interrupt.
+    fn trigger(&self) -> usize {
+        if !self.fifo() {
+            return 1;
+        }
+        [1, 4, 8, 14][usize::from(self.fcr >> 6)]
+    }
+
+    fn wants_irq(&self) -> bool {
+        self.iir & IIR_NONE == 0
+    }
+}
+
+impl Port {
+    fn room(&self) -> usize {
+        match (self.regs.mcr & MCR_LOOP != 0, self.regs.fifo()) {
+            (true, _) => 0,
+            (false, true) => FIFO_BYTES - self.received.len(),
+            (false, false) => usize::from(self.regs.lsr & LSR_READY == 0),
+        }
+    }
+
+    fn receive(&mut self, byte: u8) {
+        if self.regs.fifo() {
+            if self.received.len() == FIFO_BYTES {
+                self.regs.lsr |= LSR_OVERRUN;
+            } else {
+                self.received.push_back(byte);
+            }
+            // Nothing is gained by the four character times that hardware would wait.
+            self.regs.timeout_ipending = true;
+        } else {
+            if self.regs.lsr & LSR_READY != 0 {
+                self.regs.lsr |= LSR_OVERRUN;
+            }
+            self.regs.rbr = byte;
+        }
+        self.regs.lsr |= LSR_READY;
+    }
+
+    /// Sends a burst. The interrupt line goes low and high again, as it does between bytes: an IOAPIC pin that triggers
+    /// on edges would miss the next interrupt otherwise.
+    fn send(&mut self, bytes: &[u8]) {
+        // A sink that fails has nobody who could be told; the guest's bytes are lost as on a pulled cable.
+        let _ = self.sink.write_all(bytes).and_then(|()| self.sink.flush());
+        self.regs.thr_ipending = false;
+        self.update_irq();
+        self.regs.thr_ipending = true;
+        self.regs.lsr |= LSR_EMPTY | LSR_IDLE;
+        self.update_irq();
+    }
+
+    fn read(&mut self, register: u64) -> u8 {
+        let latch = self.regs.lcr & LCR_DIVISOR != 0;
+        match register {
+            0 if latch => self.regs.divider as u8,
+            1 if latch => (self.regs.divider >> 8) as u8,
+            0 => self.read_received(),
+            1 => self.regs.ier,
+            2 => {
+                let iir = self.regs.iir;
+                if iir & IIR_ID == IIR_EMPTY {
+                    self.regs.thr_ipending = false;
+                    self.update_irq();
+                }
+                iir
+            }
+            3 => self.regs.lcr,
+            4 => self.regs.mcr,
+            5 => {
+                let lsr = self.regs.lsr;
+                self.regs.lsr &= !(LSR_BREAK | LSR_OVERRUN);
+                self.update_irq();
+                lsr
+            }
+            6 if self.regs.mcr & MCR_LOOP != 0 => loop_status(self.regs.mcr),
+            6 => {
+                let msr = self.regs.msr;
+                self.regs.msr &= !MSR_CHANGES;
+                self.update_irq();
+                msr
+            }
+            7 => self.regs.scr,
+            _ => 0xff,
+        }
+    }
+
+    fn read_received(&mut self) -> u8 {
+        if self.regs.fifo() {
+            if let Some(byte) = self.received.pop_front() {
+                self.regs.rbr = byte;
+            }
+            self.regs.timeout_ipending = !self.received.is_empty();
+        }
+        if self.received.is_empty() {
+            self.regs.lsr &= !(LSR_READY | LSR_BREAK);
+        }
+        self.update_irq();
+        self.regs.rbr
+    }
+
+    fn write(&mut self, register: u64, value: u8) {
+        let latch = self.regs.lcr & LCR_DIVISOR != 0;
+        match register {
+            0 if latch => self.regs.divider = (self.regs.divider & 0xff00) | u16::from(value),
+            1 if latch => self.regs.divider = (self.regs.divider & 0x00ff) | u16::from(value) << 8,
+            0 if self.regs.mcr & MCR_LOOP != 0 => {
+                self.receive(value);
+                self.regs.thr_ipending = true;
+                self.update_irq();
+            }
+            0 => self.send(&[value]),
+            1 => self.write_ier(value & 0x0f),
+            2 => self.write_fcr(value),
+            3 => self.regs.lcr = value,
+            4 => self.regs.mcr = value & 0x1f,
+            7 => self.regs.scr = value,
+            _ => {}
+        }
+    }
+
+    fn write_ier(&mut self, value: u8) {
+        let changed = self.regs.ier ^ value;
+        self.regs.ier = value;
+        if changed & IER_EMPTY != 0 {
+            self.regs.thr_ipending = value & IER_EMPTY != 0 && self.regs.lsr & LSR_EMPTY != 0;
+        }
+        self.update_irq();
+    }
+
+    fn write_fcr(&mut self, value: u8) {
+        let toggled = (self.regs.fcr ^ value) & FCR_ENABLE != 0;
+        if toggled || value & FCR_CLEAR_RECEIVED != 0 {
+            self.received.clear();
+            self.regs.lsr &= !(LSR_READY | LSR_BREAK);
+            self.regs.timeout_ipending = false;
+        }
+        if toggled || value & FCR_CLEAR_SENT != 0 {
+            self.regs.lsr |= LSR_EMPTY;
+            self.regs.thr_ipending = true;
+        }
+        self.regs.fcr = value & FCR_KEPT;
+        self.update_irq();
+    }
+
+    /// Finds the most urgent interrupt, and drives the line if it changes.
+    fn update_irq(&mut self) {
+        let r = &self.regs;
+        let enabled = |bit| r.ier & bit != 0;
+        let ready = r.lsr & LSR_READY != 0 && (!r.fifo() || self.received.len() >= r.trigger());
+        let id = if enabled(IER_LINE) && r.lsr & LSR_ERRORS != 0 {
+            IIR_LINE
+        } else if enabled(IER_RECEIVED) && ready {
+            IIR_RECEIVED
+        } else if enabled(IER_RECEIVED) && r.timeout_ipending {
+            IIR_TIMEOUT
+        } else if enabled(IER_EMPTY) && r.thr_ipending {
+            IIR_EMPTY
+        } else if enabled(IER_MODEM) && r.msr & MSR_CHANGES != 0 {
+            0
+        } else {
+            IIR_NONE
+        };
+        self.regs.iir = id | if self.regs.fifo() { IIR_FIFO } else { 0 };
+        let high = self.regs.wants_irq();
+        if high != self.irq_high {
+            self.irq_high = high;
+            self.irq.set(high);
+        }
+    }
+}
+
+/// Modem status in loopback: the modem control outputs come back as inputs.
+fn loop_status(mcr: u8) -> u8 {
+    (mcr & 0x0c) << 4 | (mcr & 0x02) << 3 | (mcr & 0x01) << 5
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[derive(Clone, Default)]
+    struct Wires {
+        sent: Arc<Mutex<Vec<u8>>>,
+        /// Times two plus level.
+        irq: Arc<AtomicUsize>,
+    }
+
+    impl IrqLine for Wires {
+        fn set(&self, high: bool) {
+            let edges = self.irq.load(Ordering::Relaxed) / 2;
+            self.irq.store((edges + usize::from(high)) * 2 + usize::from(high), Ordering::Relaxed);
+        }
+    }
+
+    impl Write for Wires {
+        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+            self.sent.lock().unwrap().extend(data);
+            Ok(data.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Wires {
+        fn high(&self) -> bool {
+            self.irq.load(Ordering::Relaxed) % 2 == 1
+        }
+        fn edges(&self) -> usize {
+            self.irq.load(Ordering::Relaxed) / 2
+        }
+    }
+
+    fn port() -> (Serial, Wires) {
+        let wires = Wires::default();
+        (Serial::new(Box::new(wires.clone()), Box::new(wires.clone())), wires)
+    }
+
+    fn get(serial: &Serial, register: u64) -> u8 {
+        let mut byte = [0];
+        serial.read(register, &mut byte);
+        byte[0]
+    }
+
+    #[test]
+    fn a_driver_finds_a_16550a() {
+        let (serial, _) = port();
+        serial.write(4, &[MCR_LOOP | 0x0a]);
+        assert_eq!(get(&serial, 6) & 0xf0, 0x90);
+        serial.write(4, &[0]);
+        serial.write(2, &[FCR_ENABLE]);
+        assert_eq!(get(&serial, 2) >> 6, 3);
+        serial.write(7, &[0x5a]);
+        assert_eq!(get(&serial, 7), 0x5a);
+        serial.write(3, &[LCR_DIVISOR | 3]);
+        serial.write(0, &[1, 0]);
+        serial.write(3, &[3]);
+        assert_eq!(serial.state().divider, 1);
+    }
+
+    #[test]
+    fn each_byte_sent_raises_one_edge() {
+        let (serial, wires) = port();
+        serial.write(1, &[IER_EMPTY]);
+        assert_eq!(wires.edges(), 1);
+        assert_eq!(get(&serial, 2) & IIR_ID, IIR_EMPTY);
+        assert!(!wires.high());
+        for _ in 0..3 {
+            serial.write(0, b"a");
+        }
+        assert_eq!(wires.edges(), 4);
+        serial.write_burst(0, 1, b"bcd");
+        assert_eq!(wires.edges(), 5);
+        assert_eq!(*wires.sent.lock().unwrap(), b"aaabcd");
+        assert_eq!(get(&serial, 5) & 0x60, 0x60);
+    }
+
+    #[test]
+    fn input_waits_until_it_is_read() {
+        let (serial, wires) = port();
+        let woken = Arc::new(AtomicUsize::new(0));
+        let counter = woken.clone();
+        serial.on_room(Box::new(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        }));
+        assert_eq!(serial.enqueue(b"xy"), 1);
+        serial.write(2, &[FCR_ENABLE | 0x80]);
+        assert_eq!(get(&serial, 5) & LSR_READY, 0, "switching modes empties the receiver");
+        serial.write(1, &[IER_RECEIVED]);
+        assert_eq!(serial.enqueue(&[7; 20]), 16);
+        assert!(wires.high());
+        assert_eq!(get(&serial, 2) & IIR_ID, IIR_RECEIVED);
+        for left in (0..16).rev() {
+            assert_eq!(get(&serial, 5) & LSR_READY, LSR_READY);
+            assert_eq!(get(&serial, 0), 7);
+            assert_eq!(wires.high(), left > 0);
+        }
+        assert_eq!(woken.load(Ordering::Relaxed), 16);
+        assert_eq!(serial.enqueue(b"z"), 1);
+        assert_eq!(get(&serial, 2) & IIR_ID, IIR_TIMEOUT);
+    }
+
+    #[test]
+    fn state_moves_to_another_port() {
+        let (serial, _) = port();
+        serial.write(2, &[FCR_ENABLE]);
+        serial.write(1, &[IER_RECEIVED | IER_EMPTY]);
+        serial.enqueue(b"abc");
+        let state = serial.state();
+        assert_eq!(state.recv_fifo, b"abc");
+        let (other, wires) = port();
+        other.set_state(&state);
+        assert_eq!(other.state(), state);
+        assert!(wires.high());
+        assert_eq!(get(&other, 0), b'a');
+        other.set_state(&SerialState { xmit_fifo: b"late".to_vec(), ..state });
+        assert_eq!(*wires.sent.lock().unwrap(), b"late");
+    }
 }

@@ -1,0 +1,212 @@
+//! One vCPU: running it, and getting it out of the guest again.
+//!
+//! Unsafe because it reads the `kvm_run` page that the kernel shares, and because a kick reaches into it from another
+//! thread.
+#![allow(unsafe_code)]
+
+use super::Error;
+use kvm_bindings::{
+    KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
+    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
+    KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
+    kvm_run,
+};
+use kvm_ioctls::VcpuFd;
+use std::sync::atomic::{AtomicU8, Ordering, fence};
+
+/// Why a vCPU left the guest.
+pub enum Exit<'a> {
+    /// A signal, or `immediate_exit`.
+    Interrupted,
+    /// IN: `data` is to be filled, `size` bytes for each of `data.len() / size` reads.
+    PortIn {
+        port: u16,
+        size: usize,
+        data: &'a mut [u8],
+    },
+    /// OUT.
+    PortOut {
+        port: u16,
+        size: usize,
+        data: &'a [u8],
+    },
+    MmioRead {
+        gpa: u64,
+        data: &'a mut [u8],
+    },
+    MmioWrite {
+        gpa: u64,
+        data: &'a [u8],
+    },
+    /// The dirty ring must be drained before the vCPU can go on.
+    RingFull,
+    /// Triple fault.
+    TripleFault,
+    ShutdownRequest,
+    ResetRequest,
+    Crash,
+    /// HLT, which KVM keeps to itself as long as it has the interrupt controller.
+    Halt,
+    /// The vCPU cannot go on, for a reason in words.
+    Broken(String),
+}
+
+/// A vCPU in the kernel. Whoever holds it exclusively may run it.
+pub struct Vcpu {
+    fd: VcpuFd,
+    index: u32,
+}
+
+/// Gets a vCPU out of `KVM_RUN`, from another thread, together with a signal to the thread that runs it.
+///
+/// The kicker writes its request, sets the flag, sends the signal. The vCPU's thread clears the flag with
+/// [`Kick::rearm`], reads the request, enters KVM. Whatever the order, one of them sees the other: if the request was
+/// read too early, the flag was set after it was cleared, and KVM returns at once.
+///
+/// Points into the vCPU's `kvm_run` page: must not be used after its [`Vcpu`] is gone.
+#[derive(Clone, Copy)]
+pub struct Kick(*const AtomicU8);
+
+// SAFETY: the byte is only accessed atomically by us, and read by the kernel.
+unsafe impl Send for Kick {}
+// SAFETY: as above.
+unsafe impl Sync for Kick {}
+
+impl Kick {
+    /// The next or current `KVM_RUN` returns. Follow with a signal.
+    ///
+    /// # Safety
+    /// The [`Vcpu`] this came from is alive.
+    pub unsafe fn set(self) {
+        fence(Ordering::SeqCst);
+        // SAFETY: the page is mapped as long as the vCPU lives, the caller's promise.
+        unsafe { (*self.0).store(1, Ordering::SeqCst) };
+    }
+
+    /// `KVM_RUN` runs the guest again. Read requests only afterwards.
+    ///
+    /// # Safety
+    /// As for [`Kick::set`].
+    pub unsafe fn rearm(self) {
+        // SAFETY: as in `set`.
+        unsafe { (*self.0).store(0, Ordering::SeqCst) };
+        fence(Ordering::SeqCst);
+    }
+}
+
+impl Vcpu {
+    pub(super) fn new(fd: VcpuFd, index: u32) -> Vcpu {
+        Vcpu { fd, index }
+    }
+
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    pub fn kick(&mut self) -> Kick {
+        let run: *mut kvm_run = self.fd.get_kvm_run();
+        // SAFETY: only the address is taken; AtomicU8 has the layout of u8.
+        Kick(unsafe { (&raw mut (*run).immediate_exit).cast() })
+    }
+
+    /// An NMI, delivered when the guest runs next.
+    pub fn nmi(&self) -> Result<(), Error> {
+        self.fd.nmi().map_err(Error::call("KVM_NMI"))
+    }
+
+    /// The kvmclock page tells the guest that it stood still, so that its watchdogs keep quiet. Refused (and needless)
+    /// while the guest does not use kvmclock.
+    pub fn announce_pause(&self) {
+        let _ = self.fd.kvmclock_ctrl();
+    }
+
+    /// Runs the guest until it needs something, or is kicked.
+    pub fn run(&mut self) -> Exit<'_> {
+        let failed = self.fd.run().err().map(|e| e.errno());
+        let run = self.fd.get_kvm_run();
+        if run.exit_reason == KVM_EXIT_DIRTY_RING_FULL && failed.is_none() {
+            return Exit::RingFull;
+        }
+        match failed {
+            Some(libc::EINTR | libc::EAGAIN) => return Exit::Interrupted,
+            Some(errno) => {
+                let e = std::io::Error::from_raw_os_error(errno);
+                return Exit::Broken(format!("KVM_RUN: {e}"));
+            }
+            None => {}
+        }
+        read_exit(run)
+    }
+}
+
+fn read_exit(run: &mut kvm_run) -> Exit<'_> {
+    let base: *mut kvm_run = run;
+    match run.exit_reason {
+        KVM_EXIT_IO => {
+            // SAFETY: the exit reason says which member of the union is meant.
+            let io = unsafe { run.__bindgen_anon_1.io };
+            let size = usize::from(io.size);
+            let bytes = size * io.count as usize;
+            // SAFETY: the kernel puts the data `data_offset` bytes behind the start of the run structure, inside the
+            // mapping that the vCPU owns, and leaves it alone until the next KVM_RUN, which needs `&mut Vcpu`.
+            let data = unsafe {
+                let start = base.cast::<u8>().add(io.data_offset as usize);
+                std::slice::from_raw_parts_mut(start, bytes)
+            };
+            if u32::from(io.direction) == KVM_EXIT_IO_IN {
+                Exit::PortIn { port: io.port, size, data }
+            } else {
+                Exit::PortOut { port: io.port, size, data }
+            }
+        }
+        KVM_EXIT_MMIO => {
+            // SAFETY: as above.
+            let mmio = unsafe { &mut run.__bindgen_anon_1.mmio };
+            let data = &mut mmio.data[..(mmio.len as usize).min(8)];
+            if mmio.is_write != 0 {
+                Exit::MmioWrite { gpa: mmio.phys_addr, data }
+            } else {
+                Exit::MmioRead { gpa: mmio.phys_addr, data }
+            }
+        }
+        KVM_EXIT_INTR | KVM_EXIT_IRQ_WINDOW_OPEN => Exit::Interrupted,
+        KVM_EXIT_HLT => Exit::Halt,
+        KVM_EXIT_SHUTDOWN => Exit::TripleFault,
+        KVM_EXIT_SYSTEM_EVENT => {
+            // SAFETY: as above.
+            match unsafe { run.__bindgen_anon_1.system_event.type_ } {
+                KVM_SYSTEM_EVENT_SHUTDOWN => Exit::ShutdownRequest,
+                KVM_SYSTEM_EVENT_RESET => Exit::ResetRequest,
+                KVM_SYSTEM_EVENT_CRASH => Exit::Crash,
+                other => Exit::Broken(format!("system event {other}, which nobody here knows")),
+            }
+        }
+        KVM_EXIT_FAIL_ENTRY => {
+            // SAFETY: as above.
+            let fail = unsafe { run.__bindgen_anon_1.fail_entry };
+            let reason = fail.hardware_entry_failure_reason;
+            Exit::Broken(format!("the processor refused to enter the guest (hardware reason {reason:#x})"))
+        }
+        KVM_EXIT_INTERNAL_ERROR => {
+            // SAFETY: as above.
+            let suberror = unsafe { run.__bindgen_anon_1.internal.suberror };
+            Exit::Broken(format!("KVM internal error {suberror} ({})", suberror_name(suberror)))
+        }
+        reason => Exit::Broken(format!("KVM exit {reason}, which nobody here knows")),
+    }
+}
+
+/// `KVM_INTERNAL_ERROR_*` of linux/kvm.h.
+fn suberror_name(suberror: u32) -> &'static str {
+    match suberror {
+        1 => "an instruction could not be emulated",
+        2 => "simultaneous exceptions",
+        3 => "an exit while an event was being delivered",
+        4 => "unexpected exit reason",
+        _ => "unknown",
+    }
+}

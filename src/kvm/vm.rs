@@ -1,0 +1,255 @@
+//! One VM: memory slots, interrupt lines, clock and chips.
+//!
+//! Unsafe because memory slots lend mappings to the kernel.
+#![allow(unsafe_code)]
+
+use super::dirty::Rings;
+use super::state::VmState;
+use super::{Caps, Error, Vcpu, cpuid, ioctl, msrs};
+use crate::config;
+use crate::memory::GuestRam;
+use kvm_bindings::{
+    CpuId, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQ_ROUTING_IRQCHIP,
+    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
+    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap,
+    kvm_irq_routing_entry, kvm_irqchip, kvm_pit_config, kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Kvm, VmFd};
+use std::ffi::CString;
+use std::os::fd::FromRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Three pages for real mode on Intel and one for its page table, below the IOAPIC (QEMU's addresses).
+const IDENTITY_MAP: u64 = 0xfeff_c000;
+const TSS: usize = 0xfeff_d000;
+/// Pins of the in-kernel IOAPIC.
+const IOAPIC_PINS: u32 = 24;
+
+/// A virtual machine in the kernel.
+pub struct Vm {
+    fd: VmFd,
+    caps: Caps,
+    cpuid: CpuId,
+    msr_list: Vec<u32>,
+    mce_cap: u64,
+    has_pit: bool,
+    /// Dropped before `ram`: slots must not outlive what they map. (They die with `fd`.)
+    rings: Option<Rings>,
+    ram: GuestRam,
+}
+
+impl Vm {
+    /// Makes the VM with its interrupt controllers, and gives it `ram`.
+    pub fn new(config: &config::Kvm, pit: bool, cpus: u32, ram: GuestRam) -> Result<Vm, Error> {
+        let kvm = open(&config.device)?;
+        let caps = Caps::of(&kvm)?;
+        if cpus > caps.vcpus_max {
+            return Err(Error::TooManyCpus { wanted: cpus, max: caps.vcpus_max });
+        }
+        let fd = kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let cpuid = cpuid.map_err(Error::call("KVM_GET_SUPPORTED_CPUID"))?;
+        let mce_cap = if caps.mce { ioctl::mce_cap_supported(&kvm).unwrap_or(0) } else { 0 };
+        let msr_list = msrs::list(&kvm, mce_cap)?;
+        let rings = match config.dirty_ring_entries {
+            Some(entries) => Some(Rings::enable(&fd, &caps, entries, ram.main().pages())?),
+            None => None,
+        };
+        let has_pit = pit && caps.pit2;
+        let vm = Vm { fd, caps, cpuid, msr_list, mce_cap, has_pit, rings, ram };
+        vm.enable_caps()?;
+        vm.map_slots(0)?;
+        vm.create_chips()?;
+        Ok(vm)
+    }
+
+    pub fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    pub fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    /// The CPUID table every vCPU starts from, before its own ids are put in.
+    pub fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    pub(super) fn fd(&self) -> &VmFd {
+        &self.fd
+    }
+
+    pub(super) fn msr_list(&self) -> &[u32] {
+        &self.msr_list
+    }
+
+    pub(super) fn rings(&self) -> Option<&Rings> {
+        self.rings.as_ref()
+    }
+
+    /// Makes vCPU `index` of `count`, with its CPUID set.
+    pub fn create_vcpu(&self, index: u32, count: u32) -> Result<Vcpu, Error> {
+        let fd = self.fd.create_vcpu(index.into()).map_err(Error::call("KVM_CREATE_VCPU"))?;
+        let cpuid = cpuid::for_vcpu(&self.cpuid, index, count, &self.caps);
+        fd.set_cpuid2(&cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
+        if self.mce_cap != 0 {
+            ioctl::setup_mce(&fd, msrs::mce_cap(self.mce_cap)).map_err(Error::raw("KVM_X86_SETUP_MCE"))?;
+        }
+        if let Some(rings) = &self.rings {
+            rings.add(&fd)?;
+        }
+        Ok(Vcpu::new(fd, index))
+    }
+
+    /// Drives an interrupt line of PIC and IOAPIC.
+    pub fn set_irq(&self, gsi: u32, level: bool) {
+        // The only errors are a missing chip and a GSI without a route; neither can happen to a built machine.
+        let _ = self.fd.set_irq_line(gsi, level);
+    }
+
+    /// Makes KVM log which pages vCPUs write, or stop it.
+    pub(super) fn log_dirty(&self, on: bool) -> Result<(), Error> {
+        self.map_slots(if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })
+    }
+
+    /// Reads PIC, IOAPIC, PIT and clock.
+    pub fn read_state(&self) -> Result<VmState, Error> {
+        let mut state = VmState { clock: self.clock()?, ..VmState::default() };
+        for (i, pic) in state.pic.iter_mut().enumerate() {
+            let chip = self.irqchip(i as u32)?;
+            // SAFETY: chips 0 and 1 are PICs, so that the kernel filled this member.
+            *pic = unsafe { chip.chip.pic };
+        }
+        // SAFETY: chip 2 is the IOAPIC.
+        state.ioapic = unsafe { self.irqchip(KVM_IRQCHIP_IOAPIC)?.chip.ioapic };
+        if self.has_pit {
+            state.pit = self.fd.get_pit2().map_err(Error::call("KVM_GET_PIT2"))?;
+        }
+        Ok(state)
+    }
+
+    /// Writes PIC, IOAPIC and PIT. The clock is set when the guest goes on, see [`Vm::set_clock`].
+    pub fn write_state(&self, state: &VmState) -> Result<(), Error> {
+        for (i, pic) in state.pic.iter().enumerate() {
+            let mut chip = kvm_irqchip { chip_id: i as u32, ..Default::default() };
+            chip.chip.pic = *pic;
+            self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))?;
+        }
+        let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
+        chip.chip.ioapic = state.ioapic;
+        self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))?;
+        self.write_pit(state)
+    }
+
+    /// Writes the PIT alone, which also forgets ticks that piled up while the guest stood still.
+    pub fn write_pit(&self, state: &VmState) -> Result<(), Error> {
+        if !self.has_pit {
+            return Ok(());
+        }
+        self.fd.set_pit2(&state.pit).map_err(Error::call("KVM_SET_PIT2"))
+    }
+
+    /// kvmclock's time.
+    pub fn clock(&self) -> Result<kvm_clock_data, Error> {
+        if !self.caps.adjust_clock {
+            return Ok(kvm_clock_data::default());
+        }
+        self.fd.get_clock().map_err(Error::call("KVM_GET_CLOCK"))
+    }
+
+    /// Sets kvmclock to `ns`: guest time goes on where it stood still.
+    pub fn set_clock(&self, ns: u64) -> Result<(), Error> {
+        if !self.caps.adjust_clock {
+            return Ok(());
+        }
+        let clock = kvm_clock_data { clock: ns, ..Default::default() };
+        self.fd.set_clock(&clock).map_err(Error::call("KVM_SET_CLOCK"))
+    }
+
+    fn irqchip(&self, chip_id: u32) -> Result<kvm_irqchip, Error> {
+        let mut chip = kvm_irqchip { chip_id, ..Default::default() };
+        self.fd.get_irqchip(&mut chip).map_err(Error::call("KVM_GET_IRQCHIP"))?;
+        Ok(chip)
+    }
+
+    fn enable_caps(&self) -> Result<(), Error> {
+        let enable = |cap: u32, arg: u64| {
+            let mut cap = kvm_enable_cap { cap, ..Default::default() };
+            cap.args[0] = arg;
+            self.fd.enable_cap(&cap).map_err(Error::call("KVM_ENABLE_CAP"))
+        };
+        if self.caps.manual_dirty_protect != 0 && self.rings.is_none() {
+            enable(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, self.caps.manual_dirty_protect)?;
+        }
+        if self.caps.triple_fault_event {
+            enable(KVM_CAP_X86_TRIPLE_FAULT_EVENT, 1)?;
+        }
+        Ok(())
+    }
+
+    fn map_slots(&self, flags: u32) -> Result<(), Error> {
+        let main = self.ram.main();
+        for (slot, region) in main.regions().iter().enumerate() {
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                flags,
+                guest_phys_addr: region.gpa,
+                memory_size: region.bytes,
+                userspace_addr: main.host() as u64 + region.offset,
+            };
+            // SAFETY: the range lies in the block's mapping, which `self.ram` keeps for as long as the VM.
+            unsafe { self.fd.set_user_memory_region(slot) }
+                .map_err(Error::call("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(())
+    }
+
+    fn create_chips(&self) -> Result<(), Error> {
+        if self.caps.set_identity_map {
+            let call = Error::call("KVM_SET_IDENTITY_MAP_ADDR");
+            self.fd.set_identity_map_address(IDENTITY_MAP).map_err(call)?;
+        }
+        self.fd.set_tss_address(TSS).map_err(Error::call("KVM_SET_TSS_ADDR"))?;
+        self.fd.create_irq_chip().map_err(Error::call("KVM_CREATE_IRQCHIP"))?;
+        self.fd.set_gsi_routing(&isa_routes()).map_err(Error::call("KVM_SET_GSI_ROUTING"))?;
+        if self.has_pit {
+            let config = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            self.fd.create_pit2(config).map_err(Error::call("KVM_CREATE_PIT2"))?;
+        }
+        Ok(())
+    }
+}
+
+/// PC wiring, as QEMU has it: ISA interrupts reach both chips, except that the timer (0) arrives at IOAPIC pin 2 and
+/// the cascade (2) at no pin.
+fn isa_routes() -> KvmIrqRouting {
+    let mut routes = Vec::new();
+    let mut route = |gsi, irqchip, pin| {
+        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        entry.u.irqchip.irqchip = irqchip;
+        entry.u.irqchip.pin = pin;
+        routes.push(entry);
+    };
+    for gsi in 0..8 {
+        route(gsi, KVM_IRQCHIP_PIC_MASTER, gsi);
+        route(gsi + 8, KVM_IRQCHIP_PIC_SLAVE, gsi);
+    }
+    for gsi in (0..IOAPIC_PINS).filter(|&gsi| gsi != 2) {
+        route(gsi, KVM_IRQCHIP_IOAPIC, if gsi == 0 { 2 } else { gsi });
+    }
+    KvmIrqRouting::from_entries(&routes).expect("39 routes are fewer than KVM_MAX_IRQ_ROUTES")
+}
+
+fn open(path: &Path) -> Result<Kvm, Error> {
+    let name = CString::new(path.as_os_str().as_bytes()).unwrap_or_default();
+    let opened = Kvm::open_with_cloexec_at(name, true);
+    let fd = opened.map_err(|e| Error::Open {
+        path: path.into(),
+        source: std::io::Error::from_raw_os_error(e.errno()),
+    })?;
+    // SAFETY: the descriptor was just opened and belongs to nobody else.
+    let kvm = unsafe { Kvm::from_raw_fd(fd) };
+    if kvm.get_api_version() == 12 { Ok(kvm) } else { Err(Error::NotKvm(path.into())) }
+}
