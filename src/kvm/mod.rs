@@ -14,7 +14,7 @@ mod vm;
 
 pub use caps::Caps;
 pub use dirty::DirtyLog;
-pub use vcpu::{Exit, Kick, Vcpu};
+pub use vcpu::{Exit, Shared, Vcpu, monotonic_ns, thread_id};
 pub use vm::Vm;
 
 use std::io;

@@ -4,15 +4,16 @@
 //! thread.
 #![allow(unsafe_code)]
 
-use super::Error;
+use super::{Error, msrs};
 use kvm_bindings::{
     KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
     KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
     KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
-    kvm_run,
+    kvm_lapic_state, kvm_regs, kvm_run, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Why a vCPU left the guest.
 pub enum Exit<'a> {
@@ -59,13 +60,12 @@ pub struct Vcpu {
 
 /// Gets a vCPU out of `KVM_RUN`, from another thread, together with a signal to the thread that runs it.
 ///
-/// The kicker writes its request, sets the flag, sends the signal. The vCPU's thread clears the flag with
-/// [`Kick::rearm`], reads the request, enters KVM. Whatever the order, one of them sees the other: if the request was
-/// read too early, the flag was set after it was cleared, and KVM returns at once.
+/// The kicker writes its request, sets the flag, sends the signal. The vCPU's thread clears the flag, reads the request,
+/// enters KVM. Whatever the order, one of them sees the other: if the request was read too early, the flag was set after
+/// it was cleared, and KVM returns at once.
 ///
-/// Points into the vCPU's `kvm_run` page: must not be used after its [`Vcpu`] is gone.
-#[derive(Clone, Copy)]
-pub struct Kick(*const AtomicU8);
+/// Points into the vCPU's `kvm_run` page, so that it lives beside its [`Vcpu`] in [`Shared`], and nowhere else.
+struct Kick(*const AtomicU8);
 
 // SAFETY: the byte is only accessed atomically by us, and read by the kernel.
 unsafe impl Send for Kick {}
@@ -73,21 +73,13 @@ unsafe impl Send for Kick {}
 unsafe impl Sync for Kick {}
 
 impl Kick {
-    /// The next or current `KVM_RUN` returns. Follow with a signal.
-    ///
-    /// # Safety
-    /// The [`Vcpu`] this came from is alive.
-    pub unsafe fn set(self) {
+    fn set(&self) {
         fence(Ordering::SeqCst);
-        // SAFETY: the page is mapped as long as the vCPU lives, the caller's promise.
+        // SAFETY: the page is mapped as long as the vCPU lives, in the same `Shared`.
         unsafe { (*self.0).store(1, Ordering::SeqCst) };
     }
 
-    /// `KVM_RUN` runs the guest again. Read requests only afterwards.
-    ///
-    /// # Safety
-    /// As for [`Kick::set`].
-    pub unsafe fn rearm(self) {
+    fn rearm(&self) {
         // SAFETY: as in `set`.
         unsafe { (*self.0).store(0, Ordering::SeqCst) };
         fence(Ordering::SeqCst);
@@ -107,15 +99,66 @@ impl Vcpu {
         &self.fd
     }
 
-    pub fn kick(&mut self) -> Kick {
+    fn kick(&mut self) -> Kick {
         let run: *mut kvm_run = self.fd.get_kvm_run();
         // SAFETY: only the address is taken; AtomicU8 has the layout of u8.
         Kick(unsafe { (&raw mut (*run).immediate_exit).cast() })
     }
 
+    /// Finishes the last exit, so that the registers can be read: an IN's value is in its register only after the next
+    /// `KVM_RUN`. Exits that this brings up (the rest of a long access) go to `f`.
+    pub fn complete(&mut self, mut f: impl FnMut(Exit<'_>) -> bool) {
+        self.fd.set_kvm_immediate_exit(1);
+        loop {
+            match self.run() {
+                Exit::Interrupted => break,
+                exit => {
+                    if !f(exit) {
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
     /// An NMI, delivered when the guest runs next.
     pub fn nmi(&self) -> Result<(), Error> {
         self.fd.nmi().map_err(Error::call("KVM_NMI"))
+    }
+
+    /// The NMI button is pressed: delivered if LINT1 takes NMIs.
+    pub fn external_nmi(&self) -> Result<(), Error> {
+        const LINT1: usize = 0x360;
+        const MASKED: u32 = 1 << 16;
+        const MODE_NMI: u32 = 4;
+        let lapic = self.lapic()?;
+        let lvt = u32::from_le_bytes(std::array::from_fn(|i| lapic.regs[LINT1 + i] as u8));
+        if lvt & MASKED == 0 && lvt >> 8 & 7 == MODE_NMI { self.nmi() } else { Ok(()) }
+    }
+
+    pub fn lapic(&self) -> Result<kvm_lapic_state, Error> {
+        self.fd.get_lapic().map_err(Error::call("KVM_GET_LAPIC"))
+    }
+
+    pub fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<(), Error> {
+        self.fd.set_lapic(lapic).map_err(Error::call("KVM_SET_LAPIC"))
+    }
+
+    pub fn sregs(&self) -> Result<kvm_sregs, Error> {
+        self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))
+    }
+
+    pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), Error> {
+        self.fd.set_sregs(sregs).map_err(Error::call("KVM_SET_SREGS"))
+    }
+
+    pub fn set_regs(&self, regs: &kvm_regs) -> Result<(), Error> {
+        self.fd.set_regs(regs).map_err(Error::call("KVM_SET_REGS"))
+    }
+
+    /// Writes MSRs; returns those that KVM refused.
+    pub fn write_msrs(&self, values: &[(u32, u64)]) -> Result<Vec<(u32, u64)>, Error> {
+        msrs::write(&self.fd, values)
     }
 
     /// The kvmclock page tells the guest that it stood still, so that its watchdogs keep quiet. Refused (and needless)
@@ -208,5 +251,47 @@ fn suberror_name(suberror: u32) -> &'static str {
         3 => "an exit while an event was being delivered",
         4 => "unexpected exit reason",
         _ => "unknown",
+    }
+}
+
+/// Kernel thread id of the caller.
+pub fn thread_id() -> i32 {
+    // SAFETY: gettid takes nothing and cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// `CLOCK_MONOTONIC` in ns: the clock that KVM's PIT counts from.
+pub fn monotonic_ns() -> i64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel fills one timespec. This clock exists everywhere, so that the call cannot fail.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    now.tv_sec * 1_000_000_000 + now.tv_nsec
+}
+
+/// A vCPU that one thread runs and others stop.
+pub struct Shared {
+    vcpu: Mutex<Vcpu>,
+    kick: Kick,
+}
+
+impl Shared {
+    pub fn new(mut vcpu: Vcpu) -> Shared {
+        let kick = vcpu.kick();
+        Shared { vcpu: Mutex::new(vcpu), kick }
+    }
+
+    /// The vCPU's thread holds it while the guest runs; whoever gets it otherwise knows that the vCPU stands still.
+    pub fn lock(&self) -> MutexGuard<'_, Vcpu> {
+        self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next or current `KVM_RUN` returns. Write the request first, send the thread a signal afterwards.
+    pub fn kick(&self) {
+        self.kick.set();
+    }
+
+    /// `KVM_RUN` runs the guest again. Read requests only afterwards.
+    pub fn rearm(&self) {
+        self.kick.rearm();
     }
 }

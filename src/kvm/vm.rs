@@ -12,7 +12,7 @@ use kvm_bindings::{
     CpuId, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQ_ROUTING_IRQCHIP,
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
     KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_irqchip, kvm_pit_config, kvm_userspace_memory_region,
+    kvm_irq_routing_entry, kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use std::ffi::CString;
@@ -116,7 +116,7 @@ impl Vm {
 
     /// Reads PIC, IOAPIC, PIT and clock.
     pub fn read_state(&self) -> Result<VmState, Error> {
-        let mut state = VmState { clock: self.clock()?, ..VmState::default() };
+        let mut state = self.read_time()?;
         for (i, pic) in state.pic.iter_mut().enumerate() {
             let chip = self.irqchip(i as u32)?;
             // SAFETY: chips 0 and 1 are PICs, so that the kernel filled this member.
@@ -124,6 +124,12 @@ impl Vm {
         }
         // SAFETY: chip 2 is the IOAPIC.
         state.ioapic = unsafe { self.irqchip(KVM_IRQCHIP_IOAPIC)?.chip.ioapic };
+        Ok(state)
+    }
+
+    /// Reads what moves by itself: PIT and clock.
+    pub fn read_time(&self) -> Result<VmState, Error> {
+        let mut state = VmState { clock: self.clock()?, ..VmState::default() };
         if self.has_pit {
             state.pit = self.fd.get_pit2().map_err(Error::call("KVM_GET_PIT2"))?;
         }
@@ -140,15 +146,15 @@ impl Vm {
         let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
         chip.chip.ioapic = state.ioapic;
         self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))?;
-        self.write_pit(state)
+        self.write_pit(&state.pit)
     }
 
     /// Writes the PIT alone, which also forgets ticks that piled up while the guest stood still.
-    pub fn write_pit(&self, state: &VmState) -> Result<(), Error> {
+    pub fn write_pit(&self, pit: &kvm_pit_state2) -> Result<(), Error> {
         if !self.has_pit {
             return Ok(());
         }
-        self.fd.set_pit2(&state.pit).map_err(Error::call("KVM_SET_PIT2"))
+        self.fd.set_pit2(pit).map_err(Error::call("KVM_SET_PIT2"))
     }
 
     /// kvmclock's time.

@@ -1,0 +1,37 @@
+//! The PVH boot protocol (xen/interface/hvm/start_info.h): 32-bit protected mode, EBX points to the start info.
+
+use super::{BootError, CMDLINE, Entry, PVH_INFO, load_initrd, memory_map, put, write_common};
+use crate::config::Boot;
+use crate::memory::GuestRam;
+
+const MAGIC: u32 = 0x336e_c578;
+const VERSION: u32 = 1;
+const INFO_BYTES: u64 = 56;
+const MODULE_BYTES: u64 = 32;
+
+pub fn prepare(
+    boot: &Boot,
+    ram: &GuestRam,
+    cpus: u32,
+    entry: u32,
+    kernel_end: u64,
+) -> Result<Entry, BootError> {
+    let (initrd, initrd_bytes) = load_initrd(boot, ram, u64::MAX, kernel_end)?;
+    write_common(boot, ram, cpus)?;
+    let map = memory_map::ranges(ram, cpus);
+    let modules = PVH_INFO + INFO_BYTES;
+    let map_at = modules + MODULE_BYTES;
+    let mut out = Vec::new();
+    let has_initrd = u32::from(initrd_bytes > 0);
+    out.extend([MAGIC, VERSION, 0, has_initrd].iter().flat_map(|w| w.to_le_bytes()));
+    let modlist = if initrd_bytes > 0 { modules } else { 0 };
+    out.extend([modlist, CMDLINE, 0, map_at].iter().flat_map(|q| q.to_le_bytes()));
+    out.extend([map.len() as u32, 0].iter().flat_map(|w| w.to_le_bytes()));
+    out.extend([initrd, initrd_bytes, 0, 0].iter().flat_map(|q| q.to_le_bytes()));
+    for range in map {
+        out.extend(memory_map::entry(range));
+        out.extend([0; 4]);
+    }
+    put(ram, PVH_INFO, &out)?;
+    Ok(Entry::Pvh { entry, start_info: PVH_INFO as u32 })
+}

@@ -1,0 +1,181 @@
+//! vCPU threads.
+
+use super::board::{Board, Unserved};
+use super::gate::{Gate, Pass, request};
+use super::{Error, StopCause};
+use crate::kvm::{self, Vcpu, Vm};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
+use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
+
+/// vCPU threads call into devices, sinks and event handlers, none of which recurses. Untouched pages cost nothing.
+const STACK_BYTES: usize = 256 << 10;
+/// Time a throttled vCPU runs between two naps (QEMU's `CPU_THROTTLE_TIMESLICE_NS`).
+pub const THROTTLE_SLICE: Duration = Duration::from_millis(10);
+
+/// What the guest, or KVM, wants from the machine; the vCPU that says it stands still until it is done.
+pub enum Wish {
+    Reset,
+    Shutdown,
+    Panic,
+    Broken { vcpu: u32, why: String },
+}
+
+impl Wish {
+    pub fn cause(&self) -> StopCause {
+        match self {
+            Wish::Reset => StopCause::GuestReset,
+            Wish::Shutdown => StopCause::GuestShutdown,
+            Wish::Panic => StopCause::GuestPanic,
+            Wish::Broken { .. } => StopCause::HostError,
+        }
+    }
+}
+
+/// What all vCPU threads of a machine share.
+pub struct Cpus {
+    pub vm: Arc<Vm>,
+    pub board: Board,
+    pub gate: Gate,
+    pub vcpus: Vec<kvm::Shared>,
+    pub throttle_percent: AtomicU8,
+    /// Called on a vCPU thread, which holds no lock then.
+    pub wish: Box<dyn Fn(Wish) + Send + Sync>,
+}
+
+/// The running threads.
+pub struct Threads {
+    handles: Arc<Vec<JoinHandle<()>>>,
+    pub ids: Vec<i32>,
+}
+
+/// Interrupts vCPU threads.
+pub struct Signals(Arc<Vec<JoinHandle<()>>>);
+
+impl Signals {
+    /// Interrupts the thread of vCPU `index`, wherever it is.
+    pub fn send(&self, index: usize) {
+        // It fails for a thread that has ended, which needs no signal.
+        let _ = self.0[index].kill(SIGRTMIN());
+    }
+}
+
+extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+
+impl Threads {
+    /// Starts one thread for each vCPU. They stand at the gate.
+    pub fn start(cpus: &Arc<Cpus>) -> Result<Threads, Error> {
+        // The signal only has to interrupt KVM_RUN.
+        register_signal_handler(SIGRTMIN(), nothing)
+            .map_err(|e| Error::Thread(std::io::Error::from_raw_os_error(e.errno())))?;
+        let (report, reports) = mpsc::channel();
+        let (mut handles, mut ids) = (Vec::new(), vec![0; cpus.vcpus.len()]);
+        for index in 0..cpus.vcpus.len() {
+            let (cpus, report) = (cpus.clone(), report.clone());
+            let main = move || {
+                let _ = report.send((index, kvm::thread_id()));
+                drop(report);
+                cpus.run(index);
+            };
+            let named = Builder::new().name(format!("CPU {index}/KVM")).stack_size(STACK_BYTES);
+            handles.push(named.spawn(main).map_err(Error::Thread)?);
+        }
+        drop(report);
+        for (index, id) in reports {
+            ids[index] = id;
+        }
+        Ok(Threads { handles: Arc::new(handles), ids })
+    }
+
+    pub fn signals(&self) -> Signals {
+        Signals(self.handles.clone())
+    }
+
+    /// Waits until all have ended; for the last owner of the handles.
+    pub fn join(&mut self) {
+        let me = std::thread::current().id();
+        let Some(handles) = Arc::get_mut(&mut self.handles) else { return };
+        for handle in handles.drain(..).filter(|h| h.thread().id() != me) {
+            let _ = handle.join();
+        }
+    }
+}
+
+impl Cpus {
+    /// The life of a vCPU thread.
+    fn run(&self, index: usize) {
+        while self.gate.pass(index) == Pass::Run {
+            let wish = {
+                let mut vcpu = self.vcpus[index].lock();
+                let wish = self.run_guest(index, &mut vcpu);
+                self.complete(&mut vcpu);
+                wish
+            };
+            if let Some(wish) = wish {
+                self.gate.hold(index);
+                (self.wish)(wish);
+            }
+        }
+    }
+
+    /// Runs the guest until the gate closes, or until something must be done first.
+    fn run_guest(&self, index: usize, vcpu: &mut Vcpu) -> Option<Wish> {
+        let shared = &self.vcpus[index];
+        let requests = &self.gate.requests[index];
+        loop {
+            shared.rearm();
+            if requests.any() {
+                let asked = requests.take();
+                if asked & request::NMI != 0 {
+                    let _ = vcpu.external_nmi();
+                }
+                if asked & request::PARK != 0 {
+                    return None;
+                }
+                if asked & request::THROTTLE != 0 {
+                    self.gate.nap(index, nap_time(self.throttle_percent.load(Ordering::Relaxed)));
+                    continue;
+                }
+            }
+            match self.board.serve(vcpu.run()) {
+                Ok(()) | Err(Unserved::Interrupted) => {}
+                Err(Unserved::RingFull) => {
+                    if let Err(e) = self.vm.drain_rings() {
+                        return Some(Wish::Broken { vcpu: index as u32, why: e.to_string() });
+                    }
+                }
+                // KVM keeps HLT to itself; if it ever does not, going in again waits there.
+                Err(Unserved::Halt) => {}
+                Err(Unserved::Reset) => return Some(Wish::Reset),
+                Err(Unserved::Shutdown) => return Some(Wish::Shutdown),
+                Err(Unserved::Panic) => return Some(Wish::Panic),
+                Err(Unserved::Broken(why)) => return Some(Wish::Broken { vcpu: index as u32, why }),
+            }
+        }
+    }
+
+    /// Finishes the last exit. What else it brings up would come again on the next run.
+    fn complete(&self, vcpu: &mut Vcpu) {
+        vcpu.complete(|exit| self.board.serve(exit).is_ok());
+    }
+}
+
+/// QEMU's rule: of each slice plus nap, the nap is `percent` per cent.
+fn nap_time(percent: u8) -> Duration {
+    let percent = u32::from(percent.min(99));
+    THROTTLE_SLICE * percent / (100 - percent)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn naps_make_up_the_share_asked_for() {
+        assert_eq!(nap_time(0), Duration::ZERO);
+        assert_eq!(nap_time(50), THROTTLE_SLICE);
+        assert_eq!(nap_time(99), THROTTLE_SLICE * 99);
+    }
+}
