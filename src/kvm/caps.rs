@@ -20,7 +20,8 @@ pub struct Caps {
     pub xcrs: bool,
     pub debugregs: bool,
     pub set_identity_map: bool,
-    pub mce: bool,
+    /// Machine check banks a vCPU can have; 0 without machine checks.
+    pub mce_banks: u32,
     pub x2apic_ids: bool,
     pub triple_fault_event: bool,
     /// Bytes of an XSAVE area; 4096 on hosts without `KVM_CAP_XSAVE2`.
@@ -71,7 +72,7 @@ impl Caps {
             xcrs: kvm.check_extension(Cap::Xcrs),
             debugregs: kvm.check_extension(Cap::Debugregs),
             set_identity_map: kvm.check_extension(Cap::SetIdentityMapAddr),
-            mce: kvm.check_extension(Cap::Mce),
+            mce_banks: kvm.check_extension_int(Cap::Mce).max(0) as u32,
             x2apic_ids: kvm.check_extension(Cap::X2ApicApi),
             triple_fault_event: raw(KVM_CAP_X86_TRIPLE_FAULT_EVENT) > 0,
             xsave_bytes: xsave2.max(4096),

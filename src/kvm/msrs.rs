@@ -11,18 +11,18 @@ pub const FEATURE_CONTROL: u32 = 0x3a;
 const MCE_BANKS: u64 = 10;
 const MCE_CAP: u64 = MCE_BANKS | 1 << 8 | 1 << 24;
 
-/// What a vCPU's MCG_CAP becomes on a host that supports `supported`.
-pub fn mce_cap(supported: u64) -> u64 {
-    (MCE_CAP & !0xff & supported) | MCE_BANKS.min(supported & 0xff)
+/// What a vCPU's MCG_CAP becomes on a host that knows the features `supported` and has `banks`.
+pub fn mce_cap(supported: u64, banks: u32) -> u64 {
+    (MCE_CAP & !0xff & supported) | MCE_BANKS.min(banks.into())
 }
 
 /// All MSRs that make up a vCPU's state: KVM's own list, and those that older kernels leave out of it (MTRRs, PAT,
 /// machine check banks).
-pub fn list(kvm: &Kvm, mce_supported: u64) -> Result<Vec<u32>, Error> {
+pub fn list(kvm: &Kvm, mce_cap: u64) -> Result<Vec<u32>, Error> {
     let listed = kvm.get_msr_index_list().map_err(Error::call("KVM_GET_MSR_INDEX_LIST"))?;
     let mut list = listed.as_slice().to_vec();
     let mtrrs = [0x250, 0x258, 0x259, 0x277, 0x2ff].into_iter().chain(0x268..=0x26f).chain(0x200..=0x20f);
-    let banks = (mce_cap(mce_supported) & 0xff) as u32;
+    let banks = (mce_cap & 0xff) as u32;
     for msr in mtrrs.chain(0x400..0x400 + 4 * banks) {
         if !list.contains(&msr) {
             list.push(msr);
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn machine_check_banks_never_exceed_the_host() {
-        assert_eq!(mce_cap(0x0900_0120), MCE_CAP & 0x0900_0120 & !0xff | 10);
-        assert_eq!(mce_cap(6), 6);
+        assert_eq!(mce_cap(0x0900_0100, 32), 1 << 24 | 1 << 8 | 10);
+        assert_eq!(mce_cap(0, 6), 6);
     }
 }

@@ -50,7 +50,10 @@ impl Vm {
         let fd = kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
         let cpuid = cpuid.map_err(Error::call("KVM_GET_SUPPORTED_CPUID"))?;
-        let mce_cap = if caps.mce { ioctl::mce_cap_supported(&kvm).unwrap_or(0) } else { 0 };
+        let mce_cap = match caps.mce_banks {
+            0 => 0,
+            banks => msrs::mce_cap(ioctl::mce_cap_supported(&kvm).unwrap_or(0), banks),
+        };
         let msr_list = msrs::list(&kvm, mce_cap)?;
         let rings = match config.dirty_ring_entries {
             Some(entries) => Some(Rings::enable(&fd, &caps, entries, ram.main().pages())?),
@@ -95,7 +98,7 @@ impl Vm {
         let cpuid = cpuid::for_vcpu(&self.cpuid, index, count, &self.caps);
         fd.set_cpuid2(&cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
         if self.mce_cap != 0 {
-            ioctl::setup_mce(&fd, msrs::mce_cap(self.mce_cap)).map_err(Error::raw("KVM_X86_SETUP_MCE"))?;
+            ioctl::setup_mce(&fd, self.mce_cap).map_err(Error::raw("KVM_X86_SETUP_MCE"))?;
         }
         if let Some(rings) = &self.rings {
             rings.add(&fd)?;
