@@ -98,6 +98,18 @@ impl Trace {
         }
     }
 
+    /// The traces kept beside the benchmarks, by file name without its ending.
+    ///
+    /// # Errors
+    /// As [`Trace::read`].
+    pub fn kept() -> io::Result<Vec<(String, Trace)>> {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("traces");
+        ["sqlite", "gcc"]
+            .into_iter()
+            .map(|name| Ok((name.to_string(), Trace::read(&folder.join(format!("{name}.trace")))?)))
+            .collect()
+    }
+
     /// The page numbers of each round.
     pub fn numbers(&self) -> Vec<Vec<u64>> {
         self.rounds.iter().map(|round| round.iter().map(|(page, _)| *page).collect()).collect()
@@ -126,8 +138,7 @@ impl Trace {
         let title = String::from_utf8(bytes[..end].to_vec()).ok()?;
         let mut rest = &bytes[end + 1..];
         let mut rounds = Vec::new();
-        loop {
-            let Some(pages) = take_number(&mut rest)?.checked_sub(1) else { break };
+        while let Some(pages) = take_number(&mut rest)?.checked_sub(1) {
             let mut number = 0_u64;
             let mut round = Vec::new();
             for _ in 0..pages {

@@ -16,10 +16,10 @@
 //! [`Cache::insert`] makes room by dropping the least recently used page of the set. A migration uses [`Cache::admit`],
 //! since it meets dirty pages in the order of their addresses, pass after pass: when one pass finds more of them than
 //! fit, least-recently-used drops each page just before its turn comes again, and nothing is ever found. So a page is
-//! given up for another only when it is overdue: when it was not dirty in two passes, or in one more for each time it
-//! was found in the cache (three at most). The most overdue goes first, the oldest of several; if none is overdue,
-//! the new page is not cached. The table of `bench` compares this with full least-recently-used and with the peer's
-//! policy (direct-mapped, two passes).
+//! given up for another only when it is overdue: not dirty in more passes than it was found in the cache before (three
+//! at most; every other page starts with one). The most overdue goes first, the oldest of several; if none is overdue,
+//! the new page is not cached. The table `cache-table` of `bench` compares this with full least-recently-used and with
+//! the peer's policy (direct-mapped, two passes).
 //!
 //! # Memory
 //!

@@ -97,7 +97,7 @@ impl<'c> Shard<'c> {
     fn claim_spare(&mut self, page: u64, stamp: Stamp) -> Option<usize> {
         let set = self.set_of(page);
         let (way, held) = self.sets[set].spare(self.geometry.ways(), page, stamp)?;
-        Some(self.put(set, way, held, page, stamp))
+        Some(self.put(set, way, held, page, stamp.entering(page)))
     }
 
     fn put(&mut self, set: usize, way: usize, held: Stamp, page: u64, stamp: Stamp) -> usize {

@@ -1,6 +1,6 @@
 //! What a batch became.
 
-use std::ops::Range;
+use std::ops::{AddAssign, Range};
 
 use super::lane::Lane;
 use super::{Body, Kind, Layout, Record};
@@ -48,8 +48,10 @@ impl Tally {
             self.delta_bytes += (header_bytes + len) as u64;
         }
     }
+}
 
-    fn add(&mut self, other: &Tally) {
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Tally) {
         self.zero += other.zero;
         self.same += other.same;
         self.delta += other.delta;
@@ -171,7 +173,7 @@ impl Output {
             self.pieces.push(piece);
         }
         for lane in &self.lanes[..self.lanes_used] {
-            self.tally.add(&lane.tally);
+            self.tally += lane.tally;
         }
     }
 
