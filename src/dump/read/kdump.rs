@@ -5,8 +5,8 @@ use std::io::Read;
 use super::{BadFile, Note, notes, number, slice};
 
 const BLOCK: u64 = 4096;
-/// Images larger than this are not made from records, whatever these say.
-const IMAGE_BYTES_MAX: u64 = 1 << 32;
+/// Larger images are not made from records, whatever these say: it all has to be in memory.
+const IMAGE_BYTES_MAX: u64 = 1 << 28;
 
 /// A raw kdump file in memory.
 #[derive(Debug)]
