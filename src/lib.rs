@@ -3,12 +3,11 @@
 pub mod args;
 pub mod builtin;
 pub mod chardev;
-pub mod client;
 pub mod config;
 pub mod control;
 pub mod devices;
-pub mod dump;
 pub mod encode;
+pub mod dump;
 pub mod inspect;
 pub mod io;
 pub mod kvm;
