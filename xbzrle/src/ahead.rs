@@ -16,15 +16,17 @@ pub struct Ahead {
 }
 
 impl Ahead {
-    /// Fetches the 64 bytes at `offset` of both pages.
+    /// Fetches the start of both pages.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    pub(crate) fn fetch(self, offset: usize) {
+    pub(crate) fn fetch<const N: usize>(self) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch takes any address.
-        unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(self.cached.wrapping_add(offset).cast());
-            _mm_prefetch::<_MM_HINT_T0>(self.live.wrapping_add(offset).cast());
+        for offset in (0..N.min(256)).step_by(64) {
+            // SAFETY: a prefetch takes any address.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_T0>(self.cached.wrapping_add(offset).cast());
+                _mm_prefetch::<_MM_HINT_T0>(self.live.wrapping_add(offset).cast());
+            }
         }
     }
 }

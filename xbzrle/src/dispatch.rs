@@ -99,10 +99,8 @@ impl Path {
         live: *const u8,
         out: &mut [u8],
     ) -> Outcome {
-        // Fetching what is being read anyway costs next to nothing.
-        let ahead = Ahead { cached: cached.as_ptr(), live };
         // SAFETY: the caller's promise.
-        unsafe { self.encode_live_ahead(cached, live, out, ahead) }
+        unsafe { self.encode_page_live(cached, live, out, None) }
     }
 
     /// [`encode_live_ahead`](crate::encode_live_ahead) on this path.
@@ -116,6 +114,20 @@ impl Path {
         live: *const u8,
         out: &mut [u8],
         ahead: Ahead,
+    ) -> Outcome {
+        // SAFETY: the caller's promise.
+        unsafe { self.encode_page_live(cached, live, out, Some(ahead)) }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`encode_live`](crate::encode_live).
+    unsafe fn encode_page_live<const N: usize>(
+        self,
+        cached: &mut [u8; N],
+        live: *const u8,
+        out: &mut [u8],
+        ahead: Option<Ahead>,
     ) -> Outcome {
         const { check_page_size::<N>() };
         check_room::<N>(out);

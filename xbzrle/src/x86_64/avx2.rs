@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::lanes::Lanes;
-use super::walk;
+use super::walk::{self, Pages, Rest};
+use crate::Ahead;
 use crate::outcome::{DecodeError, Outcome};
 
 /// Proof that this CPU runs AVX2, and the bit-scanning instructions that came with it. Only [`Avx2::detect`] makes one.
@@ -22,37 +23,24 @@ impl Avx2 {
     }
 
     pub(crate) fn encode<const N: usize>(self, old: &[u8; N], new: &[u8; N], out: &mut [u8]) -> Outcome {
-        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-        fn encode<const N: usize>(old: &[u8; N], new: &[u8; N], out: &mut [u8]) -> Outcome {
-            // SAFETY: this function is compiled for AVX2.
-            unsafe { walk::encode::<TwoVectors, N>(old, new, out) }
-        }
-        // SAFETY: `self` exists, so the CPU has all that the function asks for.
-        unsafe { encode(old, new, out) }
+        let pages = Pages { old: old.as_ptr().cast_mut(), new: new.as_ptr(), ahead: None };
+        // SAFETY: `self` exists, so the CPU has all that the function asks for. Without `LIVE`, nothing is written.
+        unsafe { encode::<false, N>(pages, out) }
     }
 
     /// # Safety
     ///
-    /// As for [`walk::encode_live`].
+    /// As for [`encode_live`](crate::encode_live), and `live` is aligned to 32 bytes.
     pub(crate) unsafe fn encode_live<const N: usize>(
         self,
         cached: &mut [u8; N],
         live: *const u8,
         out: &mut [u8],
-        ahead: crate::Ahead,
+        ahead: Option<Ahead>,
     ) -> Outcome {
-        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-        unsafe fn encode_live<const N: usize>(
-            cached: &mut [u8; N],
-            live: *const u8,
-            out: &mut [u8],
-            ahead: crate::Ahead,
-        ) -> Outcome {
-            // SAFETY: this function is compiled for AVX2; the rest is the caller's promise.
-            unsafe { walk::encode_live::<TwoVectors, N>(cached, live, out, ahead) }
-        }
+        let pages = Pages { old: cached.as_mut_ptr(), new: live, ahead };
         // SAFETY: `self` exists, so the CPU has all that the function asks for; the rest is the caller's promise.
-        unsafe { encode_live(cached, live, out, ahead) }
+        unsafe { encode::<true, N>(pages, out) }
     }
 
     /// # Safety
@@ -99,7 +87,30 @@ impl Avx2 {
     }
 }
 
-enum TwoVectors {}
+/// # Safety
+///
+/// As for [`walk::encode`].
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+unsafe fn encode<const LIVE: bool, const N: usize>(pages: Pages<LIVE, N>, out: &mut [u8]) -> Outcome {
+    // SAFETY: this function is compiled for AVX2, and so is `rest`; the rest is the caller's promise.
+    unsafe { walk::encode::<TwoVectors, LIVE, N>(pages, out, rest) }
+}
+
+/// # Safety
+///
+/// As for [`walk::encode_rest`].
+#[inline(never)]
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+unsafe fn rest<const LIVE: bool, const N: usize>(
+    pages: Pages<LIVE, N>,
+    out: &mut [u8],
+    rest: Option<Rest<TwoVectors>>,
+) -> Outcome {
+    // SAFETY: this function is compiled for AVX2; the rest is the caller's promise.
+    unsafe { walk::encode_rest::<TwoVectors, LIVE, N>(pages, out, rest) }
+}
+
+pub(super) enum TwoVectors {}
 
 // Each function is inlined into one that is compiled for AVX2; nothing else calls them.
 impl Lanes for TwoVectors {
@@ -141,6 +152,21 @@ impl Lanes for TwoVectors {
             )
         };
         !(u64::from(low) | u64::from(high) << 32)
+    }
+
+    #[inline(always)]
+    unsafe fn all_equal(a: &[Self::Block; 4], b: *const u8) -> bool {
+        let b = b.cast::<__m256i>();
+        // SAFETY: the contract of `Lanes`.
+        unsafe {
+            let mut equal = _mm256_set1_epi8(-1);
+            for (i, block) in a.iter().enumerate() {
+                let low = _mm256_cmpeq_epi8(block[0], _mm256_loadu_si256(b.add(2 * i)));
+                let high = _mm256_cmpeq_epi8(block[1], _mm256_loadu_si256(b.add(2 * i + 1)));
+                equal = _mm256_and_si256(equal, _mm256_and_si256(low, high));
+            }
+            _mm256_movemask_epi8(equal) == -1
+        }
     }
 
     #[inline(always)]

@@ -25,6 +25,9 @@ pub(super) trait Lanes {
     /// One bit for each byte, byte `i` in bit `i`; one means that the blocks differ there.
     unsafe fn differ(a: Self::Block, b: Self::Block) -> u64;
 
+    /// Whether four blocks equal the 256 bytes at `b`.
+    unsafe fn all_equal(a: &[Self::Block; 4], b: *const u8) -> bool;
+
     unsafe fn is_zero(block: Self::Block) -> bool;
 
     /// Copies 32 bytes, which do not overlap.

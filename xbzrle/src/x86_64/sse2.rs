@@ -3,7 +3,8 @@
 use std::arch::x86_64::*;
 
 use super::lanes::Lanes;
-use super::walk;
+use super::walk::{self, Pages, Rest};
+use crate::Ahead;
 use crate::outcome::{DecodeError, Outcome};
 
 /// Proof that this CPU runs SSE2. Only [`Sse2::detect`] makes one.
@@ -18,22 +19,24 @@ impl Sse2 {
     }
 
     pub(crate) fn encode<const N: usize>(self, old: &[u8; N], new: &[u8; N], out: &mut [u8]) -> Outcome {
-        // SAFETY: `self` exists, so the CPU has SSE2.
-        unsafe { walk::encode::<FourVectors, N>(old, new, out) }
+        let pages = Pages { old: old.as_ptr().cast_mut(), new: new.as_ptr(), ahead: None };
+        // SAFETY: `self` exists, so the CPU has SSE2. Without `LIVE`, nothing is written.
+        unsafe { walk::encode::<FourVectors, false, N>(pages, out, rest) }
     }
 
     /// # Safety
     ///
-    /// As for [`walk::encode_live`].
+    /// As for [`encode_live`](crate::encode_live), and `live` is aligned to 16 bytes.
     pub(crate) unsafe fn encode_live<const N: usize>(
         self,
         cached: &mut [u8; N],
         live: *const u8,
         out: &mut [u8],
-        ahead: crate::Ahead,
+        ahead: Option<Ahead>,
     ) -> Outcome {
+        let pages = Pages { old: cached.as_mut_ptr(), new: live, ahead };
         // SAFETY: `self` exists, so the CPU has SSE2; the rest is the caller's promise.
-        unsafe { walk::encode_live::<FourVectors, N>(cached, live, out, ahead) }
+        unsafe { walk::encode::<FourVectors, true, N>(pages, out, rest) }
     }
 
     /// # Safety
@@ -65,7 +68,20 @@ impl Sse2 {
     }
 }
 
-enum FourVectors {}
+/// # Safety
+///
+/// As for [`walk::encode_rest`].
+#[inline(never)]
+unsafe fn rest<const LIVE: bool, const N: usize>(
+    pages: Pages<LIVE, N>,
+    out: &mut [u8],
+    rest: Option<Rest<FourVectors>>,
+) -> Outcome {
+    // SAFETY: the caller's promise.
+    unsafe { walk::encode_rest::<FourVectors, LIVE, N>(pages, out, rest) }
+}
+
+pub(super) enum FourVectors {}
 
 impl Lanes for FourVectors {
     const ALIGN: usize = 16;
@@ -124,6 +140,22 @@ impl Lanes for FourVectors {
             ]
         };
         !(equal[0] as u64 | (equal[1] as u64) << 16 | (equal[2] as u64) << 32 | (equal[3] as u64) << 48)
+    }
+
+    #[inline(always)]
+    unsafe fn all_equal(a: &[Self::Block; 4], b: *const u8) -> bool {
+        let b = b.cast::<__m128i>();
+        // SAFETY: the contract of `Lanes`.
+        unsafe {
+            let mut equal = _mm_set1_epi8(-1);
+            for (i, block) in a.iter().enumerate() {
+                for (j, &vector) in block.iter().enumerate() {
+                    let same = _mm_cmpeq_epi8(vector, _mm_loadu_si128(b.add(4 * i + j)));
+                    equal = _mm_and_si128(equal, same);
+                }
+            }
+            _mm_movemask_epi8(equal) == 0xffff
+        }
     }
 
     #[inline(always)]

@@ -13,7 +13,7 @@
 //! [`join_pays`] says while the joined run stays below 128 bytes; a closed run of 128 bytes or more is taken apart
 //! again and joined by the rule itself ([`Records::long_runs`]).
 
-use std::hint::select_unpredictable;
+use std::hint::{black_box, select_unpredictable};
 
 use super::changed::{Changed, Edges};
 use super::lanes::Lanes;
@@ -21,78 +21,175 @@ use crate::Ahead;
 use crate::format::{join_pays, length, length_bytes};
 use crate::outcome::Outcome;
 
-/// # Safety
+/// A page that is compared: two pages that stay as they are, or a cached page and a live one.
 ///
-/// The CPU has the instruction set of `L`. `out` has room for `N` bytes.
-#[inline(always)]
-pub(super) unsafe fn encode<L: Lanes, const N: usize>(
-    old: &[u8; N],
-    new: &[u8; N],
-    out: &mut [u8],
-) -> Outcome {
-    let mut changed = Changed::<N>::new();
-    let (old, from) = (old.as_ptr(), new.as_ptr());
-    for i in 0..N / 64 {
-        // SAFETY: `i * 64 + 64 <= N`, and `i` is below the number of words.
-        unsafe { changed.set(i, L::differ(L::load(old.add(i * 64)), L::load(from.add(i * 64)))) };
-    }
-    if !N.is_multiple_of(64) {
-        let mut word = 0;
-        for at in N / 64 * 64..N {
-            // SAFETY: `at < N`.
-            word |= u64::from(unsafe { *old.add(at) != *from.add(at) }) << (at % 64);
-        }
-        // SAFETY: the last word is one of the page's.
-        unsafe { changed.set(N / 64, word) };
-    }
-    // SAFETY: all words are set; `new` is a page.
-    unsafe { write::<L, N>(&changed, from, out) }
+/// With `LIVE`, the page at `new` may be written meanwhile, is read once, and is stored to the page at `old` where it
+/// differs; without, both stay as they are.
+pub(super) struct Pages<const LIVE: bool, const N: usize> {
+    pub(super) old: *mut u8,
+    pub(super) new: *const u8,
+    pub(super) ahead: Option<Ahead>,
 }
 
+/// The rest of a page from its first change on: 256 bytes at `at`, which were read as `new`.
+pub(super) struct Rest<L: Lanes> {
+    at: usize,
+    new: [L::Block; 4],
+}
+
+/// Compares from the start of the page to the first change, from where `rest` goes on: it is a function of its own,
+/// which calls [`encode_rest`], so that an unchanged page does not pay for what only changes need.
+///
 /// # Safety
 ///
-/// The CPU has the instruction set of `L`. `out` has room for `N` bytes. `live` is valid for reads of `N` bytes, outside
-/// `cached` and `out`, and aligned to `L::ALIGN`; it may be written meanwhile.
+/// * The CPU has the instruction set of `L`.
+/// * Both pages are valid for reads of `N` bytes; with `LIVE`, the old one for writes, and the new one, which may be
+///   written meanwhile, is aligned to `L::ALIGN`.
+/// * `out` has room for `N` bytes, and is no part of the pages.
+/// * `rest` may be called with the same.
 #[inline(always)]
-pub(super) unsafe fn encode_live<L: Lanes, const N: usize>(
-    cached: &mut [u8; N],
-    live: *const u8,
+pub(super) unsafe fn encode<L: Lanes, const LIVE: bool, const N: usize>(
+    pages: Pages<LIVE, N>,
     out: &mut [u8],
-    ahead: Ahead,
+    rest: unsafe fn(Pages<LIVE, N>, &mut [u8], Option<Rest<L>>) -> Outcome,
 ) -> Outcome {
-    let mut changed = Changed::<N>::new();
+    // SAFETY: `at + 256 <= N`; the rest is the contract.
+    unsafe {
+        for at in (0..N / 256 * 256).step_by(256) {
+            let new = pages.load::<L>(at);
+            if !L::all_equal(&new, pages.old.add(at)) {
+                return rest(pages, out, Some(Rest { at, new }));
+            }
+        }
+        if N.is_multiple_of(256) { Outcome::Unchanged } else { rest(pages, out, None) }
+    }
+}
+
+/// Compares the rest of a page, and writes the delta.
+///
+/// # Safety
+///
+/// As for [`encode`].
+#[inline(always)]
+pub(super) unsafe fn encode_rest<L: Lanes, const LIVE: bool, const N: usize>(
+    pages: Pages<LIVE, N>,
+    out: &mut [u8],
+    rest: Option<Rest<L>>,
+) -> Outcome {
+    let mut changed = Changed::<N>::nothing();
     let mut nobody_reads = [0_u8; 64];
-    let cached = cached.as_mut_ptr();
-    for i in 0..N / 64 {
-        // SAFETY: `i * 64 + 64 <= N`, and `i` is below the number of words. Either place of the store has 64 bytes.
+    // Were it known that nobody does, the compiler would leave stores to it out, by a branch.
+    let nobody_reads = black_box(nobody_reads.as_mut_ptr());
+    // SAFETY: blocks and bytes are below `N`; the rest is the contract.
+    unsafe {
+        let mut at = N / 256 * 256;
+        if let Some(Rest { at: first, mut new }) = rest {
+            at = first;
+            loop {
+                for (i, new) in new.into_iter().enumerate() {
+                    let offset = at + i * 64;
+                    changed.set(offset / 64, pages.compare::<L>(offset, new, nobody_reads));
+                }
+                at += 256;
+                while at + 256 <= N {
+                    new = pages.load::<L>(at);
+                    if !L::all_equal(&new, pages.old.add(at)) {
+                        break;
+                    }
+                    at += 256;
+                }
+                if at + 256 > N {
+                    break;
+                }
+            }
+        }
+        while at + 64 <= N {
+            changed.set(at / 64, pages.compare::<L>(at, pages.load_block::<L>(at), nobody_reads));
+            at += 64;
+        }
+        if at < N {
+            changed.set(at / 64, pages.compare_bytes(at));
+        }
+        if let Some(ahead) = pages.ahead {
+            ahead.fetch::<N>();
+        }
+        write::<L, N>(&changed, if LIVE { pages.old } else { pages.new }, out)
+    }
+}
+
+impl<const LIVE: bool, const N: usize> Pages<LIVE, N> {
+    /// # Safety
+    ///
+    /// As for [`encode`], and `at + 64 <= N`.
+    #[inline(always)]
+    unsafe fn load_block<L: Lanes>(&self, at: usize) -> L::Block {
+        // SAFETY: the contract.
+        unsafe { if LIVE { L::load_live(self.new.add(at)) } else { L::load(self.new.add(at)) } }
+    }
+
+    /// # Safety
+    ///
+    /// As for [`encode`], and `at + 256 <= N`.
+    #[inline(always)]
+    unsafe fn load<L: Lanes>(&self, at: usize) -> [L::Block; 4] {
+        // SAFETY: the contract.
         unsafe {
-            ahead.fetch(i * 64);
-            let at = cached.add(i * 64);
-            let now = L::load_live(live.add(i * 64));
-            let differ = L::differ(L::load(at), now);
-            // A branch would be mispredicted often, and a store to `at` in any case would dirty lines for nothing.
-            L::store(select_unpredictable(differ != 0, at, nobody_reads.as_mut_ptr()), now);
-            changed.set(i, differ);
+            [
+                self.load_block::<L>(at),
+                self.load_block::<L>(at + 64),
+                self.load_block::<L>(at + 128),
+                self.load_block::<L>(at + 192),
+            ]
         }
     }
-    if !N.is_multiple_of(64) {
+
+    /// Says where the block `new` differs from the old page, and with `LIVE` stores it there if it does.
+    ///
+    /// If it does not, it is stored where nobody reads it: a branch would be mispredicted often, and a store to the old
+    /// page in any case would dirty lines for nothing.
+    ///
+    /// # Safety
+    ///
+    /// As for [`encode`], and `at + 64 <= N`; 64 bytes at `nobody_reads` may be written.
+    #[inline(always)]
+    unsafe fn compare<L: Lanes>(&self, at: usize, new: L::Block, nobody_reads: *mut u8) -> u64 {
+        // SAFETY: the contract.
+        unsafe {
+            let old = self.old.add(at);
+            let differ = L::differ(L::load(old), new);
+            if LIVE {
+                L::store(select_unpredictable(differ != 0, old, nobody_reads), new);
+            }
+            differ
+        }
+    }
+
+    /// Says where the bytes from `at` on, fewer than 64, differ, and with `LIVE` stores them.
+    ///
+    /// # Safety
+    ///
+    /// As for [`encode`].
+    #[inline(always)]
+    unsafe fn compare_bytes(&self, at: usize) -> u64 {
         let mut word = 0;
-        for at in N / 64 * 64..N {
-            // SAFETY: `at < N`.
-            let (cached, now) = unsafe { (&mut *cached.add(at), live.add(at).read_volatile()) };
-            word |= u64::from(*cached != now) << (at % 64);
-            *cached = now;
+        for i in at..N {
+            // SAFETY: `i < N`; the rest is the contract.
+            unsafe {
+                let new = self.new.add(i).read_volatile();
+                word |= u64::from(*self.old.add(i) != new) << (i - at);
+                if LIVE {
+                    *self.old.add(i) = new;
+                }
+            }
         }
-        // SAFETY: the last word is one of the page's.
-        unsafe { changed.set(N / 64, word) };
+        word
     }
-    // SAFETY: all words are set; `cached` is a page.
-    unsafe { write::<L, N>(&changed, cached, out) }
 }
 
 /// # Safety
 ///
-/// As for [`encode_live`].
+/// The CPU has the instruction set of `L`. `live` is valid for reads of `N` bytes, and aligned to `L::ALIGN`; it may be written
+/// meanwhile.
 #[inline(always)]
 pub(super) unsafe fn copy_live<L: Lanes, const N: usize>(to: &mut [u8; N], live: *const u8) {
     let to = to.as_mut_ptr();
