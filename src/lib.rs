@@ -3,11 +3,12 @@
 pub mod args;
 pub mod builtin;
 pub mod chardev;
+pub mod client;
 pub mod config;
 pub mod control;
 pub mod devices;
-pub mod encode;
 pub mod dump;
+pub mod encode;
 pub mod inspect;
 pub mod io;
 pub mod kvm;

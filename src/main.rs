@@ -3,7 +3,7 @@
 use clap::builder::styling::{AnsiColor, Style as AnsiStyle, Styles};
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use godwit::args::{self, Request, Style};
-use godwit::control;
+use godwit::{client, control};
 use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -37,6 +37,14 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "OPTION")]
         words: Vec<OsString>,
     },
+    /// See a guest move live from one machine to another on this host
+    Demo(client::demo::Demo),
+    /// Move a running machine to another host
+    Migrate(client::migrate::Migrate),
+    /// Show a machine at a glance
+    Status(client::status::Status),
+    /// Send QMP commands to a machine
+    Qmp(client::shell::Shell),
     /// Write the built-in guest as an ELF file, for other VMMs that boot PVH kernels
     BuiltinGuest {
         /// Where to
@@ -52,6 +60,10 @@ fn main() -> ExitCode {
     };
     match cli.verb {
         Verb::Run { words } => run(words),
+        Verb::Demo(demo) => done(client::demo::run(&demo)),
+        Verb::Migrate(migrate) => done(client::migrate::run(&migrate)),
+        Verb::Status(status) => done(client::status::run(&status)),
+        Verb::Qmp(shell) => done(client::shell::run(&shell)),
         Verb::BuiltinGuest { file } => match std::fs::write(&file, godwit::builtin::elf()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => refuse(format_args!("{}: {error}", file.display())),
@@ -79,6 +91,13 @@ fn run(words: Vec<OsString>) -> ExitCode {
             Err(error) => refuse(chain(&error)),
         },
         Err(errors) => refuse(errors),
+    }
+}
+
+fn done(result: Result<(), client::Error>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(chain(&error)),
     }
 }
 

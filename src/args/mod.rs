@@ -17,6 +17,7 @@ mod value;
 pub use error::{Error, Errors, Problem};
 pub use help::Style;
 pub use suggest::nearest;
+pub use value::size;
 
 use crate::config::Config;
 use draft::Draft;

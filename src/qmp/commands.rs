@@ -63,8 +63,14 @@ use super::schema::Shape;
 use super::vmm::{Monitor, Vmm};
 
 /// Every table.
-static SUBJECTS: &[&[Command]] =
-    &[protocol::COMMANDS, runstate::COMMANDS, machine::COMMANDS, memory::COMMANDS, descriptors::COMMANDS, dump::COMMANDS];
+static SUBJECTS: &[&[Command]] = &[
+    protocol::COMMANDS,
+    runstate::COMMANDS,
+    machine::COMMANDS,
+    memory::COMMANDS,
+    descriptors::COMMANDS,
+    dump::COMMANDS,
+];
 
 /// The one command that exists before the negotiation, and not after it.
 pub const NEGOTIATION: &str = "qmp_capabilities";

@@ -1,0 +1,327 @@
+//! `godwit demo`: the main job, shown with nothing but this binary and `/dev/kvm`.
+//!
+//! A guest that dirties memory and checks it moves from one machine to another over TCP on this host, once with whole
+//! pages and once with XBZRLE; what counts is that it goes on counting and finds nothing corrupted.
+
+mod guest;
+
+use super::Error as ClientError;
+use super::figures::{bytes, bytes_per_second, milliseconds, parse_bytes, parse_rate, parse_time};
+use super::interrupt::Interrupts;
+use super::migrate::{self, How};
+use super::progress::{Progress, Snapshot};
+use super::qmp::{Address, Client};
+use super::table::Table;
+use clap::Args;
+use guest::SerialLog;
+use serde_json::json;
+use std::ffi::OsString;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+#[derive(Args, Debug)]
+pub struct Demo {
+    /// Guest RAM
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_bytes)]
+    pub memory: u64,
+    /// How much of it the guest dirties, over and over
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_bytes)]
+    pub working_set: u64,
+    /// Pages it dirties in a second; 0 is as many as it can
+    #[arg(long, value_name = "N", default_value_t = 18_000)]
+    pub rate: u32,
+    /// In which order: seq, random, hot or zipf
+    #[arg(long, value_name = "PATTERN", default_value = "seq")]
+    pub pattern: String,
+    /// Processors of the guest
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub processors: u8,
+    /// The link: 1Gbit, 125M
+    #[arg(long, value_name = "RATE", default_value = "1Gbit", value_parser = parse_rate)]
+    pub bandwidth: u64,
+    /// Let the guest stand still no longer than this
+    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = parse_time)]
+    pub downtime_limit: Duration,
+    /// Cancel a migration that does not end within this
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]
+    pub patience: Duration,
+    /// Another VMM with QEMU's options, to see the same with it
+    #[arg(long, value_name = "COMMAND")]
+    pub vmm: Option<String>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(
+        "there is no /dev/kvm: load the module kvm_intel or kvm_amd (modprobe), after switching virtualization on in the \
+         firmware or, inside a virtual machine, nested virtualization on its host"
+    )]
+    NoKvm,
+    #[error(
+        "/dev/kvm is not yours to use: `sudo usermod -aG kvm $USER`, then log in again (or run this as root)"
+    )]
+    NotYours,
+    #[error("/dev/kvm cannot be opened: {0}")]
+    Kvm(std::io::Error),
+    #[error("cannot start {program}")]
+    Start { program: String, source: std::io::Error },
+    #[error("the {side} ended: {words}")]
+    Ended { side: &'static str, words: String },
+    #[error("the guest on the {side} wrote no line in {} s", SWEEP_TIME.as_secs())]
+    Silent { side: &'static str },
+    #[error("the guest found its memory corrupted: {0}")]
+    Corrupt(String),
+    #[error("the guest went back: {0}")]
+    WentBack(String),
+    #[error("the target does not say where it listens")]
+    NoPort,
+    #[error("cannot use a folder for temporary files: {0}")]
+    Folder(std::io::Error),
+}
+
+/// How long a guest may take for a line: a sweep of a large working set on a slow KVM.
+const SWEEP_TIME: Duration = Duration::from_secs(60);
+const START_TIME: Duration = Duration::from_secs(10);
+
+pub fn run(demo: &Demo) -> Result<(), ClientError> {
+    check_kvm()?;
+    let interrupts = Interrupts::count()?;
+    let folder = Folder::new()?;
+    println!("{}", demo.introduction());
+    let plain =
+        How { max_bandwidth: demo.bandwidth, downtime_limit: Some(demo.downtime_limit), ..How::default() };
+    let cache = demo.memory.next_power_of_two().min(1 << 40);
+    let xbzrle = How { xbzrle: Some(Some(cache)), ..plain.clone() };
+    let first = demo.once("whole pages", &plain, &folder, &interrupts)?;
+    let second = demo.once("XBZRLE", &xbzrle, &folder, &interrupts)?;
+    print!("\n{}", comparison(&first, &second));
+    Ok(())
+}
+
+fn check_kvm() -> Result<(), Error> {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(error) => Err(match error.kind() {
+            std::io::ErrorKind::NotFound => Error::NoKvm,
+            std::io::ErrorKind::PermissionDenied => Error::NotYours,
+            _ => Error::Kvm(error),
+        }),
+    }
+}
+
+/// One migration, and what the guest had to say about it.
+struct Outcome {
+    end: Snapshot,
+    /// The last sweep seen at the source, and one at the target that began after the migration.
+    sweeps: (u64, u64),
+}
+
+impl Demo {
+    fn introduction(&self) -> String {
+        let rate = match self.rate {
+            0 => "as many pages as it can".into(),
+            rate => format!("{rate} pages a second ({})", bytes_per_second(f64::from(rate) * 4096.0)),
+        };
+        format!(
+            "A guest with {} of RAM dirties {rate} in a working set of {}, and checks each one.\nIt moves over TCP on \
+             this host, at {} Mbit/s.\n",
+            bytes(self.memory),
+            bytes(self.working_set),
+            self.bandwidth * 8 / 1_000_000
+        )
+    }
+
+    fn once(
+        &self,
+        label: &str,
+        how: &How,
+        folder: &Folder,
+        interrupts: &Interrupts,
+    ) -> Result<Outcome, ClientError> {
+        let mut target = self.start("target", folder, &["-incoming", "defer"])?;
+        let mut source = self.start("source", folder, &[])?;
+        source.log.wait_for(&mut source.child, "source", |log| log.least_sweep() >= 1)?;
+        how.prepare(&mut source.qmp)?;
+        how.prepare(&mut target.qmp)?;
+        let uri = listen(&mut target.qmp)?;
+
+        let mut progress = Progress::new(&format!("{label:>11}"));
+        let end = migrate::start(&mut source.qmp, &uri, &mut progress, interrupts, Some(self.patience));
+        progress.finish();
+        let (_, end) = end?;
+        let before = source.log.read();
+        before.check()?;
+        let sweeps = match end.status.as_str() {
+            "completed" => {
+                // The sweep under way may have begun before; the second line after it is of pages checked here only.
+                let goal = before.least_sweep() + 2;
+                let after =
+                    target.log.wait_for(&mut target.child, "target", |log| log.least_sweep() >= goal)?;
+                before.goes_on_in(&after)?;
+                (before.least_sweep(), after.least_sweep())
+            }
+            "cancelled" if interrupts.pressed() > 0 => return Err(ClientError::Cancelled),
+            "cancelled" => (before.least_sweep(), before.least_sweep()),
+            _ => return Err(ClientError::Failed(end.error.unwrap_or_default())),
+        };
+        eprintln!(
+            "{label:>11}: {}, the guest counted on from sweep {} to {}",
+            end.status, sweeps.0, sweeps.1
+        );
+        Ok(Outcome { end, sweeps })
+    }
+
+    fn start(&self, side: &'static str, folder: &Folder, extra: &[&str]) -> Result<Side, ClientError> {
+        let path = |what: &str| folder.0.join(format!("{side}.{what}"));
+        let (serial, qmp, errors) = (path("serial"), path("qmp"), path("errors"));
+        let stderr = File::create(&errors).map_err(Error::Folder)?;
+        // What the first migration left behind is not what this one says.
+        File::create(&serial).map_err(Error::Folder)?;
+        let _ = std::fs::remove_file(&qmp);
+        let mut words = self.program(folder)?;
+        let show = |path: &Path| path.to_string_lossy().into_owned();
+        let ws = (self.working_set >> 20).max(1);
+        words.extend(
+            [
+                "-accel".to_string(),
+                "kvm".into(),
+                "-M".into(),
+                "microvm,acpi=off".into(),
+                "-m".into(),
+                format!("{}K", self.memory >> 10),
+                "-smp".into(),
+                self.processors.to_string(),
+                "-display".into(),
+                "none".into(),
+                "-nodefaults".into(),
+                "-serial".into(),
+                format!("file:{}", show(&serial)),
+                "-append".into(),
+                format!("ws={ws} rate={} pattern={} bytes=8", self.rate, self.pattern),
+                "-qmp".into(),
+                format!("unix:{},server=on,wait=off", show(&qmp)),
+            ]
+            .map(OsString::from),
+        );
+        words.extend(extra.iter().map(OsString::from));
+        let failed = |source| Error::Start { program: words[0].to_string_lossy().into(), source };
+        let mut child = Command::new(&words[0])
+            .args(&words[1..])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .map(Running)
+            .map_err(failed)?;
+        let address = Address::Unix(show(&qmp));
+        let begin = Instant::now();
+        let qmp = loop {
+            match Client::connect(&address) {
+                Ok(client) => break client,
+                Err(error) => {
+                    child.ended(side, &errors)?;
+                    if begin.elapsed() > START_TIME {
+                        return Err(error.into());
+                    }
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+            }
+        };
+        Ok(Side { child, qmp, log: SerialLog::new(serial, errors) })
+    }
+
+    /// The command and the kernel: this binary with the guest inside, or the other VMM with the guest in a file.
+    fn program(&self, folder: &Folder) -> Result<Vec<OsString>, Error> {
+        let kernel = folder.0.join("guest.elf");
+        match &self.vmm {
+            Some(command) => {
+                std::fs::write(&kernel, crate::builtin::elf()).map_err(Error::Folder)?;
+                let mut words: Vec<OsString> = command.split_whitespace().map(OsString::from).collect();
+                words.extend(["-kernel".into(), kernel.into_os_string()]);
+                Ok(words)
+            }
+            None => {
+                let own = std::env::current_exe()
+                    .map_err(|source| Error::Start { program: "this program".into(), source })?;
+                Ok(vec![own.into_os_string(), "run".into(), "-kernel".into(), "builtin".into()])
+            }
+        }
+    }
+}
+
+/// Makes the target listen on a free port, and says which.
+fn listen(target: &mut Client) -> Result<String, ClientError> {
+    target.execute("migrate-incoming", json!({"uri": "tcp:127.0.0.1:0"}))?;
+    let answer = target.execute("query-migrate", json!({}))?;
+    let port = answer["socket-address"][0]["port"].as_str().ok_or(Error::NoPort)?;
+    Ok(format!("tcp:127.0.0.1:{port}"))
+}
+
+fn comparison(plain: &Outcome, xbzrle: &Outcome) -> Table {
+    let mut table = Table::new(["", "whole pages", "XBZRLE"]);
+    let mut row = |name: &str, cell: &dyn Fn(&Outcome) -> String| {
+        table.row([name.to_string(), cell(plain), cell(xbzrle)]);
+    };
+    let time = |ms: Option<u64>| ms.map_or("–".into(), milliseconds);
+    row("outcome", &|o| o.end.status.clone());
+    row("total time", &|o| time(o.end.total_ms));
+    row("downtime", &|o| time(o.end.downtime_ms));
+    row("rounds", &|o| o.end.round.to_string());
+    row("sent", &|o| bytes(o.end.transferred));
+    row("pages sent whole", &|o| o.end.pages_whole.to_string());
+    row("pages sent as changes", &|o| o.end.xbzrle.map_or("–".into(), |x| x.pages.to_string()));
+    row("cache hits", &|o| o.end.xbzrle.map_or("–".into(), |x| migrate::hits(&x)));
+    row("guest counted on", &|o| format!("{} → {}", o.sweeps.0, o.sweeps.1));
+    row("corrupted pages", &|_| "none".into());
+    table
+}
+
+struct Side {
+    child: Running,
+    qmp: Client,
+    log: SerialLog,
+}
+
+/// A process that does not outlive its owner.
+struct Running(Child);
+
+impl Running {
+    /// An error with the process's own words if it has ended.
+    fn ended(&mut self, side: &'static str, errors: &Path) -> Result<(), Error> {
+        match self.0.try_wait() {
+            Ok(Some(status)) => {
+                let words = std::fs::read_to_string(errors).unwrap_or_default();
+                let words = words.trim().replace('\n', "; ");
+                Err(Error::Ended { side, words: if words.is_empty() { status.to_string() } else { words } })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // Both fail only for a process that is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A folder for sockets and logs, removed at the end.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Result<Folder, Error> {
+        let path = std::env::temp_dir().join(format!("godwit-demo-{}", std::process::id()));
+        std::fs::create_dir(&path).map_err(Error::Folder)?;
+        Ok(Folder(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}

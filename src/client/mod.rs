@@ -1,0 +1,31 @@
+//! The friendly verbs: QMP clients that talk to Godwit, and to QEMU, from a shell.
+//!
+//! Plain blocking sockets; nothing here runs inside a machine's process. Progress goes to stderr, as a bar on a terminal
+//! and as lines elsewhere; results go to stdout.
+
+pub mod demo;
+mod figures;
+mod interrupt;
+pub mod migrate;
+mod progress;
+pub mod qmp;
+pub mod shell;
+pub mod status;
+mod table;
+
+/// Why a verb did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Qmp(#[from] qmp::Error),
+    #[error("the migration failed: {0}")]
+    Failed(String),
+    #[error("the migration was cancelled; the guest runs on where it was")]
+    Cancelled,
+    #[error("this VMM has no {0}; leave it out, or use a newer one")]
+    NotThere(&'static str),
+    #[error(transparent)]
+    Demo(#[from] demo::Error),
+    #[error("cannot write the answer")]
+    Output(#[from] std::io::Error),
+}
