@@ -45,6 +45,8 @@ enum Verb {
     Status(client::status::Status),
     /// Send QMP commands to a machine
     Qmp(client::shell::Shell),
+    /// Show what is in a migration stream, and take the guest's memory out of it
+    Inspect(godwit::inspect::Options),
     /// Write the built-in guest as an ELF file, for other VMMs that boot PVH kernels
     BuiltinGuest {
         /// Where to
@@ -64,6 +66,10 @@ fn main() -> ExitCode {
         Verb::Migrate(migrate) => done(client::migrate::run(&migrate)),
         Verb::Status(status) => done(client::status::run(&status)),
         Verb::Qmp(shell) => done(client::shell::run(&shell)),
+        Verb::Inspect(options) => match godwit::inspect::run(&options) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => refuse(error),
+        },
         Verb::BuiltinGuest { file } => match std::fs::write(&file, godwit::builtin::elf()) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => refuse(format_args!("{}: {error}", file.display())),

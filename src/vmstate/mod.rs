@@ -18,6 +18,7 @@ mod irqchip;
 mod platform;
 mod read;
 mod serial;
+mod show;
 mod timers;
 mod virtio;
 mod virtio_device;
@@ -36,6 +37,7 @@ pub use read::{Stop, read, read_section};
 pub use serial::{
     FifoTimeout, RecvFifo, SerialFifo, SerialPoll, SerialState, SerialTsr, SerialUart, XmitFifo,
 };
+pub use show::{Row, rows};
 pub use timers::{PitChannel, PitState, RtcState};
 pub use virtio::{
     VirtioExtra, VirtioKind, VirtioMmioHolder, VirtioMmioQueue, VirtioMmioState, VirtioPackedRing,

@@ -1,0 +1,80 @@
+//! The image of one RAM block, by offset in the block, in a sparse file.
+
+use crate::stream::PAGE_BYTES;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+pub struct Image {
+    file: File,
+    bytes: u64,
+    /// Nothing was written at or behind this offset.
+    written_end: u64,
+}
+
+impl Image {
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
+        Ok(Self { file, bytes: 0, written_end: 0 })
+    }
+
+    /// Gives the image the block's size; what is never written stays a hole.
+    pub fn resize(&mut self, bytes: u64) -> io::Result<()> {
+        self.file.set_len(bytes)?;
+        self.bytes = bytes;
+        Ok(())
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn write(&mut self, offset: u64, page: &[u8; PAGE_BYTES]) -> io::Result<()> {
+        self.written_end = self.written_end.max(offset + PAGE_BYTES as u64);
+        self.file.write_all_at(page, offset)
+    }
+
+    pub fn zero(&mut self, offset: u64) -> io::Result<()> {
+        if offset >= self.written_end || xbzrle::is_zero(&self.read(offset)?) {
+            return Ok(());
+        }
+        self.write(offset, &[0; PAGE_BYTES])
+    }
+
+    pub fn apply(&mut self, offset: u64, delta: &[u8]) -> io::Result<()> {
+        let mut page = self.read(offset)?;
+        xbzrle::decode(delta, &mut page)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;
+        self.write(offset, &page)
+    }
+
+    fn read(&self, offset: u64) -> io::Result<[u8; PAGE_BYTES]> {
+        let mut page = [0; PAGE_BYTES];
+        self.file.read_exact_at(&mut page, offset)?;
+        Ok(page)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_zeros_and_deltas_make_the_block() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ram");
+        let mut image = Image::create(&path).unwrap();
+        image.resize(4 * PAGE_BYTES as u64).unwrap();
+        image.write(4096, &[1; PAGE_BYTES]).unwrap();
+        image.write(8192, &[2; PAGE_BYTES]).unwrap();
+        image.zero(8192).unwrap();
+        image.zero(0).unwrap();
+        image.apply(4096, &[0, 1, 9]).unwrap();
+        assert!(image.apply(4096, &[0, 1]).is_err());
+        let mut expected = vec![0; 4 * PAGE_BYTES];
+        expected[4096..8192].fill(1);
+        expected[4096] = 9;
+        assert_eq!(std::fs::read(&path).unwrap(), expected);
+    }
+}
