@@ -9,17 +9,17 @@ mod pidfile;
 mod ring;
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock, Weak};
 
 use serde_json::{Value as Json, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
 use crate::chardev::{self, Backend, Chardev, Port, bridge};
-use crate::config::{Actions, Config, PanicAction, ShutdownAction};
+use crate::config::{Config, PanicAction, ShutdownAction};
 use crate::dump::Dumps;
-use crate::machine::{self, ContRefused, Event, Machine, Outside, Panic, StopCause};
+use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
 use crate::qmp::{Events, Exit, Monitor, Server, Vmm};
 
 use pidfile::Pidfile;
@@ -55,8 +55,10 @@ pub fn run(config: Config) -> Result<i32, Error> {
     let outside = Connections::open(&config)?;
     let Connections { port, sink, monitors, idle, infos } = outside;
 
-    let report = reporter(config.actions, events.clone(), exit.clone());
+    let built = Arc::new(OnceLock::new());
+    let report = reporter(events.clone(), exit.clone(), built.clone());
     let machine = Machine::build(&config, Outside { serial: sink, events: Box::new(report) })?;
+    let _ = built.set(Arc::downgrade(&machine));
     let _pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
     if !config.start_paused && config.incoming.is_none() {
         machine.cont()?;
@@ -199,26 +201,28 @@ async fn serve_port(port: Port, machine: Arc<Machine>) {
 
 /// Turns what the machine tells into QMP events, and into the end of the process where that follows.
 fn reporter(
-    actions: Actions,
     events: Arc<Events>,
     exit: Arc<Exit>,
+    machine: Arc<OnceLock<Weak<Machine>>>,
 ) -> impl Fn(Event) + Send + Sync + 'static {
     let cause_of = |cause: StopCause| json!({"guest": cause.by_guest(), "reason": cause.name()});
+    // `set-action` may have changed them; before the machine is built, nothing asks.
+    let actions = move || machine.get().and_then(Weak::upgrade).map(|machine| machine.actions());
     move |event| match event {
         Event::Stop => events.emit("STOP", Json::Null),
         Event::Resume => events.emit("RESUME", Json::Null),
         Event::Powerdown => events.emit("POWERDOWN", Json::Null),
         Event::Reset(cause) => events.emit("RESET", cause_of(cause)),
-        Event::Shutdown(cause) => match actions.shutdown {
-            ShutdownAction::Poweroff => exit.shutdown(&events, cause, 0),
-            ShutdownAction::Pause => events.emit("SHUTDOWN", cause_of(cause)),
-        },
+        Event::Shutdown(cause) => {
+            let actions = actions().unwrap_or_default();
+            let failed = cause == StopCause::GuestPanic && actions.panic == PanicAction::ExitFailure;
+            match actions.shutdown {
+                ShutdownAction::Poweroff => exit.shutdown(&events, cause, i32::from(failed)),
+                ShutdownAction::Pause => events.emit("SHUTDOWN", cause_of(cause)),
+            }
+        }
         Event::GuestPanicked { action } => {
             events.emit("GUEST_PANICKED", json!({"action": action.name()}));
-            if action == Panic::Poweroff {
-                let status = i32::from(actions.panic == PanicAction::ExitFailure);
-                exit.shutdown(&events, StopCause::GuestPanic, status);
-            }
         }
         Event::InternalError { vcpu, why } => eprintln!("godwit: vCPU {vcpu} stopped: {why}"),
     }

@@ -136,6 +136,12 @@ impl Vcpu {
         if lvt & MASKED == 0 && lvt >> 8 & 7 == MODE_NMI { self.nmi() } else { Ok(()) }
     }
 
+    /// The guest-physical address behind a virtual one, by the page tables that are loaded now.
+    pub fn translate(&self, address: u64) -> Result<Option<u64>, Error> {
+        let found = self.fd.translate_gva(address).map_err(Error::call("KVM_TRANSLATE"))?;
+        Ok((found.valid != 0).then_some(found.physical_address))
+    }
+
     pub fn lapic(&self) -> Result<kvm_lapic_state, Error> {
         self.fd.get_lapic().map_err(Error::call("KVM_GET_LAPIC"))
     }

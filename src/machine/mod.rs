@@ -23,6 +23,7 @@ pub mod save;
 mod saved;
 mod state;
 mod throttle;
+mod translate;
 
 pub use boot::BootError;
 pub use error::{ContRefused, Error};

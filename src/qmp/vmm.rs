@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use super::error::Error;
 use super::events::Events;
 use super::fds::{FdSets, MonitorFds};
-use crate::config::Identity;
+use crate::config::{Actions, Identity};
 use crate::dump::Dumps;
 use crate::machine::{Machine, RunState, StopCause, VcpuInfo};
 
@@ -41,8 +41,10 @@ pub trait Guest: Send + Sync {
     fn ram_bytes(&self) -> u64;
     /// Copies guest-physical memory; what is not RAM reads as zeros.
     fn read_physical(&self, address: u64, bytes: &mut [u8]);
-    /// The guest-physical address behind a virtual one, as vCPU `index` translates it now.
-    fn translate(&self, index: u32, address: u64) -> Result<Option<u64>, Error>;
+    /// The guest-physical addresses behind virtual ones, as vCPU `index` translates them now.
+    fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error>;
+    fn actions(&self) -> Actions;
+    fn set_actions(&self, actions: Actions);
 }
 
 impl Guest for Machine {
@@ -92,8 +94,16 @@ impl Guest for Machine {
         }
     }
 
-    fn translate(&self, _index: u32, _address: u64) -> Result<Option<u64>, Error> {
-        Err(Error::generic("virtual addresses cannot be translated yet"))
+    fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error> {
+        self.translate(index, addresses).map_err(Error::generic)
+    }
+
+    fn actions(&self) -> Actions {
+        self.actions()
+    }
+
+    fn set_actions(&self, actions: Actions) {
+        self.set_actions(actions);
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use godwit::chardev::{Backend, Chardev};
-use godwit::config::{self, ChardevBackend, Socket, SocketAddress, SocketRole};
+use godwit::config::{self, Actions, ChardevBackend, Socket, SocketAddress, SocketRole};
 use godwit::machine::{ContRefused, RunState, StopCause, VcpuInfo};
 use godwit::qmp::{Error, Events, Exit, Guest, Monitor, Server, Vmm};
 use serde_json::{Value, json};
@@ -63,9 +63,15 @@ impl Guest for FakeGuest {
         bytes.fill(0);
     }
 
-    fn translate(&self, _index: u32, address: u64) -> Result<Option<u64>, Error> {
-        Ok(Some(address))
+    fn translate(&self, _index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error> {
+        Ok(addresses.iter().copied().map(Some).collect())
     }
+
+    fn actions(&self) -> Actions {
+        Actions::default()
+    }
+
+    fn set_actions(&self, _actions: Actions) {}
 }
 
 /// Serves on `DIR/vm0`, `DIR/vm1` … until a client says quit.

@@ -3,4 +3,5 @@
 mod behaviour;
 mod client;
 mod fake;
+mod process;
 mod replay;

@@ -14,7 +14,7 @@ use crate::client::Client;
 use crate::fake;
 
 /// Replays `topic` against the monitors `DIR/vm0` …, up to the step with the note `until`.
-fn replay(topic: &str, dir: &Path, until: Option<&str>) {
+pub fn replay(topic: &str, dir: &Path, until: Option<&str>) {
     let path = PathBuf::from(format!("{}/tests/vectors/qmp/{topic}.jsonl", env!("CARGO_MANIFEST_DIR")));
     let text = std::fs::read_to_string(path).unwrap();
     let mut replay = Replay { dir: dir.to_owned(), client: None, fds: HashMap::new() };

@@ -26,6 +26,8 @@ static VIRTUAL: Shape = Shape::of(&[
 const PAGE_BYTES: u64 = 4096;
 /// Physical memory is copied in pieces of this size.
 const PIECE_BYTES: u64 = 1 << 20;
+/// Virtual pages that are looked up in one stop of the guest.
+const PAGES_AT_ONCE: usize = 1024;
 
 fn pmemsave(call: Call<'_>) -> Answer {
     let mut file = create(call)?;
@@ -47,22 +49,40 @@ fn memsave(call: Call<'_>) -> Answer {
     let vcpu = call.vmm.guest.vcpus().into_iter().find(|vcpu| i64::from(vcpu.index) == index);
     let vcpu = vcpu.ok_or_else(|| Error::generic("Parameter 'cpu-index' expects a CPU number"))?;
     let mut file = create(call)?;
-    let mut address = call.args.int("val") as u64;
-    let mut left = size(call)?;
+    let mut rest = Range { address: call.args.int("val") as u64, bytes: size(call)? };
     let unmapped = || {
         let (start, size) = (call.args.int("val"), call.args.int("size"));
         Error::generic(format_args!("Invalid addr 0x{start:016x}/size {size} specified"))
     };
-    let mut page = [0; PAGE_BYTES as usize];
-    while left > 0 {
-        let part = &mut page[..left.min(PAGE_BYTES - address % PAGE_BYTES) as usize];
-        let physical = call.vmm.guest.translate(vcpu.index, address)?.ok_or_else(unmapped)?;
-        call.vmm.guest.read_physical(physical, part);
-        write(call, &mut file, part)?;
-        address = address.wrapping_add(part.len() as u64);
-        left -= part.len() as u64;
+    while rest.bytes > 0 {
+        let pages: Vec<Range> = std::iter::from_fn(|| rest.take_page()).take(PAGES_AT_ONCE).collect();
+        let addresses: Vec<u64> = pages.iter().map(|page| page.address).collect();
+        let found = call.vmm.guest.translate(vcpu.index, &addresses)?;
+        for (page, physical) in pages.iter().zip(found) {
+            let mut bytes = [0; PAGE_BYTES as usize];
+            let bytes = &mut bytes[..page.bytes as usize];
+            call.vmm.guest.read_physical(physical.ok_or_else(unmapped)?, bytes);
+            write(call, &mut file, bytes)?;
+        }
     }
     Ok(json!({}))
+}
+
+/// Virtual memory still to be saved.
+struct Range {
+    address: u64,
+    bytes: u64,
+}
+
+impl Range {
+    /// Cuts off what lies in the first page.
+    fn take_page(&mut self) -> Option<Range> {
+        let bytes = self.bytes.min(PAGE_BYTES - self.address % PAGE_BYTES);
+        let page = Range { address: self.address, bytes };
+        self.address = self.address.wrapping_add(bytes);
+        self.bytes -= bytes;
+        (bytes > 0).then_some(page)
+    }
 }
 
 fn size(call: Call<'_>) -> Result<u64, Error> {
