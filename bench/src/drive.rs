@@ -84,8 +84,9 @@ impl Guest {
         for pages in rounds {
             for &page in pages {
                 for _ in 0..words {
-                    let at = page as usize * PAGE_SIZE + random.below(512) as usize * 8;
-                    self.memory[at..at + 8].copy_from_slice(&random.next().to_ne_bytes());
+                    let words = self.memory.as_chunks_mut::<8>().0;
+                    let word = &mut words[page as usize * (PAGE_SIZE / 8) + random.below(512) as usize];
+                    *word = (u64::from_ne_bytes(*word) ^ random.next()).to_ne_bytes();
                 }
             }
             let live: Vec<LivePage<'_>> = pages.iter().map(|&page| self.live(page)).collect();
@@ -102,6 +103,9 @@ impl Guest {
     }
 
     /// Changes `bytes` random bytes of each of the first `pages` pages.
+    ///
+    /// # Panics
+    /// If the guest has fewer pages.
     pub fn scatter(&mut self, pages: usize, bytes: usize, random: &mut Random) {
         for page in self.memory.as_chunks_mut::<PAGE_SIZE>().0.iter_mut().take(pages) {
             for _ in 0..bytes {
