@@ -8,13 +8,16 @@ mod daemon;
 mod pidfile;
 mod ring;
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use crate::chardev::{self, Backend, Chardev, Port, bridge};
 use crate::config::{Config, PanicAction, ShutdownAction};
@@ -123,16 +126,30 @@ async fn serve(
     end_on_signals(&vmm);
     let late = vmm.events.clone();
     tokio_uring::spawn(async move { late.send_late().await });
+    let bridges = Rc::default();
     for (chardev, pretty) in monitors {
-        tokio_uring::spawn(serve_monitor(server.clone(), chardev, pretty));
+        tokio_uring::spawn(serve_monitor(server.clone(), chardev, pretty, Rc::clone(&bridges)));
     }
     if let Some(port) = port {
         tokio_uring::spawn(serve_port(port, machine));
     }
     let status = vmm.exit.requested().await;
-    server.flush().await;
+    server.close().await;
+    let bridges = bridges.take();
+    let _ = tokio::time::timeout(LAST_WORDS, async {
+        for bridge in bridges {
+            // It has ended, or panicked with a message of its own.
+            let _ = bridge.await;
+        }
+    })
+    .await;
     status
 }
+
+/// Tasks that write what monitors on files said.
+type Bridges = Rc<RefCell<Vec<JoinHandle<()>>>>;
+/// For what such a monitor said last; its reader may not read.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn end_on_signals(vmm: &Arc<Vmm>) {
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
@@ -150,7 +167,7 @@ fn end_on_signals(vmm: &Arc<Vmm>) {
 }
 
 /// One monitor: client after client, one at a time.
-async fn serve_monitor(server: Rc<Server>, chardev: Chardev, pretty: bool) {
+async fn serve_monitor(server: Rc<Server>, chardev: Chardev, pretty: bool, bridges: Bridges) {
     let monitor = Arc::new(Monitor { label: chardev.id.clone(), ..Monitor::default() });
     let status = chardev.status();
     status.used.store(true, Ordering::Relaxed);
@@ -163,7 +180,10 @@ async fn serve_monitor(server: Rc<Server>, chardev: Chardev, pretty: bool) {
     let ended = match chardev.backend {
         Backend::Null => Ok(()),
         Backend::Files(files) => match bridge(files) {
-            Ok(socket) => converse(socket).await,
+            Ok((socket, written)) => {
+                bridges.borrow_mut().push(written);
+                converse(socket).await
+            }
             Err(error) => Err(error),
         },
         Backend::Server(listener) => match listener.into_async() {

@@ -9,6 +9,7 @@ use std::sync::atomic::Ordering;
 
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socketpair};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 use tokio_uring::fs::File as RingFile;
 
 use super::output::{Output, Sink, To};
@@ -105,11 +106,11 @@ async fn converse(
 
 /// Brings input to the guest until it ends.
 async fn feed(input: File, receive: &Receiver<'_>, room: &Notify) {
+    let on_disk = is_on_disk(&input);
     let input = RingFile::from_std(input);
     let mut buffer = vec![0; INPUT_BYTES];
     let mut position = 0;
     loop {
-        // The position counts for disk files only.
         let (result, filled) = input.read_at(buffer, position).await;
         buffer = filled;
         let count = match result {
@@ -118,7 +119,7 @@ async fn feed(input: File, receive: &Receiver<'_>, room: &Notify) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(_) => break,
         };
-        position += count as u64;
+        position += if on_disk { count as u64 } else { 0 };
         let mut rest = &buffer[..count];
         while !rest.is_empty() {
             let taken = receive(rest);
@@ -154,32 +155,38 @@ async fn drain(output: Arc<Output>, connection: u64, to: RingFile) {
     let _ = to.close().await;
 }
 
-/// Makes a socket of a pair of files, for a monitor on a terminal or on the standard input and output. The task that
-/// carries the bytes ends with the process.
-pub fn bridge(files: Files) -> io::Result<OwnedFd> {
+/// Makes a socket of a pair of files, for a monitor on a terminal or on the standard input and output. The task ends
+/// when the other end of the socket was closed and everything it sent is written.
+pub fn bridge(files: Files) -> io::Result<(OwnedFd, JoinHandle<()>)> {
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let end = File::from(ours);
     let to_monitor = RingFile::from_std(end.try_clone()?);
-    let from_monitor = RingFile::from_std(end);
     let output = RingFile::from_std(files.output.try_clone()?);
     if let Some(input) = &files.input {
-        tokio_uring::spawn(carry(RingFile::from_std(input.try_clone()?), to_monitor));
+        tokio_uring::spawn(carry(input.try_clone()?, to_monitor));
     }
-    tokio_uring::spawn(async move {
-        carry(from_monitor, output).await;
+    let written = tokio_uring::spawn(async move {
+        carry(end, output).await;
         drop(files);
     });
-    Ok(theirs)
+    Ok((theirs, written))
+}
+
+/// Whether reads have a position. Sockets refuse any but zero.
+fn is_on_disk(file: &File) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.is_file())
 }
 
 /// Copies until the source ends or the target is gone.
-async fn carry(from: RingFile, to: RingFile) {
+async fn carry(from: File, to: RingFile) {
+    let on_disk = is_on_disk(&from);
+    let from = RingFile::from_std(from);
     let mut buffer = vec![0; 4096];
     let mut position = 0;
     loop {
         let (result, filled) = from.read_at(buffer, position).await;
         let Ok(count @ 1..) = result else { return };
-        position += count as u64;
+        position += if on_disk { count as u64 } else { 0 };
         buffer = filled;
         let mut rest = buffer[..count].to_vec();
         while !rest.is_empty() {

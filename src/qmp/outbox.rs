@@ -94,10 +94,7 @@ impl Outbox {
         queue.bytes.extend_from_slice(bytes);
         if queue.waiting() > Self::OVERRUN_BYTES + bytes.len() {
             drop(queue);
-            self.close();
-            if let Some(hang_up) = self.hang_up.get() {
-                hang_up();
-            }
+            self.hang_up();
             return;
         }
         drop(queue);
@@ -121,6 +118,14 @@ impl Outbox {
         drop(queue);
         self.filled.notify_one();
         self.drained.notify_waiters();
+    }
+
+    /// Gives the client up, whatever it has not read.
+    pub fn hang_up(&self) {
+        self.close();
+        if let Some(hang_up) = self.hang_up.get() {
+            hang_up();
+        }
     }
 
     /// No more is coming; [`Outbox::take`] ends once all is written.

@@ -66,8 +66,8 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until every client has what was meant for it, for a while.
-    pub async fn flush(&self) {
+    /// Waits until every client has what was meant for it, for a while, and leaves them.
+    pub async fn close(&self) {
         let clients: Vec<_> = self.clients.borrow().iter().filter_map(Weak::upgrade).collect();
         let all = async {
             for outbox in &clients {
@@ -75,6 +75,7 @@ impl Server {
             }
         };
         let _ = tokio::time::timeout(FLUSH_TIMEOUT, all).await;
+        clients.iter().for_each(|outbox| outbox.hang_up());
     }
 
     fn enlist(&self, outbox: &Arc<Outbox>) {

@@ -97,7 +97,7 @@ pub fn start(dir: &Path, monitors: usize) {
                 });
             }
             vmm.exit.requested().await;
-            server.flush().await;
+            server.close().await;
         });
     });
 }

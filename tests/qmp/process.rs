@@ -282,13 +282,30 @@ fn serial_output_reaches_stdio_files_and_sockets() {
 }
 
 #[test]
+fn serial_input_keeps_its_connection() {
+    let serial = "unix:@DIR@/serial,server=on,wait=off";
+    let godwit = Godwit::with_monitors(1, &["-S", "-append", "ws=1", "-serial", serial]);
+    let mut client = godwit.monitor(0);
+    let mut socket = UnixStream::connect(godwit.path("serial")).unwrap();
+    // The port takes 16 bytes; the rest waits for a guest that reads.
+    for key in 0..20u8 {
+        socket.write_all(&[b'a' + key]).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    client.ask("cont", json!({}));
+    let mut line = String::new();
+    BufReader::new(socket).read_line(&mut line).unwrap();
+    assert!(!line.trim().is_empty());
+}
+
+#[test]
 fn serial_reader_that_does_not_read_does_not_stop_the_guest() {
     let godwit = Godwit::with_monitors(
         1,
         &["-S", "-append", "ws=1", "-serial", "unix:@DIR@/serial,server=on,wait=off"],
     );
-    let _reader = UnixStream::connect(godwit.path("serial")).unwrap();
     let mut client = godwit.monitor(0);
+    let _reader = UnixStream::connect(godwit.path("serial")).unwrap();
     client.ask("cont", json!({}));
     std::thread::sleep(Duration::from_secs(1));
     let start = Instant::now();
