@@ -1,3 +1,6 @@
 //! What several test binaries share.
 
+#![allow(dead_code, reason = "each test binary uses its part")]
+
+pub mod machines;
 pub mod vectors;

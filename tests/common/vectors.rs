@@ -31,7 +31,6 @@ pub fn all() -> Vec<Vector> {
     found
 }
 
-#[allow(dead_code, reason = "each test binary uses its part")]
 impl Vector {
     pub fn named(name: &str) -> Vector {
         all().into_iter().find(|vector| vector.name == name).expect("the vector is here")

@@ -77,7 +77,8 @@ const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 
 fn table() -> Vec<Entry> {
     let mut table = vec![
         fixed!(0x10, tsc as u64),
-        fixed!(0x9e, smbase as u32),
+        // Hosts without SMM list no such register; 0x30000 is its reset value.
+        Entry { default: 0x30000, ..fixed!(0x9e, smbase as u32) },
         fixed!(0x174, sysenter_cs as u32),
         fixed!(0x175, sysenter_esp as u64),
         fixed!(0x176, sysenter_eip as u64),
@@ -186,6 +187,7 @@ pub fn to_cpu(vcpu: &VcpuState, cpu: &mut CpuState) {
         let fixed = (entry.get)(&CpuState::default(), entry.element).is_some();
         match vcpu.msr(entry.index) {
             Some(value) if fixed || value != entry.default => (entry.put)(cpu, entry.element, value),
+            None if fixed => (entry.put)(cpu, entry.element, entry.default),
             _ => {}
         }
     }
