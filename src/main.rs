@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    log();
     match cli.verb {
         Verb::Run { words } => run(words),
         Verb::Demo(demo) => done(client::demo::run(&demo)),
@@ -75,6 +76,13 @@ fn main() -> ExitCode {
             Err(error) => refuse(format_args!("{}: {error}", file.display())),
         },
     }
+}
+
+/// `GODWIT_LOG=debug` tells on stderr what goes on; without it only what is wrong is told.
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("GODWIT_LOG");
+    let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 fn run(words: Vec<OsString>) -> ExitCode {

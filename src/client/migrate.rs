@@ -50,7 +50,7 @@ pub struct How {
     pub verify: bool,
 }
 
-/// The capability behind [`How::verify`].
+/// The parameter behind [`How::verify`].
 const VERIFY: &str = "x-godwit-verify";
 const POLL_TIME: Duration = Duration::from_millis(100);
 
@@ -83,18 +83,12 @@ pub fn run(migrate: &Migrate) -> Result<(), Error> {
 impl How {
     /// Sets capabilities and parameters of one side.
     pub fn prepare(&self, client: &mut Client) -> Result<(), Error> {
-        let mut wanted = vec![
+        let wanted = [
             ("events", true),
             ("xbzrle", self.xbzrle.is_some()),
             ("multifd", self.multifd.is_some()),
             ("auto-converge", self.auto_converge),
         ];
-        if self.verify {
-            if !has_capability(client, VERIFY)? {
-                return Err(Error::NotThere("comparison of RAM (--verify)"));
-            }
-            wanted.push((VERIFY, true));
-        }
         let list: Vec<Value> =
             wanted.iter().map(|(name, state)| json!({"capability": name, "state": state})).collect();
         client.execute("migrate-set-capabilities", json!({"capabilities": list}))?;
@@ -108,14 +102,18 @@ impl How {
         if let Some(channels) = self.multifd {
             parameters["multifd-channels"] = json!(channels);
         }
+        match has_parameter(client, VERIFY)? {
+            true => parameters[VERIFY] = json!(self.verify),
+            false if self.verify => return Err(Error::NotThere("comparison of RAM (--verify)")),
+            false => {}
+        }
         client.execute("migrate-set-parameters", parameters)?;
         Ok(())
     }
 }
 
-fn has_capability(client: &mut Client, name: &str) -> Result<bool, Error> {
-    let known = client.execute("query-migrate-capabilities", json!({}))?;
-    Ok(known.as_array().is_some_and(|list| list.iter().any(|entry| entry["capability"] == name)))
+fn has_parameter(client: &mut Client, name: &str) -> Result<bool, Error> {
+    Ok(client.execute("query-migrate-parameters", json!({}))?.get(name).is_some())
 }
 
 /// QEMU takes nothing else; a page is the least.
@@ -179,6 +177,11 @@ impl Advice {
             if now.round > 1 {
                 self.working_set = self.working_set.max(now.remaining);
             }
+        }
+        if let Some(advice) = now.advice.clone().filter(|_| !self.given) {
+            // A Godwit knows more about itself than can be seen from here.
+            self.given = true;
+            return Some(advice);
         }
         let losing = now.round > 2 && now.throughput > 0.0 && now.dirty_rate >= 0.95 * now.throughput;
         if self.given || elapsed < ADVICE_TIME || !losing || now.throttle_per_cent.is_some() {

@@ -28,6 +28,10 @@ pub struct Snapshot {
     pub total_ms: Option<u64>,
     pub setup_ms: Option<u64>,
     pub throttle_per_cent: Option<u64>,
+    /// What a Godwit says would help a migration that cannot end.
+    pub advice: Option<String>,
+    /// What it takes the time to the end to be.
+    pub predicted_end_ms: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -67,11 +71,15 @@ impl Snapshot {
                 misses: cache["cache-miss"].as_u64().unwrap_or(0),
                 miss_rate: cache["cache-miss-rate"].as_f64().unwrap_or(0.0),
             }),
-            expected_downtime_ms: answer["expected-downtime"].as_u64(),
+            expected_downtime_ms: answer["x-godwit"]["predicted-downtime"]
+                .as_u64()
+                .or(answer["expected-downtime"].as_u64()),
             downtime_ms: answer["downtime"].as_u64(),
             total_ms: answer["total-time"].as_u64(),
             setup_ms: answer["setup-time"].as_u64(),
             throttle_per_cent: answer["cpu-throttle-percentage"].as_u64(),
+            advice: answer["x-godwit"]["advice"].as_str().map(String::from),
+            predicted_end_ms: answer["x-godwit"]["predicted-end"].as_u64(),
         }
     }
 
@@ -109,6 +117,9 @@ impl Snapshot {
         }
         if let Some(ms) = self.expected_downtime_ms.filter(|_| self.round > 1) {
             parts.push(format!("downtime about {}", milliseconds(ms)));
+        }
+        if let Some(ms) = self.predicted_end_ms {
+            parts.push(format!("done in {}", milliseconds(ms)));
         }
         parts.join(", ")
     }
