@@ -18,38 +18,52 @@ pub(crate) unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> R
     if delta.len() > N {
         return Err(DecodeError::TooLong { delta_bytes: delta.len(), page_bytes: N });
     }
-    let (mut offset, mut position) = (0, 0);
-    while offset < delta.len() {
-        let gap_at = offset;
-        let (gap, run_at) = length_at(delta, gap_at)?;
-        if gap == 0 && gap_at != 0 {
-            return Err(DecodeError::EmptyRun { offset: gap_at });
-        }
-        if gap > N - position {
-            return Err(DecodeError::RunPastPage { offset: gap_at, run_bytes: gap, position, page_bytes: N });
-        }
-        position += gap;
-        let (run, bytes_at) = length_at(delta, run_at)?;
-        if run == 0 {
-            return Err(DecodeError::EmptyRun { offset: run_at });
-        }
-        if run > N - position {
-            return Err(DecodeError::RunPastPage { offset: run_at, run_bytes: run, position, page_bytes: N });
-        }
-        let Some(bytes) = delta.get(bytes_at..bytes_at + run) else {
-            return Err(DecodeError::RunPastDelta {
-                offset: run_at,
-                run_bytes: run,
-                delta_bytes: delta.len(),
-            });
-        };
-        // SAFETY: `position + run <= N` was checked above, so the bytes written lie in the page, which the caller
-        // says is writable and not part of `delta`; `bytes` is `run` bytes long.
-        unsafe { page.add(position).copy_from_nonoverlapping(bytes.as_ptr(), run) };
-        position += run;
-        offset = bytes_at + run;
+    let mut at = At { offset: 0, position: 0 };
+    while at.offset < delta.len() {
+        // SAFETY: the caller's promise.
+        at = unsafe { record::<N>(delta, page, at)? };
     }
     Ok(())
+}
+
+/// How far the decoder has come.
+#[derive(Clone, Copy)]
+pub(crate) struct At {
+    /// Bytes into the delta.
+    pub(crate) offset: usize,
+    /// Bytes into the page, at most its size.
+    pub(crate) position: usize,
+}
+
+/// Applies the record at `at`, and returns where the next one is.
+///
+/// # Safety
+///
+/// As for [`decode_at`], and `at.position <= N`.
+pub(crate) unsafe fn record<const N: usize>(delta: &[u8], page: *mut u8, at: At) -> Result<At, DecodeError> {
+    let At { offset: gap_at, mut position } = at;
+    let (gap, run_at) = length_at(delta, gap_at)?;
+    if gap == 0 && gap_at != 0 {
+        return Err(DecodeError::EmptyRun { offset: gap_at });
+    }
+    if gap > N - position {
+        return Err(DecodeError::RunPastPage { offset: gap_at, run_bytes: gap, position, page_bytes: N });
+    }
+    position += gap;
+    let (run, bytes_at) = length_at(delta, run_at)?;
+    if run == 0 {
+        return Err(DecodeError::EmptyRun { offset: run_at });
+    }
+    if run > N - position {
+        return Err(DecodeError::RunPastPage { offset: run_at, run_bytes: run, position, page_bytes: N });
+    }
+    let Some(bytes) = delta.get(bytes_at..bytes_at + run) else {
+        return Err(DecodeError::RunPastDelta { offset: run_at, run_bytes: run, delta_bytes: delta.len() });
+    };
+    // SAFETY: `position + run <= N` was checked above, so the bytes written lie in the page, which the caller says is
+    // writable and not part of `delta`; `bytes` is `run` bytes long.
+    unsafe { page.add(position).copy_from_nonoverlapping(bytes.as_ptr(), run) };
+    Ok(At { offset: bytes_at + run, position: position + run })
 }
 
 /// The run length at `offset`, and the offset of what follows it.

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::decode;
 use super::lanes::Lanes;
 use super::walk::{self, Pages, Rest};
 use crate::Ahead;
@@ -67,7 +68,7 @@ impl Avx2 {
         #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
         unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> Result<(), DecodeError> {
             // SAFETY: the caller's promise.
-            unsafe { crate::decode::decode_at::<N>(delta, page) }
+            unsafe { decode::decode_at::<N>(delta, page) }
         }
         // SAFETY: `self` exists, so the CPU has all that the function asks for; the rest is the caller's promise.
         unsafe { decode_at::<N>(delta, page) }

@@ -8,6 +8,7 @@
 
 mod avx2;
 mod changed;
+mod decode;
 mod lanes;
 mod sse2;
 mod walk;

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::decode;
 use super::lanes::Lanes;
 use super::walk::{self, Pages, Rest};
 use crate::Ahead;
@@ -56,7 +57,7 @@ impl Sse2 {
         page: *mut u8,
     ) -> Result<(), DecodeError> {
         // SAFETY: the caller's promise.
-        unsafe { crate::decode::decode_at::<N>(delta, page) }
+        unsafe { decode::decode_at::<N>(delta, page) }
     }
 
     /// # Safety
