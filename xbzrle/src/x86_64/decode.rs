@@ -2,6 +2,7 @@
 //! is out of the ordinary goes to the plain decoder, which also finds the errors.
 
 use std::arch::x86_64::__m128i;
+use std::hint::select_unpredictable;
 
 use crate::decode::{At, record};
 use crate::outcome::DecodeError;
@@ -41,18 +42,20 @@ unsafe fn short_runs<const N: usize>(delta: &[u8], page: *mut u8, mut at: At) ->
     while at.offset + 4 <= delta.len() {
         // SAFETY: 4 bytes at `offset` are in the delta.
         let head = unsafe { delta.as_ptr().add(at.offset).cast::<u32>().read_unaligned() } as usize;
-        let two = head >> 7 & 1;
-        let gap = head & 0x7f | (head >> 1 & 0x3f80 & two.wrapping_neg());
-        let run = head >> (8 + 8 * two) & 0xff;
-        let bytes_at = at.offset + 2 + two;
+        // The next record waits for `next` alone, so both possible places of the run's length are looked at in advance.
+        let two = head & 0x80 != 0;
+        let (if_one, if_two) = (head >> 8 & 0xff, head >> 16 & 0xff);
+        let next = at.offset + select_unpredictable(two, 3 + if_two, 2 + if_one);
+        let run = select_unpredictable(two, if_two, if_one);
+        let gap = head & 0x7f | select_unpredictable(two, head >> 1 & 0x3f80, 0);
         let start = at.position + gap;
-        let wrong = head >> 15 & two != 0 || gap == 0 && at.offset != 0;
-        if wrong || run.wrapping_sub(1) >= SHORT || start + run > N || bytes_at + run > delta.len() {
+        let wrong = head & 0x8080 == 0x8080 || gap == 0 && at.offset != 0;
+        if wrong || run.wrapping_sub(1) >= SHORT || start + run > N || next > delta.len() {
             break;
         }
         // SAFETY: the run is in the page, and its bytes are in the delta, as was just seen.
-        unsafe { copy_short(page.add(start), delta.as_ptr().add(bytes_at), run) };
-        at = At { offset: bytes_at + run, position: start + run };
+        unsafe { copy_short(page.add(start), delta.as_ptr().add(next - run), run) };
+        at = At { offset: next, position: start + run };
     }
     at
 }
