@@ -186,10 +186,10 @@ impl Sink {
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(log) = &mut self.log {
-            if let Err(error) = log.write_all(bytes) {
-                tracing::warn!("log of a character device: {error}");
-            }
+        if let Some(log) = &mut self.log
+            && let Err(error) = log.write_all(bytes)
+        {
+            tracing::warn!("log of a character device: {error}");
         }
         self.output.write(bytes);
         Ok(bytes.len())

@@ -172,8 +172,10 @@ impl Session {
     }
 }
 
+type Members = Vec<(String, Value)>;
+
 /// The members of a request without its `id`.
-fn split_id(value: Value) -> (Result<Vec<(String, Value)>, Error>, Option<Value>) {
+fn split_id(value: Value) -> (Result<Members, Error>, Option<Value>) {
     let Value::Object(mut members) = value else {
         return (Err(Error::generic("QMP input must be a JSON object")), None);
     };

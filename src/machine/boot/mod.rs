@@ -49,7 +49,9 @@ impl<T: Read + ReadVolatile + Seek> Image for T {}
 /// Puts everything into guest RAM, and says where the first vCPU starts.
 pub fn load(boot: &Boot, ram: &GuestRam, cpus: u32) -> Result<Entry, BootError> {
     match &boot.kernel {
-        Kernel::Builtin => load_image(boot, ram, cpus, "builtin".as_ref(), &mut Cursor::new(crate::builtin::elf())),
+        Kernel::Builtin => {
+            load_image(boot, ram, cpus, "builtin".as_ref(), &mut Cursor::new(crate::builtin::elf()))
+        }
         Kernel::File(path) => {
             let open = |source| BootError::Open { path: path.clone(), source };
             let mut file = File::open(path).map_err(open)?;
