@@ -20,9 +20,12 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::chardev::{self, Backend, Chardev, Port, bridge};
-use crate::config::{Config, PanicAction, ShutdownAction};
+use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
 use crate::dump::Dumps;
+use crate::io::{Address, AddressError};
 use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
+use crate::migrate::{self, Handle, Parts};
+use crate::qmp::commands::migration::inherited;
 use crate::qmp::{Events, Exit, Monitor, Server, Vmm};
 
 use pidfile::Pidfile;
@@ -40,6 +43,10 @@ pub enum Error {
     Machine(#[from] machine::Error),
     #[error("the guest cannot be started")]
     Start(#[from] ContRefused),
+    #[error("-incoming: {0}")]
+    Address(#[from] AddressError),
+    #[error("-incoming: {0}")]
+    Incoming(#[from] migrate::Refused),
     #[error(transparent)]
     Pidfile(#[from] pidfile::Error),
     #[error(transparent)]
@@ -71,7 +78,12 @@ pub fn run(config: Config) -> Result<i32, Error> {
     vmm.identity = config.identity.clone();
     vmm.dumps = Some(Dumps::new(machine.clone()));
     vmm.set_autostart(!config.start_paused);
+    let migration = migrations(&config, &machine, &vmm);
+    vmm.migration = Some(migration.clone());
     vmm.chardevs = Box::new(move || infos.iter().map(|info| info()).collect());
+    if let Some(Incoming::Uri(uri)) = &config.incoming {
+        migration.incoming(&Address::from_uri(uri)?, true, &mut inherited)?;
+    }
     if let Some(daemon::Side::Child(child)) = daemon {
         child.ready()?;
     }
@@ -79,6 +91,23 @@ pub fn run(config: Config) -> Result<i32, Error> {
     drop(idle);
     machine.quit();
     Ok(status)
+}
+
+/// Migrations of the machine, connected to events and to the end of the process.
+fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle> {
+    let (events, autostart) = (vmm.events.clone(), vmm.autostart.clone());
+    let (exit, ending) = (vmm.exit.clone(), vmm.events.clone());
+    Handle::new(Parts {
+        guest: machine.clone(),
+        events: Arc::new(move |event| match event {
+            migrate::Event::Status(status) => events.emit("MIGRATION", json!({"status": status.name()})),
+            migrate::Event::Pass(pass) => events.emit("MIGRATION_PASS", json!({"pass": pass})),
+        }),
+        autostart: Arc::new(move || autostart.load(Ordering::SeqCst)),
+        on_failure: Arc::new(move |_| exit.shutdown(&ending, StopCause::HostError, 1)),
+        is_incoming: config.incoming.is_some(),
+        uuid: Some(config.identity.uuid).filter(|uuid| *uuid != [0; 16]),
+    })
 }
 
 type Info = Box<dyn Fn() -> crate::qmp::ChardevInfo + Send + Sync>;

@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 
 use xbzrle::parallel::LivePage;
 
@@ -65,6 +66,10 @@ impl PageSource {
         let mut at = start;
         while at < end {
             if !(self.data.start <= at && at < self.data.end) {
+                // Finding where data ends takes as long as there are pages; that some follow is known at once.
+                if self.data_starts_at(at).is_some_and(|start| start >= end) {
+                    break;
+                }
                 match self.block.next_data(at)? {
                     Some(data) => self.data = data,
                     None => break,
@@ -79,6 +84,15 @@ impl PageSource {
             at = self.data.end;
         }
         Ok(mask)
+    }
+
+    /// Where the next data at or after `at` begin (bytes); `None` where only [`RamBlock::next_data`] can tell.
+    fn data_starts_at(&self, at: u64) -> Option<u64> {
+        let fd = self.block.fd().filter(|_| self.block.is_shared())?;
+        let from = libc::off_t::try_from(self.block.file_offset() + at).ok()?;
+        // SAFETY: lseek has no memory arguments; nobody relies on the position of this descriptor.
+        let found = unsafe { libc::lseek(fd.as_raw_fd(), from, libc::SEEK_DATA) };
+        u64::try_from(found).ok()?.checked_sub(self.block.file_offset())
     }
 
     /// Which of the pages in `mask` are all zeros.

@@ -5,6 +5,8 @@
 //! | [`capabilities`], [`parameters`], [`settings`] | what can be set, with QEMU's names and rules |
 //! | [`converge`] | pure decisions: rounds, throttling, predictions |
 //! | [`guest`] | what a migration needs of a machine |
+//! | `handle` | start, cancel, look: what the control plane uses |
+//! | `machine` | the real machine as a guest |
 //! | [`source`] | the side that sends |
 //! | [`target`] | the side that receives |
 //! | [`progress`] | counters and figures, and `query-migrate` |
@@ -12,10 +14,16 @@
 pub mod capabilities;
 pub mod converge;
 pub mod guest;
+mod handle;
+mod machine;
 pub mod parameters;
 pub mod progress;
 pub mod settings;
 pub mod source;
 pub mod target;
+
+pub use handle::{Handle, OnFailure, Parts, Refused};
+pub use source::Event;
+
 #[cfg(test)]
 mod tests;

@@ -121,7 +121,7 @@ enum Slot<'a> {
 }
 
 /// Names in the order they are listed.
-const NAMES: [&str; 33] = [
+pub const NAMES: [&str; 33] = [
     "announce-initial",
     "announce-max",
     "announce-rounds",

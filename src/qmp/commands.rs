@@ -49,6 +49,7 @@ mod descriptors;
 mod dump;
 mod machine;
 mod memory;
+pub mod migration;
 mod protocol;
 mod runstate;
 
@@ -70,6 +71,7 @@ static SUBJECTS: &[&[Command]] = &[
     memory::COMMANDS,
     descriptors::COMMANDS,
     dump::COMMANDS,
+    migration::COMMANDS,
 ];
 
 /// The one command that exists before the negotiation, and not after it.

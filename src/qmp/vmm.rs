@@ -21,11 +21,13 @@ pub struct Vmm {
     pub fd_sets: FdSets,
     pub exit: Arc<Exit>,
     /// In `inmigrate`: whether the guest starts once it has arrived. `-S` and `stop` clear it, `cont` sets it.
-    pub autostart: AtomicBool,
+    pub autostart: Arc<AtomicBool>,
     /// What `query-chardev` tells.
     pub chardevs: Box<dyn Fn() -> Vec<ChardevInfo> + Send + Sync>,
     /// Absent where there is no machine to dump.
     pub dumps: Option<Arc<Dumps>>,
+    /// Absent where there is no machine to migrate.
+    pub migration: Option<Arc<crate::migrate::Handle>>,
 }
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
@@ -167,9 +169,10 @@ impl Vmm {
             events,
             fd_sets: FdSets::default(),
             exit,
-            autostart: AtomicBool::new(true),
+            autostart: Arc::new(AtomicBool::new(true)),
             chardevs: Box::new(Vec::new),
             dumps: None,
+            migration: None,
         }
     }
 

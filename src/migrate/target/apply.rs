@@ -14,7 +14,37 @@ use crate::stream::ram::{ListedBlock, PageAt};
 
 /// The blocks of the stream's list, as they are here.
 #[derive(Clone, Default)]
-pub struct Blocks(Vec<RamBlock>);
+pub struct Blocks(Vec<Block>);
+
+#[derive(Clone)]
+struct Block {
+    ram: RamBlock,
+    known: Known,
+}
+
+/// What the last question about holes told: none but holes from `from` to `data.start`, then data. Asking takes as long
+/// as there are pages with data, so it must not be asked for each page.
+#[derive(Clone, Default)]
+struct Known {
+    from: u64,
+    data: Range<u64>,
+}
+
+impl Block {
+    /// The next range at or after `at` that may hold something else than zeros; its start may lie before `at`.
+    fn next_data(&mut self, at: u64) -> Result<Range<u64>, Error> {
+        if !(self.known.from..self.known.data.end).contains(&at) {
+            let end = self.ram.bytes()..self.ram.bytes();
+            self.known = Known { from: at, data: self.ram.next_data(at)?.unwrap_or(end) };
+        }
+        Ok(self.known.data.clone())
+    }
+
+    /// Pages up to `end` are going to be written: what was known of holes before there is known no more.
+    fn will_write(&mut self, end: u64) {
+        self.known.from = self.known.from.max(end.min(self.known.data.start));
+    }
+}
 
 impl Blocks {
     /// Finds the listed block here. One that belongs to no device here is kept as it comes.
@@ -27,12 +57,12 @@ impl Blocks {
             let (name, here, there) = (listed.name.clone(), block.bytes(), listed.bytes);
             return Err(Error::BlockSize { name, here, there });
         }
-        self.0.push(block.clone());
+        self.0.push(Block { ram: block.clone(), known: Known::default() });
         Ok(())
     }
 
     /// Applies one page record.
-    pub fn apply(&self, record: &Record<'_>) -> Result<(), Error> {
+    pub fn apply(&mut self, record: &Record<'_>) -> Result<(), Error> {
         match record {
             Record::Page { at, bytes } => {
                 let to = self.page(*at)?;
@@ -52,30 +82,30 @@ impl Blocks {
     }
 
     /// Makes a range zero without touching what is zero already, holes above all.
-    pub fn zero(&self, block: u8, offset: u64, bytes: u64) -> Result<(), Error> {
+    pub fn zero(&mut self, block: u8, offset: u64, bytes: u64) -> Result<(), Error> {
         let range = self.range(block, offset, bytes)?;
-        let block = &self.0[usize::from(block)];
+        let block = &mut self.0[usize::from(block)];
         let mut at = range.start;
         while at < range.end {
-            let Some(data) = block.next_data(at)? else { break };
+            let data = block.next_data(at)?;
             let (start, end) = (data.start.max(at), data.end.min(range.end));
             for page in (start..end).step_by(PAGE_BYTES as usize) {
                 // SAFETY: the page lies in the block's mapping, and nobody else writes it now.
                 unsafe {
-                    let to = block.host().add(page as usize);
+                    let to = block.ram.host().add(page as usize);
                     if !xbzrle::is_zero_live(to, PAGE_BYTES as usize) {
                         std::ptr::write_bytes(to, 0, PAGE_BYTES as usize);
                     }
                 }
             }
-            at = data.end;
+            at = data.end.max(at + PAGE_BYTES);
         }
         Ok(())
     }
 
     /// Receives a run of pages straight into the block.
     pub fn receive(
-        &self,
+        &mut self,
         ring: &mut Ring,
         reader: &mut SocketReader,
         block: u8,
@@ -83,23 +113,26 @@ impl Blocks {
         bytes: u64,
     ) -> Result<(), Error> {
         let range = self.range(block, offset, bytes)?;
-        let block = &self.0[usize::from(block)];
+        let block = &mut self.0[usize::from(block)];
+        block.will_write(range.end);
         // SAFETY: the range lies in the block's mapping, which `block` keeps.
-        unsafe { reader.read_to(ring, block.host().add(range.start as usize), bytes as usize) }?;
+        unsafe { reader.read_to(ring, block.ram.host().add(range.start as usize), bytes as usize) }?;
         Ok(())
     }
 
-    fn page(&self, at: PageAt) -> Result<*mut u8, Error> {
-        self.range(at.block as u8, at.offset, PAGE_BYTES)?;
+    fn page(&mut self, at: PageAt) -> Result<*mut u8, Error> {
+        let range = self.range(at.block as u8, at.offset, PAGE_BYTES)?;
+        let block = &mut self.0[at.block as usize];
+        block.will_write(range.end);
         // SAFETY: `range` has checked that the page lies in the block.
-        Ok(unsafe { self.0[at.block as usize].host().add(at.offset as usize) })
+        Ok(unsafe { block.ram.host().add(at.offset as usize) })
     }
 
     fn range(&self, block: u8, offset: u64, bytes: u64) -> Result<Range<u64>, Error> {
-        let inside = |found: &&RamBlock| {
+        let inside = |found: &&Block| {
             offset.is_multiple_of(PAGE_BYTES)
                 && bytes.is_multiple_of(PAGE_BYTES)
-                && offset.checked_add(bytes).is_some_and(|end| end <= found.bytes())
+                && offset.checked_add(bytes).is_some_and(|end| end <= found.ram.bytes())
         };
         match self.0.get(usize::from(block)).filter(inside) {
             Some(_) => Ok(offset..offset + bytes),
@@ -138,7 +171,7 @@ mod tests {
 
     #[test]
     fn zeros_leave_holes_holes() {
-        let (ram, blocks) = blocks();
+        let (ram, mut blocks) = blocks();
         ram.write(8192, &[5; 4096]).unwrap();
         blocks.zero(0, 0, 1 << 20).unwrap();
         let mut byte = [1];
@@ -149,7 +182,7 @@ mod tests {
 
     #[test]
     fn ranges_outside_and_unaligned_are_refused() {
-        let (_ram, blocks) = blocks();
+        let (_ram, mut blocks) = blocks();
         for (block, offset, bytes) in [
             (1, 0, 4096),
             (0, 1 << 20, 4096),
@@ -164,7 +197,7 @@ mod tests {
 
     #[test]
     fn deltas_change_the_page_in_place() {
-        let (ram, blocks) = blocks();
+        let (ram, mut blocks) = blocks();
         ram.write(0, &[1; 4096]).unwrap();
         let at = PageAt { block: 0, offset: 0 };
         blocks.apply(&Record::Delta { at, delta: &[2, 1, 9] }).unwrap();

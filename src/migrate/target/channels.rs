@@ -187,7 +187,7 @@ struct Channel;
 impl Channel {
     fn run(meeting: &Meeting, mut reader: SocketReader, waker: Waker) -> Result<(), Error> {
         let mut ring = Ring::new(waker)?;
-        let Some((blocks, listed)) = meeting.blocks() else { return Ok(()) };
+        let Some((mut blocks, listed)) = meeting.blocks() else { return Ok(()) };
         let mut parser = RamParser::with_blocks(RamRules::default(), listed);
         loop {
             let head = reader.need(&mut ring, 5)?;
@@ -208,7 +208,7 @@ impl Channel {
                 }
                 Frame::Zero { block, offset, bytes } => blocks.zero(block, offset, bytes)?,
                 Frame::Records { bytes } => {
-                    records_frame(&mut ring, &mut reader, &mut parser, &blocks, bytes)?
+                    records_frame(&mut ring, &mut reader, &mut parser, &mut blocks, bytes)?
                 }
                 Frame::Sync { .. } => {
                     if !meeting.arrive() {

@@ -290,7 +290,7 @@ impl<'a> MainChannel<'a> {
             Frame::Zero { block, offset, bytes } => self.blocks.zero(block, offset, bytes),
             Frame::Records { bytes } => {
                 self.offset += u64::from(bytes);
-                records_frame(&mut self.ring, &mut self.reader, &mut self.parser, &self.blocks, bytes)
+                records_frame(&mut self.ring, &mut self.reader, &mut self.parser, &mut self.blocks, bytes)
             }
             Frame::Sync { .. } => self.channels.wait_for_round(),
             Frame::Hash(hash) => {
@@ -344,7 +344,7 @@ pub fn records_frame(
     ring: &mut Ring,
     reader: &mut SocketReader,
     parser: &mut RamParser,
-    blocks: &Blocks,
+    blocks: &mut Blocks,
     bytes: u32,
 ) -> Result<(), Error> {
     parser.forget_last_block();

@@ -1,0 +1,207 @@
+//! The real machine as a migration sees it.
+
+use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
+
+use super::guest::{self, Guest, GuestError, State};
+use crate::config::Board;
+use crate::kvm;
+use crate::machine::convert::xsave::XsaveLayout;
+use crate::machine::load::{HostCpu, Loader, clock_from_guest};
+use crate::machine::save::DeviceSections;
+use crate::machine::{Machine, RunState, SavedState, monotonic_ns};
+use crate::memory::{GuestRam, PageSet};
+use crate::stream::godwit::Facts;
+use crate::stream::{self, SectionHeader, Step};
+
+/// Section ids: section `ram` has a lower one.
+const FIRST_DEVICE_ID: u32 = 3;
+
+impl Guest for Machine {
+    fn ram(&self) -> &GuestRam {
+        self.ram()
+    }
+
+    fn run_state(&self) -> RunState {
+        self.run_state()
+    }
+
+    fn stop(&self, to: RunState) -> Result<bool, GuestError> {
+        self.stop(to).map_err(GuestError::from)
+    }
+
+    fn cont(&self) -> Result<(), GuestError> {
+        // Only a migration gets the guest out of these two.
+        if matches!(self.run_state(), RunState::FinishMigrate | RunState::InMigrate) {
+            self.set_state(RunState::Paused);
+        }
+        self.cont().map(drop).map_err(GuestError::from)
+    }
+
+    fn set_state(&self, to: RunState) {
+        self.set_state(to);
+    }
+
+    fn set_throttle(&self, percent: u8) {
+        self.set_throttle(percent);
+    }
+
+    fn start_dirty_log(&self) -> Result<Box<dyn guest::DirtyLog>, GuestError> {
+        let log = self.start_dirty_log().map_err(GuestError::from)?;
+        Ok(Box::new(KvmLog(Mutex::new(log))))
+    }
+
+    fn facts(&self) -> Facts {
+        let leaf = |leaf: &kvm_bindings::kvm_cpuid_entry2| {
+            [leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+        };
+        let cpuid = self.vm().cpuid().as_slice().iter().map(leaf).collect();
+        Facts { tsc_khz: 0, cpuid, msrs: Vec::new() }
+    }
+
+    fn check_facts(&self, facts: &Facts) -> Result<(), GuestError> {
+        let ours = self.facts();
+        match first_lack(&facts.cpuid, &ours.cpuid) {
+            None => Ok(()),
+            Some(lack) => {
+                Err(GuestError(format!("this host's processor lacks what the guest was given: {lack}")))
+            }
+        }
+    }
+
+    fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
+        let raw = self.save_raw().map_err(GuestError::from)?;
+        let run_state = if ran { RunState::Running } else { RunState::Paused };
+        let layout = XsaveLayout::from_cpuid(self.vm().cpuid().as_slice());
+        Ok(Box::new(Saved { raw, board: self.config().board, layout, run_state }))
+    }
+
+    fn loader(&self) -> Box<dyn guest::Loader + '_> {
+        let host = HostCpu::from_cpuid(self.vm().cpuid().as_slice());
+        Box::new(MachineLoader { machine: self, loader: Some(Loader::new(self.config(), host)) })
+    }
+}
+
+/// CPUID leaves whose registers are sets of features, by function and index.
+const FEATURE_LEAVES: [(u32, u32, [bool; 4]); 5] = [
+    // Register order: eax, ebx, ecx, edx.
+    (0x1, 0, [false, false, true, true]),
+    (0x7, 0, [false, true, true, true]),
+    (0x7, 1, [true, false, false, true]),
+    (0xd, 0, [true, false, false, false]),
+    (0x8000_0001, 0, [false, false, true, true]),
+];
+
+/// Bits that say something about the moment or the vCPU, not about the processor: OSXSAVE, APIC and OSPKE follow
+/// control registers.
+fn is_dynamic(function: u32, register: usize, bit: u32) -> bool {
+    matches!((function, register, bit), (0x1, 2, 27 | 31) | (0x1, 3, 9) | (0x7, 2, 4) | (0x8000_0001, 3, 9))
+}
+
+/// The first feature that `theirs` has and `ours` lacks.
+fn first_lack(theirs: &[[u32; 7]], ours: &[[u32; 7]]) -> Option<String> {
+    const NAMES: [&str; 4] = ["eax", "ebx", "ecx", "edx"];
+    let find = |table: &[[u32; 7]], function, index| {
+        table
+            .iter()
+            .find(|leaf| leaf[0] == function && leaf[1] == index)
+            .map_or([0; 4], |leaf| [leaf[3], leaf[4], leaf[5], leaf[6]])
+    };
+    for (function, index, registers) in FEATURE_LEAVES {
+        let (theirs, ours) = (find(theirs, function, index), find(ours, function, index));
+        for register in (0..4).filter(|register| registers[*register]) {
+            let missing = theirs[register] & !ours[register];
+            let bit = (0..32).find(|bit| missing >> bit & 1 == 1 && !is_dynamic(function, register, *bit));
+            if let Some(bit) = bit {
+                return Some(format!("CPUID {function:#x}.{index} {} bit {bit}", NAMES[register]));
+            }
+        }
+    }
+    None
+}
+
+struct Saved {
+    raw: SavedState,
+    board: Board,
+    layout: XsaveLayout,
+    run_state: RunState,
+}
+
+impl State for Saved {
+    fn write(&self, out: &mut Vec<u8>) -> Result<String, GuestError> {
+        let sections = DeviceSections::of(&self.raw, &self.board, &self.layout, self.run_state);
+        Ok(sections.write(FIRST_DEVICE_ID, out))
+    }
+}
+
+struct MachineLoader<'a> {
+    machine: &'a Machine,
+    /// `None` once it was applied.
+    loader: Option<Loader>,
+}
+
+impl guest::Loader for MachineLoader<'_> {
+    fn section(
+        &mut self,
+        header: &SectionHeader,
+        input: &[u8],
+        offset: u64,
+    ) -> Result<Step<()>, stream::Error> {
+        self.loader
+            .as_mut()
+            .expect("sections come before the state is applied")
+            .section(header, input, offset)
+    }
+
+    fn validate(&mut self) -> Result<(), GuestError> {
+        self.loader.as_ref().map_or(Ok(()), |loader| loader.validate().map_err(GuestError::from))
+    }
+
+    fn apply(&mut self) -> Result<Option<RunState>, GuestError> {
+        let loader = self.loader.take().ok_or_else(|| GuestError("the state was applied before".into()))?;
+        let run_state = loader.run_state();
+        let clock_page = loader.clock_page();
+        let fresh = self.machine.save_raw().map_err(GuestError::from)?;
+        let mut state = loader.into_state(fresh, monotonic_ns()).map_err(GuestError::from)?;
+        if let Some(page) = clock_page {
+            let mut bytes = [0; 32];
+            let read = self.machine.ram().read(page.address, &mut bytes);
+            if let (Ok(()), Some(ns)) = (read, clock_from_guest(&page, &bytes)) {
+                state.vm.clock.clock = ns;
+            }
+        }
+        let report = self.machine.load_raw(&state).map_err(GuestError::from)?;
+        if let Some((vcpu, msr, value)) = report.refused_msrs.first() {
+            let count = report.refused_msrs.len();
+            tracing::warn!(
+                "{count} MSRs could not be set, the first is {msr:#x} = {value:#x} of vCPU {vcpu}"
+            );
+        }
+        Ok(run_state)
+    }
+}
+
+struct KvmLog(Mutex<kvm::DirtyLog>);
+
+impl guest::DirtyLog for KvmLog {
+    fn harvest(&self, into: &mut PageSet) -> Result<(), GuestError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).harvest(into).map_err(GuestError::from)
+    }
+
+    fn clear(&self, set: &PageSet, pages: Range<u64>) -> Result<(), GuestError> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear(set, pages).map_err(GuestError::from)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_feature_is_named_and_a_dynamic_bit_is_none() {
+        let leaf = |function, ecx| [function, 0, 0, 0, 0, ecx, 0];
+        assert_eq!(first_lack(&[leaf(1, 1 << 27)], &[]), None);
+        assert_eq!(first_lack(&[leaf(1, 0b11)], &[leaf(1, 0b01)]).unwrap(), "CPUID 0x1.0 ecx bit 1");
+        assert_eq!(first_lack(&[leaf(1, 0b01)], &[leaf(1, 0b11)]), None);
+    }
+}

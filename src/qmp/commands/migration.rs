@@ -1,0 +1,268 @@
+//! Commands that move the guest to another process, and those that wait for one.
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::sync::Arc;
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{Answer, Call, Command, Run};
+use crate::io::Address;
+use crate::migrate::capabilities::Capability;
+use crate::migrate::parameters::NAMES;
+use crate::migrate::{Handle, Refused};
+use crate::qmp::error::Error;
+use crate::qmp::schema::{Shape, Type, optional, required};
+
+pub static COMMANDS: &[Command] = &[
+    Command::new("migrate", Run::Blocking(migrate)).arguments(&MIGRATE),
+    Command::new("migrate_cancel", Run::Now(cancel)),
+    Command::new("migrate-continue", Run::Now(go_on)).arguments(&CONTINUE),
+    Command::new("migrate-incoming", Run::Blocking(incoming)).arguments(&INCOMING),
+    Command::new("query-migrate", Run::Now(query)),
+    Command::new("migrate-set-capabilities", Run::Now(set_capabilities)).arguments(&CAPABILITIES),
+    Command::new("query-migrate-capabilities", Run::Now(query_capabilities)),
+    Command::new("migrate-set-parameters", Run::Now(set_parameters)).arguments(&PARAMETERS),
+    Command::new("query-migrate-parameters", Run::Now(query_parameters)),
+    Command::new("migrate-set-cache-size", Run::Now(set_cache_size)).arguments(&CACHE_SIZE),
+    Command::new("query-migrate-cache-size", Run::Now(query_cache_size)),
+    Command::new("migrate-start-postcopy", Run::Now(no_postcopy)),
+    Command::new("migrate-pause", Run::Now(no_pause)).oob(),
+    Command::new("migrate-recover", Run::Now(no_recover)).arguments(&URI).oob(),
+    Command::new("announce-self", Run::Now(announce)).arguments(&ANNOUNCE),
+];
+
+static MIGRATE: Shape = Shape::of(&[
+    optional("uri", Type::Text),
+    optional("channels", Type::List(&Type::Any)),
+    optional("detach", Type::Bool),
+    optional("resume", Type::Bool),
+]);
+static INCOMING: Shape = Shape::of(&[
+    optional("uri", Type::Text),
+    optional("channels", Type::List(&Type::Any)),
+    optional("exit-on-error", Type::Bool),
+]);
+static URI: Shape = Shape::of(&[required("uri", Type::Text)]);
+static CONTINUE: Shape = Shape::of(&[required("state", Type::Enum(STATES))]);
+static STATES: &[&str] = &[
+    "none",
+    "setup",
+    "cancelling",
+    "cancelled",
+    "active",
+    "postcopy-active",
+    "postcopy-paused",
+    "postcopy-recover-setup",
+    "postcopy-recover",
+    "completed",
+    "failed",
+    "colo",
+    "pre-switchover",
+    "device",
+    "wait-unplug",
+];
+static CAPABILITIES: Shape = Shape::of(&[required("capabilities", Type::List(&Type::Object(&CAPABILITY)))]);
+static CAPABILITY: Shape =
+    Shape::of(&[required("capability", Type::Enum(CAPABILITY_NAMES)), required("state", Type::Bool)]);
+static CAPABILITY_NAMES: &[&str] = &[
+    "xbzrle",
+    "rdma-pin-all",
+    "auto-converge",
+    "zero-blocks",
+    "events",
+    "postcopy-ram",
+    "x-colo",
+    "release-ram",
+    "return-path",
+    "pause-before-switchover",
+    "multifd",
+    "dirty-bitmaps",
+    "postcopy-blocktime",
+    "late-block-activate",
+    "x-ignore-shared",
+    "validate-uuid",
+    "background-snapshot",
+    "zero-copy-send",
+    "postcopy-preempt",
+    "switchover-ack",
+    "dirty-limit",
+    "mapped-ram",
+];
+static PARAMETERS: Shape = Shape::of(&[
+    optional("announce-initial", Type::U64),
+    optional("announce-max", Type::U64),
+    optional("announce-rounds", Type::U64),
+    optional("announce-step", Type::U64),
+    optional("throttle-trigger-threshold", Type::U8),
+    optional("cpu-throttle-initial", Type::U8),
+    optional("cpu-throttle-increment", Type::U8),
+    optional("cpu-throttle-tailslow", Type::Bool),
+    optional("max-cpu-throttle", Type::U8),
+    optional("tls-creds", Type::TextOrNull),
+    optional("tls-hostname", Type::TextOrNull),
+    optional("tls-authz", Type::TextOrNull),
+    optional("max-bandwidth", Type::U64),
+    optional("avail-switchover-bandwidth", Type::U64),
+    optional("downtime-limit", Type::U64),
+    optional("x-checkpoint-delay", Type::U32),
+    optional("multifd-channels", Type::U8),
+    optional("xbzrle-cache-size", Type::U64),
+    optional("max-postcopy-bandwidth", Type::U64),
+    optional("multifd-compression", Type::Enum(&["none", "zlib", "zstd"])),
+    optional("multifd-zlib-level", Type::U8),
+    optional("multifd-qatzip-level", Type::U8),
+    optional("multifd-zstd-level", Type::U8),
+    optional("block-bitmap-mapping", Type::List(&Type::Any)),
+    optional("x-vcpu-dirty-limit-period", Type::U64),
+    optional("vcpu-dirty-limit", Type::U64),
+    optional("mode", Type::Enum(&["normal", "cpr-reboot", "cpr-transfer"])),
+    optional("zero-page-detection", Type::Enum(&["none", "legacy", "multifd"])),
+    optional("direct-io", Type::Bool),
+    optional("x-godwit-stream", Type::Enum(&["auto", "qemu"])),
+    optional("x-godwit-verify", Type::Bool),
+    optional("x-godwit-peer-timeout", Type::U64),
+    optional("x-godwit-commit-timeout", Type::U64),
+]);
+static CACHE_SIZE: Shape = Shape::of(&[required("value", Type::Int)]);
+static ANNOUNCE: Shape = Shape::of(&[
+    required("initial", Type::Int),
+    required("max", Type::Int),
+    required("rounds", Type::Int),
+    required("step", Type::Int),
+    optional("interfaces", Type::List(&Type::Text)),
+    optional("id", Type::Text),
+]);
+
+fn handle<'a>(call: Call<'a>) -> Result<&'a Arc<Handle>, Error> {
+    call.vmm.migration.as_ref().ok_or_else(|| Error::generic("this machine cannot be migrated"))
+}
+
+fn refused(error: Refused) -> Error {
+    Error::generic(error)
+}
+
+fn address(call: Call<'_>) -> Result<Address, Error> {
+    let channels = call.args.get("channels").map(|value| serde_json::to_value(value).unwrap_or_default());
+    Address::from_arguments(call.args.text_if_given("uri"), channels.as_ref()).map_err(Error::generic)
+}
+
+fn migrate(call: Call<'_>) -> Answer {
+    let handle = handle(call)?;
+    let address = address(call)?;
+    if call.args.bool_if_given("resume") == Some(true) {
+        return Err(refused(Refused::NothingToResume));
+    }
+    if call.vmm.dumps.as_ref().is_some_and(|dumps| dumps.is_busy()) {
+        return Err(Error::generic("Live migration disabled: dump-guest-memory in progress"));
+    }
+    handle.start(address, &mut |name| call.monitor.fds.take(name).ok()).map_err(refused)?;
+    Ok(json!({}))
+}
+
+fn cancel(call: Call<'_>) -> Answer {
+    handle(call)?.cancel();
+    Ok(json!({}))
+}
+
+fn go_on(call: Call<'_>) -> Answer {
+    handle(call)?.go_on(call.args.text("state")).map_err(refused)?;
+    Ok(json!({}))
+}
+
+fn incoming(call: Call<'_>) -> Answer {
+    let handle = handle(call)?;
+    let address = address(call)?;
+    let exit_on_error = call.args.bool_if_given("exit-on-error").unwrap_or(true);
+    let mut fds = |name: &str| call.monitor.fds.take(name).ok().or_else(|| inherited(name));
+    handle.incoming(&address, exit_on_error, &mut fds).map_err(refused)?;
+    Ok(json!({}))
+}
+
+/// A descriptor that the process was started with, by number.
+#[allow(unsafe_code)]
+pub fn inherited(name: &str) -> Option<OwnedFd> {
+    let number = name.parse::<i32>().ok().filter(|number| *number > 2)?;
+    let path = format!("/proc/self/fd/{number}");
+    std::fs::symlink_metadata(path).ok()?;
+    // A copy, so that whoever else knows the number cannot pull the stream away.
+    // SAFETY: fcntl takes integers only and gives out a new descriptor or an error.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    // SAFETY: the descriptor is new and belongs to nobody else.
+    (copy >= 0).then(|| unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
+fn query(call: Call<'_>) -> Answer {
+    let mut report = handle(call)?.report();
+    if call.vmm.dumps.as_ref().is_some_and(|dumps| dumps.is_busy()) {
+        let reasons = json!(["Live migration disabled: dump-guest-memory in progress"]);
+        report.insert("blocked-reasons".into(), reasons);
+    }
+    Ok(Json::Object(report))
+}
+
+fn set_capabilities(call: Call<'_>) -> Answer {
+    let mut changes = Vec::new();
+    for entry in call.args.objects("capabilities") {
+        // The schema was checked: the name is one of the list.
+        if let Some(capability) = Capability::from_name(entry.text("capability")) {
+            changes.push((capability, entry.bool("state")));
+        }
+    }
+    handle(call)?.set_capabilities(&changes).map_err(refused)?;
+    Ok(json!({}))
+}
+
+fn query_capabilities(call: Call<'_>) -> Answer {
+    let states = handle(call)?.capabilities().states();
+    Ok(states.map(|(capability, state)| json!({"capability": capability.name(), "state": state})).collect())
+}
+
+fn set_parameters(call: Call<'_>) -> Answer {
+    let mut changes = Map::new();
+    for name in NAMES {
+        if let Some(value) = call.args.get(name) {
+            changes.insert(name.to_owned(), serde_json::to_value(value).map_err(Error::generic)?);
+        }
+    }
+    handle(call)?.set_parameters(&changes).map_err(refused)?;
+    Ok(json!({}))
+}
+
+fn query_parameters(call: Call<'_>) -> Answer {
+    Ok(handle(call)?.parameters().to_json())
+}
+
+/// Rounds down to a power of two, as the command always did; the parameter of today refuses other values.
+fn set_cache_size(call: Call<'_>) -> Answer {
+    let value = call.args.int("value");
+    let Some(size) = u64::try_from(value).ok().filter(|size| *size >= 4096).map(|size| 1u64 << size.ilog2())
+    else {
+        return Err(Error::generic("Parameter 'value' expects a size of at least one page (4096)"));
+    };
+    let changes = Map::from_iter([("xbzrle-cache-size".to_owned(), json!(size))]);
+    handle(call)?.set_parameters(&changes).map_err(refused)?;
+    Ok(json!({}))
+}
+
+fn query_cache_size(call: Call<'_>) -> Answer {
+    Ok(json!(handle(call)?.parameters().xbzrle_cache_size))
+}
+
+fn no_postcopy(_call: Call<'_>) -> Answer {
+    Err(Error::generic("Enable postcopy with migrate_set_capability before the start of migration"))
+}
+
+fn no_pause(_call: Call<'_>) -> Answer {
+    Err(Error::generic(
+        "migrate-pause is currently only supported during postcopy-active or postcopy-recover state",
+    ))
+}
+
+fn no_recover(_call: Call<'_>) -> Answer {
+    Err(Error::generic("Migrate recover can only be run when postcopy is paused."))
+}
+
+/// There are no network devices whose place could be announced.
+fn announce(_call: Call<'_>) -> Answer {
+    Ok(json!({}))
+}
