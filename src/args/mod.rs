@@ -1,6 +1,6 @@
 //! The command line of `godwit run`: QEMU's own spelling, read into a [`Config`].
 //!
-//! One table ([`table::OPTIONS`]) drives reading, help and suggestions. An option is written with one dash or two. What
+//! One table (`table::OPTIONS`) drives reading, help and suggestions. An option is written with one dash or two. What
 //! Godwit cannot honour is refused by name, with the nearest thing it can; nothing is ignored in silence.
 
 mod chardev;
@@ -28,7 +28,7 @@ use table::Does;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     Run(Box<Config>),
-    /// Print [`help`].
+    /// Print [`help()`].
     Help,
     /// Print what can be written behind this option, one per line.
     Keys(Vec<String>),

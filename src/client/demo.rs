@@ -27,10 +27,10 @@ pub struct Demo {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_bytes)]
     pub memory: u64,
     /// How much of it the guest dirties, over and over
-    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_bytes)]
     pub working_set: u64,
     /// Pages it dirties in a second; 0 is as many as it can
-    #[arg(long, value_name = "N", default_value_t = 18_000)]
+    #[arg(long, value_name = "N", default_value_t = 24_000)]
     pub rate: u32,
     /// In which order: seq, random, hot or zipf
     #[arg(long, value_name = "PATTERN", default_value = "seq")]
@@ -42,7 +42,7 @@ pub struct Demo {
     #[arg(long, value_name = "RATE", default_value = "1Gbit", value_parser = parse_rate)]
     pub bandwidth: u64,
     /// Let the guest stand still no longer than this
-    #[arg(long, value_name = "TIME", default_value = "50ms", value_parser = parse_time)]
+    #[arg(long, value_name = "TIME", default_value = "20ms", value_parser = parse_time)]
     pub downtime_limit: Duration,
     /// Cancel a migration that does not end within this
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = parse_time)]

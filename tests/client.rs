@@ -1,0 +1,109 @@
+//! The friendly verbs and the command line's refusals, as a person at a shell meets them.
+
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn godwit(words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_godwit")).args(words).stdin(Stdio::null()).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+struct Machine(Child);
+
+impl Machine {
+    fn start(folder: &Path) -> (Machine, String) {
+        let qmp = format!("unix:{}", folder.join("qmp").display());
+        let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
+            .args([
+                "run",
+                "-M",
+                "microvm,acpi=off",
+                "-m",
+                "64",
+                "-nodefaults",
+                "-name",
+                "bird",
+                "-kernel",
+                "builtin",
+            ])
+            .args(["-append", "ws=1 rate=100", "-qmp", &format!("{qmp},server=on,wait=off")])
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let begin = Instant::now();
+        while !folder.join("qmp").exists() {
+            assert!(begin.elapsed() < Duration::from_secs(20), "no monitor");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        (Machine(child), qmp)
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_machine_is_seen_and_told_what_to_do_from_a_shell() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut machine, qmp) = Machine::start(folder.path());
+    let glance = text(&godwit(&["status", "--qmp", &qmp]).stdout);
+    for line in ["machine     bird", "state       running", "processors  1", "memory      64 MiB"] {
+        assert!(glance.lines().any(|l| l == line), "{line} in {glance}");
+    }
+    let said = |words: &[&str]| {
+        let mut all = vec!["qmp", "--qmp", &qmp];
+        all.extend(words);
+        godwit(&all)
+    };
+    assert!(said(&["stop"]).status.success());
+    let status = text(&said(&["query-status"]).stdout);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&status).unwrap()["status"], "paused");
+    let refused = said(&["no-such-thing"]);
+    assert!(!refused.status.success());
+    assert_eq!(
+        text(&refused.stderr),
+        "godwit: no-such-thing: The command no-such-thing has not been found\n"
+    );
+    assert!(said(&["{\"execute\": \"quit\"}"]).status.success());
+    assert!(machine.0.wait().unwrap().success());
+    let gone = godwit(&["status", "--qmp", &qmp]);
+    assert!(text(&gone.stderr).starts_with(&format!("godwit: nothing answers at {qmp}: ")));
+}
+
+#[test]
+fn every_fault_of_a_command_line_is_a_line_on_stderr() {
+    let refused = godwit(&["run", "-M", "microvm", "-drive", "file=x", "-kernal", "K"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert_eq!(
+        text(&refused.stderr),
+        "godwit: -drive: block devices are not built yet\ngodwit: -kernal: no such option, did you mean -kernel?\n"
+    );
+    let acpi = godwit(&["run", "-M", "microvm", "-kernel", "K"]);
+    assert!(text(&acpi.stderr).contains("write -M microvm,acpi=off"));
+}
+
+#[test]
+fn the_built_in_guest_can_be_written_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("guest.elf");
+    assert!(godwit(&["builtin-guest", file.to_str().unwrap()]).status.success());
+    assert_eq!(std::fs::read(file).unwrap(), godwit::builtin::elf());
+}
+
+#[test]
+fn help_and_version_are_there() {
+    assert!(text(&godwit(&["--help"]).stdout).contains("godwit demo"));
+    assert!(text(&godwit(&["run", "--help"]).stdout).contains("-kernel FILE|builtin"));
+    assert!(text(&godwit(&["run", "-M", "help"]).stdout).contains("acpi=off"));
+    let version = format!("godwit {}\n", env!("CARGO_PKG_VERSION"));
+    assert_eq!(text(&godwit(&["--version"]).stdout), version);
+    assert_eq!(text(&godwit(&["run", "-version"]).stdout), version);
+}
