@@ -189,8 +189,9 @@ impl Rings {
         Ok(())
     }
 
-    /// Collects every ring, then resets: from here on a write to a collected page is logged again.
-    pub(super) fn collect(&self, vm: &Vm) -> Result<(), Error> {
+    /// Collects every ring, then resets: from here on a write to a collected page is logged again. Returns how many
+    /// entries became free.
+    pub(super) fn collect(&self, vm: &Vm) -> Result<u32, Error> {
         let mut inner = self.lock();
         let Collected { rings, pages } = &mut *inner;
         let regions = vm.ram().main().regions();
@@ -205,8 +206,7 @@ impl Rings {
                 }
             });
         }
-        ioctl::reset_dirty_rings(vm.fd()).map_err(Error::raw("KVM_RESET_DIRTY_RINGS"))?;
-        Ok(())
+        ioctl::reset_dirty_rings(vm.fd()).map_err(Error::raw("KVM_RESET_DIRTY_RINGS"))
     }
 
     fn take(&self, into: &mut PageSet) {
@@ -221,11 +221,12 @@ impl Rings {
 }
 
 impl Vm {
-    /// Makes room in the dirty rings; for a vCPU that left the guest because its ring is full.
-    pub fn drain_rings(&self) -> Result<(), Error> {
+    /// Makes room in the dirty rings, for a vCPU that left the guest because its ring is full; returns how many entries
+    /// became free.
+    pub fn drain_rings(&self) -> Result<u32, Error> {
         match self.rings() {
             Some(rings) => rings.collect(self),
-            None => Ok(()),
+            None => Ok(0),
         }
     }
 }

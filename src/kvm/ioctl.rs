@@ -62,9 +62,18 @@ pub fn clear_dirty_log(
 
 /// Makes KVM protect again what was taken from the rings; returns how many entries that were.
 pub fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<u32> {
-    // SAFETY: takes no argument.
-    let count = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) };
-    if count < 0 { Err(io::Error::last_os_error()) } else { Ok(count as u32) }
+    loop {
+        // SAFETY: takes no argument.
+        let count = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) };
+        if count >= 0 {
+            return Ok(count as u32);
+        }
+        // Since Linux 6.17 a signal, such as a kick of the vCPU that calls, ends the reset half way.
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
 }
 
 /// Machine check capabilities of the host's KVM.

@@ -15,6 +15,10 @@ const STACK_BYTES: usize = 256 << 10;
 /// Time a throttled vCPU runs between two naps (QEMU's `CPU_THROTTLE_TIMESLICE_NS`).
 pub const THROTTLE_SLICE: Duration = Duration::from_millis(10);
 
+/// A ring that is full again and again without anything in it that could be taken has overflowed, and stays full. Once
+/// or twice only means that another thread was faster.
+const RING_FULL_MAX: u32 = 1000;
+
 /// What the guest, or KVM, wants from the machine; the vCPU that says it stands still until it is done.
 pub enum Wish {
     Reset,
@@ -124,6 +128,7 @@ impl Cpus {
     fn run_guest(&self, index: usize, vcpu: &mut Vcpu) -> Option<Wish> {
         let shared = &self.vcpus[index];
         let requests = &self.gate.requests[index];
+        let mut full_in_a_row = 0;
         loop {
             shared.rearm();
             if requests.any() {
@@ -140,11 +145,19 @@ impl Cpus {
                 }
             }
             match self.board.serve(vcpu.run()) {
-                Ok(()) | Err(Unserved::Interrupted) => {}
+                Ok(()) | Err(Unserved::Interrupted) => full_in_a_row = 0,
                 Err(Unserved::RingFull) => {
-                    if let Err(e) = self.vm.drain_rings() {
-                        return Some(Wish::Broken { vcpu: index as u32, why: e.to_string() });
+                    let why = match self.vm.drain_rings() {
+                        Ok(0) if full_in_a_row < RING_FULL_MAX => None,
+                        Ok(0) => Some("its dirty ring overflowed; make it larger (dirty-ring-size)".into()),
+                        Ok(_) => None,
+                        Err(e) => Some(e.to_string()),
+                    };
+                    full_in_a_row += 1;
+                    if let Some(why) = why {
+                        return Some(Wish::Broken { vcpu: index as u32, why });
                     }
+                    continue;
                 }
                 // KVM keeps HLT to itself; if it ever does not, going in again waits there.
                 Err(Unserved::Halt) => {}

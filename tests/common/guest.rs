@@ -1,0 +1,238 @@
+//! Small guests in 32-bit code, and machines that run them.
+//!
+//! Unsafe because the code of the guests is found through symbols of the assembler.
+#![allow(unsafe_code)]
+#![allow(dead_code, reason = "each test binary uses some of it")]
+
+use godwit::config::{Boot, Config, Kernel, Memory, MemoryBackend};
+use godwit::machine::{Event, Machine, Outside};
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Where a guest's code is loaded and entered.
+const LOAD: u64 = 0x10_0000;
+
+/// A function that gives the machine code of a guest; the two labels around it are for the linker.
+macro_rules! guest {
+    ($name:ident, $start:ident, $end:ident, $($line:literal),+ $(,)?) => {
+        std::arch::global_asm!(
+            ".pushsection .rodata.guests,\"a\",@progbits",
+            ".code32",
+            concat!(".globl ", stringify!($start)),
+            concat!(stringify!($start), ":"),
+            $($line,)+
+            concat!(".globl ", stringify!($end)),
+            concat!(stringify!($end), ":"),
+            ".code64",
+            ".popsection",
+        );
+        unsafe extern "C" {
+            static $start: u8;
+            static $end: u8;
+        }
+        pub fn $name() -> Vec<u8> {
+            let (start, end) = (&raw const $start, &raw const $end);
+            // SAFETY: both labels are in one section, with nothing but the code between them.
+            unsafe { std::slice::from_raw_parts(start, end.offset_from(start) as usize) }.to_vec()
+        }
+    };
+}
+
+// Says `k` and halts for ever.
+guest!(hello, GUEST_HELLO, GUEST_HELLO_END, "mov dx, 0x3f8", "mov al, 'k'", "out dx, al", "2: hlt", "jmp 2b");
+
+// Counts in ECX and at 0x200000, and checks on each turn that an IN brought what the port holds (0x60 from the line
+// status); says `!` and stops if not.
+guest!(
+    counter,
+    GUEST_COUNTER,
+    GUEST_COUNTER_END,
+    "mov dx, 0x3f8",
+    "mov al, 'k'",
+    "out dx, al",
+    "xor ecx, ecx",
+    "mov dx, 0x3fd",
+    "2: inc ecx",
+    "mov dword ptr [0x200000], ecx",
+    "mov al, 0",
+    "in al, dx",
+    "cmp al, 0x60",
+    "je 2b",
+    "mov dx, 0x3f8",
+    "mov al, '!'",
+    "out dx, al",
+    "3: hlt",
+    "jmp 3b",
+);
+
+// Says back what it hears.
+guest!(
+    echo,
+    GUEST_ECHO,
+    GUEST_ECHO_END,
+    "mov dx, 0x3fa",
+    "mov al, 1",
+    "out dx, al",
+    "mov dx, 0x3f8",
+    "mov al, 'k'",
+    "out dx, al",
+    "2: mov dx, 0x3fd",
+    "in al, dx",
+    "test al, 1",
+    "jz 2b",
+    "mov dx, 0x3f8",
+    "in al, dx",
+    "out dx, al",
+    "jmp 2b",
+);
+
+// Counts its starts at 0x300000, says `r`, and faults three times over, until the fourth start, when it says `k`.
+guest!(
+    restarter,
+    GUEST_RESTARTER,
+    GUEST_RESTARTER_END,
+    "inc dword ptr [0x300000]",
+    "mov dx, 0x3f8",
+    "cmp dword ptr [0x300000], 4",
+    "jae 2f",
+    "mov al, 'r'",
+    "out dx, al",
+    "lidt [0x300010]",
+    "ud2",
+    "2: mov al, 'k'",
+    "out dx, al",
+    "3: hlt",
+    "jmp 3b",
+);
+
+// Writes a turn number to each of the 1024 pages from 4 MiB on, in turn, saying `.` after each turn.
+guest!(
+    writer,
+    GUEST_WRITER,
+    GUEST_WRITER_END,
+    "mov ecx, 0",
+    "2: inc ecx",
+    "mov edi, 0x400000",
+    "3: mov dword ptr [edi], ecx",
+    "add edi, 4096",
+    "cmp edi, 0x800000",
+    "jb 3b",
+    "mov dx, 0x3f8",
+    "mov al, '.'",
+    "out dx, al",
+    "jmp 2b",
+);
+
+/// An ELF file with a PVH note that loads `code` at 1 MiB.
+pub fn elf(code: &[u8]) -> Vec<u8> {
+    const HEADERS: u64 = 64 + 2 * 56;
+    let note_at = HEADERS;
+    let mut note = Vec::new();
+    note.extend([4u32, 4, 18].iter().flat_map(|w| w.to_le_bytes()));
+    note.extend(b"Xen\0");
+    note.extend((LOAD as u32).to_le_bytes());
+    let code_at = 0x1000;
+    let mut out = vec![0x7f, b'E', b'L', b'F', 2, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    out.extend([2u16, 62].iter().flat_map(|w| w.to_le_bytes()));
+    out.extend(1u32.to_le_bytes());
+    out.extend([LOAD, 64, 0].iter().flat_map(|q| q.to_le_bytes()));
+    out.extend(0u32.to_le_bytes());
+    out.extend([64u16, 56, 2, 0, 0, 0].iter().flat_map(|w| w.to_le_bytes()));
+    for (kind, at, bytes) in [(1u32, code_at, code.len() as u64), (4, note_at, note.len() as u64)] {
+        out.extend([kind, 7].iter().flat_map(|w| w.to_le_bytes()));
+        out.extend([at, LOAD, LOAD, bytes, bytes, 4].iter().flat_map(|q| q.to_le_bytes()));
+    }
+    out.extend(note);
+    out.resize(code_at as usize, 0);
+    out.extend(code);
+    out
+}
+
+/// A machine with `mib` MiB of RAM and `cpus` vCPUs that starts `code`.
+pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Config {
+    let path: PathBuf = dir.path().join("kernel");
+    std::fs::write(&path, elf(code)).unwrap();
+    let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+    let block = "microvm.ram".into();
+    let memory = Memory { bytes: mib << 20, block, backend, prealloc: false, merge: false, dump: true };
+    Config {
+        board: Default::default(),
+        kvm: Default::default(),
+        cpu: godwit::config::Cpu { count: cpus },
+        memory,
+        boot: Some(Boot { kernel: Kernel::File(path), initrd: None, cmdline: String::new() }),
+        chardevs: vec![],
+        serial: None,
+        monitors: vec![],
+        incoming: None,
+        start_paused: false,
+        actions: Default::default(),
+        identity: Default::default(),
+        pidfile: None,
+        daemonize: false,
+    }
+}
+
+/// A machine, and what came out of it.
+pub struct Guest {
+    pub machine: Arc<Machine>,
+    pub said: Said,
+    pub events: Arc<Mutex<Vec<Event>>>,
+}
+
+/// What a guest said on its serial port.
+#[derive(Clone, Default)]
+pub struct Said(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Said {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(data);
+        Ok(data.len())
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Said {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+
+    pub fn wait_for(&self, text: &str) {
+        wait(|| self.text().contains(text), || format!("{:?} does not contain {text:?}", self.text()));
+    }
+}
+
+impl Guest {
+    pub fn build(config: &Config) -> Guest {
+        let (said, events) = (Said::default(), Arc::new(Mutex::new(Vec::new())));
+        let record = events.clone();
+        let outside = Outside {
+            serial: Some(Box::new(said.clone())),
+            events: Box::new(move |event| record.lock().unwrap().push(event)),
+        };
+        Guest { machine: Machine::build(config, outside).unwrap(), said, events }
+    }
+
+    pub fn word(&self, gpa: u64) -> u32 {
+        let mut word = [0; 4];
+        self.machine.ram().read(gpa, &mut word).unwrap();
+        u32::from_le_bytes(word)
+    }
+
+    pub fn events(&self) -> Vec<Event> {
+        self.events.lock().unwrap().clone()
+    }
+}
+
+/// Waits up to 20 s for `done`.
+pub fn wait(done: impl Fn() -> bool, else_say: impl Fn() -> String) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !done() {
+        assert!(Instant::now() < end, "{}", else_say());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

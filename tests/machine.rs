@@ -1,0 +1,259 @@
+//! The machine on real KVM, with guests of a few instructions.
+
+#[path = "common/guest.rs"]
+mod guest;
+
+use godwit::machine::{ContRefused, Event, RunState, StopCause};
+use godwit::memory::PageSet;
+use guest::{Guest, config, wait};
+use std::time::Duration;
+
+fn dir() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+#[test]
+fn a_guest_boots_says_a_word_and_sleeps() {
+    let dir = dir();
+    let g = Guest::build(&config(&dir, &guest::hello(), 16, 1));
+    assert_eq!(g.machine.run_state(), RunState::Prelaunch);
+    assert!(g.machine.cont().unwrap());
+    g.said.wait_for("k");
+    assert_eq!(g.machine.run_state(), RunState::Running);
+    assert_eq!(g.machine.vcpus().len(), 1);
+    assert!(std::path::Path::new(&format!("/proc/self/task/{}", g.machine.vcpus()[0].thread_id)).exists());
+    g.machine.quit();
+    assert!(matches!(g.machine.cont(), Err(ContRefused::Gone)));
+    assert_eq!(g.events(), [Event::Resume]);
+}
+
+#[test]
+fn a_stopped_guest_does_nothing_and_goes_on_where_it_was() {
+    let dir = dir();
+    let g = Guest::build(&config(&dir, &guest::counter(), 16, 1));
+    g.machine.cont().unwrap();
+    g.said.wait_for("k");
+    for _ in 0..50 {
+        let before = g.word(0x20_0000);
+        wait(|| g.word(0x20_0000) > before, || "the guest does not count".into());
+        assert!(g.machine.stop(RunState::Paused).unwrap());
+        assert!(!g.machine.stop(RunState::Paused).unwrap());
+        let counted = g.word(0x20_0000);
+        let ns = g.machine.virtual_clock_ns();
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(g.word(0x20_0000), counted);
+        assert_eq!(g.machine.virtual_clock_ns(), ns);
+        let rcx = g.machine.save_raw().unwrap().vcpus[0].regs.rcx as u32;
+        assert!(rcx == counted || rcx == counted + 1, "{rcx} {counted}");
+        assert!(g.machine.cont().unwrap());
+    }
+    assert_eq!(g.said.text(), "k");
+}
+
+#[test]
+fn state_saved_and_loaded_fifty_times_is_equal_and_the_guest_goes_on() {
+    let dir = dir();
+    let config = config(&dir, &guest::counter(), 16, 2);
+    let first = Guest::build(&config);
+    first.machine.cont().unwrap();
+    first.said.wait_for("k");
+    let mut guest = first;
+    for _ in 0..50 {
+        let before = guest.word(0x20_0000);
+        wait(|| guest.word(0x20_0000) > before + 100, || "the guest does not count".into());
+        guest.machine.stop(RunState::Paused).unwrap();
+        let saved = guest.machine.save_raw().unwrap();
+        let mut ram = vec![0; 16 << 20];
+        guest.machine.ram().read(0, &mut ram).unwrap();
+        let arriving = godwit::config::Config {
+            boot: None,
+            incoming: Some(godwit::config::Incoming::Defer),
+            ..config.clone()
+        };
+        let next = Guest::build(&arriving);
+        assert!(matches!(next.machine.cont(), Err(ContRefused::Arriving)));
+        next.machine.ram().write(0, &ram).unwrap();
+        let report = next.machine.load_raw(&saved).unwrap();
+        assert_eq!(report.refused_msrs, []);
+        let again = next.machine.save_raw().unwrap();
+        for (a, b) in saved.vcpus.iter().zip(&again.vcpus) {
+            assert_eq!(a.regs, b.regs);
+            assert_eq!(a.sregs, b.sregs);
+            assert_eq!(a.xsave, b.xsave);
+            assert_eq!(a.xcrs, b.xcrs);
+            assert_eq!(a.events, b.events);
+            assert_eq!(a.mp_state, b.mp_state);
+            assert_eq!(a.debugregs, b.debugregs);
+            assert_eq!(a.lapic.regs, b.lapic.regs);
+            let timeless = |s: &godwit::kvm::state::VcpuState| {
+                s.msrs.iter().copied().filter(|(i, _)| *i != 0x10).collect::<Vec<_>>()
+            };
+            assert_eq!(timeless(a), timeless(b));
+        }
+        assert_eq!(saved.vm.clock.clock, again.vm.clock.clock);
+        assert_eq!(saved.vm.pic, again.vm.pic);
+        assert_eq!(saved.serial, again.serial);
+        assert_eq!(saved.virtual_ns, again.virtual_ns);
+        next.machine.set_state(RunState::Paused);
+        next.machine.cont().unwrap();
+        guest = next;
+        assert_eq!(guest.said.text(), "");
+    }
+}
+
+#[test]
+fn the_serial_port_takes_input() {
+    let dir = dir();
+    let g = Guest::build(&config(&dir, &guest::echo(), 16, 1));
+    let room = std::sync::Arc::new(std::sync::Condvar::new());
+    let wake = room.clone();
+    g.machine.on_serial_room(Box::new(move || wake.notify_all()));
+    g.machine.cont().unwrap();
+    g.said.wait_for("k");
+    let text = b"the quick brown bar-tailed godwit jumps over the lazy ocean";
+    let mut sent = 0;
+    let lock = std::sync::Mutex::new(());
+    while sent < text.len() {
+        sent += g.machine.serial_input(&text[sent..]);
+        let _ = room.wait_timeout(lock.lock().unwrap(), Duration::from_millis(10)).unwrap();
+    }
+    g.said.wait_for("over the lazy ocean");
+}
+
+#[test]
+fn a_triple_fault_resets_and_ram_stays() {
+    let dir = dir();
+    let g = Guest::build(&config(&dir, &guest::restarter(), 16, 1));
+    g.machine.cont().unwrap();
+    g.said.wait_for("k");
+    assert_eq!(g.said.text(), "rrrk");
+    assert_eq!(g.word(0x30_0000), 4);
+    let reset = Event::Reset(StopCause::GuestReset);
+    assert_eq!(g.events(), [Event::Resume, reset.clone(), reset.clone(), reset]);
+    g.machine.reset().unwrap();
+    g.said.wait_for("rrrkk");
+    assert_eq!(g.events()[4], Event::Reset(StopCause::HostQmpSystemReset));
+}
+
+#[test]
+fn without_reboot_a_triple_fault_is_the_end() {
+    let dir = dir();
+    let mut config = config(&dir, &guest::restarter(), 16, 1);
+    config.actions.reboot = godwit::config::RebootAction::Shutdown;
+    let g = Guest::build(&config);
+    g.machine.cont().unwrap();
+    wait(|| g.machine.run_state() == RunState::Shutdown, || "no shutdown".into());
+    wait(|| g.events().len() == 3, || "events are missing".into());
+    assert_eq!(g.events(), [Event::Resume, Event::Shutdown(StopCause::GuestReset), Event::Stop]);
+    assert!(matches!(g.machine.cont(), Err(ContRefused::NeedsReset)));
+    g.machine.reset().unwrap();
+    assert_eq!(g.machine.run_state(), RunState::Prelaunch);
+    assert!(g.machine.cont().unwrap());
+}
+
+#[test]
+fn a_throttled_guest_counts_slower_and_still_stops_at_once() {
+    let dir = dir();
+    let g = Guest::build(&config(&dir, &guest::counter(), 16, 1));
+    g.machine.cont().unwrap();
+    g.said.wait_for("k");
+    let count = |ms| {
+        let before = g.word(0x20_0000);
+        std::thread::sleep(Duration::from_millis(ms));
+        g.word(0x20_0000) - before
+    };
+    let free = count(300);
+    g.machine.set_throttle(90);
+    std::thread::sleep(Duration::from_millis(100));
+    let slow = count(300);
+    assert!(slow < free / 2, "{slow} of {free}");
+    g.machine.set_throttle(99);
+    std::thread::sleep(Duration::from_millis(50));
+    let start = std::time::Instant::now();
+    g.machine.stop(RunState::Paused).unwrap();
+    assert!(start.elapsed() < Duration::from_millis(500), "{:?}", start.elapsed());
+    g.machine.set_throttle(0);
+}
+
+/// Every page that differs between two looks at RAM was in the log, for bitmaps and for rings. (A software KVM looks
+/// at a ring only after many instructions, so that a small one overflows there.)
+#[test]
+fn the_dirty_log_misses_no_page() {
+    let dir = dir();
+    for ring in [None, Some(65536)] {
+        let mut config = config(&dir, &guest::writer(), 16, 1);
+        config.kvm.dirty_ring_entries = ring;
+        let g = Guest::build(&config);
+        g.machine.cont().unwrap();
+        g.said.wait_for(".");
+        let ram = g.machine.ram();
+        let pages = ram.main().pages();
+        let mut log = g.machine.start_dirty_log().unwrap();
+        let mut copy = vec![0u8; 16 << 20];
+        let mut rounds = 0;
+        loop {
+            rounds += 1;
+            if rounds == 6 {
+                g.machine.stop(RunState::FinishMigrate).unwrap();
+                ram.write(0x1234, b"by the VMM").unwrap();
+            }
+            let mut dirty = PageSet::new(pages);
+            log.harvest(&mut dirty).unwrap();
+            if rounds == 1 {
+                assert_eq!(dirty.count(), pages, "the first round is everything");
+                assert!(!dirty.is_empty());
+            }
+            for chunk in (0..pages).step_by(256) {
+                let end = (chunk + 256).min(pages);
+                log.clear(&dirty, chunk..end).unwrap();
+                for page in (chunk..end).filter(|&p| dirty.contains(p)) {
+                    let at = (page * 4096) as usize;
+                    ram.read(page * 4096, &mut copy[at..at + 4096]).unwrap();
+                }
+            }
+            if rounds == 6 {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut now = vec![0u8; 16 << 20];
+        ram.read(0, &mut now).unwrap();
+        let lost: Vec<_> =
+            (0..pages as usize).filter(|p| now[p * 4096..][..4096] != copy[p * 4096..][..4096]).collect();
+        assert!(lost.is_empty(), "ring {ring:?}: {} pages, the first is {}", lost.len(), lost[0]);
+        let mut owed = PageSet::new(pages);
+        owed.insert(7);
+        log.give_back(&owed);
+        let mut dirty = PageSet::new(pages);
+        log.harvest(&mut dirty).unwrap();
+        assert!(dirty.contains(7));
+        log.stop().unwrap();
+    }
+}
+
+#[test]
+fn two_vcpus_stand_still_together() {
+    let dir = dir();
+    let g = Guest::build(&config(&dir, &guest::counter(), 16, 2));
+    g.machine.cont().unwrap();
+    g.said.wait_for("k");
+    for _ in 0..20 {
+        g.machine.inject_nmi().unwrap();
+        g.machine.stop(RunState::Paused).unwrap();
+        let state = g.machine.save_raw().unwrap();
+        // The second vCPU waits for its INIT.
+        assert_eq!(state.vcpus[1].mp_state.mp_state, 1);
+        g.machine.cont().unwrap();
+    }
+    assert_eq!(g.machine.vcpus().len(), 2);
+}
+
+#[test]
+fn a_missing_device_says_what_to_do() {
+    let dir = dir();
+    let mut config = config(&dir, &guest::hello(), 16, 1);
+    config.kvm.device = "/dev/kvm-that-is-not-there".into();
+    let outside = godwit::machine::Outside { serial: None, events: Box::new(|_| {}) };
+    let Err(e) = godwit::machine::Machine::build(&config, outside) else { panic!("built") };
+    assert!(e.to_string().contains("modprobe"), "{e}");
+}
