@@ -41,6 +41,8 @@ enum Verb {
     Demo(client::demo::Demo),
     /// Move a running machine to another host
     Migrate(client::migrate::Migrate),
+    /// Write a machine's memory and registers to a file for gdb, crash, drgn or makedumpfile
+    Dump(client::dump::Dump),
     /// Show a machine at a glance
     Status(client::status::Status),
     /// Send QMP commands to a machine
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
         Verb::Run { words } => run(words),
         Verb::Demo(demo) => done(client::demo::run(&demo)),
         Verb::Migrate(migrate) => done(client::migrate::run(&migrate)),
+        Verb::Dump(dump) => done(client::dump::run(&dump)),
         Verb::Status(status) => done(client::status::run(&status)),
         Verb::Qmp(shell) => done(client::shell::run(&shell)),
         Verb::Inspect(options) => match godwit::inspect::run(&options) {

@@ -4,6 +4,7 @@
 //! and as lines elsewhere; results go to stdout.
 
 pub mod demo;
+pub mod dump;
 mod figures;
 mod interrupt;
 pub mod migrate;
@@ -24,6 +25,8 @@ pub enum Error {
     Cancelled,
     #[error("this VMM has no {0}; leave it out, or use a newer one")]
     NotThere(&'static str),
+    #[error(transparent)]
+    Dump(#[from] dump::DumpError),
     #[error(transparent)]
     Demo(#[from] demo::Error),
     #[error("cannot write the answer")]

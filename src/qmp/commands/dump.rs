@@ -15,6 +15,7 @@ use crate::qmp::schema::{Shape, Type, optional, required};
 pub static COMMANDS: &[Command] = &[
     Command::new("dump-guest-memory", Run::Blocking(dump_guest_memory)).arguments(&DUMP),
     Command::new("query-dump", Run::Now(query_dump)),
+    Command::new("x-dump-cancel", Run::Now(cancel)),
     Command::new("query-dump-guest-memory-capability", Run::Now(query_capability)),
 ];
 
@@ -102,6 +103,14 @@ fn query_dump(call: Call<'_>) -> Answer {
 
 fn to_json(snapshot: Snapshot) -> Json {
     json!({"status": snapshot.status.name(), "completed": snapshot.completed, "total": snapshot.total})
+}
+
+/// Godwit's own: ends a dump that runs detached. It fails with `dump: cancelled`, and the guest goes on.
+fn cancel(call: Call<'_>) -> Answer {
+    if let Some(dumps) = &call.vmm.dumps {
+        dumps.cancel();
+    }
+    Ok(json!({}))
 }
 
 /// Formats that QEMU's schema knows: clients with typed answers fail on others. `kdump-zstd` can be asked for all
