@@ -5,14 +5,12 @@ use std::{fmt, str::FromStr};
 use super::Codec;
 
 /// The kind of file a dump becomes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Format {
+    #[default]
     Elf,
     /// kdump-compressed: as a stream of records that a pipe can take, or `raw`, for seekable files.
-    Kdump {
-        codec: Codec,
-        raw: bool,
-    },
+    Kdump { codec: Codec, raw: bool },
 }
 
 impl Format {

@@ -19,6 +19,15 @@ impl Image {
         Ok(Self { file, bytes: 0, written_end: 0 })
     }
 
+    /// An image in a file that has no name.
+    pub fn unnamed(file: File) -> Self {
+        Self { file, bytes: 0, written_end: 0 }
+    }
+
+    pub fn into_file(self) -> File {
+        self.file
+    }
+
     /// Gives the image the block's size; what is never written stays a hole.
     pub fn resize(&mut self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)?;

@@ -4,6 +4,7 @@
 //! postcopy, mapped-ram files, and return paths. Files are read once from front to back, whatever they declare.
 
 mod channels;
+mod core;
 mod image;
 mod layouts;
 mod report;
@@ -14,6 +15,7 @@ mod walk;
 pub use layouts::AnyLayout;
 pub use report::Report;
 
+use crate::dump::Format;
 use crate::stream;
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -35,6 +37,15 @@ pub struct Options {
     /// The block for --ram
     #[arg(long, value_name = "NAME", default_value = "microvm.ram")]
     pub block: String,
+    /// Write a dump of the guest as it would have arrived to this file: memory, and the registers of every vCPU
+    #[arg(long, value_name = "OUT")]
+    pub core: Option<PathBuf>,
+    /// The dump's format for --core: elf, kdump-zlib, kdump-raw-zlib, ... (see `godwit dump`)
+    #[arg(long, value_name = "FORMAT", default_value = "elf", requires = "core")]
+    pub format: Format,
+    /// --core as ELF: one segment for each virtual mapping
+    #[arg(long, requires = "core")]
+    pub paging: bool,
     /// Show every field of every device
     #[arg(long)]
     pub fields: bool,
@@ -54,6 +65,16 @@ pub enum Failure {
     Image(#[source] io::Error),
     #[error("no block \"{wanted}\" in the stream, but {found}")]
     NoBlock { wanted: String, found: String },
+    #[error("--core knows where the memory of a microvm lies, and this is the stream of {0}")]
+    Machine(String),
+    #[error("--core needs the image of {}; leave out --block", core::BLOCK)]
+    OtherBlock,
+    #[error("--core needs the registers of the vCPUs, and the stream holds none that could be read")]
+    NoRegisters,
+    #[error("{file}: {1}", file = .0.display())]
+    Core(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Dump(crate::dump::Error),
 }
 
 impl Failure {
@@ -75,7 +96,8 @@ fn read_failure(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
 /// Reads everything; what was found before a failure is in the report, and the failure's text in its `error`.
 pub fn inspect(options: &Options) -> (Report, Result<(), Failure>) {
     let mut report = Report::default();
-    let result = walk::walk(options, &mut report).and_then(|()| {
+    let mut arrived = core::Arrived::default();
+    let result = walk::walk(options, &mut report, &mut arrived).and_then(|()| {
         if options.ram.is_none() || report.image.is_some() {
             return Ok(());
         }
@@ -83,6 +105,12 @@ pub fn inspect(options: &Options) -> (Report, Result<(), Failure>) {
         let found = if names.is_empty() { "none at all".into() } else { names.join(", ") };
         Err(Failure::NoBlock { wanted: options.block.clone(), found })
     });
+    let result = match &options.core {
+        Some(path) => result.and_then(|()| {
+            core::write(arrived, report.machine.as_deref(), path, options.format, options.paging)
+        }),
+        None => result,
+    };
     report.error = result.as_ref().err().map(ToString::to_string);
     (report, result)
 }

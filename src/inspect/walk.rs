@@ -1,6 +1,7 @@
 //! Reading the files and filling the report.
 
 use super::channels::Channel;
+use super::core::{self, Arrived};
 use super::image::Image;
 use super::layouts::AnyLayout;
 use super::report::{
@@ -20,23 +21,30 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// Reads everything that `options` name. What was found before a failure is in `report`.
-pub fn walk(options: &Options, report: &mut Report) -> Result<(), Failure> {
+pub fn walk(options: &Options, report: &mut Report, arrived: &mut Arrived) -> Result<(), Failure> {
     let mut source = Source::open(&options.main).map_err(read_failure(&options.main))?;
     source.fill(4).map_err(read_failure(&options.main))?;
     if is_return_path(source.input()) {
         return return_path(&options.main, source, report);
     }
     report.kind = "migration";
-    let image = match &options.ram {
-        Some(path) => Some((Image::create(path).map_err(Failure::Image)?, u32::MAX)),
-        None => None,
+    let image = match (&options.ram, &options.core) {
+        (Some(_), Some(_)) if options.block != core::BLOCK => {
+            return Err(Failure::OtherBlock);
+        }
+        (Some(path), _) => Some(Image::create(path).map_err(Failure::Image)?),
+        (None, Some(path)) => Some(Image::unnamed(core::unnamed_beside(path).map_err(Failure::Image)?)),
+        (None, None) => None,
     };
+    let wanted = if options.ram.is_some() { &options.block } else { core::BLOCK };
     let layouts = AnyLayout::of(source.file()).unwrap_or_default();
     let channels = options.channels.iter().map(|path| Channel::open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut walker = Walker {
         options,
         report,
-        image,
+        arrived,
+        image: image.map(|image| (image, u32::MAX)),
+        wanted,
         channels,
         part: RamCounts::default(),
         last: None,
@@ -62,8 +70,11 @@ pub fn walk(options: &Options, report: &mut Report) -> Result<(), Failure> {
 struct Walker<'a> {
     options: &'a Options,
     report: &'a mut Report,
+    arrived: &'a mut Arrived,
     /// The image and the number of its block; `u32::MAX` until the block is listed.
     image: Option<(Image, u32)>,
+    /// That block's name.
+    wanted: &'a str,
     channels: Vec<Channel>,
     /// Of the section in hand.
     part: RamCounts,
@@ -210,7 +221,7 @@ impl Walker<'_> {
 
     fn block(&mut self, number: u32, reader: &Reader<AnyLayout>, file: &File) -> Result<(), Failure> {
         let block = &reader.blocks()[number as usize];
-        if let Some((image, wanted)) = self.image.as_mut().filter(|_| block.name == self.options.block) {
+        if let Some((image, wanted)) = self.image.as_mut().filter(|_| block.name == self.wanted) {
             image.resize(block.bytes).map_err(Failure::Image)?;
             *wanted = number;
         }
@@ -282,6 +293,9 @@ impl Walker<'_> {
             Err(Stop::Refused(error)) => (None, Some(error.to_string())),
             Err(Stop::Short(_)) => (None, Some("cut short".into())),
         };
+        if let Some(Section::Cpu(state)) = &found {
+            self.arrived.cpu(header.instance, state.into());
+        }
         let rows = found.as_ref().map_or_else(Vec::new, vmstate::rows);
         let subsections = rows.iter().filter(|row| row.is_subsection()).map(|row| row.name.clone()).collect();
         let fields = if self.options.fields {
@@ -383,11 +397,15 @@ impl Walker<'_> {
             self.report.total.zero += channel.zero;
             self.report.channels.push(channel);
         }
-        if let (Some((image, number)), Some(path)) = (self.image, &self.options.ram)
+        if let Some((image, number)) = self.image
             && let Some(block) = reader.blocks().get(number as usize)
         {
-            let file = path.display().to_string();
-            self.report.image = Some(ImageReport { file, block: block.name.clone(), bytes: image.bytes() });
+            if let Some(path) = &self.options.ram {
+                let file = path.display().to_string();
+                let (block, bytes) = (block.name.clone(), image.bytes());
+                self.report.image = Some(ImageReport { file, block, bytes });
+            }
+            self.arrived.memory = Some(image.into_file());
         }
     }
 }

@@ -1,0 +1,222 @@
+//! The real process dumps the built-in guest, on demand of `godwit dump` and of QMP.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use godwit::dump::Format;
+use godwit::dump::read::{Core, Kdump, cpus, flat_to_raw};
+use serde_json::{Value, json};
+
+/// A running `godwit run` with the built-in guest, ended with the test.
+struct Godwit {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Godwit {
+    fn start(cpus: &str, memory: &str) -> Godwit {
+        let folder = tempfile::tempdir().unwrap();
+        let monitor = format!("unix:{}/q,server=on,wait=off", folder.path().display());
+        let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
+            .args(["run", "-M", "microvm,acpi=off", "-nodefaults", "-display", "none"])
+            .args(["-m", memory, "-smp", cpus, "-kernel", "builtin", "-append", "ws=2", "-qmp", &monitor])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        Godwit { child, folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn qmp(&self) -> Qmp {
+        let end = Instant::now() + Duration::from_secs(30);
+        let stream = loop {
+            match UnixStream::connect(self.path("q")) {
+                Ok(stream) => break stream,
+                Err(error) if Instant::now() > end => panic!("{error}"),
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+        };
+        let mut qmp = Qmp { reader: BufReader::new(stream.try_clone().unwrap()), stream, events: Vec::new() };
+        qmp.line();
+        qmp.ask("qmp_capabilities", json!({})).unwrap();
+        qmp
+    }
+
+    /// `godwit dump` to `file`.
+    fn dump(&self, file: &Path, more: &[&str]) -> Output {
+        let monitor = format!("unix:{}", self.path("q").display());
+        Command::new(env!("CARGO_BIN_EXE_godwit"))
+            .args(["dump", "--qmp", &monitor, file.to_str().unwrap()])
+            .args(more)
+            .output()
+            .unwrap()
+    }
+}
+
+impl Drop for Godwit {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Qmp {
+    reader: BufReader<UnixStream>,
+    stream: UnixStream,
+    events: Vec<Value>,
+}
+
+impl Qmp {
+    fn line(&mut self) -> Value {
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+
+    fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
+        write!(self.stream, "{}", json!({"execute": command, "arguments": arguments})).unwrap();
+        loop {
+            let answer = self.line();
+            if answer.get("event").is_some() {
+                self.events.push(answer);
+            } else if let Some(error) = answer.get("error") {
+                return Err(error["desc"].as_str().unwrap().to_owned());
+            } else {
+                return Ok(answer["return"].clone());
+            }
+        }
+    }
+
+    fn event(&mut self, name: &str) -> Value {
+        loop {
+            if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
+                return self.events.remove(at);
+            }
+            let event = self.line();
+            self.events.push(event);
+        }
+    }
+
+    fn status(&mut self) -> String {
+        self.ask("query-status", json!({})).unwrap()["status"].as_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn the_stopped_guest_is_in_every_dump() {
+    let guest = Godwit::start("2", "32");
+    let mut qmp = guest.qmp();
+    qmp.ask("stop", json!({})).unwrap();
+    let image = guest.path("image");
+    qmp.ask("pmemsave", json!({"val": 0, "size": 32 << 20, "filename": image})).unwrap();
+    drop(qmp);
+    let image = std::fs::read(&image).unwrap();
+    for format in Format::ALL {
+        let file = guest.path(format.name());
+        let made = guest.dump(&file, &["--format", format.name(), "--json"]);
+        assert!(made.status.success(), "{format}: {}", String::from_utf8_lossy(&made.stderr));
+        let said: Value = serde_json::from_slice(&made.stdout).unwrap();
+        assert_eq!(said["memory"], 32 << 20);
+        let bytes = std::fs::read(&file).unwrap();
+        match format {
+            Format::Elf => {
+                let core = Core::parse(&bytes).unwrap();
+                assert!(core.physical(0, image.len() as u64) == Some(&image[..]), "memory");
+                let cpus = cpus(&bytes).unwrap();
+                assert_eq!(cpus.len(), 2);
+                assert!(cpus.iter().all(|cpu| cpu.cs.flags & 0x8000 != 0 && cpu.cr0 & 1 != 0));
+            }
+            Format::Kdump { raw, .. } => {
+                let raw = if raw { bytes } else { flat_to_raw(&bytes).unwrap() };
+                let kdump = Kdump::parse(&raw).unwrap();
+                assert_eq!(kdump.pages().len(), image.len() / 4096);
+                for (index, page) in image.chunks_exact(4096).enumerate() {
+                    assert!(kdump.page(index).unwrap() == page, "{format}: page {index}");
+                }
+            }
+        }
+    }
+    assert_eq!(guest.qmp().status(), "paused", "a stopped guest stays stopped");
+}
+
+#[test]
+fn a_running_guest_runs_on_and_its_virtual_memory_can_be_read() {
+    let guest = Godwit::start("1", "32");
+    drop(guest.qmp());
+    let file = guest.path("core");
+    let made = guest.dump(&file, &["--paging"]);
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let bytes = std::fs::read(&file).unwrap();
+    let core = Core::parse(&bytes).unwrap();
+    let cpus = cpus(&bytes).unwrap();
+    let shown =
+        core.loads.iter().any(|load| load.va <= cpus[0].rip && cpus[0].rip - load.va < load.file_bytes);
+    assert!(shown, "code at {:#x} is in a segment", cpus[0].rip);
+    let part = guest.dump(&guest.path("part"), &["--begin", "0x100800", "--length", "4096"]);
+    assert!(part.status.success());
+    let bytes = std::fs::read(guest.path("part")).unwrap();
+    let core = Core::parse(&bytes).unwrap();
+    assert_eq!((core.loads[0].pa, core.loads[0].memory_bytes), (0x10_0800, 4096));
+    assert_eq!(guest.qmp().status(), "running");
+}
+
+#[test]
+fn a_failed_dump_leaves_nothing_and_the_guest_running() {
+    let guest = Godwit::start("1", "32");
+    let mut qmp = guest.qmp();
+    let no_folder = qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/nonexistent/x"}));
+    assert_eq!(no_folder.unwrap_err(), "Could not create '/nonexistent/x': No such file or directory");
+    assert_eq!(qmp.ask("query-dump", json!({})).unwrap()["status"], "none");
+    let full = qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/full"}));
+    assert_eq!(full.unwrap_err(), "dump: failed to write elf header: No space left on device");
+    for name in ["STOP", "DUMP_COMPLETED", "RESUME"] {
+        let event = qmp.event(name);
+        if name == "DUMP_COMPLETED" {
+            assert_eq!(event["data"]["result"]["status"], "failed");
+        }
+    }
+    assert_eq!(qmp.status(), "running");
+    drop(qmp);
+    let before = std::fs::read_dir(guest.folder.path()).unwrap().count();
+    let outside = guest.dump(&guest.path("core"), &["--begin", "0x10000000000", "--length", "1"]);
+    assert!(!outside.status.success());
+    assert!(String::from_utf8_lossy(&outside.stderr).contains("no guest memory to dump"));
+    assert_eq!(std::fs::read_dir(guest.folder.path()).unwrap().count(), before);
+}
+
+#[test]
+fn a_detached_dump_can_be_watched_and_cancelled() {
+    let guest = Godwit::start("1", "32");
+    let mut qmp = guest.qmp();
+    // A fifo that is not read: the dump waits in it.
+    let fifo = guest.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let path = fifo.clone();
+    let reader = std::thread::spawn(move || File::open(path).unwrap());
+    let protocol = format!("file:{}", fifo.display());
+    qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": protocol, "detach": true})).unwrap();
+    let mut reader = reader.join().unwrap();
+    qmp.event("STOP");
+    let now = qmp.ask("query-dump", json!({})).unwrap();
+    assert_eq!((&now["status"], &now["total"]), (&json!("active"), &json!(32 << 20)));
+    assert_eq!(qmp.status(), "save-vm");
+    for command in ["cont", "stop"] {
+        let refused = qmp.ask(command, json!({})).unwrap_err();
+        assert_eq!(refused, "There is a dump in process, please wait.");
+    }
+    let second = qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/null"}));
+    assert_eq!(second.unwrap_err(), "There is a dump in process, please wait.");
+    qmp.ask("x-dump-cancel", json!({})).unwrap();
+    std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
+    let end = qmp.event("DUMP_COMPLETED");
+    assert_eq!(end["data"]["error"], "dump: cancelled");
+    qmp.event("RESUME");
+    assert_eq!(qmp.status(), "running");
+}
