@@ -67,7 +67,7 @@ fn a_stream_becomes_a_kdump_without_keeping_its_image() {
 
 #[test]
 fn a_stream_cut_short_leaves_no_core() {
-    let vector = vectors::all().into_iter().find(|vector| vector.name.starts_with("plain")).unwrap();
+    let vector = vectors::all().into_iter().find(|vector| vector.name.starts_with("kvm-2cpu")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (cut, out) = (folder.path().join("cut"), folder.path().join("core"));
     let mut stream = vector.files("main").remove(0);

@@ -85,7 +85,7 @@ fn write_memory(
     let read = |range: Range| -> Result<Chunk, Error> {
         let buffer: Option<Vec<u8>> = spare.lock().expect("no panic while held").pop();
         let mut bytes = buffer.unwrap_or_default();
-        bytes.clear();
+        // What it held before is overwritten.
         bytes.resize(range.len as usize, 0);
         let any = pipeline::read(guest.view, range.start, &mut bytes)?;
         let runs = if any { runs(range.start, &bytes) } else { Vec::new() };

@@ -70,7 +70,7 @@ fn chunks(ranges: &[Range], chunk_bytes: u64) -> impl Iterator<Item = Range> + '
     })
 }
 
-/// Reads guest memory into `out`, which holds zeros, leaving holes alone.
+/// Fills `out` with guest memory, with zeros where nothing is and without touching it there.
 ///
 /// Returns false if all of it is hole.
 pub fn read(view: &dyn GuestView, start: u64, out: &mut [u8]) -> Result<bool, ReadFailed> {
@@ -79,7 +79,11 @@ pub fn read(view: &dyn GuestView, start: u64, out: &mut [u8]) -> Result<bool, Re
     while at < out.len() {
         let rest = (out.len() - at) as u64;
         match view.extent(start + at as u64, rest) {
-            Extent::Hole(len) => at += len.clamp(1, rest) as usize,
+            Extent::Hole(len) => {
+                let len = len.clamp(1, rest) as usize;
+                out[at..at + len].fill(0);
+                at += len;
+            }
             Extent::Data(len) => {
                 let len = len.clamp(1, rest) as usize;
                 view.read(start + at as u64, &mut out[at..at + len])?;

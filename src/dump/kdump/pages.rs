@@ -138,23 +138,25 @@ impl<'a> Encoder<'a> {
 
     /// Takes back the memory of a chunk that has been written.
     pub fn recycle(&self, chunk: Chunk) {
-        self.buffers.lock().expect("no panic while held").extend(chunk.data);
+        self.keep(chunk.data);
     }
 
     fn strip(&self, range: Range) -> Result<Strip, Error> {
-        let mut bytes = self.buffer();
+        let mut bytes = self.spare();
         bytes.resize(range.len as usize, 0);
         let mut any = false;
+        let whole = ranges::overlaps(self.memory, range.start, range.len).any(|part| part.len == range.len);
+        if !whole {
+            bytes.fill(0);
+        }
         for part in ranges::overlaps(self.memory, range.start, range.len) {
             let at = (part.start - range.start) as usize;
             any |= pipeline::read(self.view, part.start, &mut bytes[at..at + part.len as usize])?;
         }
         let pages = range.len as usize / PAGE;
         if !any {
-            return Ok(Strip {
-                descriptors: vec![Descriptor::Zero; pages],
-                data: bytes.split_off(bytes.len()),
-            });
+            self.keep([bytes]);
+            return Ok(Strip { descriptors: vec![Descriptor::Zero; pages], data: Vec::new() });
         }
         let mut strip = Strip { descriptors: Vec::with_capacity(pages), data: self.buffer() };
         let mut compressor = self.compressor();
@@ -162,7 +164,7 @@ impl<'a> Encoder<'a> {
             strip.page(page, &mut compressor);
         }
         self.compressors.lock().expect("no panic while held").push(compressor);
-        self.buffers.lock().expect("no panic while held").push(bytes);
+        self.keep([bytes]);
         Ok(strip)
     }
 
@@ -173,11 +175,20 @@ impl<'a> Encoder<'a> {
 
     /// An empty buffer with room for a strip.
     fn buffer(&self) -> Vec<u8> {
-        let used = self.buffers.lock().expect("no panic while held").pop();
-        let mut buffer = used.unwrap_or_default();
+        let mut buffer = self.spare();
         buffer.clear();
         buffer.reserve(STRIP_BYTES);
         buffer
+    }
+
+    /// A buffer with anything in it.
+    fn spare(&self) -> Vec<u8> {
+        self.buffers.lock().expect("no panic while held").pop().unwrap_or_default()
+    }
+
+    fn keep(&self, used: impl IntoIterator<Item = Vec<u8>>) {
+        let used = used.into_iter().filter(|buffer| buffer.capacity() > 0);
+        self.buffers.lock().expect("no panic while held").extend(used);
     }
 }
 
