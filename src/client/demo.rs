@@ -163,7 +163,12 @@ impl Demo {
                 (before.least_sweep(), after.least_sweep())
             }
             "cancelled" if interrupts.pressed() > 0 => return Err(ClientError::Cancelled),
-            "cancelled" => (before.least_sweep(), before.least_sweep()),
+            "cancelled" => {
+                let goal = before.least_sweep() + 2;
+                let after =
+                    source.log.wait_for(&mut source.child, "source", |log| log.least_sweep() >= goal)?;
+                (before.least_sweep(), after.least_sweep())
+            }
             _ => return Err(ClientError::Failed(end.error.unwrap_or_default())),
         };
         eprintln!(

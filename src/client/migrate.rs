@@ -134,6 +134,7 @@ pub fn start(
     let pressed_before = interrupts.pressed();
     let mut advice = Advice::default();
     let mut cancelled = false;
+    let mut last = Snapshot::default();
     loop {
         // An event (the next round, the end) cuts the wait short.
         source.event(POLL_TIME)?;
@@ -141,8 +142,9 @@ pub fn start(
         let now = Snapshot::read(&answer);
         progress.show(&now);
         if now.is_over() {
-            return Ok((answer, now));
+            return Ok((answer, now.or_figures_of(last)));
         }
+        last = now.clone();
         if let Some(text) = advice.on(&now, begin.elapsed()) {
             progress.say(&text);
         }

@@ -88,6 +88,14 @@ impl Snapshot {
         matches!(self.status.as_str(), "completed" | "failed" | "cancelled")
     }
 
+    /// A migration that did not succeed ends without figures; those of `last`, then.
+    pub fn or_figures_of(self, last: Snapshot) -> Snapshot {
+        match self.total {
+            0 => Snapshot { status: self.status, error: self.error, ..last },
+            _ => self,
+        }
+    }
+
     /// What of RAM needs not be sent any more, 0 to 1.
     pub fn done(&self) -> f64 {
         match (self.status.as_str(), self.total) {
