@@ -251,7 +251,7 @@ mod tests {
             for line in lines {
                 socket.write_all(line.as_bytes()).unwrap();
             }
-            let _ = socket.read(&mut [0; 4096]);
+            while socket.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {}
         });
         (folder, Address::Unix(path.to_string_lossy().into()))
     }
