@@ -78,6 +78,7 @@ fn name(facts: &Value) -> String {
 
 fn migration(now: &Snapshot) -> String {
     match (now.status.as_str(), &now.error) {
+        ("completed", _) if now.total_ms.is_none() => "arrived here".into(),
         ("completed", _) => {
             let time = |ms: Option<u64>| ms.map_or("?".into(), milliseconds);
             format!("completed in {}, downtime {}", time(now.total_ms), time(now.downtime_ms))
