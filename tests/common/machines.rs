@@ -56,9 +56,8 @@ pub fn load(machine: &Machine, bytes: &[u8]) -> Result<(LoadReport, Option<RunSt
         match item {
             Item::Configuration(found) => loader.configuration(&found, at)?,
             Item::Ram(Record::Block { block }) => {
-                if loader.block(&reader.blocks()[block as usize], at)? {
-                    main = Some(block);
-                }
+                let is_ram = loader.block(&reader.blocks()[block as usize], at)?;
+                main = is_ram.then_some(block).or(main);
             }
             Item::Ram(Record::Page { at, bytes }) if Some(at.block) == main => {
                 ram.write(gpa(at.offset), bytes).unwrap();
