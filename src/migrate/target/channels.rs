@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use super::apply::Blocks;
 use super::main_channel::records_frame;
+use super::packets::Packets;
 use super::{Connections, Error, Target};
 use crate::io::{self, Ring, SocketReader, Waker};
 use crate::stream::Command;
@@ -18,6 +19,15 @@ pub const CHANNELS_MAX: u8 = 64;
 
 /// Bytes of a channel's own buffer: runs bypass it.
 const BUFFER_BYTES: usize = 256 << 10;
+
+/// What comes on the channels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// Godwit's frames.
+    Frames,
+    /// QEMU's packets.
+    Packets,
+}
 
 pub struct Channels {
     connections: Connections,
@@ -51,7 +61,13 @@ impl Channels {
     }
 
     /// Accepts `count` channels and starts reading them.
-    pub fn open(&mut self, target: &Target, ring: &mut Ring, count: u8) -> Result<(), Error> {
+    pub fn open(
+        &mut self,
+        target: &Target,
+        ring: &mut Ring,
+        count: u8,
+        carries: Carries,
+    ) -> Result<(), Error> {
         if count > CHANNELS_MAX {
             return Err(Error::TooManyChannels(count));
         }
@@ -76,7 +92,7 @@ impl Channels {
             let (meeting, waker) = (self.meeting.clone(), self.waker.clone());
             let thread = std::thread::Builder::new().name(format!("channel {number}"));
             let run = move || {
-                if let Err(error) = Channel::run(&meeting, reader, waker.clone()) {
+                if let Err(error) = Channel::run(&meeting, reader, waker.clone(), carries) {
                     meeting.fail(error, &waker);
                 }
             };
@@ -185,31 +201,55 @@ impl Meeting {
 struct Channel;
 
 impl Channel {
-    fn run(meeting: &Meeting, mut reader: SocketReader, waker: Waker) -> Result<(), Error> {
+    fn run(meeting: &Meeting, mut reader: SocketReader, waker: Waker, carries: Carries) -> Result<(), Error> {
         let mut ring = Ring::new(waker)?;
-        let Some((mut blocks, listed)) = meeting.blocks() else { return Ok(()) };
+        let Some((blocks, listed)) = meeting.blocks() else { return Ok(()) };
+        match carries {
+            Carries::Frames => Self::frames(meeting, &mut ring, &mut reader, blocks, listed),
+            Carries::Packets => Self::packets(meeting, &mut ring, &mut reader, blocks, &listed),
+        }
+    }
+
+    fn packets(
+        meeting: &Meeting,
+        ring: &mut Ring,
+        reader: &mut SocketReader,
+        mut blocks: Blocks,
+        listed: &[ListedBlock],
+    ) -> Result<(), Error> {
+        let names: Vec<String> = listed.iter().map(|block| block.name.clone()).collect();
+        let mut packets = Packets::default();
+        loop {
+            if packets.read(ring, reader, &mut blocks, &names)? && !meeting.arrive() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn frames(
+        meeting: &Meeting,
+        ring: &mut Ring,
+        reader: &mut SocketReader,
+        mut blocks: Blocks,
+        listed: Vec<ListedBlock>,
+    ) -> Result<(), Error> {
         let mut parser = RamParser::with_blocks(RamRules::default(), listed);
         loop {
-            let head = reader.need(&mut ring, 5)?;
+            let head = reader.need(ring, 5)?;
             let (kind, number) = (head[0], u16::from_be_bytes([head[1], head[2]]));
             let length = 5 + usize::from(u16::from_be_bytes([head[3], head[4]]));
             if kind != 0x08 || number != godwit::NUMBER {
                 return Err(Error::Command("something that is no frame on a channel"));
             }
-            let Command::Private { data, .. } =
-                Command::parse(number, &reader.need(&mut ring, length)?[5..], 0)?
+            let Command::Private { data, .. } = Command::parse(number, &reader.need(ring, length)?[5..], 0)?
             else {
                 return Err(Error::Command("something that is no frame on a channel"));
             };
             reader.consume(length);
             match Frame::parse(&data, 0)? {
-                Frame::Run { block, offset, bytes } => {
-                    blocks.receive(&mut ring, &mut reader, block, offset, bytes)?
-                }
+                Frame::Run { block, offset, bytes } => blocks.receive(ring, reader, block, offset, bytes)?,
                 Frame::Zero { block, offset, bytes } => blocks.zero(block, offset, bytes)?,
-                Frame::Records { bytes } => {
-                    records_frame(&mut ring, &mut reader, &mut parser, &mut blocks, bytes)?
-                }
+                Frame::Records { bytes } => records_frame(ring, reader, &mut parser, &mut blocks, bytes)?,
                 Frame::Sync { .. } => {
                     if !meeting.arrive() {
                         return Ok(());

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use super::apply::Blocks;
-use super::channels::Channels;
+use super::channels::{Carries, Channels};
 use super::{Error, Greeting, Target};
 use crate::encode::hash_ram;
 use crate::io::{Ring, SocketReader};
+use crate::migrate::capabilities::Capability;
 use crate::migrate::guest::Loader;
 use crate::stream::godwit::{self, Frame};
 use crate::stream::ram::{RamParser, RamRules};
@@ -157,6 +158,7 @@ impl<'a> MainChannel<'a> {
                 if header.version != 4 {
                     return Err(self.says("section ram", format!("version {} is not 4", header.version)));
                 }
+                self.open_packet_channels()?;
                 self.records()?;
             }
             SectionKind::Start => {
@@ -167,6 +169,15 @@ impl<'a> MainChannel<'a> {
             _ => self.device(&header, loader)?,
         }
         self.footer(header.id)
+    }
+
+    /// A QEMU source with multifd does not say so: both sides are set to it, with the same number of channels.
+    fn open_packet_channels(&mut self) -> Result<(), Error> {
+        if self.greeting.is_godwit || !self.target.settings.has(Capability::Multifd) {
+            return Ok(());
+        }
+        let count = self.target.settings.parameters().multifd_channels;
+        self.channels.open(self.target, &mut self.ring, count, Carries::Packets)
     }
 
     fn part(&mut self, _kind: u8) -> Result<(), Error> {
@@ -234,6 +245,7 @@ impl<'a> MainChannel<'a> {
             self.reader.consume(used);
             self.offset += used as u64;
             if flush {
+                self.channels.set_blocks(&self.blocks, self.parser.blocks());
                 self.channels.wait_for_round()?;
             }
             if ended {
@@ -281,7 +293,7 @@ impl<'a> MainChannel<'a> {
             Frame::Chosen { features, channels, facts } => {
                 self.greeting.chosen(features)?;
                 self.target.guest.check_facts(&facts)?;
-                self.channels.open(self.target, &mut self.ring, channels)
+                self.channels.open(self.target, &mut self.ring, channels, Carries::Frames)
             }
             Frame::Run { block, offset, bytes } => {
                 self.offset += bytes;

@@ -7,6 +7,7 @@
 mod apply;
 mod channels;
 mod main_channel;
+mod packets;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -55,6 +56,8 @@ pub enum Error {
     Range { block: u8, offset: u64, bytes: u64 },
     #[error("a delta for the page at {offset:#x} is broken: {source}")]
     Delta { offset: u64, source: xbzrle::DecodeError },
+    #[error("a multifd packet cannot be unpacked: {0}")]
+    Packet(String),
     #[error("the stream has {0}, which has no place here")]
     Command(&'static str),
     #[error("the source chose features that were not offered")]
@@ -278,7 +281,7 @@ pub struct Greeting {
     writer: SocketWriter,
     two_way: bool,
     pub is_open: bool,
-    is_godwit: bool,
+    pub is_godwit: bool,
     pub features: Features,
 }
 
