@@ -4,8 +4,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Time a sender may make up for when it was held up elsewhere; more would be a burst.
-const CATCH_UP: Duration = Duration::from_millis(20);
+/// Time a sender may make up for when it was held up elsewhere; more would be a burst. QEMU's period.
+const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// A limit in bytes per second shared by all streams of one migration, changeable while they run.
 pub struct Limit {
@@ -65,7 +65,7 @@ mod tests {
         }
         let end = limit.ready_at(now).unwrap();
         let took = end - start;
-        assert!(took > Duration::from_millis(970) && took <= Duration::from_millis(1001), "{took:?}");
+        assert!(took > Duration::from_millis(890) && took <= Duration::from_millis(1001), "{took:?}");
     }
 
     #[test]

@@ -325,11 +325,16 @@ impl Lane {
         self.flush_if_full(round)
     }
 
-    /// Chunks of this lane that have members in `pages`.
+    /// Chunks of this lane that have members in `pages`. The first round starts in the middle of the block: which pages
+    /// are busy shows while it runs, and what it sends at its beginning it sends blindly. Small kernels and their heaps
+    /// lie low, large guests allocate from the top.
     fn chunks<'p>(&self, round: &Round<'_>, pages: &'p PageSet) -> impl Iterator<Item = u64> + use<'p> {
         let (index, lanes) = (self.index, round.lanes);
         let chunks = (pages.words().len() as u64).div_ceil(CHUNK_PAGES / 64);
-        (0..chunks).filter(move |chunk| chunk % lanes == index && chunk_mask(pages, *chunk) != [0; 4])
+        let first = if round.kind == parallel::Round::Bulk { chunks / 2 } else { 0 };
+        (first..chunks)
+            .chain(0..first)
+            .filter(move |chunk| chunk % lanes == index && chunk_mask(pages, *chunk) != [0; 4])
     }
 
     fn open_batch(&mut self) -> Result<(), Error> {
