@@ -7,7 +7,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::{Error, Extent, GuestView, PAGE, Progress, Range, ReadFailed};
 
-/// Threads of a dump: one more than compress would leave the writer waiting for a core on small machines.
+/// The threads of a dump; the writer's work is one of their jobs.
 pub fn pool(threads: usize) -> Result<ThreadPool, Error> {
     ThreadPoolBuilder::new()
         .num_threads(threads.max(1))
