@@ -41,6 +41,10 @@ static FORMATS: &[&str] = &[
     "kdump-raw-zstd",
 ];
 
+/// QEMU's words.
+const MIGRATION_RUNS: &str = "disallowing migration blocker (migration/snapshot in progress) for: \
+                              Live migration disabled: dump-guest-memory in progress";
+
 fn dump_guest_memory(call: Call<'_>) -> Answer {
     if call.vmm.guest.run_state() == RunState::InMigrate {
         return Err(Error::generic("Dump not allowed during incoming migration."));
@@ -51,6 +55,10 @@ fn dump_guest_memory(call: Call<'_>) -> Answer {
     let output = open(call)?;
     if matches!(options.format, Format::Kdump { raw: true, .. }) && !output.seekable() {
         return Err(Error::generic(crate::dump::Error::NotSeekable));
+    }
+    // The claim is held: a migration that begins from here on is refused.
+    if call.vmm.migration.as_ref().is_some_and(|migration| migration.is_busy()) {
+        return Err(Error::generic(MIGRATION_RUNS));
     }
     let detach = call.args.bool_if_given("detach").unwrap_or(false);
     let events = call.vmm.events.clone();
