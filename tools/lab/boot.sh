@@ -8,7 +8,7 @@ now() { read -r up _ < /proc/uptime; echo "${up%.*}${up#*.}"; }   # hundredths o
 ticks() { grep -c '^tick' "$1"; }
 # until_seen PATTERN FILE SECONDS
 until_seen() { n=0; until grep -q "$1" "$2" 2>/dev/null; do usleep 50000; n=$((n + 1)); [ $n -lt $(($3 * 20)) ] || return 1; done; }
-qmp() { sock=$1; shift; godwit qmp "unix:$sock" "$@"; }
+qmp() { sock=$1; shift; godwit qmp --qmp "unix:$sock" "$@"; }
 
 # start NAME CPUS KERNEL VMM...: boots a guest whose console is a pair of FIFOs; sets pid and took (hundredths of a second)
 start() {
