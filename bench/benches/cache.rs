@@ -16,13 +16,16 @@ use xbzrle::parallel::{self, LivePage, Output, Round};
 /// 64 MiB: twice the last-level cache of the machine this was written on.
 const PAGES: usize = 16384;
 
+/// Makes a cache of so many pages.
+type MakePolicy = fn(usize) -> Box<dyn Policy>;
+
 fn lookup(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("lookup");
     for (name, rounds) in synthetic::all() {
         let visits: usize = rounds.iter().map(Vec::len).sum();
         group.throughput(Throughput::Elements(visits as u64));
         for mib in [1, 64, 512] {
-            let policies: [(&str, fn(usize) -> Box<dyn Policy>); 2] =
+            let policies: [(&str, MakePolicy); 2] =
                 [("ours", |pages| Box::new(Ours::new(pages))), ("peer", |pages| Box::new(Peer::new(pages)))];
             for (policy, new) in policies {
                 let id = BenchmarkId::new(format!("{name}/{policy}"), format!("{mib}MiB"));

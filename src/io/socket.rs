@@ -416,7 +416,7 @@ mod tests {
     #[test]
     fn received_bytes_are_copied_from_the_buffer_and_then_straight_from_the_kernel() {
         let (fd, mut peer) = pair();
-        let bytes: Vec<u8> = (0..2 << 20).map(|i: u32| (i * 7 >> 5) as u8).collect();
+        let bytes: Vec<u8> = (0..2 << 20).map(|i: u32| ((i * 7) >> 5) as u8).collect();
         let sent = bytes.clone();
         let writer = std::thread::spawn(move || peer.write_all(&sent).unwrap());
         let mut ring = ring();

@@ -8,8 +8,8 @@ use super::{Error, msrs};
 use kvm_bindings::{
     KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
     KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
-    KVM_EXIT_SYSTEM_EVENT, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN,
-    kvm_lapic_state, kvm_regs, kvm_run, kvm_sregs,
+    KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
+    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_run, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
@@ -119,6 +119,16 @@ impl Vcpu {
                 }
             }
         }
+    }
+
+    /// Makes KVM look for pending interrupts when the guest runs next. Only after an access, so that it is known to run.
+    ///
+    /// KVM does not look by itself when a guest unmasks LINT0 while the PIC already asks: Linux without ACPI masks LINT0
+    /// for a moment after it started the PIT, and a tick that arrives just then would be the last one for ever. Setting
+    /// the state that the vCPU has is the cheapest call that makes it look.
+    pub fn look_for_interrupts(&self) {
+        // KVM refuses only states that a vCPU cannot have.
+        let _ = self.fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE });
     }
 
     /// An NMI, delivered when the guest runs next.

@@ -7,7 +7,7 @@ use crate::kvm::{self, Vcpu, Vm};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{Builder, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
 /// vCPU threads call into devices, sinks and event handlers, none of which recurses. Untouched pages cost nothing.
@@ -18,6 +18,8 @@ pub const THROTTLE_SLICE: Duration = Duration::from_millis(10);
 /// A ring that is full again and again without anything in it that could be taken has overflowed, and stays full. Once
 /// or twice only means that another thread was faster.
 const RING_FULL_MAX: u32 = 1000;
+/// How often an access is followed by [`Vcpu::look_for_interrupts`]: less than a tick of any guest.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What the guest, or KVM, wants from the machine; the vCPU that says it stands still until it is done.
 pub enum Wish {
@@ -129,6 +131,7 @@ impl Cpus {
         let shared = &self.vcpus[index];
         let requests = &self.gate.requests[index];
         let mut full_in_a_row = 0;
+        let mut looked = Instant::now();
         loop {
             shared.rearm();
             if requests.any() {
@@ -145,7 +148,15 @@ impl Cpus {
                 }
             }
             match self.board.serve(vcpu.run()) {
-                Ok(()) | Err(Unserved::Interrupted) => full_in_a_row = 0,
+                Ok(()) => {
+                    full_in_a_row = 0;
+                    // The PIC's interrupts go to the first vCPU.
+                    if index == 0 && looked.elapsed() >= LOOK_INTERVAL {
+                        vcpu.look_for_interrupts();
+                        looked = Instant::now();
+                    }
+                }
+                Err(Unserved::Interrupted) => full_in_a_row = 0,
                 Err(Unserved::RingFull) => {
                     let why = match self.vm.drain_rings() {
                         Ok(0) if full_in_a_row < RING_FULL_MAX => None,

@@ -190,7 +190,9 @@ fn contents(from: &mut Bytes<'_>, len: usize) -> Vec<u8> {
         3 => {
             let entry = |index: usize| {
                 let target = (index as u64 * seed) % 0x40 * 0x1000;
-                target | if (index as u64).is_multiple_of(1 + seed % 7) { 3 } else { 0 } | (index as u64 & 8) << 4
+                target
+                    | if (index as u64).is_multiple_of(1 + seed % 7) { 3 } else { 0 }
+                    | (index as u64 & 8) << 4
             };
             (0..len.div_ceil(8)).flat_map(|index| entry(index).to_le_bytes()).take(len).collect()
         }

@@ -93,6 +93,9 @@ impl Replay {
                 continue;
             }
             let text = next_line(client, at);
+            if text.contains("this machine cannot be migrated") {
+                continue; // The fake machine; the real one answers in full.
+            }
             if want.get("not_json").is_some() {
                 continue; // QEMU's `inf`; ours is the number as it was sent.
             }
@@ -155,7 +158,8 @@ fn same(want: &Value, got: &Value, fds: &HashMap<i64, i64>) -> bool {
             if want.contains_key("clipped") {
                 return true;
             }
-            want.len() == got.len()
+            // What Godwit has beyond QEMU may be there too.
+            want.len() == got.keys().filter(|name| !name.starts_with("x-godwit-")).count()
                 && want.iter().all(|(name, want)| match (name.as_str(), got.get(name)) {
                     (_, None) => false,
                     ("timestamp" | "package" | "thread-id", Some(_)) => true,
