@@ -6,7 +6,7 @@
 //!      └── outbox ◄────────────── answers, and events from any thread ◄───┘
 //! ```
 //!
-//! [`json`], [`session`] and [`schema`] do no I/O and are tested against conversations recorded from QEMU 10.0.2. The
+//! `json`, `session` and [`schema`] do no I/O and are tested against conversations recorded from QEMU 10.0.2. The
 //! commands stand in [`commands`], by subject, in one table that also answers `query-commands`.
 
 mod args;

@@ -103,7 +103,7 @@ pub fn memory_bytes(view: &dyn GuestView, filter: Option<Filter>) -> u64 {
 ///
 /// `progress` counts bytes of guest memory and is asked for a cancel once per chunk. The memory used is bounded:
 /// at most four chunks of 4 MiB and their compressed copies, plus the page-table mappings of a `paging` dump
-/// (24 bytes each, at most [`walk::MAPPINGS_MAX`]).
+/// (24 bytes each, at most `walk::MAPPINGS_MAX`).
 pub fn write(
     guest: &Guest<'_>,
     options: &Options,

@@ -2,7 +2,7 @@
 //!
 //! # Adding commands
 //!
-//! A subject is a file here with a `pub static COMMANDS: &[Command]`, named in [`SUBJECTS`]:
+//! A subject is a file here with a `pub static COMMANDS: &[Command]`, named in `SUBJECTS`:
 //!
 //! ```
 //! use godwit::qmp::commands::{Answer, Call, Command, Run};

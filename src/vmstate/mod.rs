@@ -2,7 +2,7 @@
 //!
 //! Each section is one plain struct and **one field table**: the method [`Layout::fields`] (and
 //! [`Layout::subsections`]) names every field once, in the order of the stream. Three visitors walk the same table, so
-//! that they cannot drift apart: [`read`] fills a struct from bytes, [`write`] makes the bytes, [`Description`] makes
+//! that they cannot drift apart: [`read`] fills a struct from bytes, [`write`](fn@write) makes the bytes, [`Description`] makes
 //! the JSON text that QEMU puts at the end of a stream.
 //!
 //! Everything is big-endian. A struct inside a struct is laid out in place, its own subsections included. A subsection
