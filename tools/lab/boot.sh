@@ -44,7 +44,10 @@ for k in 6.12 6.1; do for cpus in 1 2; do
       godwit run -M microvm,acpi=off -cpu host -m 256 -smp $cpus -display none -nodefaults -kernel $kernel -initrd /guest.img -append 'console=ttyS0 quiet' \
         -serial stdio -qmp unix:$d/qmp2,server=on,wait=off -incoming file:$d/state < $d/in > $d/console2 2> $d/err2 &
       pid=$!; exec 3> $d/in
-      until_seen '^tick' $d/console2 60 && sleep 1
+      # It was saved paused, so it is paused when it is loaded, as with QEMU.
+      n=0; until qmp $d/qmp2 query-status | grep -q '"paused"'; do usleep 200000; n=$((n + 1)); [ $n -lt 300 ] || break; done
+      qmp $d/qmp2 cont > /dev/null || bad "cont after loading"
+      until_seen '^tick' $d/console2 20 && sleep 1
       first=$(grep -a '^tick' $d/console2 | head -n 1); x=${last#tick }; y=${first#tick }; x=${x%% *}; y=${y%% *}
       [ -n "$y" ] && [ "$y" -ge "$x" ] && [ "$y" -le $((x + 3)) ] && ok "goes on from the file with '$first'" || { bad "after loading: '$first' (last before: '$last')"; tail -n 5 $d/err2; }
       echo 'echo console-$((7 * 7))' >&3; until_seen console-49 $d/console2 20 && ok "answers after loading" || bad "no answer after loading"
