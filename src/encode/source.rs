@@ -5,7 +5,6 @@
 #![allow(unsafe_code)]
 
 use std::ops::Range;
-use std::os::fd::AsRawFd;
 
 use xbzrle::parallel::LivePage;
 
@@ -67,7 +66,7 @@ impl PageSource {
         while at < end {
             if !(self.data.start <= at && at < self.data.end) {
                 // Finding where data ends takes as long as there are pages; that some follow is known at once.
-                if self.data_starts_at(at).is_some_and(|start| start >= end) {
+                if self.block.first_data(at)?.is_none_or(|start| start >= end) {
                     break;
                 }
                 match self.block.next_data(at)? {
@@ -84,15 +83,6 @@ impl PageSource {
             at = self.data.end;
         }
         Ok(mask)
-    }
-
-    /// Where the next data at or after `at` begin (bytes); `None` where only [`RamBlock::next_data`] can tell.
-    fn data_starts_at(&self, at: u64) -> Option<u64> {
-        let fd = self.block.fd().filter(|_| self.block.is_shared())?;
-        let from = libc::off_t::try_from(self.block.file_offset() + at).ok()?;
-        // SAFETY: lseek has no memory arguments; nobody relies on the position of this descriptor.
-        let found = unsafe { libc::lseek(fd.as_raw_fd(), from, libc::SEEK_DATA) };
-        u64::try_from(found).ok()?.checked_sub(self.block.file_offset())
     }
 
     /// Which of the pages in `mask` are all zeros.
@@ -123,6 +113,14 @@ impl PageSource {
         // SAFETY: the range lies in the block's mapping. A lane drops its sources after its writer has let go of all
         // sends, and the machine keeps its RAM longer than any migration runs.
         unsafe { gather.memory(self.at(pages.start), bytes as usize) };
+    }
+
+    /// Appends a copy of a page.
+    pub fn copy(&self, page: u64, out: &mut Vec<u8>) {
+        let mut bytes = [0; PAGE_BYTES as usize];
+        // SAFETY: the page lies in the block's mapping, which lives as long as `self.block`.
+        unsafe { xbzrle::copy_live(&mut bytes, self.at(page)) };
+        out.extend_from_slice(&bytes);
     }
 
     fn at(&self, page: u64) -> *const u8 {

@@ -20,6 +20,9 @@ use super::{Error, Limit, Result};
 /// what was received is still in the cache when it is copied on.
 pub const READ_BYTES: usize = 512 << 10;
 
+/// Bytes moved to the front before a receive rather than that it has less room: a page and its header.
+const LEFT_OVER_BYTES: usize = 8 << 10;
+
 /// Bytes one receive straight into guest memory asks for.
 const RECEIVE_BYTES: usize = 1 << 20;
 
@@ -229,13 +232,12 @@ impl SocketReader {
     }
 
     fn fill_by(&mut self, ring: &mut Ring, deadline: Option<(Instant, Duration)>) -> Result<usize> {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        } else if self.end == self.buffer.len() {
-            assert!(self.start > 0, "nothing was consumed of a full buffer");
+        // What is left of a record or a page moves to the front, so that receives stay large.
+        if self.start > 0 && (self.end - self.start < LEFT_OVER_BYTES || self.end == self.buffer.len()) {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
+        assert!(self.end < self.buffer.len(), "nothing was consumed of a full buffer");
         let room = &mut self.buffer[self.end..];
         let (address, bytes) = (room.as_mut_ptr(), room.len());
         // SAFETY: the buffer is this reader's, and `receive` returns only when the kernel is done with it.

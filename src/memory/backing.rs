@@ -31,6 +31,8 @@ pub struct Backing {
     /// Writes reach `file`.
     shared: bool,
     discard_at_exit: bool,
+    /// The mapping has its page tables, and all memory behind it.
+    populated: bool,
 }
 
 // SAFETY: the mapping is plain memory that stays where it is until `drop`; all access to its bytes goes through raw
@@ -86,6 +88,58 @@ impl Backing {
 
     pub fn is_shared(&self) -> bool {
         self.shared
+    }
+
+    /// Whether whole pages are better written through the descriptor than through the mapping: memory that is not
+    /// there yet is then not cleared before it is overwritten, and no page table has to be made for it. hugetlbfs
+    /// cannot be written to.
+    pub fn is_filled_by_descriptor(&self) -> bool {
+        self.file.is_some() && self.shared && self.page_bytes == PAGE_BYTES && !self.populated
+    }
+
+    /// Writes `pieces` one after another from `offset` (bytes into the block) on.
+    ///
+    /// # Panics
+    /// When they do not lie in the block.
+    pub fn fill(&self, offset: u64, mut pieces: &mut [io::IoSlice<'_>]) -> io::Result<()> {
+        let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
+        assert!(offset.checked_add(bytes as u64).is_some_and(|end| end <= self.bytes));
+        match &self.file {
+            Some(file) if self.is_filled_by_descriptor() => {
+                let mut at = self.file_offset + offset;
+                let end = at + bytes as u64;
+                while at < end {
+                    let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, pieces, at))?;
+                    if written == 0 {
+                        return Err(io::ErrorKind::WriteZero.into());
+                    }
+                    at += written as u64;
+                    io::IoSlice::advance_slices(&mut pieces, written);
+                }
+            }
+            _ => {
+                let mut at = offset as usize;
+                for piece in pieces {
+                    // SAFETY: the range lies in the mapping, as was checked above; a piece is borrowed memory, which
+                    // no part of guest RAM ever is.
+                    unsafe { self.host().add(at).copy_from_nonoverlapping(piece.as_ptr(), piece.len()) };
+                    at += piece.len();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the first data at or after `from` begin, `None` if only holes follow. In contrast to
+    /// [`Backing::next_data`] its cost does not grow with the data.
+    pub fn first_data(&self, from: u64) -> io::Result<Option<u64>> {
+        match &self.file {
+            Some(file) if self.shared && from < self.bytes => {
+                let start = seek(file, self.file_offset + from, libc::SEEK_DATA)?;
+                Ok(start.map(|start| start - self.file_offset).filter(|start| *start < self.bytes))
+            }
+            _ => Ok(self.next_data(from)?.map(|data| data.start)),
+        }
     }
 
     /// The first range at or after `from` that may hold something else than zeros; `None` if only holes follow.
@@ -157,11 +211,12 @@ impl Backing {
     }
 
     /// Touches every page, so that none is missing later.
-    pub fn populate(&self) -> Result<(), Error> {
+    pub fn populate(&mut self) -> Result<(), Error> {
         match self.advise(0..self.bytes, libc::MADV_POPULATE_WRITE) {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.touch(),
             done => done.map_err(|source| Error::Prealloc { source })?,
         }
+        self.populated = true;
         Ok(())
     }
 
@@ -202,7 +257,16 @@ impl Backing {
         let host = map_aligned(bytes, align, flags, file.as_ref(), offset);
         let host = host.map_err(|source| Error::Map { bytes, source })?;
         let shared = flags & libc::MAP_SHARED != 0;
-        Ok(Backing { host, bytes, file, file_offset: offset, page_bytes, shared, discard_at_exit: false })
+        Ok(Backing {
+            host,
+            bytes,
+            file,
+            file_offset: offset,
+            page_bytes,
+            shared,
+            discard_at_exit: false,
+            populated: false,
+        })
     }
 }
 

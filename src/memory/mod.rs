@@ -36,6 +36,8 @@ pub enum Error {
     Address { gpa: u64, bytes: usize },
     #[error("block {0:?} is already there with another size")]
     BlockExists(String),
+    #[error("cannot write block {block:?}: {source}{}", advice(source))]
+    Fill { block: String, source: std::io::Error },
     #[error("cannot find or punch holes in block {block:?}: {source}")]
     Hole { block: String, source: std::io::Error },
 }
@@ -45,6 +47,9 @@ fn advice(e: &std::io::Error) -> &'static str {
         Some(libc::ENOMEM) => {
             "; free some memory, give the guest less with -m, or raise the memory limit (ulimit -v, cgroup, \
              vm.nr_hugepages for huge pages)"
+        }
+        Some(libc::ENOSPC) => {
+            "; what the memory lies on is full: free some space there, or use a larger file system"
         }
         Some(libc::EINVAL) => "; does the host support this backend and page size?",
         _ => "",

@@ -94,6 +94,29 @@ impl RamBlock {
         self.inner.backing.next_data(from).map_err(|source| self.hole_error(source))
     }
 
+    /// Where the first data at or after `from` begin, by [`RamBlock::next_data`]'s rules, at a cost that does not grow
+    /// with the data.
+    pub fn first_data(&self, from: u64) -> Result<Option<u64>, Error> {
+        self.inner.backing.first_data(from).map_err(|source| self.hole_error(source))
+    }
+
+    /// Whether [`RamBlock::fill`] writes through the descriptor, and so beats writing to [`RamBlock::host`].
+    pub fn is_filled_by_descriptor(&self) -> bool {
+        self.inner.backing.is_filled_by_descriptor()
+    }
+
+    /// Writes whole pages into RAM of a guest that does not run, `pieces` one after another from `offset` (bytes into
+    /// the block) on. Does not mark pages dirty.
+    ///
+    /// # Panics
+    /// When they do not lie in the block.
+    pub fn fill(&self, offset: u64, pieces: &mut [io::IoSlice<'_>]) -> Result<(), Error> {
+        self.inner
+            .backing
+            .fill(offset, pieces)
+            .map_err(|source| Error::Fill { block: self.name().into(), source })
+    }
+
     /// All pages that are not holes, by [`RamBlock::next_data`].
     pub fn data_pages(&self) -> Result<PageSet, Error> {
         let mut set = PageSet::new(self.pages());
@@ -162,7 +185,7 @@ impl GuestRam {
     /// # Errors
     /// [`Error::Map`] when memory is short, [`Error::Open`] and [`Error::Resize`] for files, [`Error::PageSize`].
     pub fn new(config: &Memory) -> Result<GuestRam, Error> {
-        let backing = Backing::new(&config.block, config.bytes, &config.backend)?;
+        let mut backing = Backing::new(&config.block, config.bytes, &config.backend)?;
         let huge = advise(&backing, config);
         if config.prealloc {
             backing.populate()?;

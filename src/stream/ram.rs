@@ -67,6 +67,13 @@ pub enum Record<'a> {
     End,
 }
 
+impl Record<'_> {
+    /// Whether the record says what one page holds.
+    pub fn is_page(&self) -> bool {
+        matches!(self, Self::Zero { .. } | Self::Page { .. } | Self::Delta { .. })
+    }
+}
+
 /// A block as the stream lists it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListedBlock {

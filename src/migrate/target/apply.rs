@@ -1,50 +1,34 @@
 //! Pages on their way in: bytes, zeros and deltas into guest memory.
 //!
+//! Whole pages are written through the block's descriptor where it has one: what the memory of a fresh target costs is
+//! then half, and nothing is mapped that the guest may never touch. Deltas are applied in place.
+//!
 //! Unsafe because guest memory is written by address. No vCPU runs yet, and each page is written by one thread at a
-//! time: the stream's, or that of the channel the page travels on.
+//! time: that of the channel it travels on, or the one that has its chunk of a batch.
 #![allow(unsafe_code)]
 
+use std::cell::OnceCell;
+use std::io::IoSlice;
 use std::ops::Range;
 
+use rayon::prelude::*;
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
 use super::Error;
+use crate::encode::CHUNK_PAGES;
 use crate::io::{Ring, SocketReader};
 use crate::memory::{GuestRam, PAGE_BYTES, RamBlock};
 use crate::stream::Record;
 use crate::stream::ram::{ListedBlock, PageAt};
 
-/// The blocks of the stream's list, as they are here.
+/// Pages that one write takes at most.
+const PIECES_MAX: usize = 256;
+/// Records of a batch that are worth sharing out: some 100 µs of work.
+const SHARED_RECORDS: usize = 256;
+
+/// The blocks of the stream's list, as they are here. Clones are the same blocks.
 #[derive(Clone, Default)]
-pub struct Blocks(Vec<Block>);
-
-#[derive(Clone)]
-struct Block {
-    ram: RamBlock,
-    known: Known,
-}
-
-/// What the last question about holes told: none but holes from `from` to `data.start`, then data. Asking takes as long
-/// as there are pages with data, so it must not be asked for each page.
-#[derive(Clone, Default)]
-struct Known {
-    from: u64,
-    data: Range<u64>,
-}
-
-impl Block {
-    /// The next range at or after `at` that may hold something else than zeros; its start may lie before `at`.
-    fn next_data(&mut self, at: u64) -> Result<Range<u64>, Error> {
-        if !(self.known.from..self.known.data.end).contains(&at) {
-            let end = self.ram.bytes()..self.ram.bytes();
-            self.known = Known { from: at, data: self.ram.next_data(at)?.unwrap_or(end) };
-        }
-        Ok(self.known.data.clone())
-    }
-
-    /// Pages up to `end` are going to be written: what was known of holes before there is known no more.
-    fn will_write(&mut self, end: u64) {
-        self.known.from = self.known.from.max(end.min(self.known.data.start));
-    }
-}
+pub struct Blocks(Vec<RamBlock>);
 
 impl Blocks {
     /// Finds the listed block here. One that belongs to no device here is kept as it comes.
@@ -57,55 +41,83 @@ impl Blocks {
             let (name, here, there) = (listed.name.clone(), block.bytes(), listed.bytes);
             return Err(Error::BlockSize { name, here, there });
         }
-        self.0.push(Block { ram: block.clone(), known: Known::default() });
+        self.0.push(block.clone());
         Ok(())
     }
 
-    /// Applies one page record.
-    pub fn apply(&mut self, record: &Record<'_>) -> Result<(), Error> {
-        match record {
-            Record::Page { at, bytes } => {
-                let to = self.page(*at)?;
-                // SAFETY: `page` gave a page of the block's mapping, and the record's bytes are the reader's buffer.
-                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) };
-                Ok(())
+    /// Applies page records in order.
+    pub fn apply(&self, records: &[Record<'_>]) -> Result<(), Error> {
+        self.apply_in_order(records.iter())
+    }
+
+    /// Applies a batch of page records by several threads, each with the chunks of 256 pages that fall to it, so that
+    /// the records of one page are applied in order.
+    pub fn apply_by(&self, threads: &Threads, records: &[Record<'_>]) -> Result<(), Error> {
+        let Some(pool) = (records.len() >= SHARED_RECORDS).then(|| threads.pool()).flatten() else {
+            return self.apply(records);
+        };
+        let threads = pool.current_num_threads();
+        let thread_of = |record: &Record<'_>| match record {
+            Record::Page { at, .. } | Record::Zero { at } | Record::Delta { at, .. } => {
+                (at.offset / (CHUNK_PAGES * PAGE_BYTES)) as usize % threads
             }
-            Record::Zero { at } => self.zero(at.block as u8, at.offset, PAGE_BYTES),
-            Record::Delta { at, delta } => {
-                let to = self.page(*at)?;
-                // SAFETY: a page of the block's mapping, written by nobody else now; the delta is in the buffer.
-                unsafe { xbzrle::decode_at(delta, to) }
-                    .map_err(|source| Error::Delta { offset: at.offset, source })
+            _ => 0,
+        };
+        pool.install(|| {
+            (0..threads).into_par_iter().try_for_each(|thread| {
+                self.apply_in_order(records.iter().filter(|record| thread_of(record) == thread))
+            })
+        })
+    }
+
+    fn apply_in_order<'r>(&self, records: impl Iterator<Item = &'r Record<'r>>) -> Result<(), Error> {
+        let mut pages = WholePages::default();
+        for record in records {
+            match record {
+                Record::Page { at, bytes } => pages.push(self, *at, *bytes)?,
+                Record::Zero { at } => {
+                    pages.write(self)?;
+                    self.zero(at.block as u8, at.offset, PAGE_BYTES)?;
+                }
+                Record::Delta { at, delta } => {
+                    pages.write(self)?;
+                    let range = self.range(at.block as u8, at.offset, PAGE_BYTES)?;
+                    // SAFETY: a page of the block's mapping, as `range` has checked, written by nobody else now; the
+                    // delta is in a buffer of its own.
+                    unsafe {
+                        let to = self.0[at.block as usize].host().add(range.start as usize);
+                        xbzrle::decode_at(delta, to)
+                    }
+                    .map_err(|source| Error::Delta { offset: at.offset, source })?;
+                }
+                _ => return Err(Error::Command("a record that is no page among pages")),
             }
-            other => unreachable!("{other:?} is no page record"),
         }
+        pages.write(self)
     }
 
     /// Makes a range zero without touching what is zero already, holes above all.
-    pub fn zero(&mut self, block: u8, offset: u64, bytes: u64) -> Result<(), Error> {
+    pub fn zero(&self, block: u8, offset: u64, bytes: u64) -> Result<(), Error> {
         let range = self.range(block, offset, bytes)?;
-        let block = &mut self.0[usize::from(block)];
+        let block = &self.0[usize::from(block)];
         let mut at = range.start;
-        while at < range.end {
-            let data = block.next_data(at)?;
-            let (start, end) = (data.start.max(at), data.end.min(range.end));
-            for page in (start..end).step_by(PAGE_BYTES as usize) {
-                // SAFETY: the page lies in the block's mapping, and nobody else writes it now.
-                unsafe {
-                    let to = block.ram.host().add(page as usize);
-                    if !xbzrle::is_zero_live(to, PAGE_BYTES as usize) {
-                        std::ptr::write_bytes(to, 0, PAGE_BYTES as usize);
-                    }
+        while let Some(data) = block.first_data(at)?.filter(|data| *data < range.end) {
+            let page = data / PAGE_BYTES * PAGE_BYTES;
+            // SAFETY: the page lies in the block's mapping, and nobody else writes it now.
+            unsafe {
+                let to = block.host().add(page as usize);
+                if !xbzrle::is_zero_live(to, PAGE_BYTES as usize) {
+                    std::ptr::write_bytes(to, 0, PAGE_BYTES as usize);
                 }
             }
-            at = data.end.max(at + PAGE_BYTES);
+            at = page + PAGE_BYTES;
         }
         Ok(())
     }
 
-    /// Receives a run of pages straight into the block.
+    /// Receives a run of pages.
     pub fn receive(
-        &mut self,
+        &self,
         ring: &mut Ring,
         reader: &mut SocketReader,
         block: u8,
@@ -113,38 +125,89 @@ impl Blocks {
         bytes: u64,
     ) -> Result<(), Error> {
         let range = self.range(block, offset, bytes)?;
-        let block = &mut self.0[usize::from(block)];
-        block.will_write(range.end);
-        // Page tables for the whole run at once: a fault for each page would cost half as much as the copy. A kernel
-        // that does not know this (before 5.14) takes the faults.
-        // SAFETY: the range lies in the block's mapping, and populating changes no byte.
-        unsafe {
-            let start = block.ram.host().add(range.start as usize);
-            libc::madvise(start.cast(), bytes as usize, libc::MADV_POPULATE_WRITE);
+        let block = &self.0[usize::from(block)];
+        if !block.is_filled_by_descriptor() {
+            // SAFETY: the range lies in the block's mapping, which `block` keeps.
+            return Ok(unsafe {
+                reader.read_to(ring, block.host().add(range.start as usize), bytes as usize)
+            }?);
         }
-        // SAFETY: the range lies in the block's mapping, which `block` keeps.
-        unsafe { reader.read_to(ring, block.ram.host().add(range.start as usize), bytes as usize) }?;
+        let mut at = range.start;
+        while at < range.end {
+            let left = (range.end - at) as usize;
+            // Whole pages only: part of a page that is not there yet would be cleared first.
+            let have = match reader.bytes().len() {
+                have if have >= left => left,
+                have => have / PAGE_BYTES as usize * PAGE_BYTES as usize,
+            };
+            if have == 0 {
+                reader.fill(ring)?;
+                continue;
+            }
+            block.fill(at, &mut [IoSlice::new(&reader.bytes()[..have])])?;
+            reader.consume(have);
+            at += have as u64;
+        }
         Ok(())
     }
 
-    fn page(&mut self, at: PageAt) -> Result<*mut u8, Error> {
-        let range = self.range(at.block as u8, at.offset, PAGE_BYTES)?;
-        let block = &mut self.0[at.block as usize];
-        block.will_write(range.end);
-        // SAFETY: `range` has checked that the page lies in the block.
-        Ok(unsafe { block.ram.host().add(at.offset as usize) })
-    }
-
     fn range(&self, block: u8, offset: u64, bytes: u64) -> Result<Range<u64>, Error> {
-        let inside = |found: &&Block| {
+        let inside = |found: &&RamBlock| {
             offset.is_multiple_of(PAGE_BYTES)
                 && bytes.is_multiple_of(PAGE_BYTES)
-                && offset.checked_add(bytes).is_some_and(|end| end <= found.ram.bytes())
+                && offset.checked_add(bytes).is_some_and(|end| end <= found.bytes())
         };
         match self.0.get(usize::from(block)).filter(inside) {
             Some(_) => Ok(offset..offset + bytes),
             None => Err(Error::Range { block, offset, bytes }),
         }
+    }
+}
+
+/// Threads that share out what comes on the main channel, started when there is something to share.
+#[derive(Default)]
+pub struct Threads(OnceCell<Option<ThreadPool>>);
+
+impl Threads {
+    /// `None` on a host with one processor, and where no thread can be had.
+    fn pool(&self) -> Option<&ThreadPool> {
+        let start = || {
+            let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
+            let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "apply".into());
+            builder.build().ok().filter(|_| threads > 1)
+        };
+        self.0.get_or_init(start).as_ref()
+    }
+}
+
+/// Whole pages that follow each other in a block, to be written at once.
+#[derive(Default)]
+struct WholePages<'r> {
+    first: Option<PageAt>,
+    pages: Vec<IoSlice<'r>>,
+}
+
+impl<'r> WholePages<'r> {
+    fn push(&mut self, blocks: &Blocks, at: PageAt, bytes: &'r [u8]) -> Result<(), Error> {
+        let follows = self.first.is_some_and(|first| {
+            first.block == at.block && first.offset + self.pages.len() as u64 * PAGE_BYTES == at.offset
+        });
+        if !follows || self.pages.len() == PIECES_MAX {
+            self.write(blocks)?;
+            self.first = Some(at);
+        }
+        self.pages.push(IoSlice::new(bytes));
+        Ok(())
+    }
+
+    fn write(&mut self, blocks: &Blocks) -> Result<(), Error> {
+        if let Some(at) = self.first.take() {
+            let bytes = self.pages.len() as u64 * PAGE_BYTES;
+            let range = blocks.range(at.block as u8, at.offset, bytes)?;
+            blocks.0[at.block as usize].fill(range.start, &mut self.pages)?;
+            self.pages.clear();
+        }
+        Ok(())
     }
 }
 
@@ -178,7 +241,7 @@ mod tests {
 
     #[test]
     fn zeros_leave_holes_holes() {
-        let (ram, mut blocks) = blocks();
+        let (ram, blocks) = blocks();
         ram.write(8192, &[5; 4096]).unwrap();
         blocks.zero(0, 0, 1 << 20).unwrap();
         let mut byte = [1];
@@ -189,7 +252,7 @@ mod tests {
 
     #[test]
     fn ranges_outside_and_unaligned_are_refused() {
-        let (_ram, mut blocks) = blocks();
+        let (_ram, blocks) = blocks();
         for (block, offset, bytes) in [
             (1, 0, 4096),
             (0, 1 << 20, 4096),
@@ -204,13 +267,13 @@ mod tests {
 
     #[test]
     fn deltas_change_the_page_in_place() {
-        let (ram, mut blocks) = blocks();
+        let (ram, blocks) = blocks();
         ram.write(0, &[1; 4096]).unwrap();
         let at = PageAt { block: 0, offset: 0 };
-        blocks.apply(&Record::Delta { at, delta: &[2, 1, 9] }).unwrap();
+        blocks.apply(&[Record::Delta { at, delta: &[2, 1, 9] }]).unwrap();
         let mut bytes = [0; 4];
         ram.read(0, &mut bytes).unwrap();
         assert_eq!(bytes, [1, 1, 9, 1]);
-        assert!(blocks.apply(&Record::Delta { at, delta: &[0xff, 0xff] }).is_err());
+        assert!(blocks.apply(&[Record::Delta { at, delta: &[0xff, 0xff] }]).is_err());
     }
 }

@@ -214,13 +214,13 @@ impl Channel {
         meeting: &Meeting,
         ring: &mut Ring,
         reader: &mut SocketReader,
-        mut blocks: Blocks,
+        blocks: Blocks,
         listed: &[ListedBlock],
     ) -> Result<(), Error> {
         let names: Vec<String> = listed.iter().map(|block| block.name.clone()).collect();
         let mut packets = Packets::default();
         loop {
-            if packets.read(ring, reader, &mut blocks, &names)? && !meeting.arrive() {
+            if packets.read(ring, reader, &blocks, &names)? && !meeting.arrive() {
                 return Ok(());
             }
         }
@@ -230,7 +230,7 @@ impl Channel {
         meeting: &Meeting,
         ring: &mut Ring,
         reader: &mut SocketReader,
-        mut blocks: Blocks,
+        blocks: Blocks,
         listed: Vec<ListedBlock>,
     ) -> Result<(), Error> {
         let mut parser = RamParser::with_blocks(RamRules::default(), listed);
@@ -249,7 +249,9 @@ impl Channel {
             match Frame::parse(&data, 0)? {
                 Frame::Run { block, offset, bytes } => blocks.receive(ring, reader, block, offset, bytes)?,
                 Frame::Zero { block, offset, bytes } => blocks.zero(block, offset, bytes)?,
-                Frame::Records { bytes } => records_frame(ring, reader, &mut parser, &mut blocks, bytes)?,
+                Frame::Records { bytes } => {
+                    records_frame(ring, reader, &mut parser, |records| blocks.apply(records), bytes)?;
+                }
                 Frame::Sync { .. } => {
                     if !meeting.arrive() {
                         return Ok(());

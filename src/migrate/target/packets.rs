@@ -26,7 +26,7 @@ impl Packets {
         &mut self,
         ring: &mut Ring,
         reader: &mut SocketReader,
-        blocks: &mut Blocks,
+        blocks: &Blocks,
         names: &[String],
     ) -> Result<bool, Error> {
         let header: &[u8; PACKET_BYTES] =
@@ -49,7 +49,7 @@ impl Packets {
         &mut self,
         ring: &mut Ring,
         reader: &mut SocketReader,
-        blocks: &mut Blocks,
+        blocks: &Blocks,
         block: u8,
         packet: &Packet,
     ) -> Result<(), Error> {
@@ -78,11 +78,14 @@ impl Packets {
             _ => return Err(Error::Command("a multifd compression that is not built in")),
         }
         reader.consume(bytes);
-        for (offset, bytes) in offsets.iter().zip(pages.as_chunks::<{ PAGE_BYTES as usize }>().0) {
-            let at = PageAt { block: block.into(), offset: *offset };
-            blocks.apply(&Record::Page { at, bytes })?;
-        }
-        Ok(())
+        let pages = offsets.iter().zip(pages.as_chunks::<{ PAGE_BYTES as usize }>().0);
+        let records: Vec<_> = pages
+            .map(|(offset, bytes)| Record::Page {
+                at: PageAt { block: block.into(), offset: *offset },
+                bytes,
+            })
+            .collect();
+        blocks.apply(&records)
     }
 }
 
