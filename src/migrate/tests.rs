@@ -217,9 +217,19 @@ fn migrate_to(
     parameters: serde_json::Value,
     meanwhile: impl FnOnce(&Waker),
 ) -> Run {
+    migrate_with(target, capabilities, capabilities, parameters, meanwhile)
+}
+
+fn migrate_with(
+    target: Arc<FakeGuest>,
+    source_has: &[Capability],
+    target_has: &[Capability],
+    parameters: serde_json::Value,
+    meanwhile: impl FnOnce(&Waker),
+) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let address = Address::Unix(dir.path().join("s").to_str().unwrap().to_owned());
-    let settings = || {
+    let settings = |capabilities: &[Capability]| {
         let settings = Settings::default();
         let on: Vec<_> = capabilities.iter().map(|capability| (*capability, true)).collect();
         settings.set_capabilities(settings.capabilities().with(&on).unwrap());
@@ -229,7 +239,7 @@ fn migrate_to(
     let listener = Listener::bind(&address).unwrap();
     let incoming = Target {
         guest: target.clone(),
-        settings: settings(),
+        settings: settings(target_has),
         arrival: Arc::new(Arrival::default()),
         events: Arc::new(|_| {}),
         waker: Waker::new(),
@@ -243,7 +253,7 @@ fn migrate_to(
     let seen = events.clone();
     let outgoing = Source {
         guest: source.clone(),
-        settings: settings(),
+        settings: settings(source_has),
         progress: progress.clone(),
         events: Arc::new(move |event| seen.lock().unwrap().push(event)),
         waker: Waker::new(),
@@ -313,6 +323,64 @@ fn several_channels_move_the_same_guest_with_and_without_deltas() {
         run.assert_moved();
         assert!(run.progress.report()["ram"]["multifd-bytes"].as_u64().unwrap() > 1 << 20);
     }
+}
+
+#[test]
+fn packets_move_the_same_guest_to_either_peer() {
+    for (stream, compression, zeros) in [
+        ("qemu", "none", "multifd"),
+        ("qemu", "zlib", "legacy"),
+        ("qemu", "zstd", "none"),
+        ("auto", "zstd", "multifd"),
+        ("auto", "zlib", "legacy"),
+    ] {
+        let parameters = json!({
+            "max-bandwidth": 400 << 20, "multifd-channels": 3, "x-godwit-stream": stream,
+            "multifd-compression": compression, "zero-page-detection": zeros, "downtime-limit": 10,
+        });
+        let run = migrate(&[Capability::Multifd], parameters);
+        let pages = run.target.ram.main().data_pages().unwrap().count();
+        run.assert_moved();
+        assert!(pages < 4000, "{stream} {compression} {zeros}: holes stay holes: {pages}");
+    }
+}
+
+#[test]
+fn deltas_over_several_channels_are_refused_where_the_peer_would_not_understand_them() {
+    for (parameters, reason) in [
+        (json!({"x-godwit-stream": "qemu"}), "capability 'xbzrle' together with 'multifd' needs a Godwit"),
+        (
+            json!({"multifd-compression": "zlib"}),
+            "capability 'xbzrle' together with 'multifd' does not go with",
+        ),
+    ] {
+        let run = migrate(&[Capability::Multifd, Capability::Xbzrle], parameters);
+        let error = run.progress.figures().error.clone().unwrap();
+        assert!(error.starts_with(reason), "{error}");
+        assert_eq!(run.source.run_state(), RunState::Running);
+        run.received.unwrap_err();
+    }
+}
+
+#[test]
+fn a_running_guest_waits_for_the_targets_word() {
+    let capabilities = [Capability::ReturnPath, Capability::SwitchoverAck];
+    for stream in ["auto", "qemu"] {
+        migrate(&capabilities, json!({"max-bandwidth": 0, "x-godwit-stream": stream})).assert_moved();
+    }
+    // A target without the capability says nothing, so the guest is never stopped.
+    let (source, target) = (&capabilities[..], &[][..]);
+    let run = migrate_with(FakeGuest::new(RunState::InMigrate), source, target, json!({}), |waker| {
+        std::thread::sleep(Duration::from_millis(400));
+        waker.cancel();
+    });
+    assert_eq!(run.progress.status(), Status::Cancelled);
+    assert!(
+        run.events.iter().filter(|event| matches!(event, Event::Pass(_))).count() > 3,
+        "{:?}",
+        run.events
+    );
+    assert_eq!(run.source.run_state(), RunState::Running);
 }
 
 #[test]

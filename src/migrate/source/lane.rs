@@ -7,6 +7,7 @@
 //!                  → holes | parallel delta encoder        with a cache, after the first round
 //! ```
 
+use std::ops::Range;
 use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
@@ -17,11 +18,12 @@ use xbzrle::parallel::{self, Kind, LivePage, Output};
 use super::super::guest::DirtyLog;
 use super::super::progress::Counters;
 use super::Error;
+use super::packets::Packets;
 use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, mask_ranges};
 use crate::io::{Gather, Ring, SocketWriter};
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::stream::godwit::Frame;
-use crate::stream::ram::{FLAG_EOS, RamWriter};
+use crate::stream::ram::{FLAG_EOS, FLAG_PAGE, RamWriter};
 use crate::stream::{SectionHeader, SectionKind};
 
 /// A batch leaves when it has this many bytes: large enough to keep the peer busy while the next is prepared.
@@ -33,12 +35,23 @@ const ENCODE_PAGES: usize = 2048;
 /// How often the first round looks which pages were dirtied again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// How records are framed.
+/// How pages are framed.
 pub enum Framing {
     /// Godwit's frames: runs and ranges, records only for deltas.
     Frames,
     /// QEMU's records in PART sections.
     Records(SectionHeader),
+    /// QEMU's multifd packets.
+    Packets(Packets),
+}
+
+/// Where a channel with packets leaves its pages of zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ZeroPages {
+    /// In its own packets.
+    InPackets,
+    /// On the main channel, which sends them once the channels have sent theirs: what a QEMU before 9.0 understands.
+    OnMain,
 }
 
 /// What a lane sends in one round, shared by all lanes.
@@ -52,6 +65,7 @@ pub struct Round<'a> {
     pub counters: &'a Counters,
     pub pool: &'a ThreadPool,
     pub detect_zeros: bool,
+    pub zero_pages: ZeroPages,
     pub lanes: u64,
     /// The target's RAM is known to be zero where nothing was sent.
     pub target_is_zero: bool,
@@ -98,6 +112,8 @@ pub struct Lane {
     output: Output,
     batch: Batch,
     records: RamWriter,
+    /// Pages of zeros left to the main channel: block, pages.
+    zeros_for_main: Vec<(u8, Range<u64>)>,
     /// Bytes of the writer already counted.
     counted: u64,
 }
@@ -107,7 +123,7 @@ pub struct Lane {
 struct Batch {
     gather: Option<Gather>,
     /// A range of zeros that may still grow: block, pages.
-    zeros: Option<(u8, std::ops::Range<u64>)>,
+    zeros: Option<(u8, Range<u64>)>,
     section_open: bool,
 }
 
@@ -135,6 +151,7 @@ impl Lane {
             output: Output::new(),
             batch: Batch::default(),
             records: RamWriter::default(),
+            zeros_for_main: Vec::new(),
             counted: 0,
         }
     }
@@ -183,7 +200,8 @@ impl Lane {
             self.emit_chunk(round, source, chunk, &or(&holes, &zeros), &and_not(&filled, &zeros))?;
             round.counters.settle(count(&mask));
         }
-        Ok(())
+        // A packet holds pages of one block.
+        self.packet(source)
     }
 
     /// Emits a chunk's zero ranges and runs in ascending order.
@@ -219,36 +237,44 @@ impl Lane {
         self.flush_if_full(round)
     }
 
-    fn zeros(
-        &mut self,
-        round: &Round<'_>,
-        source: &PageSource,
-        pages: std::ops::Range<u64>,
-    ) -> Result<(), Error> {
-        if let Framing::Records(_) = self.framing {
-            self.open_batch()?;
-            let gather = self.batch.gather.as_mut().expect("just opened");
-            for page in pages {
-                self.records.zero(gather.own(), source.index().into(), source.name(), page * PAGE_BYTES);
+    fn zeros(&mut self, round: &Round<'_>, source: &PageSource, pages: Range<u64>) -> Result<(), Error> {
+        match &mut self.framing {
+            Framing::Records(_) => {
+                self.open_batch()?;
+                let gather = self.batch.gather.as_mut().expect("just opened");
+                for page in pages {
+                    self.records.zero(gather.own(), source.index().into(), source.name(), page * PAGE_BYTES);
+                }
             }
-            return Ok(());
-        }
-        if round.target_is_zero && round.kind == parallel::Round::Bulk {
-            return Ok(());
-        }
-        match &mut self.batch.zeros {
-            Some((block, range)) if *block == source.index() && range.end == pages.start => {
-                range.end = pages.end
+            Framing::Packets(_) if round.zero_pages == ZeroPages::OnMain => {
+                self.zeros_for_main.push((source.index(), pages));
             }
-            _ => {
-                self.close_zeros()?;
-                self.batch.zeros = Some((source.index(), pages));
+            Framing::Packets(_) => {
+                for page in pages {
+                    self.packet_page(source, |packets| packets.zero(page))?;
+                }
             }
+            Framing::Frames if round.target_is_zero && round.kind == parallel::Round::Bulk => {}
+            Framing::Frames => match &mut self.batch.zeros {
+                Some((block, range)) if *block == source.index() && range.end == pages.start => {
+                    range.end = pages.end
+                }
+                _ => {
+                    self.close_zeros()?;
+                    self.batch.zeros = Some((source.index(), pages));
+                }
+            },
         }
         Ok(())
     }
 
-    fn run(&mut self, source: &PageSource, pages: std::ops::Range<u64>) -> Result<(), Error> {
+    fn run(&mut self, source: &PageSource, pages: Range<u64>) -> Result<(), Error> {
+        if let Framing::Packets(_) = self.framing {
+            for page in pages {
+                self.packet_page(source, |packets| packets.page(page))?;
+            }
+            return Ok(());
+        }
         self.close_zeros()?;
         self.open_batch()?;
         let gather = self.batch.gather.as_mut().expect("just opened");
@@ -259,17 +285,32 @@ impl Lane {
             return Ok(());
         }
         for page in pages {
-            let flag = crate::stream::ram::FLAG_PAGE;
-            self.records.page_header(
-                gather.own(),
-                flag,
-                source.index().into(),
-                source.name(),
-                page * PAGE_BYTES,
-            );
+            let (block, offset) = (source.index().into(), page * PAGE_BYTES);
+            self.records.page_header(gather.own(), FLAG_PAGE, block, source.name(), offset);
             source.gather(page..page + 1, gather);
         }
         Ok(())
+    }
+
+    /// Adds one page to the packet being filled; a full one goes into the send.
+    fn packet_page(
+        &mut self,
+        source: &PageSource,
+        add: impl FnOnce(&mut Packets) -> bool,
+    ) -> Result<(), Error> {
+        let Framing::Packets(packets) = &mut self.framing else { unreachable!("only with packets") };
+        if add(packets) { self.packet(source) } else { Ok(()) }
+    }
+
+    /// Puts the packet being filled into the send, if there is one.
+    fn packet(&mut self, source: &PageSource) -> Result<(), Error> {
+        if !matches!(&self.framing, Framing::Packets(packets) if !packets.is_empty()) {
+            return Ok(());
+        }
+        self.open_batch()?;
+        let gather = self.batch.gather.as_mut().expect("just opened");
+        let Framing::Packets(packets) = &mut self.framing else { unreachable!("just seen") };
+        packets.write(source, gather)
     }
 
     /// Pages travel as what changed, where the cache has them.
@@ -402,6 +443,26 @@ impl Lane {
             Counters::add(&counters.downtime_bytes, fresh);
         }
         counters.tick();
+    }
+
+    /// The pages of zeros that this lane left to the main channel.
+    pub fn take_zeros_for_main(&mut self) -> Vec<(u8, Range<u64>)> {
+        std::mem::take(&mut self.zeros_for_main)
+    }
+
+    /// Sends what the channels left to the main channel, and that they have come to the end of a round.
+    pub fn end_packets(&mut self, round: &Round<'_>, zeros: &[(u8, Range<u64>)]) -> Result<(), Error> {
+        let sources = std::mem::take(&mut self.sources);
+        let result = zeros.iter().try_for_each(|(block, pages)| {
+            self.zeros(round, &sources[usize::from(*block)], pages.clone())?;
+            self.flush_if_full(round)
+        });
+        self.sources = sources;
+        result?;
+        self.open_batch()?;
+        RamWriter::flush(self.batch.gather.as_mut().expect("just opened").own());
+        self.flush(round.counters, round.guest_runs)?;
+        self.finish(round.counters, round.guest_runs)
     }
 
     /// Sends `bytes` as they are: what stands between rounds.

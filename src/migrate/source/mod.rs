@@ -13,6 +13,7 @@
 mod answers;
 mod handover;
 mod lane;
+mod packets;
 mod peer;
 mod rounds;
 
@@ -60,6 +61,14 @@ pub enum Error {
     VerifyNeedsGodwit,
     #[error("several channels need a target that takes several connections")]
     ChannelsNeedAddress,
+    #[error(
+        "capability 'xbzrle' together with 'multifd' needs a Godwit as target and x-godwit-stream=auto; turn one off"
+    )]
+    DeltasNeedGodwit,
+    #[error(
+        "capability 'xbzrle' together with 'multifd' does not go with multifd-compression; set it to none"
+    )]
+    DeltasAreNotCompressed,
     #[error("threads to encode pages: {0}")]
     Pool(#[from] rayon::ThreadPoolBuildError),
 }

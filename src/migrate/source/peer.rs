@@ -1,16 +1,22 @@
 //! The other side: what it is, what it can do, and the streams to it.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use xbzrle::Cache;
 
 use super::answers::Answers;
-use super::lane::{Framing, Lane};
+use super::lane::{Framing, Lane, Round};
+use super::packets::Packets;
 use super::{Error, Source};
 use crate::encode::{RecordLayout, sources};
 use crate::io::transport;
 use crate::io::{Address, Connection, Ring, SocketWriter};
+use crate::machine::RunState;
 use crate::migrate::capabilities::Capability;
+use crate::migrate::parameters::Parameters;
+use crate::migrate::progress::Counters;
 use crate::stream::godwit::{self, Answer, Features, Frame};
 use crate::stream::multifd::Hello;
 use crate::stream::return_path::Reply;
@@ -33,11 +39,16 @@ pub struct Peer {
     /// What was chosen of the offer; empty with a peer that is no Godwit.
     pub features: Features,
     pub target_is_zero: bool,
+    /// SWITCHOVER_ACK has come: the target agrees to the guest being stopped.
+    agreed: bool,
     connections: Vec<Connection>,
 }
 
 /// How long the first answer may take: the target may still be at its RAM's setup.
 const GREETING: Duration = Duration::from_secs(60);
+
+/// How long a round waits for SWITCHOVER_ACK before pages dirtied meanwhile are sent.
+const AGREEMENT_POLL: Duration = Duration::from_millis(20);
 
 impl Peer {
     /// Opens the stream and finds out who is there. No RAM has moved when this returns, and the target has had the
@@ -73,6 +84,7 @@ impl Peer {
             answers,
             features: Features::empty(),
             target_is_zero: false,
+            agreed: false,
             connections: vec![connection],
         };
         let result = peer.introduce(source, address.as_ref());
@@ -98,8 +110,10 @@ impl Peer {
         self.main.send_bytes(&source.progress.counters, true, &out)?;
         let offer = if ask { self.read_offer()? } else { None };
         let channels = if source.settings.has(Capability::Multifd) { parameters.multifd_channels } else { 0 };
+        let mut channels = channels;
         if let Some((features, limit, is_zero)) = offer {
-            self.choose(source, features, channels.min(limit))?;
+            channels = channels.min(limit);
+            self.choose(source, features, channels)?;
             self.target_is_zero = is_zero;
         }
         if channels > 0 {
@@ -128,9 +142,16 @@ impl Peer {
         }
     }
 
+    /// Answers a Godwit's offer. Compressed pages travel in QEMU's packets between Godwits, too.
     fn choose(&mut self, source: &Source, offered: Features, channels: u8) -> Result<(), Error> {
+        let compressed = channels > 0 && source.settings.parameters().multifd_compression != "none";
+        if compressed && source.settings.has(Capability::Xbzrle) {
+            return Err(Error::DeltasAreNotCompressed);
+        }
         self.features = offered & Features::all();
-        if self.features.contains(Features::PAGE_RUNS | Features::ZERO_RANGES) {
+        self.features.set(Features::CHANNELS, offered.contains(Features::CHANNELS) && !compressed);
+        let framed = self.features.contains(Features::PAGE_RUNS | Features::ZERO_RANGES);
+        if framed && (channels == 0 || self.features.contains(Features::CHANNELS)) {
             self.main.framing = Framing::Frames;
         }
         let mut out = Vec::new();
@@ -139,10 +160,13 @@ impl Peer {
     }
 
     fn open_channels(&mut self, source: &Source, address: &Address, channels: u8) -> Result<(), Error> {
-        if !self.features.contains(Features::CHANNELS) {
-            return Err(Error::Refused("it is no Godwit, and QEMU's multifd is not built in".into()));
+        let packets = !self.features.contains(Features::CHANNELS);
+        if packets && source.settings.has(Capability::Xbzrle) {
+            return Err(Error::DeltasNeedGodwit);
         }
-        let timeout = Duration::from_millis(source.settings.parameters().x_godwit_peer_timeout);
+        let parameters = source.settings.parameters();
+        let timeout = Duration::from_millis(parameters.x_godwit_peer_timeout);
+        let numbers = Arc::new(AtomicU64::new(0));
         for channel in 0..channels {
             let mut ring = Ring::new(source.waker.clone())?;
             let connection = transport::connect(&mut ring, address)?;
@@ -150,13 +174,66 @@ impl Peer {
             let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
             let ram = source.guest.ram();
             let layout = RecordLayout::new(ram.blocks());
-            let mut lane =
-                Lane::new(channel.into(), true, ring, writer, Framing::Frames, sources(ram), layout, None);
+            let framing = match packets {
+                true => Framing::Packets(Packets::new(numbers.clone(), &parameters)?),
+                false => Framing::Frames,
+            };
+            let mut lane = Lane::new(channel.into(), true, ring, writer, framing, sources(ram), layout, None);
             let mut out = Vec::new();
             Hello { uuid: source.uuid.unwrap_or_default(), channel }.write(&mut out);
             lane.send_bytes(&source.progress.counters, true, &out)?;
             self.channels.push(lane);
             self.connections.push(connection);
+        }
+        Ok(())
+    }
+
+    /// Whether the channels carry QEMU's packets.
+    pub fn sends_packets(&self) -> bool {
+        self.channels.first().is_some_and(|lane| matches!(lane.framing, Framing::Packets(_)))
+    }
+
+    /// Sends the packet that ends a round on every channel.
+    pub fn sync_packets(&mut self, counters: &Counters) -> Result<(), Error> {
+        for lane in &mut self.channels {
+            if let Framing::Packets(packets) = &mut lane.framing {
+                let mut out = Vec::new();
+                packets.write_sync(&mut out);
+                lane.send_bytes(counters, true, &out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Marks the end of a round on every channel and on the main one, so that the target can wait for all.
+    pub fn end_round(&mut self, round: &Round<'_>, number: u32) -> Result<(), Error> {
+        let mut zeros = Vec::new();
+        for lane in &mut self.channels {
+            let mut out = Vec::new();
+            match &mut lane.framing {
+                Framing::Packets(packets) => packets.write_sync(&mut out),
+                _ => Frame::Sync { round: number }.write(&mut out),
+            }
+            lane.send_bytes(round.counters, round.guest_runs, &out)?;
+            zeros.append(&mut lane.take_zeros_for_main());
+        }
+        if self.sends_packets() {
+            return self.main.end_packets(round, &zeros);
+        }
+        if !self.channels.is_empty() {
+            let mut out = Vec::new();
+            Frame::Sync { round: number }.write(&mut out);
+            self.main.send_bytes(round.counters, round.guest_runs, &out)?;
+        }
+        Ok(())
+    }
+
+    /// Gives the channels the compression levels that are set now.
+    pub fn set_levels(&mut self, parameters: &Parameters) -> Result<(), Error> {
+        for lane in &mut self.channels {
+            if let Framing::Packets(packets) = &mut lane.framing {
+                packets.set_levels(parameters)?;
+            }
         }
         Ok(())
     }
@@ -192,19 +269,40 @@ impl Peer {
     /// The next message of the return path.
     pub fn wait(&mut self, what: &'static str, time: Duration) -> Result<Reply, Error> {
         let answers = self.answers.as_mut().expect("asked only of a peer that can answer");
-        match answers.wait(&mut self.main.ring, Some((std::time::Instant::now() + time, time))) {
-            Err(Error::Io(crate::io::Error::TimedOut(_))) => Err(Error::Silent { what, time }),
-            other => other,
-        }
+        let reply = match answers.wait(&mut self.main.ring, Some((Instant::now() + time, time))) {
+            Err(Error::Io(crate::io::Error::TimedOut(_))) => return Err(Error::Silent { what, time }),
+            other => other?,
+        };
+        self.agreed |= reply == Reply::SwitchoverAck;
+        Ok(reply)
     }
 
-    /// Errors if the target has refused meanwhile.
+    /// Takes what the target has said meanwhile. Errors if it has refused.
     pub fn check(&mut self) -> Result<(), Error> {
         let Some(answers) = &mut self.answers else { return Ok(()) };
-        match answers.poll(&mut self.main.ring)? {
-            Some(Reply::Shut(_)) => Err(Error::TargetFailed),
-            _ => Ok(()),
+        while let Some(reply) = answers.poll(&mut self.main.ring)? {
+            match reply {
+                Reply::Shut(_) => return Err(Error::TargetFailed),
+                Reply::SwitchoverAck => self.agreed = true,
+                _ => {}
+            }
         }
+        Ok(())
+    }
+
+    /// Whether the guest may be stopped now. With `switchover-ack` a running guest waits for the target's word, which
+    /// is looked for here for a moment; rounds go on meanwhile.
+    pub fn agrees_to_switch_over(&mut self, source: &Source) -> Result<bool, Error> {
+        let running = source.guest.run_state() == RunState::Running;
+        if !source.settings.has(Capability::SwitchoverAck) || !running {
+            return Ok(true);
+        }
+        self.check()?;
+        if !self.agreed {
+            self.main.ring.sleep_until(Instant::now() + AGREEMENT_POLL)?;
+            self.check()?;
+        }
+        Ok(self.agreed)
     }
 
     /// A broken connection is the target's doing if it said why.

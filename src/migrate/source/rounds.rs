@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use xbzrle::parallel;
 
-use super::lane::{Again, Lane, Round};
+use super::lane::{Again, Lane, Round, ZeroPages};
 use super::peer::{Peer, ram_section};
 use super::{Error, Source};
 use crate::encode::CHUNK_PAGES;
@@ -16,7 +16,6 @@ use crate::migrate::converge::{self, Decision, THROTTLE_PERIOD, Throttle, Thrott
 use crate::migrate::guest::DirtyLog;
 use crate::migrate::progress::{Counters, Pace, sum_stats};
 use crate::stream::SectionKind;
-use crate::stream::godwit::Frame;
 use crate::stream::ram::{FLAG_EOS, RamWriter};
 
 /// Pages cleared by one call before the first round: bounds how long KVM holds its lock.
@@ -57,6 +56,11 @@ impl Rounds {
         let section = ram_section();
         section.write(SectionKind::Start, &mut out);
         RamWriter::block_list(&mut out, blocks.iter().map(|block| (block.name(), block.bytes())));
+        if peer.sends_packets() {
+            // QEMU's channels come to the end of a round before the first one.
+            peer.sync_packets(&source.progress.counters)?;
+            RamWriter::flush(&mut out);
+        }
         out.extend_from_slice(&FLAG_EOS.to_be_bytes());
         section.write_footer(&mut out);
         peer.main.send_bytes(&source.progress.counters, true, &out)?;
@@ -79,7 +83,7 @@ impl Rounds {
             let left = self.owed_pages();
             let decision = self.decide(source, peer, left, left_before, rounds_below_limit);
             source.progress.counters.remaining.store(left, Ordering::Relaxed);
-            if decision == Decision::SwitchOver {
+            if decision == Decision::SwitchOver && peer.agrees_to_switch_over(source)? {
                 return Ok(());
             }
             let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
@@ -124,7 +128,12 @@ impl Rounds {
             self.owed.iter_mut().map(|set| std::mem::replace(set, PageSet::new(set.bound()))).collect();
         counters.remaining.store(pages.iter().map(PageSet::count).sum(), Ordering::Relaxed);
         let guest_runs = kind != parallel::Round::Last;
-        let detect_zeros = source.settings.parameters().zero_page_detection != "none";
+        let parameters = source.settings.parameters();
+        let zero_pages = match parameters.zero_page_detection {
+            "multifd" => ZeroPages::InPackets,
+            _ => ZeroPages::OnMain,
+        };
+        peer.set_levels(&parameters)?;
         let target_is_zero = peer.target_is_zero;
         let lanes = peer.lanes();
         let round = Round {
@@ -134,7 +143,8 @@ impl Rounds {
             again,
             counters,
             pool: &self.pool,
-            detect_zeros,
+            detect_zeros: parameters.zero_page_detection != "none",
+            zero_pages,
             lanes: lanes.len() as u64,
             target_is_zero,
             guest_runs,
@@ -147,13 +157,7 @@ impl Rounds {
         }
         self.pace.learn(travelled() - before, started.elapsed());
         self.number += 1;
-        if !peer.channels.is_empty() {
-            let mut out = Vec::new();
-            Frame::Sync { round: self.number }.write(&mut out);
-            for lane in peer.channels.iter_mut().chain([&mut peer.main]) {
-                lane.send_bytes(counters, guest_runs, &out)?;
-            }
-        }
+        peer.end_round(&round, self.number)?;
         for lane in peer.lanes() {
             if let Some(cache) = &mut lane.cache {
                 cache.end_period();

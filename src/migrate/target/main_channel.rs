@@ -2,14 +2,14 @@
 
 use std::collections::HashMap;
 
-use super::apply::Blocks;
+use super::apply::{Blocks, Threads};
 use super::channels::{Carries, Channels};
 use super::{Error, Greeting, Target};
 use crate::encode::hash_ram;
 use crate::io::{Ring, SocketReader};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::guest::Loader;
-use crate::stream::godwit::{self, Frame};
+use crate::stream::godwit::{self, Features, Frame};
 use crate::stream::ram::{RamParser, RamRules};
 use crate::stream::{self, Command, Record, SECTIONS_MAX, SectionHeader, SectionKind, Step};
 
@@ -23,6 +23,7 @@ pub struct MainChannel<'a> {
     pub greeting: Greeting,
     pub channels: Channels,
     blocks: Blocks,
+    threads: Threads,
     parser: RamParser,
     sections: HashMap<u32, SectionHeader>,
     /// Bytes consumed, for messages.
@@ -45,6 +46,7 @@ impl<'a> MainChannel<'a> {
             greeting,
             channels,
             blocks: Blocks::default(),
+            threads: Threads::default(),
             parser: RamParser::new(RamRules::default()),
             sections: HashMap::new(),
             offset: 0,
@@ -227,17 +229,17 @@ impl<'a> MainChannel<'a> {
             let used = self.parser.batch(self.reader.bytes(), BATCH_RECORDS, &mut batch)?;
             let mut ended = false;
             let mut flush = false;
-            for record in &batch {
-                match record {
+            for records in batch.chunk_by(|a, b| a.is_page() && b.is_page()) {
+                match &records[0] {
+                    record if record.is_page() => self.blocks.apply_by(&self.threads, records)?,
                     Record::End => ended = true,
                     Record::Flush => flush = true,
-                    Record::Blocks { .. } => {}
                     Record::Block { block } => {
                         let listed = &self.parser.blocks()[*block as usize];
                         self.blocks.add(self.target.guest.ram(), listed)?;
                     }
                     Record::Skip { .. } => return Err(Error::SourceCapabilities),
-                    page => self.blocks.apply(page)?,
+                    _ => {}
                 }
             }
             let idle = batch.is_empty();
@@ -276,7 +278,7 @@ impl<'a> MainChannel<'a> {
 
     fn command(&mut self) -> Result<(), Error> {
         match self.read_command()? {
-            Command::OpenReturnPath => self.greeting.open(),
+            Command::OpenReturnPath => self.greeting.open(&mut self.ring, self.target),
             Command::Ping(value) => self.greeting.pong(&mut self.ring, self.target, value),
             Command::SwitchoverStart => Ok(()),
             Command::Private { number: godwit::NUMBER, data } => {
@@ -293,7 +295,11 @@ impl<'a> MainChannel<'a> {
             Frame::Chosen { features, channels, facts } => {
                 self.greeting.chosen(features)?;
                 self.target.guest.check_facts(&facts)?;
-                self.channels.open(self.target, &mut self.ring, channels, Carries::Frames)
+                let carries = match features.contains(Features::CHANNELS) {
+                    true => Carries::Frames,
+                    false => Carries::Packets,
+                };
+                self.channels.open(self.target, &mut self.ring, channels, carries)
             }
             Frame::Run { block, offset, bytes } => {
                 self.offset += bytes;
@@ -302,7 +308,8 @@ impl<'a> MainChannel<'a> {
             Frame::Zero { block, offset, bytes } => self.blocks.zero(block, offset, bytes),
             Frame::Records { bytes } => {
                 self.offset += u64::from(bytes);
-                records_frame(&mut self.ring, &mut self.reader, &mut self.parser, &mut self.blocks, bytes)
+                let apply = |records: &[Record<'_>]| self.blocks.apply_by(&self.threads, records);
+                records_frame(&mut self.ring, &mut self.reader, &mut self.parser, apply, bytes)
             }
             Frame::Sync { .. } => self.channels.wait_for_round(),
             Frame::Hash(hash) => {
@@ -351,12 +358,12 @@ impl<'a> MainChannel<'a> {
     }
 }
 
-/// Applies `bytes` bytes of records that stand in a frame.
+/// Takes `bytes` bytes of records that stand in a frame.
 pub fn records_frame(
     ring: &mut Ring,
     reader: &mut SocketReader,
     parser: &mut RamParser,
-    blocks: &mut Blocks,
+    apply: impl Fn(&[Record<'_>]) -> Result<(), Error>,
     bytes: u32,
 ) -> Result<(), Error> {
     parser.forget_last_block();
@@ -365,12 +372,7 @@ pub fn records_frame(
         let have = reader.bytes().len().min(left);
         let mut batch = Vec::with_capacity(BATCH_RECORDS);
         let used = parser.batch(&reader.bytes()[..have], BATCH_RECORDS, &mut batch)?;
-        for record in &batch {
-            match record {
-                Record::Page { .. } | Record::Zero { .. } | Record::Delta { .. } => blocks.apply(record)?,
-                _ => return Err(Error::Command("a record that is no page in a frame")),
-            }
-        }
+        apply(&batch)?;
         drop(batch);
         reader.consume(used);
         left -= used;

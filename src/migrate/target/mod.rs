@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
+use super::capabilities::Capability;
 use super::guest::{Guest, GuestError};
 use super::progress::Status;
 use super::settings::Settings;
@@ -295,12 +296,16 @@ impl Greeting {
         Self { writer, two_way, is_open: false, is_godwit: false, features: Features::empty() }
     }
 
-    fn open(&mut self) -> Result<(), Error> {
+    fn open(&mut self, ring: &mut Ring, target: &Target) -> Result<(), Error> {
         if !self.two_way {
             return Err(Error::Command("a return path over a one-way connection"));
         }
         self.is_open = true;
-        Ok(())
+        // No device here has to prepare for the switch-over, so nothing is waited for.
+        match target.settings.has(Capability::SwitchoverAck) {
+            true => self.say(ring, &Reply::SwitchoverAck),
+            false => Ok(()),
+        }
     }
 
     fn pong(&mut self, ring: &mut Ring, target: &Target, value: u32) -> Result<(), Error> {
