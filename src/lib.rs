@@ -16,5 +16,6 @@ pub mod machine;
 pub mod memory;
 pub mod migrate;
 pub mod qmp;
+pub mod sabotage;
 pub mod stream;
 pub mod vmstate;

@@ -63,6 +63,8 @@ fn main() -> ExitCode {
         Err(error) => error.exit(),
     };
     log();
+    #[cfg(feature = "sabotage")]
+    godwit::sabotage::chosen();
     match cli.verb {
         Verb::Run { words } => run(words),
         Verb::Demo(demo) => done(client::demo::run(&demo)),

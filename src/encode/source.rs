@@ -24,6 +24,8 @@ pub struct PageSource {
     first_page: u64,
     /// Known to hold data, in bytes. Only that: a hole must be asked for again each time.
     data: Range<u64>,
+    #[cfg(feature = "sabotage")]
+    early: Option<early::Answers>,
 }
 
 /// One source per block, numbered in the order of the stream's list.
@@ -31,7 +33,14 @@ pub fn sources(ram: &GuestRam) -> Vec<PageSource> {
     let mut first_page = 0;
     let mut all = Vec::new();
     for (index, block) in ram.blocks().iter().enumerate() {
-        all.push(PageSource { block: block.clone(), index: index as u8, first_page, data: 0..0 });
+        all.push(PageSource {
+            block: block.clone(),
+            index: index as u8,
+            first_page,
+            data: 0..0,
+            #[cfg(feature = "sabotage")]
+            early: early::ask(block),
+        });
         first_page += block.pages();
     }
     all
@@ -59,6 +68,10 @@ impl PageSource {
     /// Which pages of a chunk may hold something else than zeros. Asking is reading: their dirty bits must have been
     /// cleared.
     pub fn data_mask(&mut self, chunk: u64) -> Result<ChunkMask, Error> {
+        #[cfg(feature = "sabotage")]
+        if let Some(mask) = self.early.as_mut().and_then(|answers| answers.take(chunk)) {
+            return Ok(mask);
+        }
         let start = chunk * CHUNK_PAGES * PAGE_BYTES;
         let end = (start + CHUNK_PAGES * PAGE_BYTES).min(self.block.bytes());
         let mut mask = [0; 4];
@@ -178,6 +191,37 @@ pub fn mask_ranges(mask: &ChunkMask) -> impl Iterator<Item = Range<u64>> + '_ {
         }
         Some(start..end)
     })
+}
+
+/// The fault that asks for holes before any dirty bit was cleared; see [`crate::sabotage`].
+#[cfg(feature = "sabotage")]
+mod early {
+    use super::*;
+    use crate::memory::PageSet;
+    use crate::sabotage::{Fault, on};
+    use std::time::Duration;
+
+    /// Which pages had data, and for which chunks that has not been used yet.
+    pub struct Answers {
+        data: PageSet,
+        unused: PageSet,
+    }
+
+    pub fn ask(block: &RamBlock) -> Option<Answers> {
+        on(Fault::HoleTestNotReading).then(|| {
+            let data = block.data_pages().expect("holes can be asked for");
+            std::thread::sleep(Duration::from_millis(100));
+            Answers { data, unused: PageSet::full(block.pages().div_ceil(CHUNK_PAGES)) }
+        })
+    }
+
+    impl Answers {
+        pub fn take(&mut self, chunk: u64) -> Option<ChunkMask> {
+            let first = (chunk * (CHUNK_PAGES / 64)) as usize;
+            let word = |word: usize| self.data.words().get(first + word).copied().unwrap_or(0);
+            self.unused.remove(chunk).then(|| std::array::from_fn(word))
+        }
+    }
 }
 
 #[cfg(test)]

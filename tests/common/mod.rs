@@ -4,3 +4,4 @@
 
 pub mod machines;
 pub mod vectors;
+pub mod vm;

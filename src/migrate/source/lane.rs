@@ -22,6 +22,7 @@ use super::packets::Packets;
 use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, mask_ranges};
 use crate::io::{Gather, Ring, SocketWriter};
 use crate::memory::{PAGE_BYTES, PageSet};
+use crate::sabotage::{self, Fault};
 use crate::stream::godwit::Frame;
 use crate::stream::ram::{FLAG_EOS, FLAG_PAGE, RamWriter};
 use crate::stream::{SectionHeader, SectionKind};
@@ -342,8 +343,10 @@ impl Lane {
     /// Encodes one batch and puts its records into the send being filled.
     fn deltas(&mut self, round: &Round<'_>, source: &PageSource, pages: &[u64]) -> Result<(), Error> {
         let live: Vec<LivePage<'_>> = pages.iter().map(|page| source.live(*page)).collect();
-        let (cache, layout, output) = (self.cache.as_mut(), &self.layout, &mut self.output);
-        round.pool.install(|| parallel::encode(round.kind, cache, &live, layout, output));
+        for _ in 0..if sabotage::on(Fault::CacheAhead) { 2 } else { 1 } {
+            let (cache, layout, output) = (self.cache.as_mut(), &self.layout, &mut self.output);
+            round.pool.install(|| parallel::encode(round.kind, cache, &live, layout, output));
+        }
         for kind in self.output.kinds() {
             let counter = match kind {
                 Kind::Zero => &round.counters.duplicate,

@@ -16,6 +16,8 @@ mod lane;
 mod packets;
 mod peer;
 mod rounds;
+#[cfg(feature = "sabotage")]
+mod sabotage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -15,6 +15,7 @@ use crate::migrate::capabilities::Capability;
 use crate::migrate::converge::{self, Decision, THROTTLE_PERIOD, Throttle, ThrottleRules};
 use crate::migrate::guest::DirtyLog;
 use crate::migrate::progress::{Counters, Pace, sum_stats};
+use crate::sabotage::{self, Fault};
 use crate::stream::SectionKind;
 use crate::stream::ram::{FLAG_EOS, RamWriter};
 
@@ -30,12 +31,16 @@ pub struct Rounds {
     number: u32,
     /// Owed to the next round, by block.
     owed: Vec<PageSet>,
+    #[cfg(feature = "sabotage")]
+    swap: super::sabotage::Swap,
 }
 
 impl Rounds {
     /// Starts the log and opens section `ram`.
     pub fn start(source: &Source, peer: &mut Peer) -> Result<Self, Error> {
         let log = source.guest.start_dirty_log()?;
+        #[cfg(feature = "sabotage")]
+        let log = super::sabotage::FaultyLog::around(log, source.guest.ram());
         let blocks = source.guest.ram().blocks();
         let mut owed: Vec<_> = blocks.iter().map(|block| PageSet::full(block.pages())).collect();
         // The first harvest brings every page anyway; it is taken so that what is cleared now was seen.
@@ -64,7 +69,16 @@ impl Rounds {
         out.extend_from_slice(&FLAG_EOS.to_be_bytes());
         section.write_footer(&mut out);
         peer.main.send_bytes(&source.progress.counters, true, &out)?;
-        Ok(Self { log, pool, pace: Pace::default(), throttle: Throttler::new(), number: 0, owed })
+        Ok(Self {
+            log,
+            pool,
+            pace: Pace::default(),
+            throttle: Throttler::new(),
+            number: 0,
+            owed,
+            #[cfg(feature = "sabotage")]
+            swap: Default::default(),
+        })
     }
 
     /// Sends rounds while the guest runs, until the rest is small enough to stop for.
@@ -99,7 +113,9 @@ impl Rounds {
 
     /// The last round, of a guest that stands still and whose state has been read.
     pub fn last(&mut self, source: &Source, peer: &mut Peer) -> Result<(), Error> {
-        self.harvest(source)?;
+        if !sabotage::on(Fault::NoFinalHarvest) {
+            self.harvest(source)?;
+        }
         // The guest waits: what is left goes as fast as the connection takes it, as in QEMU.
         source.settings.limit.set(0);
         let result = self.send(source, peer, parallel::Round::Last, None);
@@ -156,6 +172,8 @@ impl Rounds {
             lanes => send_over(lanes, &round)?,
         }
         self.pace.learn(travelled() - before, started.elapsed());
+        #[cfg(feature = "sabotage")]
+        self.swap.round(source, peer, &pages[0])?;
         self.number += 1;
         peer.end_round(&round, self.number)?;
         for lane in peer.lanes() {
