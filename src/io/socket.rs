@@ -34,6 +34,8 @@ pub struct SocketWriter {
     flight: Option<Flight>,
     spare: Vec<Gather>,
     sent: u64,
+    /// Where in a file the first byte goes; `None` for what has no positions.
+    start: Option<u64>,
 }
 
 /// The send the kernel works on. Boxed parts stay where they are while `Flight` moves.
@@ -57,7 +59,9 @@ unsafe impl Send for Message {}
 impl SocketWriter {
     pub fn new(fd: Arc<OwnedFd>, limit: Arc<Limit>) -> Self {
         let socket = is_socket(fd.as_raw_fd());
-        Self { fd, socket, limit, flight: None, spare: vec![Gather::default(), Gather::default()], sent: 0 }
+        let start = if socket { None } else { position(fd.as_raw_fd()) };
+        let spare = vec![Gather::default(), Gather::default()];
+        Self { fd, socket, limit, flight: None, spare, sent: 0, start }
     }
 
     /// An empty gather: the pool has two, one being filled while the other is in flight. Waits for the one in flight
@@ -107,6 +111,7 @@ impl SocketWriter {
                 r => r as usize,
             };
             self.sent += done as u64;
+            self.move_position();
             flight.bytes -= done;
             if flight.bytes == 0 {
                 flight.gather.clear();
@@ -145,11 +150,21 @@ impl SocketWriter {
             let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
             opcode::SendMsg::new(fd, &message.header).flags(flags).build()
         } else {
-            // Offset -1 is the file's own position, as write(2) would use.
-            opcode::Writev::new(fd, left.as_ptr(), left.len() as u32).offset(u64::MAX).build()
+            // Files are written by position: with the file's own (-1) the kernel leaves it where it was when a write
+            // ends short, and what follows would go over what is there. Pipes have none.
+            let at = self.start.map_or(u64::MAX, |start| start + self.sent);
+            opcode::Writev::new(fd, left.as_ptr(), left.len() as u32).offset(at).build()
         };
         // SAFETY: message and gather stay in `self.flight`, boxed, until the token was waited for or cancelled.
         unsafe { ring.submit(entry) }
+    }
+
+    /// A file's own position follows what was written, as with write(2): whoever shares the descriptor goes on there.
+    fn move_position(&self) {
+        if let Some(at) = self.start.and_then(|start| libc::off_t::try_from(start + self.sent).ok()) {
+            // SAFETY: lseek has no memory arguments.
+            unsafe { libc::lseek(self.fd.as_raw_fd(), at, libc::SEEK_SET) };
+        }
     }
 
     /// Takes back what is in flight. Must be called before the writer is dropped when `send` was not finished.
@@ -336,6 +351,12 @@ fn wait_until(ring: &mut Ring, token: Token, deadline: Instant, time: Duration) 
             return Err(error);
         }
     }
+}
+
+/// The position of a file; `None` of a pipe.
+fn position(fd: RawFd) -> Option<u64> {
+    // SAFETY: lseek has no memory arguments.
+    u64::try_from(unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) }).ok()
 }
 
 fn is_socket(fd: RawFd) -> bool {
