@@ -9,7 +9,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -81,6 +81,8 @@ pub struct Ring {
     finished: Vec<(u64, i32)>,
     next: u64,
     watching: bool,
+    patience: Option<Duration>,
+    deaf: bool,
 }
 
 impl Ring {
@@ -88,13 +90,41 @@ impl Ring {
         let uring = IoUring::builder().setup_coop_taskrun().build(ENTRIES)?;
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         waker.add(&event);
-        let mut ring = Self { uring, waker, event, finished: Vec::new(), next: FIRST, watching: false };
+        let mut ring = Self {
+            uring,
+            waker,
+            event,
+            finished: Vec::new(),
+            next: FIRST,
+            watching: false,
+            patience: None,
+            deaf: false,
+        };
         ring.watch_waker()?;
         Ok(ring)
     }
 
     pub fn waker(&self) -> &Waker {
         &self.waker
+    }
+
+    /// How long one operation may take from now on before [`Ring::wait`] takes it back; `None` is for ever.
+    pub fn set_patience(&mut self, time: Option<Duration>) {
+        self.patience = time;
+    }
+
+    pub fn patience(&self) -> Option<Duration> {
+        self.patience
+    }
+
+    /// From now on a cancel has no effect here: what was begun can only be ended.
+    pub fn ignore_cancel(&mut self) {
+        self.deaf = true;
+    }
+
+    /// Somebody wants what runs here to end.
+    pub fn is_cancelled(&self) -> bool {
+        !self.deaf && self.waker.is_cancelled()
     }
 
     /// Registers memory that [`opcode::WriteFixed`] and [`opcode::ReadFixed`] name by index.
@@ -126,14 +156,26 @@ impl Ring {
         Some(self.finished.swap_remove(at).1)
     }
 
-    /// Blocks until `token` is done. A cancel meanwhile takes the operation back and ends in [`Error::Cancelled`];
-    /// in either case the kernel has let go of the memory.
+    /// Blocks until `token` is done. A cancel meanwhile takes the operation back and ends in [`Error::Cancelled`], the
+    /// end of patience in [`Error::TimedOut`]; in any case the kernel has let go of the memory. What was moved in part
+    /// when patience ended counts as done.
     pub fn wait(&mut self, token: Token) -> Result<i32> {
+        let deadline = self.patience.map(|time| (Instant::now() + time, time));
         loop {
             if let Some(result) = self.ready(token) {
                 return Ok(result);
             }
-            if let Err(error) = self.sleep(None) {
+            if let Some((at, time)) = deadline
+                && Instant::now() >= at
+            {
+                return match self.cancel(token) {
+                    result if result == -libc::ECANCELED || result == -libc::EINTR => {
+                        Err(Error::TimedOut(time))
+                    }
+                    result => Ok(result),
+                };
+            }
+            if let Err(error) = self.sleep(deadline.map(|(at, _)| at)) {
                 self.cancel(token);
                 return Err(error);
             }
@@ -142,13 +184,13 @@ impl Ring {
 
     /// Blocks until something happened: a completion, a wake-up, or `deadline`.
     pub fn sleep(&mut self, deadline: Option<Instant>) -> Result<()> {
-        if self.waker.is_cancelled() {
+        if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
         self.watch_waker()?;
         self.enter(deadline)?;
         self.collect();
-        if self.waker.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+        if self.is_cancelled() { Err(Error::Cancelled) } else { Ok(()) }
     }
 
     /// Blocks until `deadline`; [`Waker::wake`] ends the sleep early.
@@ -243,6 +285,25 @@ mod tests {
         let started = Instant::now();
         ring.sleep_until(started + Duration::from_millis(20)).unwrap();
         assert!(started.elapsed() >= Duration::from_millis(20));
+    }
+
+    #[test]
+    fn patience_takes_an_operation_back_and_a_deaf_ring_is_not_cancelled() {
+        let waker = Waker::new();
+        let mut ring = Ring::new(waker.clone()).unwrap();
+        let silent = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        let poll = || opcode::PollAdd::new(types::Fd(silent.as_raw_fd()), libc::POLLIN as u32).build();
+        ring.set_patience(Some(Duration::from_millis(20)));
+        // SAFETY: a poll names no memory.
+        let token = unsafe { ring.submit(poll()) }.unwrap();
+        assert!(matches!(ring.wait(token), Err(Error::TimedOut(_))));
+        ring.ignore_cancel();
+        waker.cancel();
+        silent.write(1).unwrap();
+        // SAFETY: a poll names no memory.
+        let token = unsafe { ring.submit(poll()) }.unwrap();
+        assert!(ring.wait(token).unwrap() > 0);
+        assert!(!ring.is_cancelled());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
@@ -213,7 +213,7 @@ fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connecti
     Ok(Connection { fd: Arc::new(fd), medium: Medium::Pipe, child: Some(child) })
 }
 
-/// Connects to a socket address, in the ring.
+/// Connects to a socket address, in the ring and for as long as its patience lasts.
 pub fn connect(ring: &mut Ring, address: &Address) -> std::result::Result<Connection, OpenError> {
     match address {
         Address::Unix(path) => connect_to(ring, address, &SocketAddress::unix(path)?),
@@ -243,9 +243,11 @@ fn connect_to(
     let entry = opcode::Connect::new(types::Fd(fd.as_raw_fd()), name, length).build();
     // SAFETY: `to` is borrowed until `wait` returns, and `wait` returns only when the kernel is done.
     let token = unsafe { ring.submit(entry) }?;
-    match ring.wait(token)? {
-        0.. => Ok(Connection::from_fd(fd).tune()),
-        error => Err(fail(std::io::Error::from_raw_os_error(-error))),
+    match ring.wait(token) {
+        Ok(0..) => Ok(Connection::from_fd(fd).tune()),
+        Ok(error) => Err(fail(std::io::Error::from_raw_os_error(-error))),
+        Err(Error::TimedOut(_)) => Err(fail(std::io::Error::from_raw_os_error(libc::ETIMEDOUT))),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -318,7 +320,7 @@ impl Listener {
         &self.addresses
     }
 
-    /// Waits for the next connection.
+    /// Waits for the next connection, as long as the ring's patience lasts.
     pub fn accept(&self, ring: &mut Ring) -> Result<Connection> {
         let mut tokens = Vec::new();
         for socket in &self.sockets {
@@ -327,14 +329,18 @@ impl Listener {
             // SAFETY: a poll names no memory.
             tokens.push(unsafe { ring.submit(entry) }?);
         }
+        let deadline = ring.patience().map(|time| (Instant::now() + time, time));
         let ready = loop {
-            match tokens.iter().position(|token| ring.ready(*token).is_some()) {
-                Some(index) => break Ok(index),
-                None => {
-                    if let Err(error) = ring.sleep(None) {
-                        break Err(error);
-                    }
-                }
+            if let Some(index) = tokens.iter().position(|token| ring.ready(*token).is_some()) {
+                break Ok(index);
+            }
+            if let Some((at, time)) = deadline
+                && Instant::now() >= at
+            {
+                break Err(Error::TimedOut(time));
+            }
+            if let Err(error) = ring.sleep(deadline.map(|(at, _)| at)) {
+                break Err(error);
             }
         };
         for (index, token) in tokens.into_iter().enumerate() {

@@ -12,6 +12,7 @@ use super::{Error, Source};
 use crate::encode::hash_ram;
 use crate::io;
 use crate::migrate::guest::State;
+use crate::migrate::parameters::Parameters;
 use crate::stream::godwit::{self, Answer, Features, Frame};
 use crate::stream::ram::FLAG_EOS;
 use crate::stream::return_path::Reply;
@@ -49,28 +50,34 @@ pub fn hand_over(
     if !json.is_empty() {
         description(&mut out, &json);
     }
-    let sent = peer.main.send_bytes(&source.progress.counters, false, &out);
+    let time = commit_timeout(&source.settings.parameters());
+    peer.main
+        .send_bytes(&source.progress.counters, false, &out)
+        .map_err(|error| silent(error, "the guest's state, before GO", time))?;
     if peer.answers.is_none() {
-        return sent.map(|()| Outcome::HandedOver);
+        return Ok(Outcome::HandedOver);
     }
-    sent?;
     if peer.features.contains(Features::COMMIT) {
-        commit(source, peer)
+        commit(source, peer, time)
     } else {
         wait_for_shut(peer, FOR_EVER)
     }
 }
 
-fn commit(source: &Source, peer: &mut Peer) -> Result<Outcome, Error> {
-    let parameters = source.settings.parameters();
-    let time = match parameters.x_godwit_commit_timeout {
+/// How long the target may be silent while the guest stands still and has not been given away.
+pub fn commit_timeout(parameters: &Parameters) -> Duration {
+    match parameters.x_godwit_commit_timeout {
         0 => COMMIT.max(Duration::from_millis(4 * parameters.downtime_limit)),
         told => Duration::from_millis(told),
-    };
+    }
+}
+
+fn commit(source: &Source, peer: &mut Peer, time: Duration) -> Result<Outcome, Error> {
     let deadline = Instant::now() + time;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        match peer.wait("commit, before GO", left).map_err(|error| silent(error, time))? {
+        let what = "commit, before GO";
+        match peer.wait(what, left).map_err(|error| silent(error, what, time))? {
             Reply::Other { kind: godwit::NUMBER, data } if Answer::parse(&data) == Some(Answer::Loaded) => {
                 break;
             }
@@ -80,7 +87,11 @@ fn commit(source: &Source, peer: &mut Peer) -> Result<Outcome, Error> {
     }
     let mut go = Vec::new();
     Frame::Go.write(&mut go);
-    // From here on the guest never resumes here by itself.
+    if peer.main.ring.is_cancelled() {
+        return Err(io::Error::Cancelled.into());
+    }
+    // From here on the guest never resumes here by itself, and a cancel comes too late.
+    peer.main.ring.ignore_cancel();
     match peer.main.send_bytes(&source.progress.counters, false, &go) {
         Ok(()) => wait_for_shut(peer, time),
         Err(error) => Ok(nobody_knows(error)),
@@ -108,11 +119,10 @@ fn nobody_knows(error: Error) -> Outcome {
     )))
 }
 
-/// The whole time-out, not what was left of it.
-fn silent(error: Error, time: Duration) -> Error {
+/// A time-out by the name of what was waited for; the whole time, not what was left of it.
+pub fn silent(error: Error, what: &'static str, time: Duration) -> Error {
     match error {
-        Error::Silent { what, .. } => Error::Silent { what, time },
-        Error::Io(io::Error::TimedOut(_)) => Error::Silent { what: "commit, before GO", time },
+        Error::Silent { .. } | Error::Io(io::Error::TimedOut(_)) => Error::Silent { what, time },
         other => other,
     }
 }

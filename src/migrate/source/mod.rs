@@ -139,10 +139,13 @@ impl Source {
 
     fn migrate(&self, destination: Destination, started: Instant) -> Result<(), Error> {
         let mut ring = Ring::new(self.waker.clone())?;
+        let timeout = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
+        ring.set_patience(Some(timeout));
         let (connection, address) = match destination {
             Destination::Open(connection) => (connection, None),
             Destination::Address(address) => (transport::connect(&mut ring, &address)?, Some(address)),
         };
+        ring.set_patience(None);
         let mut peer = Peer::greet(self, ring, connection, address)?;
         let result = self.send(&mut peer, started);
         // The reason that the target gave is better than the broken connection it caused.
@@ -188,8 +191,13 @@ impl Source {
     ) -> Result<Outcome, Error> {
         self.pause_before_switchover(peer)?;
         self.enter(Status::Device);
+        // The guest waits: from here to GO the target may not be silent for longer than the commit takes.
+        let time = handover::commit_timeout(&self.settings.parameters());
+        peer.set_patience(time);
         let state = self.guest.save(ran)?;
-        rounds.last(self, peer)?;
+        rounds
+            .last(self, peer)
+            .map_err(|error| handover::silent(error, "the last pages, before GO", time))?;
         handover::hand_over(self, peer, state.as_ref(), stopped_at)
     }
 
@@ -208,6 +216,7 @@ impl Source {
         self.go_on.store(false, Ordering::SeqCst);
         self.enter(Status::PreSwitchover);
         while !self.go_on.load(Ordering::SeqCst) {
+            peer.check()?;
             peer.main.ring.sleep(None)?;
         }
         Ok(())

@@ -44,9 +44,6 @@ pub struct Peer {
     connections: Vec<Connection>,
 }
 
-/// How long the first answer may take: the target may still be at its RAM's setup.
-const GREETING: Duration = Duration::from_secs(60);
-
 /// How long a round waits for SWITCHOVER_ACK before pages dirtied meanwhile are sent.
 const AGREEMENT_POLL: Duration = Duration::from_millis(20);
 
@@ -108,7 +105,9 @@ impl Peer {
             Command::Ping(if ask { godwit::PING } else { 1 }).write(&mut out);
         }
         self.main.send_bytes(&source.progress.counters, true, &out)?;
-        let offer = if ask { self.read_offer()? } else { None };
+        // The target may still be at its RAM's setup.
+        let timeout = Duration::from_millis(parameters.x_godwit_peer_timeout);
+        let offer = if ask { self.read_offer(timeout)? } else { None };
         let channels = if source.settings.has(Capability::Multifd) { parameters.multifd_channels } else { 0 };
         let mut channels = channels;
         if let Some((features, limit, is_zero)) = offer {
@@ -126,10 +125,10 @@ impl Peer {
     }
 
     /// A Godwit's offer comes before its PONG.
-    fn read_offer(&mut self) -> Result<Option<(Features, u8, bool)>, Error> {
+    fn read_offer(&mut self, timeout: Duration) -> Result<Option<(Features, u8, bool)>, Error> {
         let mut offer = None;
         loop {
-            match self.wait("greeting", GREETING)? {
+            match self.wait("greeting", timeout)? {
                 Reply::Pong(godwit::PING) => return Ok(offer),
                 Reply::Shut(_) => return Err(Error::TargetFailed),
                 Reply::Other { kind: godwit::NUMBER, data } => {
@@ -169,7 +168,9 @@ impl Peer {
         let numbers = Arc::new(AtomicU64::new(0));
         for channel in 0..channels {
             let mut ring = Ring::new(source.waker.clone())?;
+            ring.set_patience(Some(timeout));
             let connection = transport::connect(&mut ring, address)?;
+            ring.set_patience(None);
             connection.set_user_timeout(timeout).map_err(crate::io::Error::from)?;
             let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
             let ram = source.guest.ram();
@@ -275,6 +276,13 @@ impl Peer {
         };
         self.agreed |= reply == Reply::SwitchoverAck;
         Ok(reply)
+    }
+
+    /// How long the target may take none of what is sent.
+    pub fn set_patience(&mut self, time: Duration) {
+        for lane in std::iter::once(&mut self.main).chain(&mut self.channels) {
+            lane.ring.set_patience(Some(time));
+        }
     }
 
     /// Takes what the target has said meanwhile. Errors if it has refused.
