@@ -267,7 +267,7 @@ impl Handle {
         }
         let result = self.settings.capabilities().with(changes)?;
         let multifd_changes = result.has(Capability::Multifd) != self.settings.has(Capability::Multifd);
-        if multifd_changes && self.arrival.status() != Status::None {
+        if multifd_changes && self.arrival.status().is_running() {
             return Err(CapabilityError::MultifdTooLate.into());
         }
         self.settings.set_capabilities(result);

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::apply::Blocks;
 use super::main_channel::records_frame;
@@ -52,6 +53,8 @@ struct State {
     rounds: u64,
     blocks: Option<(Blocks, Vec<ListedBlock>)>,
     failure: Option<Error>,
+    /// Channels that ended; none of them has come to the end of the present round.
+    gone: usize,
     over: bool,
 }
 
@@ -71,6 +74,9 @@ impl Channels {
         if count > CHANNELS_MAX {
             return Err(Error::TooManyChannels(count));
         }
+        // A source that is gone connects no channels, and nothing else would tell.
+        let timeout = Duration::from_millis(target.settings.parameters().x_godwit_peer_timeout);
+        ring.set_patience(Some(timeout));
         let mut readers: Vec<Option<SocketReader>> = (0..count).map(|_| None).collect();
         while readers.iter().any(Option::is_none) {
             let connection = self.connections.next(ring)?;
@@ -87,6 +93,7 @@ impl Channels {
                 _ => return Err(Error::Channel(hello.channel)),
             }
         }
+        ring.set_patience(None);
         self.meeting.lock().channels = usize::from(count);
         for (number, reader) in readers.into_iter().flatten().enumerate() {
             let (meeting, waker) = (self.meeting.clone(), self.waker.clone());
@@ -116,6 +123,9 @@ impl Channels {
         while state.arrived < state.channels {
             if let Some(failure) = state.failure.take() {
                 return Err(failure);
+            }
+            if state.gone > 0 {
+                return Err(Error::ChannelGone);
             }
             state = self.meeting.wait(state);
         }
@@ -160,11 +170,10 @@ impl Meeting {
     fn fail(&self, error: Error, waker: &Waker) {
         let mut state = self.lock();
         let closed = matches!(error, Error::Io(io::Error::Closed | io::Error::Cancelled));
-        // A source that is done closes its channels; only between rounds is that the end.
-        if state.over || closed && state.arrived == 0 {
-            state.channels = state.channels.saturating_sub(usize::from(closed));
-        }
-        if !state.over && !closed {
+        // A source that is done closes its channels: whether this one came too early shows when it is waited for.
+        if closed {
+            state.gone += 1;
+        } else if !state.over {
             state.failure.get_or_insert(error);
             waker.cancel();
         }

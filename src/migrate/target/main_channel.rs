@@ -70,6 +70,10 @@ impl<'a> MainChannel<'a> {
         self.consume(1);
         self.channels.finish()?;
         self.description()?;
+        let wanted = self.target.guest.ram().main().name();
+        if self.parser.blocks().iter().all(|block| block.name != wanted) {
+            return Err(self.says("block list", format!("\"{wanted}\", this guest's RAM, is not in it")));
+        }
         loader.validate()?;
         match self.hash {
             Some(hash) if hash_ram(self.target.guest.ram())? != hash => Err(Error::RamDiffers),

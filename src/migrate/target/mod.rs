@@ -67,6 +67,8 @@ pub enum Error {
     TooManyChannels(u8),
     #[error("a channel says it is number {0}, which is none or was there already")]
     Channel(u8),
+    #[error("a channel ended in the middle of a round")]
+    ChannelGone,
     #[error("a multifd channel came, but capability multifd is off here")]
     MultifdOff,
     #[error("RAM here differs from the source's (x-godwit-verify)")]
@@ -181,8 +183,8 @@ impl Target {
     fn receive(&self, origin: Origin) -> Result<(), Error> {
         let mut ring = Ring::new(self.waker.clone())?;
         let mut connections = Connections { origin, early: Vec::new() };
-        let connection = connections.main(&mut ring)?;
         let timeout = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
+        let connection = connections.main(&mut ring, timeout)?;
         connection.set_user_timeout(timeout).map_err(io::Error::from)?;
         self.arrival.set(Status::Active, None);
         (self.events)(Event::Status(Status::Active));
@@ -242,6 +244,9 @@ fn loaded() -> Reply {
     Reply::Other { kind: godwit::NUMBER, data: Answer::Loaded.data() }
 }
 
+/// Channels that may be there before the main one: as many as a number in a hello can name.
+const EARLY_MAX: usize = 256;
+
 /// Connections of one migration, told apart by their first bytes.
 pub struct Connections {
     origin: Origin,
@@ -250,17 +255,28 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// The main channel.
-    fn main(&mut self, ring: &mut Ring) -> Result<Connection, Error> {
+    /// The main channel: the first connection that says something else than a channel does, within `timeout`.
+    fn main(&mut self, ring: &mut Ring, timeout: Duration) -> Result<Connection, Error> {
         loop {
             let connection = match &mut self.origin {
                 Origin::Open(connection) => return Ok(connection.share()),
                 Origin::Listener(listener) => listener.accept(ring)?,
             };
-            match connection.peek(ring)? {
-                stream::multifd::MAGIC => self.early.push(connection),
+            ring.set_patience(Some(timeout));
+            let first = connection.peek(ring);
+            ring.set_patience(None);
+            match first {
+                Ok(stream::multifd::MAGIC) if self.early.len() < EARLY_MAX => self.early.push(connection),
+                Ok(stream::multifd::MAGIC) => {}
                 // Anything else is read as a main channel, whose header says what is wrong with it.
-                _ => return Ok(connection),
+                Ok(_) => return Ok(connection),
+                // Whoever that was, the source may still come.
+                Err(io::Error::Closed | io::Error::TimedOut(_)) => {
+                    eprintln!(
+                        "godwit: incoming migration: a connection ended before it began; still listening"
+                    );
+                }
+                Err(error) => return Err(error.into()),
             }
         }
     }
