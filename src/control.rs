@@ -24,6 +24,7 @@ use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
 use crate::dump::Dumps;
 use crate::io::{Address, AddressError};
 use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
+use crate::memory;
 use crate::migrate::{self, Handle, Parts};
 use crate::qmp::commands::migration::inherited;
 use crate::qmp::{Events, Exit, Monitor, Server, Vmm};
@@ -35,6 +36,8 @@ use pidfile::Pidfile;
 pub enum Error {
     #[error(transparent)]
     Ring(#[from] ring::Unavailable),
+    #[error("SIGBUS cannot be handled")]
+    Signal(#[source] std::io::Error),
     #[error(transparent)]
     Chardev(#[from] chardev::Error),
     #[error("cannot set up the connection of the serial port")]
@@ -59,6 +62,7 @@ pub fn run(config: Config) -> Result<i32, Error> {
     if let Some(daemon::Side::Parent(status)) = daemon {
         return Ok(status);
     }
+    memory::say_when_full().map_err(Error::Signal)?;
     let runtime = ring::runtime()?;
     let events = Arc::new(Events::new());
     let exit = Arc::new(Exit::default());

@@ -6,9 +6,11 @@
 //! [`GuestRam::write`] or `vm-memory` and is marked in a bitmap of its own, see [`GuestRam::take_vmm_dirty`].
 
 mod backing;
+mod full;
 mod pages;
 mod ram;
 
+pub use full::say_when_full;
 pub use pages::PageSet;
 pub use ram::{GuestRam, Mem, RamBlock, Region};
 
@@ -36,8 +38,10 @@ pub enum Error {
     Address { gpa: u64, bytes: usize },
     #[error("block {0:?} is already there with another size")]
     BlockExists(String),
-    #[error("cannot write block {block:?}: {source}{}", advice(source))]
-    Fill { block: String, source: std::io::Error },
+    #[error("block {name:?} of {bytes} bytes belongs to no device here and is too large to be kept")]
+    BlockTooLarge { name: String, bytes: u64 },
+    #[error("no memory for the guest at {offset:#x} of block {block:?}: {source}{}", advice(source))]
+    Full { block: String, offset: u64, source: std::io::Error },
     #[error("cannot find or punch holes in block {block:?}: {source}")]
     Hole { block: String, source: std::io::Error },
 }

@@ -19,6 +19,8 @@ pub type Mem = GuestMemoryMmap<AtomicBitmap>;
 /// RAM below the 4 GiB hole ends here at the latest; the rest starts at [`HIGH_START`] (QEMU's microvm).
 const LOW_END: u64 = 3 << 30;
 const HIGH_START: u64 = 4 << 30;
+/// Firmware, the only memory that a stream brings without a device here, is smaller.
+const KEPT_BYTES_MAX: u64 = 16 << 20;
 
 /// Where a part of a block appears in the guest's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -111,10 +113,11 @@ impl RamBlock {
     /// # Panics
     /// When they do not lie in the block.
     pub fn fill(&self, offset: u64, pieces: &mut [io::IoSlice<'_>]) -> Result<(), Error> {
-        self.inner
-            .backing
-            .fill(offset, pieces)
-            .map_err(|source| Error::Fill { block: self.name().into(), source })
+        self.inner.backing.fill(offset, pieces).map_err(|source| Error::Full {
+            block: self.name().into(),
+            offset,
+            source,
+        })
     }
 
     /// All pages that are not holes, by [`RamBlock::next_data`].
@@ -214,6 +217,9 @@ impl GuestRam {
     /// because a stream brought it. One such block at most; the guest does not see it.
     pub fn keep_block(&self, name: &str, bytes: u64) -> Result<&RamBlock, Error> {
         if self.block(name).is_none() && self.inner.with_kept.get().is_none() {
+            if bytes > KEPT_BYTES_MAX {
+                return Err(Error::BlockTooLarge { name: name.into(), bytes });
+            }
             let backend = MemoryBackend::Anonymous { share: false };
             let kept = block(name.into(), Backing::new(name, bytes, &backend)?, Vec::new());
             let _ = self.inner.with_kept.set(vec![self.main().clone(), kept]);
