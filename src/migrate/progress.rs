@@ -186,6 +186,8 @@ impl Progress {
         }
         out.insert("ram".into(), self.ram(&figures, total));
         if let Some(stats) = &figures.xbzrle {
+            // The specification's example shows this beside the cache; QEMU dropped it.
+            out.insert("capabilities".into(), json!([{"capability": "xbzrle", "state": true}]));
             out.insert("xbzrle-cache".into(), xbzrle_json(stats));
         }
         if figures.throttle > 0 {

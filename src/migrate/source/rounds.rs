@@ -54,6 +54,7 @@ impl Rounds {
         }
         source.progress.figures().ram_bytes = blocks.iter().map(|block| block.bytes()).sum();
         source.pass();
+        show_caches(source, peer);
         let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
         let pool =
             ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "migration".into()).build()?;
@@ -181,8 +182,7 @@ impl Rounds {
                 cache.end_period();
             }
         }
-        source.progress.figures().xbzrle =
-            sum_stats(peer.lanes().iter().filter_map(|lane| lane.cache.as_ref().map(|cache| cache.stats())));
+        show_caches(source, peer);
         Ok(())
     }
 
@@ -233,6 +233,11 @@ impl Rounds {
     fn owed_pages(&self) -> u64 {
         self.owed.iter().map(PageSet::count).sum()
     }
+}
+
+fn show_caches(source: &Source, peer: &mut Peer) {
+    let stats = peer.lanes().iter().filter_map(|lane| lane.cache.as_ref().map(|cache| cache.stats()));
+    source.progress.figures().xbzrle = sum_stats(stats);
 }
 
 /// Lanes that send side by side; the end of the round is the barrier.
