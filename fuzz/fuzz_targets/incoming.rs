@@ -1,0 +1,176 @@
+//! Any bytes on any connections to a target end in an error or a loaded guest, soon and in bounded memory.
+//!
+//! The first byte of the input: bit 0 switches capability `multifd` on, bits 1 and 2 are the number of channels. For each
+//! channel there are two bytes, a length (little-endian), and then so many bytes; what is left is the main channel.
+
+#![no_main]
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use godwit::args::{self, Request};
+use godwit::config::Config;
+use godwit::io::{Address, Listener, Waker};
+use godwit::kvm::state::VcpuState;
+use godwit::machine::load::{self, HostCpu};
+use godwit::machine::{RunState, SavedState};
+use godwit::memory::GuestRam;
+use godwit::migrate::capabilities::Capability;
+use godwit::migrate::guest::{DirtyLog, Guest, GuestError, Loader, State};
+use godwit::migrate::settings::Settings;
+use godwit::migrate::target::{Arrival, Origin, Target};
+use godwit::stream::godwit::Facts;
+use godwit::stream::{Error, SectionHeader, Step};
+use libfuzzer_sys::fuzz_target;
+use serde_json::json;
+
+/// A silent peer is given up after so many milliseconds.
+const PEER_TIMEOUT: u64 = 30;
+/// Longer than anything may take that is no fault.
+const SOON: Duration = Duration::from_secs(5);
+
+fn config() -> &'static Config {
+    static CONFIG: OnceLock<Config> = OnceLock::new();
+    CONFIG.get_or_init(|| {
+        let words = "-M microvm,acpi=off -m 2 -smp 1 -nodefaults -display none -serial null -incoming defer";
+        match args::parse(words.split(' ').map(Into::into)) {
+            Ok(Request::Run(config)) => *config,
+            _ => panic!("a sound command line"),
+        }
+    })
+}
+
+/// A machine without KVM: RAM, and the loader of the real one.
+struct Guestless {
+    ram: GuestRam,
+    state: Mutex<RunState>,
+}
+
+impl Guest for Guestless {
+    fn ram(&self) -> &GuestRam {
+        &self.ram
+    }
+
+    fn run_state(&self) -> RunState {
+        *self.state.lock().unwrap()
+    }
+
+    fn stop(&self, _: RunState) -> Result<bool, GuestError> {
+        unreachable!("a target stops no guest")
+    }
+
+    fn cont(&self) -> Result<(), GuestError> {
+        *self.state.lock().unwrap() = RunState::Running;
+        Ok(())
+    }
+
+    fn set_state(&self, to: RunState) {
+        *self.state.lock().unwrap() = to;
+    }
+
+    fn set_throttle(&self, _: u8) {}
+
+    fn start_dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        unreachable!("a target logs nothing")
+    }
+
+    fn facts(&self) -> Facts {
+        Facts::default()
+    }
+
+    fn check_facts(&self, _: &Facts) -> Result<(), GuestError> {
+        Ok(())
+    }
+
+    fn save(&self, _: bool) -> Result<Box<dyn State>, GuestError> {
+        unreachable!("a target saves nothing")
+    }
+
+    fn loader(&self) -> Box<dyn Loader + '_> {
+        Box::new(Sections(Some(load::Loader::new(config(), HostCpu::default()))))
+    }
+}
+
+struct Sections(Option<load::Loader>);
+
+impl Loader for Sections {
+    fn section(&mut self, header: &SectionHeader, input: &[u8], offset: u64) -> Result<Step<()>, Error> {
+        self.0.as_mut().expect("not applied yet").section(header, input, offset)
+    }
+
+    fn validate(&mut self) -> Result<(), GuestError> {
+        self.0.as_ref().expect("not applied yet").validate().map_err(GuestError::from)
+    }
+
+    fn apply(&mut self) -> Result<Option<RunState>, GuestError> {
+        let loader = self.0.take().expect("applied once");
+        let run_state = loader.run_state();
+        let vcpu = VcpuState { xsave: vec![0; 4096], ..VcpuState::default() };
+        let fresh = SavedState { vcpus: vec![vcpu], ..SavedState::default() };
+        loader.into_state(fresh, 1 << 60).map_err(GuestError::from)?;
+        Ok(run_state)
+    }
+}
+
+/// The main channel's bytes and the channels'.
+fn split(bytes: &[u8]) -> Option<(bool, Vec<&[u8]>)> {
+    let (choice, mut rest) = bytes.split_first()?;
+    let mut channels = Vec::new();
+    for _ in 0..choice >> 1 & 3 {
+        let (length, after) = rest.split_first_chunk::<2>()?;
+        let (channel, after) = after.split_at_checked(usize::from(u16::from_le_bytes(*length)))?;
+        channels.push(channel);
+        rest = after;
+    }
+    channels.insert(0, rest);
+    Some((choice & 1 == 1, channels))
+}
+
+/// The source: all connections, all bytes, and an ear for the answers.
+fn feed(path: &str, channels: &[&[u8]]) {
+    let mut connections = Vec::new();
+    // Behind the others one that is no main channel and no further channel, for a target that waits for either.
+    for bytes in channels.iter().copied().chain([[0; 196].as_slice()]) {
+        let Ok(mut connection) = UnixStream::connect(path) else { break };
+        let _ = connection.write_all(bytes);
+        let _ = connection.shutdown(std::net::Shutdown::Write);
+        connections.push(connection);
+    }
+    for mut connection in connections {
+        let _ = connection.read_to_end(&mut Vec::new());
+    }
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| tempfile::tempdir().unwrap());
+    let Some((multifd, channels)) = split(bytes) else { return };
+    let path = folder.path().join("s").to_str().unwrap().to_owned();
+    let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let settings = Settings::default();
+    let parameters = json!({"x-godwit-peer-timeout": PEER_TIMEOUT, "multifd-channels": channels.len().max(2) - 1});
+    settings.set_parameters(settings.parameters().with(parameters.as_object().unwrap()).unwrap());
+    settings.set_capabilities(settings.capabilities().with(&[(Capability::Multifd, multifd)]).unwrap());
+    let ram = GuestRam::new(&config().memory).unwrap();
+    let guest = Arc::new(Guestless { ram, state: Mutex::new(RunState::InMigrate) });
+    let target = Target {
+        guest: guest.clone(),
+        settings: Arc::new(settings),
+        arrival: Arc::new(Arrival::default()),
+        events: Arc::new(|_| {}),
+        waker: Waker::new(),
+        autostart: Arc::new(|| true),
+        uuid: None,
+    };
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| feed(&path, &channels));
+        let result = target.run(Origin::Listener(listener));
+        if result.is_err() {
+            assert_eq!(guest.run_state(), RunState::InMigrate, "{result:?}");
+        }
+    });
+    assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
+});
