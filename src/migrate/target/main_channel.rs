@@ -306,8 +306,10 @@ impl<'a> MainChannel<'a> {
                 self.channels.open(self.target, &mut self.ring, channels, carries)
             }
             Frame::Run { block, offset, bytes } => {
+                self.blocks.receive(&mut self.ring, &mut self.reader, block, offset, bytes)?;
+                // Not before: a length that is inside the block adds up to no more than what can travel.
                 self.offset += bytes;
-                self.blocks.receive(&mut self.ring, &mut self.reader, block, offset, bytes)
+                Ok(())
             }
             Frame::Zero { block, offset, bytes } => self.blocks.zero(block, offset, bytes),
             Frame::Records { bytes } => {
