@@ -119,6 +119,16 @@ impl Stage {
         assert!(words.contains("incoming migration") && says_why(&words), "{:?}: {words}", self.at);
     }
 
+    /// The connection is gone. A target that heard nothing before waits on; any other has failed.
+    fn target_is_let_go(&mut self) {
+        if self.at == At::Setup {
+            assert_eq!(self.target.status(), "inmigrate");
+            self.target.kill();
+        } else {
+            self.target_gives_up(&HUNG_UP);
+        }
+    }
+
     /// Nobody can know: the source is paused and says so.
     fn source_stays_paused(&mut self) {
         let report = self.source.outcome();
@@ -244,12 +254,7 @@ fn a_cut_link_leaves_the_guest_at_the_source() {
         let mut stage = Stage::at(at, at != At::Setup);
         stage.relay.cut();
         stage.source_keeps_the_guest(&HUNG_UP);
-        if at == At::Setup {
-            // The target heard nothing and waits on.
-            stage.target.kill();
-        } else {
-            stage.target_gives_up(&HUNG_UP);
-        }
+        stage.target_is_let_go();
         stage.second_attempt_succeeds();
     }
 }
@@ -275,11 +280,7 @@ fn a_silent_target_gives_the_guest_back_before_go_and_not_after() {
         let mut stage = Stage::at(at, at != At::Setup);
         stage.source_keeps_the_guest(&["the target was silent for 1500 ms"]);
         stage.relay.cut();
-        if at == At::Setup {
-            stage.target.kill();
-        } else {
-            stage.target_gives_up(&HUNG_UP);
-        }
+        stage.target_is_let_go();
         stage.second_attempt_succeeds();
     }
     for at in [At::Go, At::Shut] {
@@ -329,11 +330,7 @@ fn cancel_gives_the_guest_back_before_go_and_comes_too_late_after() {
         assert_eq!(report["status"], "cancelled", "{at:?} {report}");
         stage.source.assert_alive();
         stage.relay.cut();
-        if at == At::Setup {
-            stage.target.kill();
-        } else {
-            stage.target_gives_up(&HUNG_UP);
-        }
+        stage.target_is_let_go();
         stage.second_attempt_succeeds();
     }
     for at in [At::Go, At::Shut] {

@@ -33,25 +33,15 @@ fn a_target_whose_memory_is_full_says_so_and_the_guest_stays() {
     for framing in ["auto", "qemu"] {
         let dir = tempfile::tempdir().unwrap();
         let small = Small::mount(dir.path());
-        let backend = format!(
-            "memory-backend-file,id=ram,size=64M,share=on,mem-path={}",
-            small.0.join("ram").display()
-        );
-        let mut target = Launch::new(dir.path(), "target")
-            .guest(GUEST)
-            .words(&["-object", &backend, "-M", "microvm,acpi=off,memory-backend=ram"])
-            .incoming(&uri(dir.path()))
-            .start();
-        // The block has the same name on both sides.
-        let mut source = Launch::new(dir.path(), "source")
-            .guest(GUEST)
-            .words(&[
-                "-object",
-                "memory-backend-memfd,id=ram,size=64M",
-                "-M",
-                "microvm,acpi=off,memory-backend=ram",
-            ])
-            .start();
+        // The block has the same name on all sides.
+        let launch = |name: &str, backend: &str| {
+            let backend = format!("memory-backend-{backend},id=ram,size=64M,share=on");
+            let words = ["-object", &backend, "-M", "microvm,acpi=off,memory-backend=ram"];
+            Launch::new(dir.path(), name).guest(GUEST).words(&words)
+        };
+        let full = format!("file,mem-path={}", small.0.join("ram").display());
+        let mut target = launch("target", &full).incoming(&uri(dir.path())).start();
+        let mut source = launch("source", "memfd").start();
         source.wait_for_sweeps(1);
         source.ask("migrate-set-parameters", json!({"x-godwit-stream": framing, "max-bandwidth": 0}));
         source.ask("migrate", json!({"uri": uri(dir.path())}));
@@ -62,16 +52,7 @@ fn a_target_whose_memory_is_full_says_so_and_the_guest_stays() {
         assert!(target.stderr().contains("no memory for the guest"), "{framing}: {}", target.stderr());
         drop(target);
         drop(small);
-        let mut target = Launch::new(dir.path(), "second")
-            .guest(GUEST)
-            .words(&[
-                "-object",
-                "memory-backend-memfd,id=ram,size=64M",
-                "-M",
-                "microvm,acpi=off,memory-backend=ram",
-            ])
-            .incoming(&uri(dir.path()))
-            .start();
+        let mut target = launch("second", "memfd").incoming(&uri(dir.path())).start();
         source.ask("migrate", json!({"uri": uri(dir.path())}));
         assert_eq!(source.outcome()["status"], "completed");
         target.assert_alive();
