@@ -39,6 +39,12 @@ def fill(path, mib, kind, data_mib):
             while left > 0:
                 f.write(block[:min(left, 64) << 20]); left -= 64
 
+def anonymous(pid):
+    """KiB of memory that is the process's own: guest RAM is a file"""
+    for line in open(f'/proc/{pid}/status'):
+        if line.startswith('RssAnon'): return int(line.split()[1])
+    return 0
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument('--vmm', default='qemu-system-x86_64'); p.add_argument('--target-vmm')
@@ -72,9 +78,11 @@ def main():
         uri = {'unix': f'unix:{d}/mig', 'tcp': 'tcp:127.0.0.1:47123'}[a.uri]
         dst.cmd('migrate-incoming', uri=uri); time.sleep(a.warm)
         cpu0 = [os.times()] ; t0 = time.time(); src.cmd('migrate', uri=uri)
-        peak = 0
+        own = {'src': 0, 'dst': 0}; advice = None
         while True:
             i = src.cmd('query-migrate')
+            for name, pr in zip(own, procs): own[name] = max(own[name], anonymous(pr.pid))
+            if advice is None and (text := i.get('x-godwit', {}).get('advice')): advice = {'after_s': round(time.time() - t0, 2), 'text': text}
             if i['status'] in ('completed', 'failed', 'cancelled'): break
             if time.time() - t0 > a.limit: src.cmd('migrate_cancel'); i = src.cmd('query-migrate'); i['status'] = 'gave up'; break
             time.sleep(0.01)
@@ -84,6 +92,8 @@ def main():
         ram = i.get('ram', {})
         for k in ('transferred', 'normal', 'duplicate', 'dirty-sync-count', 'mbps', 'pages-per-second'): r[k] = ram.get(k)
         if 'xbzrle-cache' in i: r['xbzrle'] = i['xbzrle-cache']
+        for name in own: r[name + '_own_mib'] = own[name] >> 10
+        if advice: r['advice'] = advice
         if 'error-desc' in i: r['error'] = i['error-desc']
         for name, pr in zip(('src', 'dst'), procs):
             f = open(f'/proc/{pr.pid}/stat').read().rsplit(')', 1)[1].split(); r[name + '_cpu_s'] = (int(f[11]) + int(f[12])) / 100
