@@ -21,6 +21,7 @@ pub struct Launch {
     words: Vec<String>,
     namespace: Option<String>,
     environment: Vec<(String, String)>,
+    qemu: bool,
 }
 
 impl Launch {
@@ -35,7 +36,14 @@ impl Launch {
             words: Vec::new(),
             namespace: None,
             environment: Vec::new(),
+            qemu: false,
         }
+    }
+
+    /// QEMU in place of Godwit.
+    pub fn qemu(mut self) -> Self {
+        self.qemu = true;
+        self
     }
 
     /// RAM in MiB.
@@ -76,12 +84,21 @@ impl Launch {
     }
 
     fn command(&self) -> Command {
+        if self.qemu {
+            let mut command = Command::new("qemu-system-x86_64");
+            command.args(["-accel", "kvm"]);
+            return command;
+        }
         let godwit = env!("CARGO_BIN_EXE_godwit");
         match &self.namespace {
-            None => Command::new(godwit),
+            None => {
+                let mut command = Command::new(godwit);
+                command.arg("run");
+                command
+            }
             Some(namespace) => {
                 let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, godwit]);
+                command.args(["netns", "exec", namespace, godwit, "run"]);
                 command
             }
         }
@@ -91,11 +108,18 @@ impl Launch {
         let path = |what: &str| self.dir.join(format!("{}.{what}", self.name)).to_str().unwrap().to_owned();
         let (serial, monitor) = (format!("file:{}", path("serial")), path("qmp"));
         let _ = std::fs::remove_file(&monitor);
+        let kernel = match self.qemu {
+            false => "builtin".to_owned(),
+            true => {
+                std::fs::write(path("elf"), godwit::builtin::elf()).unwrap();
+                path("elf")
+            }
+        };
         let child = self
             .command()
-            .args(["run", "-M", "microvm,acpi=off", "-nodefaults", "-display", "none"])
+            .args(["-M", "microvm,acpi=off", "-nodefaults", "-display", "none"])
             .args(["-m", &self.memory.to_string(), "-smp", &self.processors.to_string()])
-            .args(["-kernel", "builtin", "-append", &self.guest, "-serial", &serial])
+            .args(["-kernel", &kernel, "-append", &self.guest, "-serial", &serial])
             .args(["-qmp", &format!("unix:{monitor},server=on,wait=off")])
             .args(&self.words)
             .envs(self.environment.clone())

@@ -67,6 +67,8 @@ pub enum Error {
         "capability 'xbzrle' together with 'multifd' needs a Godwit as target and x-godwit-stream=auto; turn one off"
     )]
     DeltasNeedGodwit,
+    #[error("the target takes {0} channels at most; set multifd-channels lower")]
+    TooManyChannels(u8),
     #[error(
         "capability 'xbzrle' together with 'multifd' does not go with multifd-compression; set it to none"
     )]

@@ -107,16 +107,21 @@ impl Peer {
         self.main.send_bytes(&source.progress.counters, true, &out)?;
         // The target may still be at its RAM's setup.
         let timeout = Duration::from_millis(parameters.x_godwit_peer_timeout);
+        // A QEMU reads nothing before all channels are there, so they come before the answer does.
+        if source.settings.has(Capability::Multifd) {
+            let address = address.ok_or(Error::ChannelsNeedAddress)?;
+            self.open_channels(source, address, parameters.multifd_channels)?;
+        }
         let offer = if ask { self.read_offer(timeout)? } else { None };
-        let channels = if source.settings.has(Capability::Multifd) { parameters.multifd_channels } else { 0 };
-        let mut channels = channels;
         if let Some((features, limit, is_zero)) = offer {
-            channels = channels.min(limit);
-            self.choose(source, features, channels)?;
+            if self.channels.len() > usize::from(limit) {
+                return Err(Error::TooManyChannels(limit));
+            }
+            self.choose(source, features)?;
             self.target_is_zero = is_zero;
         }
-        if channels > 0 {
-            self.open_channels(source, address.ok_or(Error::ChannelsNeedAddress)?, channels)?;
+        if !self.channels.is_empty() && !self.features.contains(Features::CHANNELS) {
+            self.use_packets(source, &parameters)?;
         }
         if parameters.x_godwit_verify && !self.features.contains(Features::RAM_HASH) {
             return Err(Error::VerifyNeedsGodwit);
@@ -142,7 +147,8 @@ impl Peer {
     }
 
     /// Answers a Godwit's offer. Compressed pages travel in QEMU's packets between Godwits, too.
-    fn choose(&mut self, source: &Source, offered: Features, channels: u8) -> Result<(), Error> {
+    fn choose(&mut self, source: &Source, offered: Features) -> Result<(), Error> {
+        let channels = self.channels.len() as u8;
         let compressed = channels > 0 && source.settings.parameters().multifd_compression != "none";
         if compressed && source.settings.has(Capability::Xbzrle) {
             return Err(Error::DeltasAreNotCompressed);
@@ -159,13 +165,7 @@ impl Peer {
     }
 
     fn open_channels(&mut self, source: &Source, address: &Address, channels: u8) -> Result<(), Error> {
-        let packets = !self.features.contains(Features::CHANNELS);
-        if packets && source.settings.has(Capability::Xbzrle) {
-            return Err(Error::DeltasNeedGodwit);
-        }
-        let parameters = source.settings.parameters();
-        let timeout = Duration::from_millis(parameters.x_godwit_peer_timeout);
-        let numbers = Arc::new(AtomicU64::new(0));
+        let timeout = Duration::from_millis(source.settings.parameters().x_godwit_peer_timeout);
         for channel in 0..channels {
             let mut ring = Ring::new(source.waker.clone())?;
             ring.set_patience(Some(timeout));
@@ -175,16 +175,25 @@ impl Peer {
             let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
             let ram = source.guest.ram();
             let layout = RecordLayout::new(ram.blocks());
-            let framing = match packets {
-                true => Framing::Packets(Packets::new(numbers.clone(), &parameters)?),
-                false => Framing::Frames,
-            };
-            let mut lane = Lane::new(channel.into(), true, ring, writer, framing, sources(ram), layout, None);
+            let mut lane =
+                Lane::new(channel.into(), true, ring, writer, Framing::Frames, sources(ram), layout, None);
             let mut out = Vec::new();
             Hello { uuid: source.uuid.unwrap_or_default(), channel }.write(&mut out);
             lane.send_bytes(&source.progress.counters, true, &out)?;
             self.channels.push(lane);
             self.connections.push(connection);
+        }
+        Ok(())
+    }
+
+    /// The channels carry what a QEMU understands.
+    fn use_packets(&mut self, source: &Source, parameters: &Parameters) -> Result<(), Error> {
+        if source.settings.has(Capability::Xbzrle) {
+            return Err(Error::DeltasNeedGodwit);
+        }
+        let numbers = Arc::new(AtomicU64::new(0));
+        for lane in &mut self.channels {
+            lane.framing = Framing::Packets(Packets::new(numbers.clone(), parameters)?);
         }
         Ok(())
     }

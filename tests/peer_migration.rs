@@ -1,0 +1,81 @@
+//! The built-in guest moves between Godwit and QEMU, in both directions. Runs with `GODWIT_PEERS=1`.
+
+#[path = "common/vm.rs"]
+#[allow(dead_code, reason = "each test binary uses some of it")]
+mod vm;
+
+use serde_json::{Value, json};
+use std::path::Path;
+use vm::{Launch, Vm};
+
+fn wanted() -> bool {
+    let wanted = std::env::var_os("GODWIT_PEERS").is_some();
+    if !wanted {
+        eprintln!("skipped: set GODWIT_PEERS=1 to run QEMU");
+    }
+    wanted
+}
+
+/// Capabilities and parameters of both sides.
+fn ways() -> Vec<(&'static [&'static str], Value)> {
+    let packets = |compression| json!({"multifd-channels": 3, "multifd-compression": compression});
+    vec![
+        (&[], json!({})),
+        (&["xbzrle"], json!({"max-bandwidth": 40 << 20, "xbzrle-cache-size": 16 << 20})),
+        (&["multifd"], packets("none")),
+        (&["multifd"], packets("zlib")),
+        (&["multifd"], packets("zstd")),
+        (&["multifd"], json!({"multifd-channels": 2, "zero-page-detection": "legacy"})),
+        (&["return-path", "switchover-ack"], json!({})),
+    ]
+}
+
+/// All RAM as the monitor saves it.
+fn ram(dir: &Path, vm: &mut Vm) -> Vec<u8> {
+    let file = dir.join(format!("{}.ram", vm.name));
+    vm.ask("pmemsave", json!({"val": 0, "size": 64 << 20, "filename": file}));
+    std::fs::read(file).unwrap()
+}
+
+/// Moves the guest to a target that holds it at first, compares their RAM, and lets it go on.
+fn moves(source_is_qemu: bool, capabilities: &[&str], parameters: &Value) {
+    let dir = tempfile::tempdir().unwrap();
+    let launch = |name: &str, qemu: bool| {
+        let launch = Launch::new(dir.path(), name).guest("ws=8 pattern=hot");
+        if qemu { launch.qemu() } else { launch }
+    };
+    let mut source = launch("source", source_is_qemu).start();
+    source.wait_for_sweeps(1);
+    let mut target = launch("target", !source_is_qemu).words(&["-S"]).incoming("defer").start();
+    for vm in [&mut source, &mut target] {
+        vm.set(capabilities, parameters);
+    }
+    let uri = format!("unix:{}", dir.path().join("migration").display());
+    target.ask("migrate-incoming", json!({"uri": uri}));
+    source.ask("migrate", json!({"uri": uri}));
+    let report = source.outcome();
+    let what =
+        format!("{capabilities:?} {parameters} {}", if source_is_qemu { "from QEMU" } else { "to QEMU" });
+    assert_eq!(report["status"], "completed", "{what}: {report} {}", target.stderr());
+    let arrived = |answer: &Value| answer["status"] != "inmigrate";
+    target.wait_for("query-status", arrived);
+    assert!(ram(dir.path(), &mut source) == ram(dir.path(), &mut target), "{what}: RAM differs");
+    let last = source.sweeps().last().copied().unwrap_or(0);
+    target.ask("cont", json!({}));
+    target.wait_for_sweeps(2);
+    assert!(target.sweeps().iter().all(|sweep| *sweep >= last), "{what}");
+}
+
+#[test]
+fn the_guest_moves_to_qemu_every_way() {
+    if wanted() {
+        ways().iter().for_each(|(capabilities, parameters)| moves(false, capabilities, parameters));
+    }
+}
+
+#[test]
+fn the_guest_comes_from_qemu_every_way() {
+    if wanted() {
+        ways().iter().for_each(|(capabilities, parameters)| moves(true, capabilities, parameters));
+    }
+}
