@@ -120,12 +120,15 @@ fn done(result: Result<(), client::Error>) -> ExitCode {
     }
 }
 
-/// An error and its causes, on one line.
+/// An error and its causes, on one line. Some say their cause themselves, with what to do behind it.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text = format!("{text}: {error}");
+        let why = error.to_string();
+        if !text.contains(&why) {
+            text = format!("{text}: {why}");
+        }
         cause = error.source();
     }
     text

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use godwit::args::{self, Request};
 use godwit::config::Config;
 use godwit::io::{Address, Listener, Waker};
-use godwit::kvm::state::VcpuState;
+use godwit::kvm::state::{ForeignTsc, VcpuState};
 use godwit::machine::load::{self, HostCpu};
 use godwit::machine::{RunState, SavedState};
 use godwit::memory::GuestRam;
@@ -104,7 +104,7 @@ impl Loader for Sections {
         self.0.as_ref().expect("not applied yet").validate().map_err(GuestError::from)
     }
 
-    fn apply(&mut self) -> Result<Option<RunState>, GuestError> {
+    fn apply(&mut self, _: ForeignTsc) -> Result<Option<RunState>, GuestError> {
         let loader = self.0.take().expect("applied once");
         let run_state = loader.run_state();
         let vcpu = VcpuState { xsave: vec![0; 4096], ..VcpuState::default() };

@@ -34,13 +34,17 @@ fn advice(errno: Option<i32>, disabled: Option<&str>) -> String {
         (Some(libc::EPERM), Some("1")) => "it is kept for one group; add this user to the group that \
              sysctl kernel.io_uring_group names, or as root: sysctl -w kernel.io_uring_disabled=0"
             .to_owned(),
-        (Some(libc::EPERM | libc::ENOSYS | libc::EACCES), _) => {
+        (Some(libc::ENOSYS), _) => {
             format!("a filter on system calls forbids it, or this kernel is older than 5.10; {SECCOMP}")
+        }
+        (Some(libc::EPERM | libc::EACCES), _) => {
+            format!("a filter on system calls forbids it; {SECCOMP}")
         }
         (Some(libc::ENOMEM), _) => {
             "no memory for it; raise the limit on locked memory (ulimit -l) or free some".to_owned()
         }
-        _ => "the system's words are below".to_owned(),
+        (Some(libc::EMFILE | libc::ENFILE), _) => "raise the limit on open files (ulimit -n)".to_owned(),
+        _ => "the kernel refused it".to_owned(),
     }
 }
 
@@ -54,6 +58,7 @@ mod tests {
         assert!(advice(Some(libc::EPERM), Some("1")).contains("io_uring_group"));
         assert!(advice(Some(libc::EPERM), Some("0")).contains("seccomp"));
         assert!(advice(Some(libc::ENOSYS), None).contains("seccomp"));
-        assert!(advice(Some(libc::ENOMEM), Some("0")).contains("ulimit"));
+        assert!(advice(Some(libc::ENOMEM), Some("0")).contains("ulimit -l"));
+        assert!(advice(Some(libc::EMFILE), Some("0")).contains("ulimit -n"));
     }
 }

@@ -59,6 +59,42 @@ pub struct VmState {
     pub clock: kvm_clock_data,
 }
 
+/// A guest's time stamp counter, and one it would have to go on with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TscRates {
+    pub guest_khz: u32,
+    pub host_khz: u32,
+}
+
+impl std::fmt::Display for TscRates {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let TscRates { guest_khz, host_khz } = self;
+        write!(
+            f,
+            "the guest's time stamp counter runs at {guest_khz} kHz, this host's at {host_khz} kHz, and KVM cannot \
+             scale it"
+        )
+    }
+}
+
+/// Whether a guest may go on where its time stamp counter runs at another rate. kvmclock tells its users the new one;
+/// who counts on the TSC itself (Linux with tsc=reliable, a guest's TSC deadline timer) is fast or slow from then on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ForeignTsc {
+    /// There is somewhere else it can go on.
+    Refuse,
+    /// This is the only copy: told and accepted.
+    Accept,
+}
+
+/// What was not written as it was in the state.
+#[derive(Clone, Debug, Default)]
+pub struct Unwritten {
+    /// MSRs that KVM refused, with the values they should have had.
+    pub msrs: Vec<(u32, u64)>,
+    pub tsc: Option<TscRates>,
+}
+
 /// MSRs that a write turns into something else than a state: commands, and counters that are set elsewhere.
 const NEVER_WRITTEN: [u32; 2] = [
     0x10b, // IA32_FLUSH_CMD: writing is the command
@@ -93,11 +129,14 @@ impl Vcpu {
         })
     }
 
-    /// Writes everything, in the order KVM wants; returns the MSRs it refused. The clock and the shared chips follow
-    /// ([`Vm::write_state`]) once all vCPUs are written.
-    pub fn write_state(&self, vm: &Vm, state: &VcpuState) -> Result<Vec<(u32, u64)>, Error> {
+    /// Writes everything, in the order KVM wants. The clock and the shared chips follow ([`Vm::write_state`]) once all
+    /// vCPUs are written.
+    pub fn write_state(&self, vm: &Vm, state: &VcpuState, foreign: ForeignTsc) -> Result<Unwritten, Error> {
         let (fd, caps) = (self.fd(), vm.caps());
-        self.set_tsc_khz(vm, state.tsc_khz)?;
+        let tsc = self.set_tsc_khz(vm, state.tsc_khz);
+        if let (Some(rates), ForeignTsc::Refuse) = (tsc, foreign) {
+            return Err(Error::TscRate(rates));
+        }
         let early: Vec<_> = state.msrs.iter().copied().filter(|(i, _)| *i == msrs::FEATURE_CONTROL).collect();
         let mut refused = msrs::write(fd, &early)?;
         // An INIT that is still on its way would undo what follows.
@@ -124,25 +163,19 @@ impl Vcpu {
         }
         // Writing what could be read back as zero is no loss worth a report.
         refused.retain(|(_, value)| *value != 0);
-        Ok(refused)
+        Ok(Unwritten { msrs: refused, tsc })
     }
 
-    /// # Errors
-    /// [`Error::TscRate`] if the host's rate is outside KVM's tolerance (250 ppm) and cannot be scaled.
-    fn set_tsc_khz(&self, vm: &Vm, wanted: Option<u32>) -> Result<(), Error> {
-        let Some(wanted) = wanted.filter(|&khz| khz != 0) else { return Ok(()) };
-        let host = if vm.caps().get_tsc_khz { self.fd().get_tsc_khz().unwrap_or(0) } else { 0 };
-        if host == wanted {
-            return Ok(());
+    /// Sets the TSC's rate; the two rates, if the host's is outside KVM's tolerance (250 ppm) and cannot be scaled.
+    fn set_tsc_khz(&self, vm: &Vm, wanted: Option<u32>) -> Option<TscRates> {
+        let guest_khz = wanted.filter(|&khz| khz != 0)?;
+        let host_khz = if vm.caps().get_tsc_khz { self.fd().get_tsc_khz().unwrap_or(0) } else { 0 };
+        if host_khz == guest_khz || self.fd().set_tsc_khz(guest_khz).is_ok() {
+            return None;
         }
-        if self.fd().set_tsc_khz(wanted).is_ok() {
-            return Ok(());
-        }
-        let tolerance = u64::from(host) * 250 / 1_000_000;
-        if u64::from(host.abs_diff(wanted)) <= tolerance {
-            return Ok(());
-        }
-        Err(Error::TscRate { wanted, host })
+        let tolerance = u64::from(host_khz) * 250 / 1_000_000;
+        let close = u64::from(host_khz.abs_diff(guest_khz)) <= tolerance;
+        (!close).then_some(TscRates { guest_khz, host_khz })
     }
 
     fn read_xsave(&self, vm: &Vm) -> Result<Vec<u8>, Error> {

@@ -6,6 +6,7 @@ use super::gate::Gate;
 use super::throttle::Throttle;
 use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo, boot};
 use crate::config::{Config, Memory, MemoryBackend};
+use crate::kvm::state::ForeignTsc;
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::sync::atomic::AtomicU8;
@@ -79,7 +80,8 @@ impl Machine {
     pub(super) fn start_over(&self) -> Result<(), Error> {
         let fresh = Fresh::new(&self.config)?;
         for (index, vcpu) in self.cpus.vcpus.iter().enumerate() {
-            vcpu.lock().write_state(self.vm(), &fresh.vcpus[index].read_state(&fresh.vm)?)?;
+            let state = fresh.vcpus[index].read_state(&fresh.vm)?;
+            vcpu.lock().write_state(self.vm(), &state, ForeignTsc::Refuse)?;
         }
         self.vm().write_state(&fresh.vm.read_state()?)?;
         self.cpus.board.reset();

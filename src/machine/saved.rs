@@ -2,7 +2,7 @@
 
 use crate::devices::fw_cfg::FwCfgState;
 use crate::devices::serial::SerialState;
-use crate::kvm::state::{VcpuState, VmState};
+use crate::kvm::state::{TscRates, VcpuState, VmState};
 
 /// Plain structs of KVM and of our devices; [`crate::vmstate`] maps them to QEMU's sections and back.
 #[derive(Clone, Debug, Default)]
@@ -25,4 +25,6 @@ pub struct SavedState {
 pub struct LoadReport {
     /// (vCPU, MSR, value) that KVM refused.
     pub refused_msrs: Vec<(u32, u32, u64)>,
+    /// The guest goes on with a time stamp counter of another rate ([`crate::kvm::state::ForeignTsc::Accept`]).
+    pub tsc: Option<TscRates>,
 }

@@ -1,7 +1,7 @@
 //! Reading and writing all state of a machine that stands still.
 
 use super::{Error, LoadReport, Machine, SavedState, StoppedTime, monotonic_ns};
-use crate::kvm::state::VcpuState;
+use crate::kvm::state::{ForeignTsc, VcpuState};
 
 /// vCPUs whose time stamp counters are this close were never set apart by the guest; they differ because they are read
 /// one after the other.
@@ -38,7 +38,7 @@ impl Machine {
 
     /// Writes all KVM and device state, in KVM's order. The guest must stand still and all RAM be there. Guest time goes
     /// on from the state's clock at the next [`Machine::cont`].
-    pub fn load_raw(&self, state: &SavedState) -> Result<LoadReport, Error> {
+    pub fn load_raw(&self, state: &SavedState, foreign: ForeignTsc) -> Result<LoadReport, Error> {
         let mut control = self.control();
         if control.state.is_running() {
             return Err(Error::Running);
@@ -48,8 +48,9 @@ impl Machine {
         }
         let mut report = LoadReport::default();
         for (index, (vcpu, state)) in self.cpus.vcpus.iter().zip(&state.vcpus).enumerate() {
-            let refused = vcpu.lock().write_state(self.vm(), state)?;
-            report.refused_msrs.extend(refused.into_iter().map(|(msr, v)| (index as u32, msr, v)));
+            let unwritten = vcpu.lock().write_state(self.vm(), state, foreign)?;
+            report.refused_msrs.extend(unwritten.msrs.into_iter().map(|(msr, v)| (index as u32, msr, v)));
+            report.tsc = report.tsc.or(unwritten.tsc);
         }
         self.vm().write_state(&state.vm)?;
         // KVM writes the pvclock page with the clock it has now, so that it must be right at once, not only at `cont`.

@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory::{GuestRam, PageSet};
 use crate::stream::godwit::Facts;
@@ -60,7 +61,7 @@ pub trait Loader {
     /// Checks that everything is there and fits, without changing the machine.
     fn validate(&mut self) -> Result<(), GuestError>;
     /// Applies everything. The source's run state comes back, if the stream told it.
-    fn apply(&mut self) -> Result<Option<RunState>, GuestError>;
+    fn apply(&mut self, foreign: ForeignTsc) -> Result<Option<RunState>, GuestError>;
 }
 
 /// Which pages of the guest's RAM were written, by vCPUs or by this process.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::guest::{self, Guest, GuestError, State};
 use crate::config::Board;
-use crate::kvm;
+use crate::kvm::{self, state::ForeignTsc};
 use crate::machine::convert::xsave::XsaveLayout;
 use crate::machine::load::{HostCpu, Loader, clock_from_guest};
 use crate::machine::save::DeviceSections;
@@ -157,7 +157,7 @@ impl guest::Loader for MachineLoader<'_> {
         self.loader.as_ref().map_or(Ok(()), |loader| loader.validate().map_err(GuestError::from))
     }
 
-    fn apply(&mut self) -> Result<Option<RunState>, GuestError> {
+    fn apply(&mut self, foreign: ForeignTsc) -> Result<Option<RunState>, GuestError> {
         let loader = self.loader.take().ok_or_else(|| GuestError("the state was applied before".into()))?;
         let run_state = loader.run_state();
         let clock_page = loader.clock_page();
@@ -170,7 +170,10 @@ impl guest::Loader for MachineLoader<'_> {
                 state.vm.clock.clock = ns;
             }
         }
-        let report = self.machine.load_raw(&state).map_err(GuestError::from)?;
+        let report = self.machine.load_raw(&state, foreign).map_err(GuestError::from)?;
+        if let Some(rates) = report.tsc {
+            tracing::warn!("{rates}: kvmclock is right, what counts on the counter itself is not");
+        }
         if let Some((vcpu, msr, value)) = report.refused_msrs.first() {
             let count = report.refused_msrs.len();
             tracing::warn!(

@@ -16,6 +16,7 @@ use super::source::{Destination, Event, Source};
 use super::target::{Arrival, Origin, Target};
 use crate::config::{Memory, MemoryBackend};
 use crate::io::{Address, Listener, Waker};
+use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
 use crate::stream::godwit::Facts;
@@ -192,7 +193,7 @@ impl Loader for FakeLoader<'_> {
         self.count.map(drop).ok_or(GuestError("no counter came".into()))
     }
 
-    fn apply(&mut self) -> Result<Option<RunState>, GuestError> {
+    fn apply(&mut self, _: ForeignTsc) -> Result<Option<RunState>, GuestError> {
         self.guest.count.store(self.count.unwrap(), Ordering::SeqCst);
         Ok(Some(RunState::Running))
     }

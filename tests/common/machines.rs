@@ -1,6 +1,7 @@
 //! Machines inside the test process, and streams loaded into them and saved from them in one piece.
 
 use godwit::args::{self, Request};
+use godwit::kvm::state::ForeignTsc;
 use godwit::machine::load::{HostCpu, Loader};
 use godwit::machine::save::DeviceSections;
 use godwit::machine::{LoadReport, Machine, Outside, RunState, monotonic_ns};
@@ -92,7 +93,7 @@ pub fn load(machine: &Machine, bytes: &[u8]) -> Result<(LoadReport, Option<RunSt
     let run_state = loader.run_state();
     let fresh = machine.save_raw().expect("a fresh machine's state is read");
     let state = loader.into_state(fresh, monotonic_ns())?;
-    Ok((machine.load_raw(&state).expect("the state is applied"), run_state))
+    Ok((machine.load_raw(&state, ForeignTsc::Accept).expect("the state is applied"), run_state))
 }
 
 /// The device sections of a machine that stands still.

@@ -20,8 +20,9 @@ use super::guest::{Guest, GuestError};
 use super::progress::Status;
 use super::settings::Settings;
 use super::source::Event;
-use crate::io::transport::BoundAddress;
+use crate::io::transport::{BoundAddress, Medium};
 use crate::io::{self, Connection, Limit, Listener, Ring, SocketReader, SocketWriter, Waker};
+use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory;
 use crate::stream;
@@ -188,11 +189,13 @@ impl Target {
         connection.set_user_timeout(timeout).map_err(io::Error::from)?;
         self.arrival.set(Status::Active, None);
         (self.events)(Event::Status(Status::Active));
+        // What a file holds runs nowhere else; a source that hears a refusal goes on by itself.
+        let foreign = if connection.medium == Medium::File { ForeignTsc::Accept } else { ForeignTsc::Refuse };
         let reader = SocketReader::new(connection.fd.clone());
         let greeting = Greeting::new(&connection);
         let channels = Channels::new(connections, self.waker.clone());
         let mut main = MainChannel::new(self, ring, reader, greeting, channels);
-        let mut result = self.load(&mut main);
+        let mut result = self.load(&mut main, foreign);
         if let Err(error) = &mut result {
             if let Some(failure) = main.channels.failure() {
                 *error = failure;
@@ -202,10 +205,10 @@ impl Target {
         result
     }
 
-    fn load(&self, main: &mut MainChannel<'_>) -> Result<(), Error> {
+    fn load(&self, main: &mut MainChannel<'_>, foreign: ForeignTsc) -> Result<(), Error> {
         let mut loader = self.guest.loader();
         main.read(loader.as_mut())?;
-        let state = loader.apply()?;
+        let state = loader.apply(foreign)?;
         if main.greeting.features.contains(Features::COMMIT) {
             main.greeting.say(&mut main.ring, &loaded())?;
             main.wait_for_go().map_err(|error| match error {

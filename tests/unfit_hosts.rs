@@ -1,0 +1,76 @@
+//! Hosts that lack what a guest needs: `godwit run` ends at once and says what to do.
+//!
+//! Unsafe because a filter on system calls is put around a process before it starts.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Output, Stdio};
+
+const GUEST: [&str; 7] = ["run", "-M", "microvm,acpi=off", "-nodefaults", "-display", "none", "-kernel"];
+
+fn godwit() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_godwit"));
+    command.args(GUEST).arg("builtin").stdin(Stdio::null());
+    command
+}
+
+/// What it says when it refuses, which must be one line.
+fn refusal(output: Output) -> String {
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text
+}
+
+/// Makes `io_uring_setup` fail with `errno`, as a container's seccomp profile does.
+fn forbid_io_uring(errno: i32) -> io::Result<()> {
+    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    // The number of the system call is the first word of what the filter sees.
+    let mut filter = [
+        libc::sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: 0 },
+        libc::sock_filter { code: IF_EQUAL, jt: 0, jf: 1, k: libc::SYS_io_uring_setup as u32 },
+        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | errno as u32 },
+        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: the kernel copies the program, which lives until both calls have returned.
+    let done = unsafe {
+        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
+    };
+    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[test]
+fn without_kvm() {
+    let text = refusal(godwit().args(["-accel", "kvm,device=/dev/no-kvm"]).output().unwrap());
+    assert!(text.starts_with("godwit: cannot open /dev/no-kvm: No such file or directory"), "{text}");
+    assert!(text.contains("modprobe kvm_intel or kvm_amd") && text.contains("--device /dev/kvm"), "{text}");
+    assert_eq!(text.matches("No such file").count(), 1, "{text}");
+    let text = refusal(godwit().args(["-accel", "kvm,device=/dev/null"]).output().unwrap());
+    assert!(text.contains("/dev/null is not KVM"), "{text}");
+}
+
+#[test]
+fn without_io_uring() {
+    for errno in [libc::EPERM, libc::ENOSYS] {
+        let mut command = godwit();
+        // SAFETY: between fork and exec only system calls are made, no memory is allocated and no lock taken.
+        unsafe { command.pre_exec(move || forbid_io_uring(errno)) };
+        let text = refusal(command.output().unwrap());
+        assert!(text.starts_with("godwit: io_uring is not available here"), "{text}");
+        assert!(text.contains("seccomp") || text.contains("io_uring_disabled"), "{text}");
+    }
+}
+
+#[test]
+fn without_memory() {
+    let words =
+        format!("ulimit -v 1000000; exec {} {} builtin -m 2G", env!("CARGO_BIN_EXE_godwit"), GUEST.join(" "));
+    let text = refusal(Command::new("sh").args(["-c", &words]).stdin(Stdio::null()).output().unwrap());
+    assert!(text.contains("cannot get 2147483648 bytes of guest RAM"), "{text}");
+    assert!(text.contains("less with -m") && text.contains("ulimit -v"), "{text}");
+}
