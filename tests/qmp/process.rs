@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::behaviour::pipelined_requests_are_answered_in_order;
 use crate::client::Client;
-use crate::replay::replay;
+use crate::replay::{Peer, replay, replay_with_signal};
 
 /// A running `godwit run`, ended with the test.
 struct Godwit {
@@ -94,7 +94,7 @@ impl Drop for Godwit {
 
 fn against_process(topic: &str, until: Option<&str>) {
     let mut godwit = Godwit::with_monitors(1, &["-S", "-no-shutdown"]);
-    replay(topic, godwit.dir.path(), until);
+    replay(topic, godwit.dir.path(), Peer::Process, until);
     godwit.signal(Signal::TERM);
     assert_eq!(godwit.status(), Some(0));
 }
@@ -113,7 +113,22 @@ fn recorded_conversations_are_the_same_with_the_real_process() {
 #[test]
 fn run_state_follows_the_recording() {
     let mut godwit = Godwit::with_monitors(1, &["-S", "-no-shutdown"]);
-    replay("runstate", godwit.dir.path(), None);
+    replay("runstate", godwit.dir.path(), Peer::Process, None);
+    assert_eq!(godwit.status(), Some(0));
+}
+
+#[test]
+fn a_signal_is_told_as_in_the_recording() {
+    let mut godwit = Godwit::with_monitors(1, &["-S"]);
+    let signal = || godwit.signal(Signal::TERM);
+    replay_with_signal("shutdown_signal", godwit.dir.path(), Peer::Process, None, &signal);
+    assert_eq!(godwit.status(), Some(0));
+}
+
+#[test]
+fn qmp_shell_gets_the_recorded_answers() {
+    let mut godwit = Godwit::with_monitors(1, &["-S"]);
+    replay("qmp_shell", godwit.dir.path(), Peer::Process, None);
     assert_eq!(godwit.status(), Some(0));
 }
 

@@ -13,17 +13,34 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::fake;
 
+/// Who answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// A `godwit run`.
+    Process,
+    /// Monitors over a machine in this process that has no migration: its refusals are no difference.
+    Fake,
+}
+
 /// Replays `topic` against the monitors `DIR/vm0` …, up to the step with the note `until`.
-pub fn replay(topic: &str, dir: &Path, until: Option<&str>) {
+pub fn replay(topic: &str, dir: &Path, peer: Peer, until: Option<&str>) {
+    replay_with_signal(topic, dir, peer, until, &|| panic!("{topic}: a signal is recorded"));
+}
+
+/// The same with a recording that has a signal in it, which `signal` sends.
+pub fn replay_with_signal(topic: &str, dir: &Path, peer: Peer, until: Option<&str>, signal: &dyn Fn()) {
     let path = PathBuf::from(format!("{}/tests/vectors/qmp/{topic}.jsonl", env!("CARGO_MANIFEST_DIR")));
     let text = std::fs::read_to_string(path).unwrap();
-    let mut replay = Replay { dir: dir.to_owned(), client: None, fds: HashMap::new() };
+    let mut replay = Replay { dir: dir.to_owned(), peer, client: None, fds: HashMap::new() };
     for (number, line) in text.lines().enumerate() {
         let step: Value = serde_json::from_str(line).unwrap();
         if until.is_some() && step["note"].as_str() == until {
             break;
         }
         let at = format!("{topic} line {}: {}", number + 1, &line[..line.len().min(300)]);
+        if step["note"] == json!("SIGTERM") {
+            signal();
+        }
         replay.step(&step, &at);
     }
     if let Some(client) = &mut replay.client {
@@ -33,6 +50,7 @@ pub fn replay(topic: &str, dir: &Path, until: Option<&str>) {
 
 struct Replay {
     dir: PathBuf,
+    peer: Peer,
     client: Option<Client>,
     /// Descriptor numbers: the recorded one, and ours.
     fds: HashMap<i64, i64>,
@@ -81,8 +99,7 @@ impl Replay {
 
     fn expect(&mut self, step: &Value, at: &str) {
         let Some(client) = &mut self.client else { return };
-        let none = Vec::new();
-        for want in step["recv"].as_array().unwrap_or(&none) {
+        for want in &answers(step) {
             if want["data"]["guest"] == json!(true) {
                 continue; // What QEMU's firmware did then, ours does not.
             }
@@ -93,8 +110,8 @@ impl Replay {
                 continue;
             }
             let text = next_line(client, at);
-            if text.contains("this machine cannot be migrated") {
-                continue; // The fake machine; the real one answers in full.
+            if self.peer == Peer::Fake && text.contains("this machine cannot be migrated") {
+                continue;
             }
             if want.get("not_json").is_some() {
                 continue; // QEMU's `inf`; ours is the number as it was sent.
@@ -109,7 +126,21 @@ impl Replay {
         }
         if step.get("closed").is_some() {
             assert_eq!(client.receive_text(), None, "{at}");
+            self.client = None;
         }
+    }
+}
+
+/// What was recorded as the answers to a step: values, or the bytes that a client saw.
+fn answers(step: &Value) -> Vec<Value> {
+    let value = |line: &str| match line.ends_with("(clipped)") {
+        true => json!({"clipped": line}),
+        false => serde_json::from_str(line).unwrap(),
+    };
+    match (step["recv"].as_array(), step["recv_raw"].as_str()) {
+        (Some(values), _) => values.clone(),
+        (None, Some(text)) => text.split_terminator("\r\n").map(value).collect(),
+        (None, None) => Vec::new(),
     }
 }
 
@@ -190,7 +221,7 @@ fn same_text(want: &Value, got: &Value, fds: &HashMap<i64, i64>) -> bool {
 fn against_fake(topic: &str, until: Option<&str>) {
     let dir = tempfile::tempdir().unwrap();
     fake::start(dir.path(), 1);
-    replay(topic, dir.path(), until);
+    replay(topic, dir.path(), Peer::Fake, until);
 }
 
 macro_rules! topics {
