@@ -39,8 +39,6 @@ pub struct Board {
     pub pic: bool,
     /// The i8254 is shown to the guest and migrated.
     pub pit: bool,
-    /// There is an MC146818 clock. Off unless asked for, as in QEMU under KVM.
-    pub rtc: bool,
     pub isa_serial: bool,
     /// Describe virtio-mmio devices at the end of the kernel's command line.
     pub auto_kernel_cmdline: bool,
@@ -50,14 +48,7 @@ pub struct Board {
 
 impl Default for Board {
     fn default() -> Self {
-        Board {
-            pic: true,
-            pit: true,
-            rtc: false,
-            isa_serial: true,
-            auto_kernel_cmdline: true,
-            suppress_vmdesc: false,
-        }
+        Board { pic: true, pit: true, isa_serial: true, auto_kernel_cmdline: true, suppress_vmdesc: false }
     }
 }
 

@@ -92,7 +92,7 @@ fn streams_that_do_not_fit_are_refused_with_the_place() {
     let error = refused("kvm-acpi-off-16m", "-smp 2");
     assert!(error.starts_with("section cpu instance 1") && error.contains("missing"), "{error}");
     let error = refused("tcg-max-cpu-16m", "");
-    assert!(error.contains("section mc146818rtc") && error.contains("rtc=off"), "{error}");
+    assert!(error.contains("section mc146818rtc") && error.contains("MC146818 clock of rtc=on"), "{error}");
 }
 
 #[test]

@@ -42,10 +42,11 @@ pub const MACHINE: Keys<MachineDraft> = Keys {
         }),
         Key::set("pic", "on|off", |m, v| on_unless_off(v, &mut m.board.pic)),
         Key::set("pit", "on|off", |m, v| on_unless_off(v, &mut m.board.pit)),
-        Key::set("rtc", "on|off", |m, v| {
-            m.board.rtc = value::switch_or_auto(v)?.unwrap_or(false);
-            Ok(())
-        }),
+        Key::only(
+            "rtc",
+            &["off", "auto"],
+            "the MC146818 clock is not built yet; write rtc=off (guests have kvmclock)",
+        ),
         Key::set("isa-serial", "on|off", |m, v| into(v, &mut m.board.isa_serial)),
         Key::set("memory-backend", "ID", |m, v| {
             m.memory_backend = Some(v.into());

@@ -80,15 +80,12 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
 #[test]
 fn every_optional_part_can_be_asked_for() {
     let c = config(
-        "-machine microvm,acpi=off,pit=off,pic=off,rtc=on,suppress-vmdesc=on,accel=kvm:tcg -enable-kvm -accel \
+        "-machine microvm,acpi=off,pit=off,pic=off,rtc=auto,suppress-vmdesc=on,accel=kvm:tcg -enable-kvm -accel \
          kvm,dirty-ring-size=4096 -cpu host -smp cpus=4,cores=4 -m 1.5G -name guest=a,,b,debug-threads=on -uuid \
          01020304-0506-0708-090a-0b0c0d0e0f10 -S -no-reboot -action panic=pause,shutdown=pause -pidfile P -kernel builtin \
          -append 'ws=64 rate=2000 pattern=zipf bytes=64 fill=text'",
     );
-    assert_eq!(
-        c.board,
-        Board { pit: false, pic: false, rtc: true, suppress_vmdesc: true, ..Board::default() }
-    );
+    assert_eq!(c.board, Board { pit: false, pic: false, suppress_vmdesc: true, ..Board::default() });
     assert_eq!(c.kvm.dirty_ring_entries, Some(4096));
     assert_eq!((c.cpu.count, c.memory.bytes, c.memory.block.as_str()), (4, 3 << 29, "microvm.ram"));
     assert_eq!(c.identity.name.as_deref(), Some("a,b"));
@@ -175,6 +172,10 @@ fn refusals_say_what_and_why_and_what_instead() {
         ("-M usb=on", "-M usb=on: USB is not built; write usb=off"),
         ("-M memory-backend=x", "-M memory-backend=x: there is no memory backend with this id"),
         ("-accel tcg", "-accel tcg: Godwit runs on KVM only; write -accel kvm"),
+        (
+            "-M microvm,acpi=off,rtc=on",
+            "-M rtc=on: the MC146818 clock is not built yet; write rtc=off (guests have kvmclock)",
+        ),
         (
             "-accel kvm,dirty-ring-size=1000",
             "-accel dirty-ring-size=1000: expects a power of two from 128 to 65536",

@@ -26,9 +26,6 @@ impl Machine {
     /// migration. The run state is then `prelaunch`, or `inmigrate` with `-incoming`; [`Machine::cont`] starts the
     /// guest.
     pub fn build(config: &Config, outside: Outside) -> Result<Arc<Machine>, Error> {
-        if config.board.rtc {
-            return Err(Error::Unsupported("rtc=on (an MC146818 clock)"));
-        }
         let count = u32::from(config.cpu.count);
         let ram = GuestRam::new(&config.memory)?;
         let vm = Arc::new(Vm::new(&config.kvm, config.board.pit, count, ram)?);

@@ -15,8 +15,6 @@ pub enum Error {
     Boot(#[from] BootError),
     #[error("cannot start a vCPU thread: {0}")]
     Thread(io::Error),
-    #[error("{0} is not built yet")]
-    Unsupported(&'static str),
     #[error("this needs a guest that stands still")]
     Running,
     #[error("state of {found} vCPUs for a machine of {wanted}")]

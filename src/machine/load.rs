@@ -138,7 +138,7 @@ impl Loader {
             Section::Ged(_) => none("the ACPI event device, part of acpi=on"),
             Section::Pic(_) if instance < 2 && !self.board.pic => none("pic=on is missing in -M"),
             Section::Pit(_) if !self.board.pit => none("pit=on is missing in -M"),
-            Section::Rtc(_) => none("rtc=off goes without one"),
+            Section::Rtc(_) => none("the MC146818 clock of rtc=on is not built yet"),
             Section::Serial(_) if !self.serial => none("-serial none"),
             Section::Virtio(state) => none(state.kind.what()),
             Section::Pic(_) if instance < 2 => None,
