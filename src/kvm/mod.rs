@@ -15,6 +15,7 @@ mod vm;
 
 pub use caps::Caps;
 pub use dirty::DirtyLog;
+pub use state::TscRates;
 pub use vcpu::{Exit, Shared, Vcpu, monotonic_ns, thread_id};
 pub use vm::Vm;
 

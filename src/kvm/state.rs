@@ -66,6 +66,13 @@ pub struct TscRates {
     pub host_khz: u32,
 }
 
+impl TscRates {
+    /// Within what KVM takes for the same rate: 250 ppm, its module's `tsc_tolerance_ppm`.
+    pub fn are_close(&self) -> bool {
+        u64::from(self.host_khz.abs_diff(self.guest_khz)) <= u64::from(self.host_khz) * 250 / 1_000_000
+    }
+}
+
 impl std::fmt::Display for TscRates {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let TscRates { guest_khz, host_khz } = self;
@@ -166,16 +173,16 @@ impl Vcpu {
         Ok(Unwritten { msrs: refused, tsc })
     }
 
-    /// Sets the TSC's rate; the two rates, if the host's is outside KVM's tolerance (250 ppm) and cannot be scaled.
+    /// Sets the TSC's rate; the two rates, if the host's is outside KVM's tolerance and cannot be scaled.
     fn set_tsc_khz(&self, vm: &Vm, wanted: Option<u32>) -> Option<TscRates> {
         let guest_khz = wanted.filter(|&khz| khz != 0)?;
         let host_khz = if vm.caps().get_tsc_khz { self.fd().get_tsc_khz().unwrap_or(0) } else { 0 };
         if host_khz == guest_khz || self.fd().set_tsc_khz(guest_khz).is_ok() {
+            vm.set_tsc_khz(guest_khz);
             return None;
         }
-        let tolerance = u64::from(host_khz) * 250 / 1_000_000;
-        let close = u64::from(host_khz.abs_diff(guest_khz)) <= tolerance;
-        (!close).then_some(TscRates { guest_khz, host_khz })
+        let rates = TscRates { guest_khz, host_khz };
+        (!rates.are_close()).then_some(rates)
     }
 
     fn read_xsave(&self, vm: &Vm) -> Result<Vec<u8>, Error> {

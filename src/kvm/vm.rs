@@ -19,6 +19,7 @@ use std::ffi::CString;
 use std::os::fd::FromRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Three pages for real mode on Intel and one for its page table, below the IOAPIC (QEMU's addresses).
 const IDENTITY_MAP: u64 = 0xfeff_c000;
@@ -37,6 +38,8 @@ pub struct Vm {
     /// Dropped before `ram`: slots must not outlive what they map. (They die with `fd`.)
     rings: Option<Rings>,
     ram: GuestRam,
+    /// The guest's TSC rate, 0 where KVM does not tell.
+    tsc_khz: AtomicU32,
 }
 
 impl Vm {
@@ -60,7 +63,8 @@ impl Vm {
             None => None,
         };
         let has_pit = pit && caps.pit2;
-        let vm = Vm { fd, caps, cpuid, msr_list, mce_cap, has_pit, rings, ram };
+        let tsc_khz = AtomicU32::new(0);
+        let vm = Vm { fd, caps, cpuid, msr_list, mce_cap, has_pit, rings, ram, tsc_khz };
         vm.enable_caps()?;
         vm.map_slots(0)?;
         vm.create_chips()?;
@@ -84,7 +88,17 @@ impl Vm {
         &self.fd
     }
 
-    pub(super) fn msr_list(&self) -> &[u32] {
+    /// Rate of the vCPUs' time stamp counters; 0 where KVM does not tell.
+    pub fn tsc_khz(&self) -> u32 {
+        self.tsc_khz.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_tsc_khz(&self, khz: u32) {
+        self.tsc_khz.store(khz, Ordering::Relaxed);
+    }
+
+    /// The MSRs that belong to a vCPU's state here.
+    pub fn msr_list(&self) -> &[u32] {
         &self.msr_list
     }
 
@@ -102,6 +116,9 @@ impl Vm {
         }
         if let Some(rings) = &self.rings {
             rings.add(&fd)?;
+        }
+        if self.caps.get_tsc_khz {
+            self.set_tsc_khz(fd.get_tsc_khz().unwrap_or(0));
         }
         Ok(Vcpu::new(fd, index))
     }

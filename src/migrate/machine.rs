@@ -56,17 +56,26 @@ impl Guest for Machine {
             [leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
         };
         let cpuid = self.vm().cpuid().as_slice().iter().map(leaf).collect();
-        Facts { tsc_khz: 0, cpuid, msrs: Vec::new() }
+        Facts { tsc_khz: self.vm().tsc_khz(), cpuid, msrs: self.vm().msr_list().to_vec() }
     }
 
     fn check_facts(&self, facts: &Facts) -> Result<(), GuestError> {
         let ours = self.facts();
-        match first_lack(&facts.cpuid, &ours.cpuid) {
-            None => Ok(()),
-            Some(lack) => {
-                Err(GuestError(format!("this host's processor lacks what the guest was given: {lack}")))
-            }
+        if let Some(lack) = first_lack(&facts.cpuid, &ours.cpuid) {
+            return Err(GuestError(format!("this host's processor lacks what the guest was given: {lack}")));
         }
+        let rates = kvm::TscRates { guest_khz: facts.tsc_khz, host_khz: ours.tsc_khz };
+        if !may_run_at(rates, self.vm().caps().tsc_control) {
+            return Err(GuestError(rates.to_string()));
+        }
+        let unknown = facts.msrs.iter().filter(|msr| !ours.msrs.contains(msr)).collect::<Vec<_>>();
+        if let Some(first) = unknown.first() {
+            let count = unknown.len();
+            tracing::warn!(
+                "{count} MSRs of the source's processors are not known here, the first is {first:#x}"
+            );
+        }
+        Ok(())
     }
 
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
@@ -80,6 +89,13 @@ impl Guest for Machine {
         let host = HostCpu::from_cpuid(self.vm().cpuid().as_slice());
         Box::new(MachineLoader { machine: self, loader: Some(Loader::new(self.config(), host)) })
     }
+}
+
+/// False if a guest can certainly not have its TSC rate here, so that no RAM has to move to find out. Without scaling
+/// KVM can still make a counter faster than it is, by correcting it at each entry: it is asked when the state is applied.
+fn may_run_at(rates: kvm::TscRates, scales: bool) -> bool {
+    let unknown = rates.guest_khz == 0 || rates.host_khz == 0;
+    unknown || scales || rates.guest_khz >= rates.host_khz || rates.are_close()
 }
 
 /// CPUID leaves whose registers are sets of features, by function and index.
@@ -199,6 +215,13 @@ impl guest::DirtyLog for KvmLog {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slower_counter_needs_scaling() {
+        let may = |guest_khz, scales| may_run_at(kvm::TscRates { guest_khz, host_khz: 2_000_000 }, scales);
+        assert!(may(1_999_600, false) && may(3_000_000, false) && may(1_000_000, true) && may(0, false));
+        assert!(!may(1_000_000, false));
+    }
 
     #[test]
     fn a_missing_feature_is_named_and_a_dynamic_bit_is_none() {
