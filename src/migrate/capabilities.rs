@@ -56,8 +56,19 @@ impl Capability {
         MappedRam,
     ];
 
+    /// The names of all, in the same order.
+    pub const NAMES: &[&str] = &{
+        let mut names = [""; Self::ALL.len()];
+        let mut i = 0;
+        while i < names.len() {
+            names[i] = Self::ALL[i].name();
+            i += 1;
+        }
+        names
+    };
+
     /// As QMP writes it.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Xbzrle => "xbzrle",
             RdmaPinAll => "rdma-pin-all",

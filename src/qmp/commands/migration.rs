@@ -63,31 +63,7 @@ static STATES: &[&str] = &[
 ];
 static CAPABILITIES: Shape = Shape::of(&[required("capabilities", Type::List(&Type::Object(&CAPABILITY)))]);
 static CAPABILITY: Shape =
-    Shape::of(&[required("capability", Type::Enum(CAPABILITY_NAMES)), required("state", Type::Bool)]);
-static CAPABILITY_NAMES: &[&str] = &[
-    "xbzrle",
-    "rdma-pin-all",
-    "auto-converge",
-    "zero-blocks",
-    "events",
-    "postcopy-ram",
-    "x-colo",
-    "release-ram",
-    "return-path",
-    "pause-before-switchover",
-    "multifd",
-    "dirty-bitmaps",
-    "postcopy-blocktime",
-    "late-block-activate",
-    "x-ignore-shared",
-    "validate-uuid",
-    "background-snapshot",
-    "zero-copy-send",
-    "postcopy-preempt",
-    "switchover-ack",
-    "dirty-limit",
-    "mapped-ram",
-];
+    Shape::of(&[required("capability", Type::Enum(Capability::NAMES)), required("state", Type::Bool)]);
 static PARAMETERS: Shape = Shape::of(&[
     optional("announce-initial", Type::U64),
     optional("announce-max", Type::U64),
