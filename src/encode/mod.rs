@@ -7,4 +7,4 @@ mod source;
 
 pub use hash::hash_ram;
 pub use layout::RecordLayout;
-pub use source::{CHUNK_PAGES, ChunkMask, PageSource, mask_ranges, sources};
+pub use source::{CHUNK_PAGES, ChunkMask, PageSource, chunk_of, mask_ranges, sources};

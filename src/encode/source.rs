@@ -9,7 +9,7 @@ use std::ops::Range;
 use xbzrle::parallel::LivePage;
 
 use crate::io::Gather;
-use crate::memory::{Error, GuestRam, PAGE_BYTES, RamBlock};
+use crate::memory::{Error, GuestRam, PAGE_BYTES, PageSet, RamBlock};
 
 /// Pages of a chunk: the unit of clearing, of sharding, and of one read.
 pub const CHUNK_PAGES: u64 = 256;
@@ -75,11 +75,15 @@ impl PageSource {
         let start = chunk * CHUNK_PAGES * PAGE_BYTES;
         let end = (start + CHUNK_PAGES * PAGE_BYTES).min(self.block.bytes());
         let mut mask = [0; 4];
+        // Finding where data end takes as long as there are pages; that there are any, or no hole, is known sooner.
+        if !self.data.contains(&start) && self.block.is_in_memory(start..end) {
+            set_range(&mut mask, 0..(end - start) / PAGE_BYTES);
+            return Ok(mask);
+        }
         let mut at = start;
         while at < end {
-            if !(self.data.start <= at && at < self.data.end) {
-                // Finding where data ends takes as long as there are pages; that some follow is known at once.
-                if self.block.first_data(at)?.is_none_or(|start| start >= end) {
+            if !self.data.contains(&at) {
+                if self.block.first_data(at)?.is_none_or(|data| data >= end) {
                     break;
                 }
                 match self.block.next_data(at)? {
@@ -101,13 +105,21 @@ impl PageSource {
     /// Which of the pages in `mask` are all zeros.
     pub fn zero_mask(&self, chunk: u64, mask: &ChunkMask) -> ChunkMask {
         let mut zeros = [0; 4];
-        for page in mask_pages(mask) {
-            self.prefetch(chunk * CHUNK_PAGES + page + PREFETCH_PAGES);
+        let mut test = |page: u64| {
             let at = self.at(chunk * CHUNK_PAGES + page);
             // SAFETY: `at` is a page of the block's mapping, which lives as long as `self.block`.
             if unsafe { xbzrle::is_zero_live(at, PAGE_BYTES as usize) } {
                 zeros[(page / 64) as usize] |= 1 << (page % 64);
             }
+        };
+        let pages: Vec<u64> = mask_pages(mask).collect();
+        // The first line of a page decides in nearly all cases, and is not in the cache: lines are fetched side by side.
+        // A prefetch does nothing for a page that is not mapped, and the kernel maps such groups at once, so that the
+        // first page is tested before the others are fetched.
+        for group in pages.chunk_by(|a, b| a / GROUP_PAGES == b / GROUP_PAGES) {
+            test(group[0]);
+            group[1..].iter().for_each(|page| self.prefetch(chunk * CHUNK_PAGES + page));
+            group[1..].iter().for_each(|page| test(*page));
         }
         zeros
     }
@@ -142,7 +154,6 @@ impl PageSource {
         unsafe { self.block.host().add((page * PAGE_BYTES) as usize) }
     }
 
-    /// The first line of a page decides in nearly all cases, and is not in the cache.
     fn prefetch(&self, page: u64) {
         #[cfg(target_arch = "x86_64")]
         if page < self.block.pages() {
@@ -154,8 +165,14 @@ impl PageSource {
     }
 }
 
-/// How far ahead the first line of a page is asked for.
-const PREFETCH_PAGES: u64 = 8;
+/// Pages that the kernel maps around one that was touched (`fault_around_bytes`, 64 KiB).
+const GROUP_PAGES: u64 = 16;
+
+/// The members of a set in a chunk.
+pub fn chunk_of(pages: &PageSet, chunk: u64) -> ChunkMask {
+    let first = (chunk * (CHUNK_PAGES / 64)) as usize;
+    std::array::from_fn(|word| pages.words().get(first + word).copied().unwrap_or(0))
+}
 
 fn set_range(mask: &mut ChunkMask, pages: Range<u64>) {
     for (index, word) in mask.iter_mut().enumerate() {
@@ -197,7 +214,6 @@ pub fn mask_ranges(mask: &ChunkMask) -> impl Iterator<Item = Range<u64>> + '_ {
 #[cfg(feature = "sabotage")]
 mod early {
     use super::*;
-    use crate::memory::PageSet;
     use crate::sabotage::{Fault, on};
     use std::time::Duration;
 
@@ -217,9 +233,7 @@ mod early {
 
     impl Answers {
         pub fn take(&mut self, chunk: u64) -> Option<ChunkMask> {
-            let first = (chunk * (CHUNK_PAGES / 64)) as usize;
-            let word = |word: usize| self.data.words().get(first + word).copied().unwrap_or(0);
-            self.unused.remove(chunk).then(|| std::array::from_fn(word))
+            self.unused.remove(chunk).then(|| chunk_of(&self.data, chunk))
         }
     }
 }

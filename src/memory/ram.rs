@@ -102,6 +102,12 @@ impl RamBlock {
         self.inner.backing.first_data(from).map_err(|source| self.hole_error(source))
     }
 
+    /// True if all of a range (bytes, whole pages) is in memory, and so has no hole, at a cost that is small beside that
+    /// of reading it. False says nothing.
+    pub fn is_in_memory(&self, range: Range<u64>) -> bool {
+        self.inner.backing.is_in_memory(range)
+    }
+
     /// Whether [`RamBlock::fill`] writes through the descriptor, and so beats writing to [`RamBlock::host`].
     pub fn is_filled_by_descriptor(&self) -> bool {
         self.inner.backing.is_filled_by_descriptor()

@@ -19,7 +19,7 @@ use super::super::guest::DirtyLog;
 use super::super::progress::Counters;
 use super::Error;
 use super::packets::Packets;
-use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, mask_ranges};
+use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, chunk_of, mask_ranges};
 use crate::io::{Gather, Ring, SocketWriter};
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::sabotage::{self, Fault};
@@ -90,7 +90,7 @@ impl Again {
             *self.looked.write().unwrap() = Instant::now();
             log.harvest(&mut pages)?;
         }
-        Ok(chunk_mask(&self.pages.read().unwrap(), chunk))
+        Ok(chunk_of(&self.pages.read().unwrap(), chunk))
     }
 
     /// All that was found.
@@ -378,7 +378,7 @@ impl Lane {
         let first = if round.kind == parallel::Round::Bulk { chunks / 2 } else { 0 };
         (first..chunks)
             .chain(0..first)
-            .filter(move |chunk| chunk % lanes == index && chunk_mask(pages, *chunk) != [0; 4])
+            .filter(move |chunk| chunk % lanes == index && chunk_of(pages, *chunk) != [0; 4])
     }
 
     fn open_batch(&mut self) -> Result<(), Error> {
@@ -489,7 +489,7 @@ fn open_chunk(
     pages: &PageSet,
     chunk: u64,
 ) -> Result<Option<(ChunkMask, ChunkMask)>, Error> {
-    let mut mask = chunk_mask(pages, chunk);
+    let mut mask = chunk_of(pages, chunk);
     let logged = source.index() == 0;
     match round.again {
         Some(again) if logged => {
@@ -508,11 +508,6 @@ fn open_chunk(
     }
     let data = source.data_mask(chunk)?;
     Ok(Some((mask, data)))
-}
-
-fn chunk_mask(pages: &PageSet, chunk: u64) -> ChunkMask {
-    let first = (chunk * (CHUNK_PAGES / 64)) as usize;
-    std::array::from_fn(|word| pages.words().get(first + word).copied().unwrap_or(0))
 }
 
 fn and(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
