@@ -99,8 +99,9 @@ pub const KVM: Keys<MachineDraft> = Keys {
     ],
 };
 
-/// KVM keeps 64 of its own in reserve; 65536 entries of 16 bytes for each vCPU is the kernel's limit.
-const RING_ENTRIES_MIN: u64 = 128;
+/// KVM keeps 64 entries free, and with Intel's page modification log 512 more; 65536 entries of 16 bytes for each vCPU
+/// is the kernel's limit.
+const RING_ENTRIES_MIN: u64 = 1024;
 const RING_ENTRIES_MAX: u64 = 65536;
 
 /// The first of a list such as `kvm:tcg` counts.

@@ -178,7 +178,7 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-accel kvm,dirty-ring-size=1000",
-            "-accel dirty-ring-size=1000: expects a power of two from 128 to 65536",
+            "-accel dirty-ring-size=1000: expects a power of two from 1024 to 65536",
         ),
         (
             "-accel kvm,dirty-ring=4096",

@@ -11,7 +11,9 @@
 //!   and protects nothing until a chunk is cleared: no storm of faults at the start.
 //! - **Bitmap without it**: harvesting clears, [`DirtyLog::clear`] has nothing left to do.
 //! - **Rings**: harvesting collects all rings and resets them, in this order; [`DirtyLog::clear`] has nothing left to
-//!   do. A vCPU whose ring is full leaves the guest and does the same for all.
+//!   do. A vCPU whose ring is full leaves the guest and does the same for all. KVM keeps some entries free for what
+//!   happens until then; a software KVM that runs many instructions at a time can fill these, too, and go on over
+//!   the first ones. The two sides are out of step then, pages are lost, and every harvest says so.
 //!
 //! What was harvested is a debt: pages that will not be handed over after all go back with [`DirtyLog::give_back`].
 
@@ -23,6 +25,7 @@ use kvm_bindings::{KVM_DIRTY_LOG_INITIALLY_SET, kvm_enable_cap};
 use kvm_ioctls::{VcpuFd, VmFd};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Ranges given to [`DirtyLog::clear`] start on multiples of this (KVM's rule: whole 64-bit words).
@@ -63,12 +66,16 @@ impl DirtyLog {
             // Entries from before are part of the first round anyway.
             rings.collect(&vm)?;
             rings.take(&mut PageSet::new(pages));
+            rings.overflowed.store(false, Ordering::Release);
         }
         vm.log_dirty(true)?;
         Ok(DirtyLog { vm, kind, owed, words: Vec::new(), on: true })
     }
 
     /// Adds to `into` every page written since it was last cleared (or, without manual protection, harvested).
+    ///
+    /// # Errors
+    /// [`Error::RingOverflow`] from then on, once a ring has lost pages: what was collected is not all.
     ///
     /// # Panics
     /// If `into` is not bounded by the pages of the main block.
@@ -80,6 +87,9 @@ impl DirtyLog {
                 let rings = self.vm.rings().expect("kind says so");
                 rings.collect(&self.vm)?;
                 rings.take(into);
+                if rings.lost_pages() {
+                    return Err(Error::RingOverflow);
+                }
             }
             Kind::ManualBitmap | Kind::PlainBitmap => self.read_bitmaps(&ram, into)?,
         }
@@ -158,6 +168,8 @@ impl Drop for DirtyLog {
 /// The dirty rings of all vCPUs, and what was collected from them and not harvested yet.
 pub struct Rings {
     entries: u32,
+    /// KVM wrote past the end of one: pages are missing, and nobody knows which.
+    overflowed: AtomicBool,
     inner: Mutex<Collected>,
 }
 
@@ -179,7 +191,7 @@ impl Rings {
         cap.args[0] = u64::from(entries * entry_bytes);
         vm.enable_cap(&cap).map_err(Error::call("KVM_ENABLE_CAP(KVM_CAP_DIRTY_LOG_RING)"))?;
         let collected = Collected { rings: Vec::new(), pages: PageSet::new(pages) };
-        Ok(Rings { entries, inner: Mutex::new(collected) })
+        Ok(Rings { entries, overflowed: AtomicBool::new(false), inner: Mutex::new(collected) })
     }
 
     /// Adds the ring of a new vCPU.
@@ -196,7 +208,7 @@ impl Rings {
         let Collected { rings, pages } = &mut *inner;
         let regions = vm.ram().main().regions();
         for ring in rings {
-            ring.drain(|slot, page| {
+            let kept_free = ring.drain(|slot, page| {
                 // The address space id is in the upper half; there is only one without SMM.
                 if let Some(region) = regions.get((slot & 0xffff) as usize) {
                     let page = region.offset / crate::memory::PAGE_BYTES + page;
@@ -205,8 +217,23 @@ impl Rings {
                     }
                 }
             });
+            if !kept_free {
+                self.give_up();
+            }
         }
         ioctl::reset_dirty_rings(vm.fd()).map_err(Error::raw("KVM_RESET_DIRTY_RINGS"))
+    }
+
+    /// Whether a ring has lost pages.
+    fn lost_pages(&self) -> bool {
+        if self.lock().rings.iter().any(Ring::is_out_of_step) {
+            self.give_up();
+        }
+        self.overflowed.load(Ordering::Acquire)
+    }
+
+    fn give_up(&self) {
+        self.overflowed.store(true, Ordering::Release);
     }
 
     fn take(&self, into: &mut PageSet) {
@@ -227,6 +254,14 @@ impl Vm {
         match self.rings() {
             Some(rings) => rings.collect(self),
             None => Ok(0),
+        }
+    }
+
+    /// A ring is full and stays full although nothing in it can be taken: KVM and we have lost each other. Every
+    /// harvest fails from here on.
+    pub fn give_up_rings(&self) {
+        if let Some(rings) = self.rings() {
+            rings.give_up();
         }
     }
 }

@@ -127,23 +127,43 @@ impl Ring {
     }
 
     /// Takes the entries the kernel has filled, as (slot, page of the slot). They are in use until
-    /// [`reset_dirty_rings`].
-    pub fn drain(&mut self, mut f: impl FnMut(u32, u64)) {
+    /// [`reset_dirty_rings`]. False: every single one was filled, although the kernel keeps some free, so that others
+    /// are likely to be lost.
+    pub fn drain(&mut self, mut f: impl FnMut(u32, u64)) -> bool {
         // A ring's worth at most: the kernel cannot refill entries that were not reset.
         for _ in 0..self.count {
+            if !self.is_dirty(self.next) {
+                return true;
+            }
             // SAFETY: `next` is below `count`, so the entry lies in the mapping. Its flags word is only accessed
-            // atomically here; slot and offset are stable from DIRTY (acquired) to RESET (released).
+            // atomically; slot and offset are stable from DIRTY (acquired above) to RESET (released here).
             unsafe {
                 let entry = self.entries.as_ptr().add(self.next as usize);
-                let flags = AtomicU32::from_ptr(&raw mut (*entry).flags);
-                if flags.load(Ordering::Acquire) & KVM_DIRTY_GFN_F_MASK != GFN_DIRTY {
-                    return;
-                }
                 f((*entry).slot, (*entry).offset);
-                flags.store(GFN_RESET, Ordering::Release);
+                AtomicU32::from_ptr(&raw mut (*entry).flags).store(GFN_RESET, Ordering::Release);
             }
             self.next = (self.next + 1) % self.count;
         }
+        false
+    }
+
+    /// Whether an entry is filled behind one that is not. The kernel fills them in order, so that it has gone round,
+    /// over entries that were not reset, and what comes next is not what was written next. Looks at every entry.
+    pub fn is_out_of_step(&self) -> bool {
+        (1..self.count).any(|ahead| self.is_dirty((self.next + ahead) % self.count))
+            && !self.is_dirty(self.next)
+    }
+
+    /// # Panics
+    /// If there is no such entry.
+    fn is_dirty(&self, index: u32) -> bool {
+        assert!(index < self.count);
+        // SAFETY: the entry lies in the mapping (checked). Its flags word is only accessed atomically.
+        let flags = unsafe {
+            let entry = self.entries.as_ptr().add(index as usize);
+            AtomicU32::from_ptr(&raw mut (*entry).flags)
+        };
+        flags.load(Ordering::Acquire) & KVM_DIRTY_GFN_F_MASK == GFN_DIRTY
     }
 }
 

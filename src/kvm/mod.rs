@@ -35,6 +35,10 @@ pub enum Error {
     TooManyCpus { wanted: u32, max: u32 },
     #[error("{call}: {source}{}", advice::on_call(source))]
     Call { call: &'static str, source: io::Error },
+    #[error(
+        "a dirty ring overflowed, so that nobody knows which pages were written; make it larger (dirty-ring-size)"
+    )]
+    RingOverflow,
     #[error("a dirty ring of {wanted} entries: KVM takes powers of two up to {max}")]
     RingSize { wanted: u32, max: u32 },
     #[error("{0}")]

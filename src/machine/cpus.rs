@@ -160,7 +160,10 @@ impl Cpus {
                 Err(Unserved::RingFull) => {
                     let why = match self.vm.drain_rings() {
                         Ok(0) if full_in_a_row < RING_FULL_MAX => None,
-                        Ok(0) => Some("its dirty ring overflowed; make it larger (dirty-ring-size)".into()),
+                        Ok(0) => {
+                            self.vm.give_up_rings();
+                            Some(kvm::Error::RingOverflow.to_string())
+                        }
                         Ok(_) => None,
                         Err(e) => Some(e.to_string()),
                     };
