@@ -54,7 +54,7 @@ for what in "$@"; do k=${what%:*}; cpus=${what#*:}
       -serial stdio -qmp unix:$d/qmp2,server=on,wait=off -incoming file:$d/state < $d/in > $d/console2 2> $d/err2 &
     pid=$!; exec 3> $d/in
     # It was saved paused, so it is paused when it is loaded, as with QEMU.
-    n=0; until qmp $d/qmp2 query-status | grep -q '"paused"'; do usleep 200000; n=$((n + 1)); [ $n -lt 300 ] || break; done
+    n=0; until qmp $d/qmp2 query-status 2> /dev/null | grep -q '"paused"'; do usleep 200000; n=$((n + 1)); [ $n -lt 300 ] || break; done
     qmp $d/qmp2 cont > /dev/null || bad "cont after loading"
     until_seen '^tick' $d/console2 20 && sleep 1
     first=$(grep -a '^tick' $d/console2 | head -n 1); x=${last#tick }; y=${first#tick }; x=${x%% *}; y=${y%% *}
