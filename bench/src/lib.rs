@@ -4,6 +4,8 @@ pub mod clock;
 pub mod drive;
 pub mod patterns;
 pub mod peer;
+#[cfg(target_arch = "x86_64")]
+pub mod peer512;
 pub mod plot;
 pub mod policy;
 pub mod random;

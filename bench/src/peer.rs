@@ -1,5 +1,5 @@
 //! A model of the peer, QEMU 10, for comparison in the same run: what it does with a page on a CPU without AVX-512, where
-//! its encoder is scalar. Written from a description of the method:
+//! its encoder is scalar ([`peer512`](crate::peer512) is the other one). Written from a description of the method:
 //!
 //! 1. copy the guest page to a scratch page;
 //! 2. encode scratch against the cached page, with maximal runs: eight bytes at a time while they are equal, or while
@@ -14,6 +14,17 @@ use crate::region::Page;
 
 /// Encodes the page at `live` against `cached`, and brings `cached` up to date.
 pub fn encode(cached: &mut Page, live: &Page, scratch: &mut Page, out: &mut Page) -> Outcome {
+    encode_with(encode_still, cached, live, scratch, out)
+}
+
+/// As [`encode`], with another encoder of two pages that stay as they are.
+pub(crate) fn encode_with(
+    encode_still: impl FnOnce(&Page, &Page, &mut Page) -> Outcome,
+    cached: &mut Page,
+    live: &Page,
+    scratch: &mut Page,
+    out: &mut Page,
+) -> Outcome {
     scratch.copy_from_slice(std::hint::black_box(live));
     let outcome = encode_still(cached, scratch, out);
     if outcome != Outcome::Unchanged {
@@ -92,7 +103,7 @@ fn has_zero_byte(word: u64) -> bool {
     word.wrapping_sub(ONES) & !word & ONES << 7 != 0
 }
 
-fn put_length(out: &mut [u8], run: usize) -> usize {
+pub(crate) fn put_length(out: &mut [u8], run: usize) -> usize {
     if run < 128 {
         out[0] = run as u8;
         1
