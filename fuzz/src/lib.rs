@@ -4,6 +4,11 @@ use xbzrle::PAGE_SIZE;
 
 pub type Page = [u8; PAGE_SIZE];
 
+/// A page at an address that every path reads by vectors, as guest memory is. Elsewhere the paths read a live page as the scalar
+/// one does.
+#[repr(align(64))]
+pub struct Aligned(pub Page);
+
 /// Two pages from fuzz bytes: the first byte fills the old page, and each four bytes after it change a run of the new
 /// one (position, little-endian; length, where 255 stands for 2000 bytes; what the bytes are exclusive-ored with,
 /// each third byte with one bit more, so that some of them stay equal).
