@@ -40,16 +40,17 @@ pub(super) unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> R
 #[inline(always)]
 unsafe fn short_runs<const N: usize>(delta: &[u8], page: *mut u8, mut at: At) -> At {
     while at.offset + 4 <= delta.len() {
+        // Three loads of a byte, not one of a word: the next record waits for `next` alone, and shifts would lengthen that wait.
+        // For the same reason both possible places of the run's length are looked at in advance.
         // SAFETY: 4 bytes at `offset` are in the delta.
-        let head = unsafe { delta.as_ptr().add(at.offset).cast::<u32>().read_unaligned() } as usize;
-        // The next record waits for `next` alone, so both possible places of the run's length are looked at in advance.
-        let two = head & 0x80 != 0;
-        let (if_one, if_two) = (head >> 8 & 0xff, head >> 16 & 0xff);
-        let next = at.offset + select_unpredictable(two, 3 + if_two, 2 + if_one);
-        let run = select_unpredictable(two, if_two, if_one);
-        let gap = head & 0x7f | select_unpredictable(two, head >> 1 & 0x3f80, 0);
+        let byte = |i| usize::from(unsafe { *delta.get_unchecked(at.offset + i) });
+        let (first, second, third) = (byte(0), byte(1), byte(2));
+        let two = first >= 0x80;
+        let next = select_unpredictable(two, at.offset + 3 + third, at.offset + 2 + second);
+        let run = select_unpredictable(two, third, second);
+        let gap = first & 0x7f | select_unpredictable(two, second << 7, 0);
         let start = at.position + gap;
-        let wrong = head & 0x8080 == 0x8080 || gap == 0 && at.offset != 0;
+        let wrong = two && second >= 0x80 || gap == 0 && at.offset != 0;
         if wrong || run.wrapping_sub(1) >= SHORT || start + run > N || next > delta.len() {
             break;
         }
