@@ -31,6 +31,12 @@ impl<'c> Shard<'c> {
         Some(&mut self.pages[slot])
     }
 
+    /// The entry of `page`. Changes nothing.
+    pub fn peek(&self, page: u64) -> Option<&Page> {
+        let set = self.set_of(page);
+        Some(&self.pages[self.slot(set, self.sets[set].find(page)?)])
+    }
+
     /// An entry for `page`, which must not have one, if one can be spared for it. The bytes are arbitrary.
     pub fn admit(&mut self, page: u64, stamp: Stamp) -> Option<&mut Page> {
         let slot = self.claim_spare(page, stamp)?;

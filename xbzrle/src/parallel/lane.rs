@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::output::Tally;
 use super::{Body, Kind, Layout, LivePage, Record, Round};
 use crate::cache::{Page, Shard, Stamp};
-use crate::{Outcome, PAGE_SIZE};
+use crate::{Ahead, Outcome, PAGE_SIZE};
 
 /// Pages of a batch, and the records made of them. Buffers are kept for the next batch.
 #[derive(Debug)]
@@ -86,11 +86,14 @@ impl Lane {
                 bytes: self.buffer.used..self.buffer.used,
                 ends: None,
             });
-            for position in positions {
+            for position in positions.clone() {
                 let page = &pages[position];
+                let next = pages[..positions.end].get(position + 1);
                 let kind = match shard.as_deref_mut() {
                     None => self.without_cache(page, layout),
-                    Some(shard) => self.with_cache(round, shard, stamp.later(position as u64), page, layout),
+                    Some(shard) => {
+                        self.with_cache(round, shard, stamp.later(position as u64), page, next, layout)
+                    }
                 };
                 self.tally.count(kind);
                 self.kinds.push(kind);
@@ -115,11 +118,19 @@ impl Lane {
         shard: &mut Shard<'_>,
         stamp: Stamp,
         page: &LivePage<'_>,
+        next: Option<&LivePage<'_>>,
         layout: &L,
     ) -> Kind {
         let zero = is_zero(page);
+        let ahead = next.and_then(|next| {
+            shard.peek(next.number).map(|cached| Ahead { cached: cached.as_ptr(), live: next.at })
+        });
         if let Some(entry) = shard.hit(page.number, stamp) {
-            return if zero { self.zero_hit(entry, page, layout) } else { self.hit(entry, page, layout) };
+            return if zero {
+                self.zero_hit(entry, page, layout)
+            } else {
+                self.hit(entry, page, ahead, layout)
+            };
         }
         let entry = if round == Round::Last { None } else { shard.admit(page.number, stamp) };
         let Some(entry) = entry else { return self.without_cache(page, layout) };
@@ -144,9 +155,21 @@ impl Lane {
         Kind::Zero
     }
 
-    fn hit<L: Layout + ?Sized>(&mut self, entry: &mut Page, page: &LivePage<'_>, layout: &L) -> Kind {
+    fn hit<L: Layout + ?Sized>(
+        &mut self,
+        entry: &mut Page,
+        page: &LivePage<'_>,
+        ahead: Option<Ahead>,
+        layout: &L,
+    ) -> Kind {
         // SAFETY: whoever made the LivePage promised that it can be read and is not the cache's or the lane's.
-        match unsafe { crate::encode_live(entry, page.at, &mut self.delta) } {
+        let outcome = unsafe {
+            match ahead {
+                Some(ahead) => crate::encode_live_ahead(entry, page.at, &mut self.delta, ahead),
+                None => crate::encode_live(entry, page.at, &mut self.delta),
+            }
+        };
+        match outcome {
             Outcome::Unchanged => Kind::Same,
             Outcome::Delta(len) => {
                 self.head(page, Body::Delta(len), layout);
