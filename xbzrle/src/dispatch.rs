@@ -10,7 +10,7 @@ use crate::ahead::Ahead;
 use crate::format::check_page_size;
 use crate::outcome::{DecodeError, Outcome};
 #[cfg(target_arch = "x86_64")]
-use crate::x86_64::{Avx2, Sse2};
+use crate::x86_64::{Avx2, Avx512, Sse2};
 use crate::{PAGE_SIZE, decode, live, scalar};
 
 /// One implementation of the codec. All paths give the same results, byte for byte.
@@ -38,6 +38,9 @@ pub enum Path {
     /// 32 bytes at a time.
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    /// 64 bytes at a time.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl Path {
@@ -49,6 +52,8 @@ impl Path {
             Sse2::detect().map(Path::Sse2),
             #[cfg(target_arch = "x86_64")]
             Avx2::detect().map(Path::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Avx512::detect().map(Path::Avx512),
         ];
         paths.into_iter().flatten()
     }
@@ -64,7 +69,7 @@ impl Path {
         Self::available().find(|path| path.name() == name)
     }
 
-    /// `scalar`, `sse2` or `avx2`.
+    /// `scalar`, `sse2`, `avx2` or `avx512`.
     pub fn name(self) -> &'static str {
         match self {
             Path::Scalar => "scalar",
@@ -72,6 +77,8 @@ impl Path {
             Path::Sse2(_) => "sse2",
             #[cfg(target_arch = "x86_64")]
             Path::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512(_) => "avx512",
         }
     }
 
@@ -85,6 +92,8 @@ impl Path {
             Path::Sse2(sse2) => sse2.encode(old, new, out),
             #[cfg(target_arch = "x86_64")]
             Path::Avx2(avx2) => avx2.encode(old, new, out),
+            #[cfg(target_arch = "x86_64")]
+            Path::Avx512(avx512) => avx512.encode(old, new, out),
         }
     }
 
@@ -142,6 +151,8 @@ impl Path {
                 Path::Sse2(sse2) => sse2.encode_live(cached, live, out, ahead),
                 #[cfg(target_arch = "x86_64")]
                 Path::Avx2(avx2) => avx2.encode_live(cached, live, out, ahead),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512(avx512) => avx512.encode_live(cached, live, out, ahead),
             }
         }
     }
@@ -160,6 +171,8 @@ impl Path {
                 Path::Sse2(sse2) => sse2.copy_live(to, live),
                 #[cfg(target_arch = "x86_64")]
                 Path::Avx2(avx2) => avx2.copy_live(to, live),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512(avx512) => avx512.copy_live(to, live),
             }
         }
     }
@@ -198,6 +211,8 @@ impl Path {
                 Path::Sse2(sse2) => sse2.decode_at::<N>(delta, page),
                 #[cfg(target_arch = "x86_64")]
                 Path::Avx2(avx2) => avx2.decode_at::<N>(delta, page),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512(avx512) => avx512.decode_at::<N>(delta, page),
             }
         }
     }
@@ -222,6 +237,8 @@ impl Path {
                 Path::Sse2(sse2) => sse2.is_zero(live, len),
                 #[cfg(target_arch = "x86_64")]
                 Path::Avx2(avx2) => avx2.is_zero(live, len),
+                #[cfg(target_arch = "x86_64")]
+                Path::Avx512(avx512) => avx512.is_zero(live, len),
             }
         }
     }

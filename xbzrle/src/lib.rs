@@ -64,7 +64,7 @@ pub use dispatch::Path;
 pub use format::PAGE_BYTES_MAX;
 pub use outcome::{DecodeError, Outcome};
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{Avx2, Sse2};
+pub use x86_64::{Avx2, Avx512, Sse2};
 
 /// Bytes of a page on x86-64. The functions below take other even sizes, up to [`PAGE_BYTES_MAX`].
 pub const PAGE_SIZE: usize = 4096;

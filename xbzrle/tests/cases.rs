@@ -22,6 +22,12 @@ fn cases() -> Vec<Case> {
         plain,
     };
     let every = |step: usize| (0..PAGE_SIZE).step_by(step).map(|i| (i, 1)).collect::<Vec<_>>();
+    let runs = |count: usize, first: usize, step: usize, bytes| {
+        (0..count).map(|i| (first + i * step, bytes)).collect::<Vec<_>>()
+    };
+    let mut tenth_longer = runs(20, 0, 100, 32);
+    tenth_longer[9].1 = 33;
+    let to_the_end = [runs(100, 96, 40, 1), vec![(4095, 1)]].concat();
     vec![
         case("nothing", &[], Unchanged, Unchanged),
         case("first byte", &[(0, 1)], Delta(3), Delta(3)),
@@ -46,6 +52,9 @@ fn cases() -> Vec<Case> {
         case("everything", &[(0, 4096)], TooLong, TooLong),
         case("every other byte", &every(2), TooLong, TooLong),
         case("every third byte", &every(3), TooLong, TooLong),
+        case("twenty runs of 32 bytes", &runs(20, 0, 100, 32), Delta(680), Delta(680)),
+        case("twenty runs, the tenth of 33 bytes", &tenth_longer, Delta(681), Delta(681)),
+        case("a hundred runs, and the last byte", &to_the_end, Delta(303), Delta(303)),
         case("every fourth byte", &every(4), Delta(3072), Delta(3072)),
     ]
 }
@@ -76,4 +85,12 @@ fn every_path_gives_the_outcome_of_the_table() {
             }
         }
     }
+}
+
+#[test]
+fn every_path_is_found_by_its_name_and_no_other_is() {
+    for path in Path::available() {
+        assert_eq!(Path::named(path.name()), Some(path));
+    }
+    assert_eq!(Path::named("avx1024"), None);
 }

@@ -1,12 +1,17 @@
 //! Which bytes of a page changed, and where runs of them begin and end.
 
 use std::arch::asm;
+use std::arch::x86_64::{__m512i, _mm512_maskz_loadu_epi32};
 use std::mem::MaybeUninit;
 
 use crate::format::PAGE_BYTES_MAX;
 
-const WORDS_MAX: usize = PAGE_BYTES_MAX.div_ceil(64);
+/// Whole vectors of eight words.
+pub(super) const WORDS_MAX: usize = PAGE_BYTES_MAX.div_ceil(64).next_multiple_of(8);
 const GROUPS_MAX: usize = WORDS_MAX.div_ceil(64);
+
+/// Bytes of a page that 64 words stand for.
+pub(super) const GROUP_BYTES: usize = 64 * 64;
 
 /// One bit for each byte of a page of `N` bytes, byte `i` in bit `i % 64` of word `i / 64`; one means changed. And one
 /// bit for each word, so that a page with few changes is walked in few steps.
@@ -17,17 +22,17 @@ pub(super) struct Changed<const N: usize> {
 }
 
 impl<const N: usize> Changed<N> {
-    const WORDS: usize = N.div_ceil(64);
+    pub(super) const WORDS: usize = N.div_ceil(64);
     const GROUPS: usize = Self::WORDS.div_ceil(64);
 
     #[inline(always)]
     pub(super) fn nothing() -> Self {
         let mut words = [const { MaybeUninit::uninit() }; WORDS_MAX + 2];
-        words[..Self::WORDS + 2].fill(MaybeUninit::new(0));
+        words[..Self::WORDS.next_multiple_of(8) + 2].fill(MaybeUninit::new(0));
         Self { words, nonzero: [0; GROUPS_MAX] }
     }
 
-    /// Sets word `i`, once.
+    /// Sets word `i`, once. If it is not zero, that must be noted too.
     ///
     /// # Safety
     ///
@@ -37,8 +42,18 @@ impl<const N: usize> Changed<N> {
         // SAFETY: `words` is longer than `WORDS`, for pages up to the size that `check_page_size` lets through.
         unsafe {
             *self.words.get_unchecked_mut(i + 1) = MaybeUninit::new(word);
-            *self.nonzero.get_unchecked_mut(i / 64) |= u64::from(word != 0) << (i % 64);
         }
+    }
+
+    /// Adds to what is known of the 64 words of a group: bit `i % 64` says that word `i` is not zero.
+    ///
+    /// # Safety
+    ///
+    /// `group < GROUPS`.
+    #[inline(always)]
+    pub(super) unsafe fn note_nonzero(&mut self, group: usize, words: u64) {
+        // SAFETY: `nonzero` is as long as `GROUPS` at least.
+        unsafe { *self.nonzero.get_unchecked_mut(group) |= words };
     }
 
     #[inline(always)]
@@ -55,6 +70,17 @@ impl<const N: usize> Changed<N> {
     unsafe fn at<const AHEAD: usize>(&self, i: usize) -> u64 {
         // SAFETY: in bounds, and set, by the contract.
         unsafe { self.words.get_unchecked(i + AHEAD).assume_init() }
+    }
+
+    /// The words from the one before word `first` on: words `first - 1` to `first + 8` are there.
+    ///
+    /// # Safety
+    ///
+    /// `first < WORDS` is a multiple of eight.
+    #[inline(always)]
+    pub(super) unsafe fn vector(&self, first: usize) -> *const u8 {
+        // SAFETY: in bounds, by the contract.
+        unsafe { self.words.as_ptr().add(first).cast() }
     }
 
     /// Whether the page is so full of changes that no choice of runs makes a delta shorter than the page.
@@ -131,7 +157,7 @@ impl<const N: usize> Changed<N> {
     ///
     /// All words have been set.
     #[inline(always)]
-    pub(super) unsafe fn find_runs(&self, edges: &mut Edges) {
+    pub(super) unsafe fn find_runs(&self, edges: &mut Edges<N>) {
         let (mut count, mut open, mut nonzero_before) = (0, 0, 0);
         for group in 0..Self::GROUPS {
             // A run that ends with a word shows its end in the next one.
@@ -160,21 +186,50 @@ impl<const N: usize> Changed<N> {
                 count = unsafe { edges.put(count, i * 64, edge) };
             }
         }
-        edges.finish(count, N);
+        edges.finish(count);
     }
 }
 
 /// Where runs begin and end, in turn, from left to right.
-pub(super) struct Edges {
-    /// Room for the most edges, and for those that [`Edges::put`] writes without need.
-    positions: [MaybeUninit<u16>; PAGE_BYTES_MAX / 2 + 64],
+#[repr(C, align(64))]
+pub(super) struct Edges<const N: usize> {
+    /// Room for the most edges, one for every two bytes of the page: two bytes each, so as many bytes as the page has.
+    positions: [MaybeUninit<u8>; N],
+    /// Room for those that are written without need. It begins where the room above ends, as `N` is even.
+    more: [MaybeUninit<u16>; 64],
     count: usize,
 }
 
-impl Edges {
+impl<const N: usize> Edges<N> {
     #[inline(always)]
     pub(super) fn new() -> Self {
-        Self { positions: [const { MaybeUninit::uninit() }; PAGE_BYTES_MAX / 2 + 64], count: 0 }
+        Self {
+            positions: [const { MaybeUninit::uninit() }; N],
+            more: [const { MaybeUninit::uninit() }; 64],
+            count: 0,
+        }
+    }
+
+    /// The position of edge `i`.
+    ///
+    /// # Safety
+    ///
+    /// `i < N / 2 + 64`.
+    #[inline(always)]
+    unsafe fn at(&self, i: usize) -> *const u16 {
+        // SAFETY: in this value, from the start of which on there is the room that is asked for.
+        unsafe { (&raw const *self).cast::<u16>().add(i) }
+    }
+
+    /// Where the position of edge `i` is written.
+    ///
+    /// # Safety
+    ///
+    /// `i < N / 2 + 64`.
+    #[inline(always)]
+    unsafe fn at_mut(&mut self, i: usize) -> *mut u16 {
+        // SAFETY: as in `at`.
+        unsafe { (&raw mut *self).cast::<u16>().add(i) }
     }
 
     /// Puts the edges marked in `word` after the first `count`, and returns how many there are then.
@@ -184,17 +239,14 @@ impl Edges {
     ///
     /// # Safety
     ///
-    /// `count` and the edges in `word` are together no more than half of the largest page.
+    /// `count` and the edges in `word` are together no more than half of the page's bytes, and one.
     #[inline(always)]
     unsafe fn put(&mut self, count: usize, base: usize, word: u64) -> usize {
         let (mut left, mut at) = (word, count);
         loop {
             for i in 0..4 {
                 // SAFETY: at most 4 positions past the edges, for which there is room.
-                unsafe {
-                    *self.positions.get_unchecked_mut(at + i) =
-                        MaybeUninit::new((base + left.trailing_zeros() as usize) as u16);
-                }
+                unsafe { *self.at_mut(at + i) = (base + left.trailing_zeros() as usize) as u16 };
                 left &= left.wrapping_sub(1);
             }
             if left == 0 {
@@ -204,10 +256,25 @@ impl Edges {
         }
     }
 
+    /// Where the edge after the first `count` goes: room for 32 positions, as many as a word can have.
+    ///
+    /// Closed runs are three bytes apart, so of four bytes in a row at most two are edges.
+    ///
+    /// # Safety
+    ///
+    /// `count` is no more than half of the page's bytes, and one.
+    #[inline(always)]
+    pub(super) unsafe fn room(&mut self, count: usize) -> *mut u16 {
+        // SAFETY: there is room for 64 positions more.
+        unsafe { self.at_mut(count) }
+    }
+
     /// A run that reaches the end of the page ends there.
     #[inline(always)]
-    fn finish(&mut self, count: usize, page_bytes: usize) {
-        self.positions[count] = MaybeUninit::new(page_bytes as u16);
+    pub(super) fn finish(&mut self, count: usize) {
+        assert!(count < N / 2 + 64);
+        // SAFETY: just seen.
+        unsafe { *self.at_mut(count) = N as u16 };
         self.count = count.next_multiple_of(2);
     }
 
@@ -215,6 +282,23 @@ impl Edges {
     #[inline(always)]
     pub(super) fn runs(&self) -> usize {
         self.count / 2
+    }
+
+    /// Up to 16 runs from run `i` on, each as its first byte in the low half of a lane and the first after it in the high
+    /// half; and how many there are.
+    ///
+    /// # Safety
+    ///
+    /// `i < runs()`; the CPU has AVX-512.
+    #[inline(always)]
+    pub(super) unsafe fn sixteen_runs(&self, i: usize) -> (__m512i, usize) {
+        let count = (self.runs() - i).min(16);
+        // SAFETY: all edges of these runs are written, by `put` and `finish`; no others are read.
+        unsafe {
+            let there = (1_u32 << count) - 1;
+            let runs = _mm512_maskz_loadu_epi32(there as u16, self.at(i * 2).cast());
+            (runs, count)
+        }
     }
 
     /// First byte of run `i`, and the first after it.
@@ -225,12 +309,7 @@ impl Edges {
     #[inline(always)]
     pub(super) unsafe fn run(&self, i: usize) -> (usize, usize) {
         // SAFETY: all edges below `count` are written, by `put` and `finish`.
-        unsafe {
-            (
-                self.positions.get_unchecked(i * 2).assume_init().into(),
-                self.positions.get_unchecked(i * 2 + 1).assume_init().into(),
-            )
-        }
+        unsafe { ((*self.at(i * 2)).into(), (*self.at(i * 2 + 1)).into()) }
     }
 }
 

@@ -1,5 +1,10 @@
 //! What the walk asks of an instruction set.
 
+use std::hint::select_unpredictable;
+
+use super::changed::{Changed, Edges};
+use super::walk::Records;
+
 /// 64 bytes in vector registers, and what can be done with them.
 ///
 /// # Safety
@@ -22,6 +27,16 @@ pub(super) trait Lanes {
 
     unsafe fn store(to: *mut u8, block: Self::Block);
 
+    /// Stores the block, of which `differ` says where it differs from the 64 bytes at `to`.
+    ///
+    /// If it does not, it is stored where nobody reads it: a branch would be mispredicted often, and a store to the old
+    /// page in any case would dirty lines for nothing.
+    #[inline(always)]
+    unsafe fn store_changed(to: *mut u8, block: Self::Block, differ: u64, nobody_reads: *mut u8) {
+        // SAFETY: both may be written, by the contract.
+        unsafe { Self::store(select_unpredictable(differ != 0, to, nobody_reads), block) }
+    }
+
     /// One bit for each byte, byte `i` in bit `i`; one means that the blocks differ there.
     unsafe fn differ(a: Self::Block, b: Self::Block) -> u64;
 
@@ -32,4 +47,25 @@ pub(super) trait Lanes {
 
     /// Copies 32 bytes, which do not overlap.
     unsafe fn copy_half(to: *mut u8, from: *const u8);
+
+    /// Finds the runs in `changed`, all of whose words are set, with gaps of one and two bytes closed.
+    #[inline(always)]
+    unsafe fn find_runs<const N: usize>(changed: &Changed<N>, edges: &mut Edges<N>) {
+        // SAFETY: the contract.
+        unsafe { changed.find_runs(edges) }
+    }
+
+    /// As [`Records::push_short_runs`].
+    #[inline(always)]
+    unsafe fn push_short_runs<const N: usize>(
+        records: &mut Records<N>,
+        edges: &Edges<N>,
+        first: usize,
+    ) -> usize
+    where
+        Self: Sized,
+    {
+        // SAFETY: the contract.
+        unsafe { records.push_short_runs::<Self>(edges, first) }
+    }
 }

@@ -2,11 +2,10 @@
 //!
 //! Unsafe, because vector loads and stores take pointers, because stores run past the bytes they are for (within the
 //! output), and because live memory may have no reference formed to it.
-//!
-//! No AVX-512: it has not been run on a machine that has it.
 #![allow(unsafe_code)]
 
 mod avx2;
+mod avx512;
 mod changed;
 mod decode;
 mod lanes;
@@ -14,4 +13,5 @@ mod sse2;
 mod walk;
 
 pub use avx2::Avx2;
+pub use avx512::Avx512;
 pub use sse2::Sse2;

@@ -1,8 +1,9 @@
 //! The walk over a page, for any instruction set.
 //!
 //! ```text
-//! compare:  64 bytes at a time, one bit for each byte, one more bit for each 64; the whole page, without a branch
-//!           (live: store the 64 bytes to the cached page if they differ, else to a place that nobody reads)
+//! compare:  256 bytes at a time up to the first change; from there on 64 bytes at a time to the end of the page, one bit
+//!           for each byte, one more bit for each 64, without a branch (live: store the 64 bytes to the cached page if they
+//!           differ, else to a place that nobody reads)
 //! nothing:  Unchanged
 //! hopeless: TooLong, from the number of bits alone
 //! edges:    close gaps of one and two bytes, take the places where a bit differs from the one before it
@@ -13,9 +14,9 @@
 //! [`join_pays`] says while the joined run stays below 128 bytes; a closed run of 128 bytes or more is taken apart
 //! again and joined by the rule itself ([`Records::long_runs`]).
 
-use std::hint::{black_box, select_unpredictable};
+use std::hint::black_box;
 
-use super::changed::{Changed, Edges};
+use super::changed::{Changed, Edges, GROUP_BYTES};
 use super::lanes::Lanes;
 use crate::Ahead;
 use crate::format::{join_pays, length, length_bytes};
@@ -82,36 +83,38 @@ pub(super) unsafe fn encode_rest<L: Lanes, const LIVE: bool, const N: usize>(
     let nobody_reads = black_box(nobody_reads.as_mut_ptr());
     // SAFETY: blocks and bytes are below `N`; the rest is the contract.
     unsafe {
-        let mut at = N / 256 * 256;
+        let fours_end = N / 256 * 256;
+        let mut at = fours_end;
         if let Some(Rest { at: first, mut new }) = rest {
             at = first;
-            loop {
-                for (i, new) in new.into_iter().enumerate() {
-                    let offset = at + i * 64;
-                    changed.set(offset / 64, pages.compare::<L>(offset, new, nobody_reads));
-                }
-                at += 256;
-                while at + 256 <= N {
-                    new = pages.load::<L>(at);
-                    if !L::all_equal(&new, pages.old.add(at)) {
-                        break;
+            while at < fours_end {
+                // Kept in a register: in memory, each addition would wait for the one before it.
+                let (group, mut nonzero) = (at / GROUP_BYTES, 0);
+                while at < fours_end && at / GROUP_BYTES == group {
+                    for (i, new) in new.into_iter().enumerate() {
+                        let offset = at + i * 64;
+                        let word = pages.compare::<L>(offset, new, nobody_reads);
+                        changed.set(offset / 64, word);
+                        nonzero |= u64::from(word != 0) << (offset / 64 % 64);
                     }
                     at += 256;
+                    if at < fours_end {
+                        new = pages.load::<L>(at);
+                    }
                 }
-                if at + 256 > N {
-                    break;
-                }
+                changed.note_nonzero(group, nonzero);
             }
         }
         while at + 64 <= N {
-            changed.set(at / 64, pages.compare::<L>(at, pages.load_block::<L>(at), nobody_reads));
+            let word = pages.compare::<L>(at, pages.load_block::<L>(at), nobody_reads);
+            changed.set(at / 64, word);
+            changed.note_nonzero(at / GROUP_BYTES, u64::from(word != 0) << (at / 64 % 64));
             at += 64;
         }
         if at < N {
-            changed.set(at / 64, pages.compare_bytes(at));
-        }
-        if let Some(ahead) = pages.ahead {
-            ahead.fetch::<N>();
+            let word = pages.compare_bytes(at);
+            changed.set(at / 64, word);
+            changed.note_nonzero(at / GROUP_BYTES, u64::from(word != 0) << (at / 64 % 64));
         }
         write::<L, N>(&changed, if LIVE { pages.old } else { pages.new }, out)
     }
@@ -127,11 +130,16 @@ impl<const LIVE: bool, const N: usize> Pages<LIVE, N> {
         unsafe { if LIVE { L::load_live(self.new.add(at)) } else { L::load(self.new.add(at)) } }
     }
 
+    /// Loads 256 bytes, and fetches as many of the pages that come next.
+    ///
     /// # Safety
     ///
     /// As for [`encode`], and `at + 256 <= N`.
     #[inline(always)]
     unsafe fn load<L: Lanes>(&self, at: usize) -> [L::Block; 4] {
+        if let Some(ahead) = self.ahead {
+            ahead.fetch(at);
+        }
         // SAFETY: the contract.
         unsafe {
             [
@@ -145,9 +153,6 @@ impl<const LIVE: bool, const N: usize> Pages<LIVE, N> {
 
     /// Says where the block `new` differs from the old page, and with `LIVE` stores it there if it does.
     ///
-    /// If it does not, it is stored where nobody reads it: a branch would be mispredicted often, and a store to the old
-    /// page in any case would dirty lines for nothing.
-    ///
     /// # Safety
     ///
     /// As for [`encode`], and `at + 64 <= N`; 64 bytes at `nobody_reads` may be written.
@@ -158,7 +163,7 @@ impl<const LIVE: bool, const N: usize> Pages<LIVE, N> {
             let old = self.old.add(at);
             let differ = L::differ(L::load(old), new);
             if LIVE {
-                L::store(select_unpredictable(differ != 0, old, nobody_reads), new);
+                L::store_changed(old, new, differ, nobody_reads);
             }
             differ
         }
@@ -234,44 +239,65 @@ unsafe fn write<L: Lanes, const N: usize>(changed: &Changed<N>, from: *const u8,
     if unsafe { changed.is_hopeless() } {
         return Outcome::TooLong;
     }
-    let mut edges = Edges::new();
+    let mut edges = Edges::<N>::new();
     // SAFETY: all words are set.
-    unsafe { changed.find_runs(&mut edges) };
+    unsafe { L::find_runs(changed, &mut edges) };
     let mut records = Records::<N> { from, room: out.len(), out: out.as_mut_ptr(), len: 0, gap_from: 0 };
     let mut i = 0;
     while i < edges.runs() {
         // SAFETY: `i` is below the number of runs; runs lie in the page.
         unsafe {
-            let (start, end) = edges.run(i);
-            if end - start <= 32 && start + 32 <= N && records.len + 36 <= records.room {
-                records.push_short::<L>(start, end);
-            } else if end - start < 128 {
-                if records.push(start, end).is_none() {
-                    return Outcome::TooLong;
-                }
-            } else {
-                match records.long_runs(changed, &edges, i) {
-                    Some(next) => i = next,
-                    None => return Outcome::TooLong,
-                }
-                continue;
+            i = L::push_short_runs(&mut records, &edges, i);
+            if i == edges.runs() {
+                break;
             }
+            let (start, end) = edges.run(i);
+            let next = if end - start < 128 {
+                records.push(start, end).map(|()| i + 1)
+            } else {
+                records.long_runs(changed, &edges, i)
+            };
+            let Some(next) = next else { return Outcome::TooLong };
+            i = next;
         }
-        i += 1;
     }
     if records.len <= N { Outcome::Delta(records.len) } else { Outcome::TooLong }
 }
 
 /// A delta being written to `room` bytes at `out`.
-struct Records<const N: usize> {
-    from: *const u8,
-    out: *mut u8,
-    room: usize,
-    len: usize,
-    gap_from: usize,
+pub(super) struct Records<const N: usize> {
+    /// The page.
+    pub(super) from: *const u8,
+    pub(super) out: *mut u8,
+    pub(super) room: usize,
+    pub(super) len: usize,
+    /// Where the last run ended.
+    pub(super) gap_from: usize,
 }
 
 impl<const N: usize> Records<N> {
+    /// Adds run `i` and those after it, up to one that is long, or near the end of the page or of the room. Returns the first
+    /// that was not added.
+    ///
+    /// # Safety
+    ///
+    /// The runs lie in the page.
+    #[inline(always)]
+    pub(super) unsafe fn push_short_runs<L: Lanes>(&mut self, edges: &Edges<N>, mut i: usize) -> usize {
+        while i < edges.runs() {
+            // SAFETY: `i` is below the number of runs; what else is asked for was looked at.
+            unsafe {
+                let (start, end) = edges.run(i);
+                if end - start > 32 || start + 32 > N || self.len + 36 > self.room {
+                    break;
+                }
+                self.push_short::<L>(start, end);
+            }
+            i += 1;
+        }
+        i
+    }
+
     /// Adds the run `start..end`, by one store for both lengths and one for the bytes.
     ///
     /// # Safety
@@ -327,7 +353,7 @@ impl<const N: usize> Records<N> {
     ///
     /// `i` is below the number of `edges`' runs, which were found in `changed`.
     #[inline(never)]
-    unsafe fn long_runs(&mut self, changed: &Changed<N>, edges: &Edges, mut i: usize) -> Option<usize> {
+    unsafe fn long_runs(&mut self, changed: &Changed<N>, edges: &Edges<N>, mut i: usize) -> Option<usize> {
         // SAFETY: the contract; all positions come from `changed`, so they lie in the page.
         unsafe {
             let (mut start, mut closed_end) = edges.run(i);
