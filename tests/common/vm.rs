@@ -268,9 +268,17 @@ impl Vm {
         }
     }
 
-    /// The guest goes on, here.
+    /// The guest goes on, here. It may still be about to: a QEMU's source is told before the target runs.
     pub fn assert_alive(&mut self) {
-        assert_eq!(self.status(), "running", "{}", self.name);
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status();
+            if status == "running" {
+                break;
+            }
+            assert!(Instant::now() < end, "{} is {status}: {}", self.name, self.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let before = self.sweeps().len();
         self.wait_for_sweeps(before + 2);
     }

@@ -84,7 +84,8 @@ impl Answers {
             match self.wait(ring, Some((end, LAST_WORDS))) {
                 Ok(Reply::Shut(code)) if code != 0 => return Some(Error::TargetFailed),
                 Ok(_) => {}
-                Err(error @ Error::Refused(_)) => return Some(error),
+                // The kernel tells why a connection broke once, and that to whoever asks first.
+                Err(error @ (Error::Refused(_) | Error::Io(io::Error::System(_)))) => return Some(error),
                 Err(_) => return None,
             }
         }
