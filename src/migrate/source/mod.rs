@@ -193,9 +193,12 @@ impl Source {
     ) -> Result<Outcome, Error> {
         self.pause_before_switchover(peer)?;
         self.enter(Status::Device);
-        // The guest waits: from here to GO the target may not be silent for longer than the commit takes.
+        // The guest waits: from here to GO the target may not be silent for longer than the commit takes. A file or a
+        // program is no target.
         let time = handover::commit_timeout(&self.settings.parameters());
-        peer.set_patience(time);
+        if peer.answers.is_some() {
+            peer.set_patience(time);
+        }
         let state = self.guest.save(ran)?;
         rounds
             .last(self, peer)
