@@ -440,6 +440,7 @@ mod tests {
     #[test]
     fn a_kept_block_stays_beside_the_main_one() {
         let ram = GuestRam::new(&config(1 << 20, memfd())).unwrap();
+        assert!(ram.keep_block("pc.bios", 1 << 40).is_err(), "as large as a stream says");
         assert_eq!(ram.keep_block("pc.bios", 65536).unwrap().bytes(), 65536);
         assert_eq!(ram.keep_block("pc.bios", 65536).unwrap().pages(), 16);
         assert!(ram.keep_block("pc.bios", 131072).is_err());

@@ -1,5 +1,6 @@
 //! Whole migrations in one process, over real sockets, of a guest that is a thread writing memory.
 
+use std::io::Write;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -15,7 +16,7 @@ use super::settings::Settings;
 use super::source::{Destination, Event, Source};
 use super::target::{Arrival, Origin, Target};
 use crate::config::{Memory, MemoryBackend};
-use crate::io::{Address, Listener, Waker};
+use crate::io::{Address, Connection, Listener, Waker};
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
@@ -405,4 +406,29 @@ fn refusal_reaches_the_source_in_words() {
     let error = run.progress.figures().error.clone().unwrap();
     assert_eq!(error, "the target refused: no such CPU here");
     assert_eq!(run.source.run_state(), RunState::Running);
+}
+
+#[test]
+fn a_stream_without_the_guests_ram_is_refused() {
+    let mut bytes = Vec::new();
+    let machine = super::source::MACHINE.into();
+    stream::Configuration { machine, ..stream::Configuration::default() }.write(&mut bytes);
+    FakeState(5).write(&mut bytes).unwrap();
+    stream::end_of_states(&mut bytes);
+    let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    ours.write_all(&bytes).unwrap();
+    drop(ours);
+    let guest = FakeGuest::new(RunState::InMigrate);
+    let target = Target {
+        guest: guest.clone(),
+        settings: Arc::default(),
+        arrival: Arc::new(Arrival::default()),
+        events: Arc::new(|_| {}),
+        waker: Waker::new(),
+        autostart: Arc::new(|| true),
+        uuid: None,
+    };
+    let error = target.run(Origin::Open(Connection::from_fd(theirs.into()))).unwrap_err().to_string();
+    assert!(error.contains("\"microvm.ram\", this guest's RAM, is not in it"), "{error}");
+    assert_eq!(guest.run_state(), RunState::InMigrate);
 }

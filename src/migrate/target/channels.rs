@@ -271,3 +271,30 @@ impl Channel {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Connection;
+    use crate::migrate::target::Origin;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_channel_that_ends_in_a_round_does_not_make_the_round_whole() {
+        for another_arrived in [false, true] {
+            let (socket, _other) = UnixStream::pair().unwrap();
+            let origin = Origin::Open(Connection::from_fd(socket.into()));
+            let mut channels = Channels::new(Connections { origin, early: Vec::new() }, Waker::new());
+            channels.meeting.lock().channels = 2;
+            if another_arrived {
+                let meeting = channels.meeting.clone();
+                channels.threads.push(std::thread::spawn(move || assert!(!meeting.arrive())));
+                while channels.meeting.lock().arrived == 0 {
+                    std::thread::yield_now();
+                }
+            }
+            channels.meeting.fail(Error::Io(io::Error::Closed), &channels.waker);
+            assert!(matches!(channels.wait_for_round(), Err(Error::ChannelGone)));
+        }
+    }
+}
