@@ -44,6 +44,7 @@ struct Flight {
     gather: Gather,
     message: Box<Message>,
     bytes: usize,
+    since: Instant,
 }
 
 struct Message {
@@ -96,7 +97,7 @@ impl SocketWriter {
         let mut message = Box::new(Message { header, iovecs: Vec::new(), first: 0 });
         gather.iovecs(&mut message.iovecs);
         let token = self.submit(ring, &mut message)?;
-        self.flight = Some(Flight { token, gather, message, bytes });
+        self.flight = Some(Flight { token, gather, message, bytes, since: Instant::now() });
         Ok(())
     }
 
@@ -106,6 +107,9 @@ impl SocketWriter {
             let result = ring.wait(flight.token)?;
             let done = match result {
                 r if r == -libc::EINTR || r == -libc::EAGAIN => 0,
+                r if r == -libc::EPIPE && self.timed_out(flight.since) => {
+                    return Err(Error::from_result(-libc::ETIMEDOUT));
+                }
                 r if r < 0 => return Err(Error::from_result(r)),
                 0 => return Err(Error::Closed),
                 r => r as usize,
@@ -157,6 +161,24 @@ impl SocketWriter {
         };
         // SAFETY: message and gather stay in `self.flight`, boxed, until the token was waited for or cancelled.
         unsafe { ring.submit(entry) }
+    }
+
+    /// Whether a pipe that broke is a TCP connection that timed out. The kernel gives that reason once, and a send that
+    /// had moved a part before ends as a short one and takes it along.
+    fn timed_out(&self, since: Instant) -> bool {
+        let mut ms: libc::c_uint = 0;
+        let mut length = size_of_val(&ms) as libc::socklen_t;
+        // SAFETY: both addresses are those of live variables of the sizes given.
+        let result = unsafe {
+            libc::getsockopt(
+                self.fd.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_USER_TIMEOUT,
+                (&raw mut ms).cast(),
+                &raw mut length,
+            )
+        };
+        result == 0 && ms > 0 && since.elapsed() >= Duration::from_millis(u64::from(ms) / 2)
     }
 
     /// A file's own position follows what was written, as with write(2): whoever shares the descriptor goes on there.
