@@ -117,13 +117,16 @@ fn every_migration_of_a_busy_guest_loses_nothing() {
     let started = Instant::now();
     let dir = tempfile::tempdir().unwrap();
     let mut done = 0;
-    let mut guests = random.below(4);
+    let mut guests = random.below(12);
     while done < count {
         let pattern = PATTERNS[(guests % 4) as usize];
         let processors = if random.coin() { 4 } else { 1 };
+        // Every third guest's dirty log is a ring.
+        let log: &[&str] = if guests % 3 == 2 { &["-accel", "kvm,dirty-ring-size=65536"] } else { &[] };
         guests += 1;
         let guest = format!("ws=4 pattern={pattern}");
-        let launch = |name: &str| Launch::new(dir.path(), name).guest(&guest).processors(processors);
+        let launch =
+            |name: &str| Launch::new(dir.path(), name).guest(&guest).processors(processors).words(log);
         let mut vm = launch(&format!("guest{guests}")).start();
         vm.wait_for_sweeps(1);
         let mut last = 0;
@@ -138,7 +141,8 @@ fn every_migration_of_a_busy_guest_loses_nothing() {
             way.move_guest(&mut vm, &mut target, dir.path());
             let time = began.elapsed().as_millis();
             done += 1;
-            println!("{done:4}  {pattern:6} {processors} vCPU  {time:5} ms  {way:?}");
+            let kind = if log.is_empty() { "bitmap" } else { "ring" };
+            println!("{done:4}  {pattern:6} {processors} vCPU  {kind:6}  {time:5} ms  {way:?}");
             last = vm.sweeps().last().copied().unwrap_or(last);
             std::mem::swap(&mut vm, &mut target);
             // The new owner goes on and checks what it got, at least until it says something.
