@@ -151,7 +151,7 @@ fn every_migration_of_a_busy_guest_loses_nothing() {
             assert!(sweeps.iter().all(|sweep| *sweep >= last) && sweeps.is_sorted(), "{last} {sweeps:?}");
         }
         vm.assert_alive();
-        assert!(vm.sweeps().iter().all(|sweep| *sweep >= last));
+        assert!(vm.sweeps().iter().all(|sweep| *sweep >= last), "went back from {last}: {}", vm.serial());
     }
     println!("{done} migrations, {:.1} s, no page lost", started.elapsed().as_secs_f64());
 }

@@ -314,7 +314,7 @@ fn deltas_move_the_same_guest_in_both_framings() {
         let sends_deltas = |_| {
             let run = migrate(&[Capability::Xbzrle], parameters.clone());
             run.assert_moved();
-            let stats = run.progress.figures().xbzrle.clone().unwrap();
+            let stats = run.progress.figures().xbzrle.unwrap();
             stats.pages > 0
         };
         assert!((0..10).any(sends_deltas), "{framing}");

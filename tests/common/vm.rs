@@ -127,7 +127,8 @@ impl Launch {
             .stderr(std::fs::File::create(path("err")).unwrap())
             .spawn()
             .unwrap();
-        let mut vm = Vm { child, dir: self.dir, name: self.name, qmp: None };
+        let came = self.words.iter().any(|word| word == "-incoming");
+        let mut vm = Vm { child, dir: self.dir, name: self.name, came, qmp: None };
         vm.connect();
         vm
     }
@@ -138,6 +139,8 @@ pub struct Vm {
     child: Child,
     dir: PathBuf,
     pub name: String,
+    /// The guest began somewhere else.
+    came: bool,
     qmp: Option<BufReader<UnixStream>>,
 }
 
@@ -256,7 +259,11 @@ impl Vm {
             let line = line.strip_prefix("cpu 0 ").unwrap_or(line);
             line.strip_prefix("sweep ")?.split(' ').next()?.parse().ok()
         };
-        serial.lines().filter_map(number).collect()
+        // A guest may move in the middle of a line: "cpu 1 " is there and "sweep 7" is here. The first line of one that
+        // came, and what has no end yet, say nothing.
+        let whole = serial.rfind('\n').map_or("", |end| &serial[..end]);
+        let skipped = usize::from(self.came);
+        whole.split('\n').skip(skipped).map(str::trim_end).filter_map(number).collect()
     }
 
     /// Waits for so many sweeps on this process's own serial port.
