@@ -39,6 +39,11 @@ impl Case {
         }
         let uri = format!("unix:{}", dir.join("socket").display());
         target.ask("migrate-incoming", json!({"uri": uri}));
+        // The guest's first line comes before its first write.
+        let end = Instant::now() + PATIENCE;
+        while source.serial().is_empty() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         source.wait_for_sweeps(self.sweeps);
         source.ask("migrate", json!({"uri": uri}));
         let report = source.outcome();
