@@ -42,13 +42,22 @@ pub struct Board {
     pub isa_serial: bool,
     /// Describe virtio-mmio devices at the end of the kernel's command line.
     pub auto_kernel_cmdline: bool,
+    /// `-device vmcoreinfo`: the guest can say where its crash note is.
+    pub vmcoreinfo: bool,
     /// Leave the JSON description out of migration streams.
     pub suppress_vmdesc: bool,
 }
 
 impl Default for Board {
     fn default() -> Self {
-        Board { pic: true, pit: true, isa_serial: true, auto_kernel_cmdline: true, suppress_vmdesc: false }
+        Board {
+            pic: true,
+            pit: true,
+            isa_serial: true,
+            auto_kernel_cmdline: true,
+            vmcoreinfo: false,
+            suppress_vmdesc: false,
+        }
     }
 }
 

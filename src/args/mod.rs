@@ -4,6 +4,7 @@
 //! Godwit cannot honour is refused by name, with the nearest thing it can; nothing is ignored in silence.
 
 mod chardev;
+mod device;
 mod draft;
 mod error;
 mod help;

@@ -2,7 +2,7 @@
 
 use super::draft::Draft;
 use super::error::Error;
-use super::{chardev, machine, memory};
+use super::{chardev, device, machine, memory};
 
 pub struct Opt {
     /// The first name is the one that help shows.
@@ -119,6 +119,8 @@ pub const OPTIONS: &[Opt] = {
             |d, _, v| { d.memory.path = Some(v.into()); Ok(()) }),
         flag(Machine, &["mem-prealloc"], "touch all RAM before the guest starts",
             |d, _, _| { d.memory.prealloc = true; Ok(()) }),
+        set(Machine, &["device"], "vmcoreinfo", "lets the guest say where its crash note is (fw_cfg file etc/vmcoreinfo), for dumps",
+            |d, o, v| device::DEVICE.read(o, v, &mut d.machine)).keys(|| device::DEVICE.rows()),
         set(Machine, &["name"], "NAME", "what QMP calls the machine",
             |d, o, v| d.name(o, v)),
         set(Machine, &["uuid"], "UUID", "what QMP gives as its UUID",
@@ -184,7 +186,6 @@ pub const OPTIONS: &[Opt] = {
         refuse(&["cdrom"], Some("FILE"), BLOCK),
         refuse(&["snapshot"], None, BLOCK),
         refuse(&["netdev"], Some("…"), NETWORK),
-        refuse(&["device"], Some("…"), "virtio devices are not built yet"),
         refuse(&["global"], Some("…"), "it sets properties of devices, which are not built yet"),
         refuse(&["set"], Some("…"), "it sets properties of devices, which are not built yet"),
         refuse(&["fsdev", "virtfs"], Some("…"), "shared directories are not built yet"),

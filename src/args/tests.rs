@@ -159,7 +159,14 @@ fn refusals_say_what_and_why_and_what_instead() {
         ("--S=1", "--S=1: takes no value"),
         ("-drive file=x,if=virtio", "-drive: block devices are not built yet"),
         ("-netdev user,id=n", "-netdev: network devices are not built yet"),
-        ("-device virtio-net-device", "-device: virtio devices are not built yet"),
+        (
+            "-device virtio-net-device,netdev=n",
+            "-device virtio-net-device: virtio devices are not built yet; the only device is vmcoreinfo",
+        ),
+        (
+            "-device vmcoreinfo -device vmcoreinfo,id=v",
+            "-device vmcoreinfo: there can be one vmcoreinfo device only",
+        ),
         (
             "-monitor stdio",
             "-monitor stdio: the human monitor is not built; write -qmp, and `godwit qmp` to talk to it",

@@ -7,12 +7,13 @@
 //! | 0x514 | 4 bytes, big-endian | high half of the address of a DMA request; reading gives `QEMU CFG` |
 //! | 0x518 | 4 bytes, big-endian | low half; writing it starts the request |
 //!
-//! (docs/specs/fw_cfg of QEMU.) Items cannot be written by the guest.
+//! (docs/specs/fw_cfg of QEMU.) The guest writes items by DMA only, and only those that are made for it ([`Writable`]).
 
 use super::bus::Device;
 use crate::memory::GuestRam;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// First port, and how many.
 pub const PORT: u64 = 0x510;
@@ -62,10 +63,32 @@ pub struct FwCfgState {
     pub dma_addr: u64,
 }
 
+/// An item that the guest may write. Its length never changes.
+pub trait Writable: Send + Sync {
+    fn content(&self) -> Vec<u8>;
+
+    /// Takes `data`, which the guest wrote at `offset`; it lies within the item.
+    fn write(&self, offset: usize, data: &[u8]);
+}
+
+enum Item {
+    Fixed(Vec<u8>),
+    Writable(Arc<dyn Writable>),
+}
+
+impl Item {
+    fn content(&self) -> Cow<'_, [u8]> {
+        match self {
+            Item::Fixed(data) => Cow::Borrowed(data),
+            Item::Writable(item) => Cow::Owned(item.content()),
+        }
+    }
+}
+
 /// What there is to ask for.
 #[derive(Default)]
 pub struct Items {
-    by_key: BTreeMap<u16, Vec<u8>>,
+    by_key: BTreeMap<u16, Item>,
     files: Vec<(String, u16, u32)>,
 }
 
@@ -79,7 +102,7 @@ impl Items {
     }
 
     pub fn add(&mut self, key: u16, data: Vec<u8>) {
-        self.by_key.insert(key, data);
+        self.by_key.insert(key, Item::Fixed(data));
     }
 
     /// Adds a named file, under the next free key.
@@ -87,10 +110,22 @@ impl Items {
     /// # Panics
     /// If the name has 56 bytes or more.
     pub fn add_file(&mut self, name: &str, data: Vec<u8>) {
+        self.add_named(name, Item::Fixed(data));
+    }
+
+    /// Adds a named file that the guest may write.
+    ///
+    /// # Panics
+    /// As [`Items::add_file`].
+    pub fn add_writable_file(&mut self, name: &str, item: Arc<dyn Writable>) {
+        self.add_named(name, Item::Writable(item));
+    }
+
+    fn add_named(&mut self, name: &str, item: Item) {
         assert!(name.len() < FILE_NAME_BYTES, "{name}");
         let key = key::FILE_FIRST + self.files.len() as u16;
-        self.files.push((name.into(), key, data.len() as u32));
-        self.add(key, data);
+        self.files.push((name.into(), key, item.content().len() as u32));
+        self.by_key.insert(key, item);
     }
 
     /// The directory: big-endian count, then size, key, reserved and name of each file, by name.
@@ -112,7 +147,7 @@ impl Items {
 
 /// The device.
 pub struct FwCfg {
-    items: BTreeMap<u16, Vec<u8>>,
+    items: BTreeMap<u16, Item>,
     state: Mutex<FwCfgState>,
     ram: GuestRam,
 }
@@ -147,9 +182,13 @@ impl FwCfg {
     }
 
     /// The selected item from the current offset on.
-    fn rest(&self, state: &FwCfgState) -> &[u8] {
-        let item = self.items.get(&state.entry).map_or(&[][..], Vec::as_slice);
-        item.get(state.offset as usize..).unwrap_or(&[])
+    fn rest(&self, state: &FwCfgState) -> Cow<'_, [u8]> {
+        let from = state.offset as usize;
+        match self.items.get(&state.entry).map(Item::content) {
+            Some(Cow::Borrowed(data)) => Cow::Borrowed(data.get(from..).unwrap_or(&[])),
+            Some(Cow::Owned(mut data)) => Cow::Owned(data.split_off(from.min(data.len()))),
+            None => Cow::Borrowed(&[]),
+        }
     }
 
     fn next_byte(&self, state: &mut FwCfgState) -> u8 {
@@ -174,11 +213,11 @@ impl FwCfg {
         let done = match control & (DMA_READ | DMA_WRITE | DMA_SKIP) {
             0 => Ok(()),
             c if c & DMA_READ != 0 => self.dma_read(state, address, length),
-            c if c & DMA_SKIP != 0 => {
+            c if c & DMA_WRITE != 0 => self.dma_write(state, address, length),
+            _ => {
                 state.offset = state.offset.saturating_add(length);
                 Ok(())
             }
-            _ => Err(()),
         };
         let outcome = if done.is_ok() { 0 } else { DMA_ERROR };
         let _ = self.ram.write(gpa, &outcome.to_be_bytes());
@@ -198,6 +237,19 @@ impl FwCfg {
             missing -= zeros;
         }
         state.offset = state.offset.saturating_add(have as u32);
+        Ok(())
+    }
+
+    /// Takes what the guest writes to the item from the current offset on; all of it must fit.
+    fn dma_write(&self, state: &mut FwCfgState, address: u64, length: u32) -> Result<(), ()> {
+        let Some(Item::Writable(item)) = self.items.get(&state.entry) else { return Err(()) };
+        if length as usize > self.rest(state).len() {
+            return Err(());
+        }
+        let mut data = vec![0; length as usize];
+        self.ram.read(address, &mut data).map_err(drop)?;
+        item.write(state.offset as usize, &data);
+        state.offset += length;
         Ok(())
     }
 }
@@ -238,6 +290,19 @@ mod tests {
     use super::*;
     use crate::config::{Memory, MemoryBackend};
 
+    #[derive(Default)]
+    struct Slate(Mutex<[u8; 4]>);
+
+    impl Writable for Slate {
+        fn content(&self) -> Vec<u8> {
+            self.0.lock().unwrap().to_vec()
+        }
+
+        fn write(&self, offset: usize, data: &[u8]) {
+            self.0.lock().unwrap()[offset..offset + data.len()].copy_from_slice(data);
+        }
+    }
+
     fn device() -> FwCfg {
         let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
         let block = "microvm.ram".into();
@@ -245,6 +310,7 @@ mod tests {
         let mut items = Items::new();
         items.add_file("etc/e820", vec![7; 20]);
         items.add_file("bootorder", vec![]);
+        items.add_writable_file("slate", Arc::new(Slate::default()));
         FwCfg::new(items, GuestRam::new(&memory).unwrap())
     }
 
@@ -262,8 +328,8 @@ mod tests {
         device.write(0, &key::SIGNATURE.to_le_bytes());
         assert_eq!(read_bytes(&device, 6), b"QEMU\0\0");
         device.write(0, &key::FILE_DIR.to_le_bytes());
-        let dir = read_bytes(&device, 4 + 2 * 64);
-        assert_eq!(dir[..4], 2u32.to_be_bytes());
+        let dir = read_bytes(&device, 4 + 3 * 64);
+        assert_eq!(dir[..4], 3u32.to_be_bytes());
         assert_eq!(&dir[12..22], b"bootorder\0");
         assert_eq!(dir[68..72], 20u32.to_be_bytes());
         device.write(0, &[dir[73], dir[72]]);
@@ -271,22 +337,43 @@ mod tests {
         assert_eq!(device.state().offset, 2);
     }
 
+    /// A DMA request of `length` bytes at 0x2000; the control word afterwards.
+    fn dma(device: &FwCfg, key: u16, action: u32, length: u32) -> [u8; 4] {
+        let mut request = Vec::new();
+        request.extend((u32::from(key) << 16 | DMA_SELECT | action).to_be_bytes());
+        request.extend(length.to_be_bytes());
+        request.extend(0x2000u64.to_be_bytes());
+        device.ram.write(0x1000, &request).unwrap();
+        device.write(4, &[0; 4]);
+        device.write(8, &0x1000u32.to_be_bytes());
+        let mut control = [0xff; 4];
+        device.ram.read(0x1000, &mut control).unwrap();
+        control
+    }
+
     #[test]
     fn dma_copies_the_item_and_reports_success() {
         let device = device();
-        let mut request = Vec::new();
-        request.extend((u32::from(key::SIGNATURE) << 16 | DMA_SELECT | DMA_READ).to_be_bytes());
-        request.extend(6u32.to_be_bytes());
-        request.extend(0x2000u64.to_be_bytes());
-        device.ram.write(0x1000, &request).unwrap();
         device.ram.write(0x2000, &[9; 8]).unwrap();
-        device.write(4, &[0; 4]);
-        device.write(8, &0x1000u32.to_be_bytes());
-        let (mut data, mut control) = ([0; 8], [0xff; 4]);
+        assert_eq!(dma(&device, key::SIGNATURE, DMA_READ, 6), [0; 4]);
+        let mut data = [0; 8];
         device.ram.read(0x2000, &mut data).unwrap();
-        device.ram.read(0x1000, &mut control).unwrap();
         assert_eq!(&data, b"QEMU\0\0\x09\x09");
-        assert_eq!(control, [0; 4]);
+    }
+
+    #[test]
+    fn dma_writes_what_is_writable_and_fits() {
+        let device = device();
+        let slate = key::FILE_FIRST + 2;
+        device.ram.write(0x2000, b"chalk").unwrap();
+        let refused = DMA_ERROR.to_be_bytes();
+        assert_eq!(dma(&device, slate, DMA_WRITE, 5), refused);
+        assert_eq!(dma(&device, key::SIGNATURE, DMA_WRITE, 4), refused);
+        device.write(0, &slate.to_le_bytes());
+        assert_eq!(read_bytes(&device, 4), [0; 4]);
+        assert_eq!(dma(&device, slate, DMA_WRITE, 4), [0; 4]);
+        device.write(0, &slate.to_le_bytes());
+        assert_eq!(read_bytes(&device, 5), b"chal\0");
     }
 
     #[test]

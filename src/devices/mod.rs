@@ -6,6 +6,7 @@ pub mod bus;
 pub mod fw_cfg;
 pub mod serial;
 pub mod virtio_mmio;
+pub mod vmcoreinfo;
 
 /// An interrupt line, high or low.
 pub trait IrqLine: Send {

@@ -1,4 +1,4 @@
-//! Registers for a dump: from KVM's structs, and from the sections of a migration stream.
+//! Registers for a dump, and the place of the guest's note: from the machine, and from the sections of a migration stream.
 
 use kvm_bindings::{kvm_dtable, kvm_segment};
 
@@ -39,7 +39,19 @@ impl Target for Machine {
     }
 
     fn vmcoreinfo(&self) -> Option<VmCoreInfo> {
-        None
+        self.vmcoreinfo().map(|said| VmCoreInfo {
+            guest_format: said.guest_format,
+            size: said.size,
+            address: said.paddr,
+        })
+    }
+}
+
+impl VmCoreInfo {
+    /// What the guest said before it was migrated; `None` if it said nothing.
+    pub fn from_section(state: &vmstate::VmCoreInfoState) -> Option<VmCoreInfo> {
+        let said = VmCoreInfo { guest_format: state.guest_format, size: state.size, address: state.paddr };
+        state.has_vmcoreinfo.then_some(said)
     }
 }
 

@@ -1,7 +1,9 @@
 //! A dump out of a migration stream: the memory and the registers that would have arrived.
 
 use super::Failure;
-use crate::dump::{self, Cpu, Format, Guest, GuestView, Options, Output, Progress, Range, ReadFailed};
+use crate::dump::{
+    self, Cpu, Format, Guest, GuestView, Options, Output, Progress, Range, ReadFailed, VmCoreInfo,
+};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -21,6 +23,8 @@ pub struct Arrived {
     pub memory: Option<File>,
     /// By instance, the last state of each.
     pub cpus: Vec<(u32, Cpu)>,
+    /// Where the guest said that its note is.
+    pub vmcoreinfo: Option<VmCoreInfo>,
 }
 
 impl Arrived {
@@ -50,7 +54,7 @@ pub fn write(
     cpus.sort_by_key(|(instance, _)| *instance);
     let cpus: Vec<Cpu> = cpus.into_iter().map(|(_, cpu)| cpu).collect();
     let view = ImageView::new(memory).map_err(Failure::Image)?;
-    let guest = Guest { view: &view, cpus: &cpus, vmcoreinfo: None };
+    let guest = Guest { view: &view, cpus: &cpus, vmcoreinfo: arrived.vmcoreinfo };
     let part = Part::create(path).map_err(|error| Failure::Core(path.to_owned(), error))?;
     let file = part.file.try_clone().map_err(|error| Failure::Core(path.to_owned(), error))?;
     let options = Options { paging: paging && format == Format::Elf, ..Options::new(format) };

@@ -9,6 +9,7 @@ use super::report::{
 };
 use super::source::Source;
 use super::{Failure, Options, read_failure};
+use crate::dump::VmCoreInfo;
 use crate::stream::mapped::MappedHeader;
 use crate::stream::return_path::{BITMAP_END, Reply};
 use crate::stream::{
@@ -293,8 +294,10 @@ impl Walker<'_> {
             Err(Stop::Refused(error)) => (None, Some(error.to_string())),
             Err(Stop::Short(_)) => (None, Some("cut short".into())),
         };
-        if let Some(Section::Cpu(state)) = &found {
-            self.arrived.cpu(header.instance, state.into());
+        match &found {
+            Some(Section::Cpu(state)) => self.arrived.cpu(header.instance, state.into()),
+            Some(Section::VmCoreInfo(state)) => self.arrived.vmcoreinfo = VmCoreInfo::from_section(state),
+            _ => {}
         }
         let rows = found.as_ref().map_or_else(Vec::new, vmstate::rows);
         let subsections = rows.iter().filter(|row| row.is_subsection()).map(|row| row.name.clone()).collect();

@@ -6,6 +6,7 @@ use crate::devices::bus::Bus;
 use crate::devices::fw_cfg::{self, FwCfg, Items, key};
 use crate::devices::serial::{self, Serial};
 use crate::devices::virtio_mmio::{EmptyTransports, WINDOW_BYTES};
+use crate::devices::vmcoreinfo::{self, VmCoreInfo};
 use crate::kvm::{Exit, Vm};
 use crate::machine::boot;
 use crate::memory::GuestRam;
@@ -22,6 +23,7 @@ pub struct Board {
     mmio: Bus,
     pub serial: Option<Arc<Serial>>,
     pub fw_cfg: Arc<FwCfg>,
+    pub vmcoreinfo: Option<Arc<VmCoreInfo>>,
 }
 
 struct Gsi {
@@ -46,10 +48,15 @@ impl Board {
         if let Some(serial) = &serial {
             ports.insert(serial::PORT, serial::PORTS, serial.clone());
         }
-        let fw_cfg = Arc::new(FwCfg::new(items(config, vm.ram()), vm.ram().clone()));
+        let vmcoreinfo = config.board.vmcoreinfo.then(|| Arc::new(VmCoreInfo::default()));
+        let mut items = items(config, vm.ram());
+        if let Some(device) = &vmcoreinfo {
+            items.add_writable_file(vmcoreinfo::FILE, device.clone());
+        }
+        let fw_cfg = Arc::new(FwCfg::new(items, vm.ram().clone()));
         ports.insert(fw_cfg::PORT, fw_cfg::PORTS, fw_cfg.clone());
         mmio.insert(VIRTIO, TRANSPORTS * WINDOW_BYTES, Arc::new(EmptyTransports));
-        Board { ports, mmio, serial, fw_cfg }
+        Board { ports, mmio, serial, fw_cfg, vmcoreinfo }
     }
 
     /// Serves an access; false if the exit is none.
@@ -76,6 +83,9 @@ impl Board {
             serial.reset();
         }
         self.fw_cfg.reset();
+        if let Some(device) = &self.vmcoreinfo {
+            device.reset();
+        }
     }
 }
 

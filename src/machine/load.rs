@@ -140,6 +140,7 @@ impl Loader {
             Section::Pit(_) if !self.board.pit => none("pit=on is missing in -M"),
             Section::Rtc(_) => none("the MC146818 clock of rtc=on is not built yet"),
             Section::Serial(_) if !self.serial => none("-serial none"),
+            Section::VmCoreInfo(_) if !self.board.vmcoreinfo => none("-device vmcoreinfo is missing"),
             Section::Virtio(state) => none(state.kind.what()),
             Section::Pic(_) if instance < 2 => None,
             Section::Cpu(_) | Section::CpuCommon(_) | Section::Apic(_) => None,
@@ -262,6 +263,9 @@ impl Loader {
         }
         if let Some(Section::FwCfg(fw_cfg)) = self.get("fw_cfg", 0) {
             state.fw_cfg = port::from_fw_cfg(fw_cfg);
+        }
+        if let Some(Section::VmCoreInfo(vmcoreinfo)) = self.get("vmcoreinfo", 0) {
+            state.vmcoreinfo = Some(port::from_vmcoreinfo(vmcoreinfo));
         }
     }
 }

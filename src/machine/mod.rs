@@ -34,6 +34,7 @@ pub use saved::{LoadReport, SavedState};
 pub use crate::kvm::monotonic_ns;
 
 use crate::config::{Config, PanicAction, RebootAction};
+use crate::devices::vmcoreinfo::VmCoreInfoState;
 use crate::kvm::{DirtyLog, Vm};
 use crate::memory::GuestRam;
 use cpus::{Cpus, Threads, Wish};
@@ -192,6 +193,11 @@ impl Machine {
 
     pub fn ram(&self) -> &GuestRam {
         self.vm().ram()
+    }
+
+    /// Where the guest said that its crash note is; `None` without `-device vmcoreinfo` too.
+    pub fn vmcoreinfo(&self) -> Option<VmCoreInfoState> {
+        self.cpus.board.vmcoreinfo.as_ref().map(|device| device.state()).filter(|state| state.present)
     }
 
     /// The VM in the kernel.

@@ -41,6 +41,9 @@ impl DeviceSections {
         if let Some(serial) = &state.serial {
             made.push("serial", 0, Section::Serial(port::serial(serial)));
         }
+        if let Some(vmcoreinfo) = &state.vmcoreinfo {
+            made.push("vmcoreinfo", 0, Section::VmCoreInfo(port::vmcoreinfo(vmcoreinfo)));
+        }
         made.push("globalstate", 0, Section::Global(GlobalState::new(run_state.name())));
         made
     }

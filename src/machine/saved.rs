@@ -2,6 +2,7 @@
 
 use crate::devices::fw_cfg::FwCfgState;
 use crate::devices::serial::SerialState;
+use crate::devices::vmcoreinfo::VmCoreInfoState;
 use crate::kvm::state::{TscRates, VcpuState, VmState};
 
 /// Plain structs of KVM and of our devices; [`crate::vmstate`] maps them to QEMU's sections and back.
@@ -13,6 +14,8 @@ pub struct SavedState {
     /// `None`: the machine has no serial port.
     pub serial: Option<SerialState>,
     pub fw_cfg: FwCfgState,
+    /// `None`: the machine has no such device.
+    pub vmcoreinfo: Option<VmCoreInfoState>,
     /// QEMU's virtual clock when the guest stopped, ns.
     pub virtual_ns: i64,
     /// `CLOCK_MONOTONIC` of this host at that moment, ns: `vm.pit` counts from it. A load takes `vm.pit` as it is; who

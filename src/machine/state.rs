@@ -31,6 +31,7 @@ impl Machine {
             vm,
             serial: board.serial.as_ref().map(|s| s.state()),
             fw_cfg: board.fw_cfg.state(),
+            vmcoreinfo: board.vmcoreinfo.as_ref().map(|device| device.state()),
             virtual_ns: control.virtual_ns,
             monotonic_ns: monotonic_ns(),
         })
@@ -60,6 +61,9 @@ impl Machine {
             serial.set_state(state);
         }
         board.fw_cfg.set_state(state.fw_cfg);
+        if let (Some(device), Some(state)) = (&board.vmcoreinfo, state.vmcoreinfo) {
+            device.set_state(state);
+        }
         control.virtual_ns = state.virtual_ns;
         control.stopped_time = Some(StoppedTime { clock_ns: state.vm.clock.clock, pit: state.vm.pit });
         Ok(report)

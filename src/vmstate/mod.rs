@@ -31,7 +31,7 @@ pub use irqchip::{ApicSipi, ApicState, IoapicState, PicState};
 pub use platform::{
     CpuCommonState, FwCfgAcpi, FwCfgDma, FwCfgState, GedCpuHotplug, GedCpuSelector, GedEvents,
     GedMemoryHotplug, GedMemorySelector, GedState, GlobalState, KvmClockState, TimerState, TprHandlers,
-    TprOptState, TprRom,
+    TprOptState, TprRom, VmCoreInfoState,
 };
 pub use read::{Stop, read, read_section};
 pub use serial::{
@@ -228,6 +228,7 @@ sections! {
     Pit(PitState) = "i8254", "programmable interval timer";
     Rtc(RtcState) = "mc146818rtc", "real-time clock and CMOS";
     Serial(SerialState) = "serial", "16550 serial port";
+    VmCoreInfo(VmCoreInfoState) = "vmcoreinfo", "place of the guest's crash note";
     Global(GlobalState) = "globalstate", "run state of the source";
 }
 

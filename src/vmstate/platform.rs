@@ -297,6 +297,29 @@ impl Layout for GedCpuSelector {
     }
 }
 
+/// `vmcoreinfo`: where the guest said that its crash note is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VmCoreInfoState {
+    pub has_vmcoreinfo: bool,
+    pub host_format: u16,
+    pub guest_format: u16,
+    pub size: u32,
+    pub paddr: u64,
+}
+
+impl Layout for VmCoreInfoState {
+    const NAME: &'static str = "vmcoreinfo";
+    const VERSION: u32 = 1;
+
+    fn fields<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
+        v.value("has_vmcoreinfo", &mut self.has_vmcoreinfo)?;
+        v.value("vmcoreinfo.host_format", &mut self.host_format)?;
+        v.value("vmcoreinfo.guest_format", &mut self.guest_format)?;
+        v.value("vmcoreinfo.size", &mut self.size)?;
+        v.value("vmcoreinfo.paddr", &mut self.paddr)
+    }
+}
+
 /// `globalstate`: what the source did when it stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GlobalState {

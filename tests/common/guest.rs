@@ -125,6 +125,86 @@ guest!(
     "jmp 2b",
 );
 
+// Looks for `etc/vmcoreinfo` in fw_cfg and says where its note is: at 0x230000, 64 bytes, with a release and a
+// negative phys_base in it. Says `k` if the write was taken, else `!`, and halts.
+guest!(
+    publisher,
+    GUEST_PUBLISHER,
+    GUEST_PUBLISHER_END,
+    // The directory of fw_cfg, at most 32 files, to 0x200000.
+    "mov dx, 0x510",
+    "mov ax, 0x19",
+    "out dx, ax",
+    "mov dx, 0x511",
+    "mov edi, 0x200000",
+    "mov ecx, 4 + 32 * 64",
+    "2: in al, dx",
+    "mov byte ptr [edi], al",
+    "inc edi",
+    "dec ecx",
+    "jnz 2b",
+    "mov edi, 0x200004",
+    // "etc/", "vmco", "rein"
+    "3: cmp dword ptr [edi + 8], 0x2f637465",
+    "jne 4f",
+    "cmp dword ptr [edi + 12], 0x6f636d76",
+    "jne 4f",
+    "cmp dword ptr [edi + 16], 0x6e696572",
+    "je 5f",
+    "4: add edi, 64",
+    "cmp edi, 0x200804",
+    "jb 3b",
+    "6: mov al, '!'",
+    "jmp 7f",
+    // The note: name 11, descriptor 40, type 0, "VMCOREINFO", text.
+    "5: mov ebx, 0x230000",
+    "mov dword ptr [ebx], 11",
+    "mov dword ptr [ebx + 4], 40",
+    "mov dword ptr [ebx + 8], 0",
+    "mov dword ptr [ebx + 12], 0x4f434d56",
+    "mov dword ptr [ebx + 16], 0x4e494552",
+    "mov dword ptr [ebx + 20], 0x4f46",
+    // "OSRELEASE=9.9\n\n\n"
+    "mov dword ptr [ebx + 24], 0x4552534f",
+    "mov dword ptr [ebx + 28], 0x5341454c",
+    "mov dword ptr [ebx + 32], 0x2e393d45",
+    "mov dword ptr [ebx + 36], 0x0a0a0a39",
+    // "NUMBER(phys_base)=-4096\n"
+    "mov dword ptr [ebx + 40], 0x424d554e",
+    "mov dword ptr [ebx + 44], 0x70285245",
+    "mov dword ptr [ebx + 48], 0x5f737968",
+    "mov dword ptr [ebx + 52], 0x65736162",
+    "mov dword ptr [ebx + 56], 0x342d3d29",
+    "mov dword ptr [ebx + 60], 0x0a363930",
+    // What is written: both formats 1, 64 bytes, the address.
+    "mov ebx, 0x220000",
+    "mov dword ptr [ebx], 0x10001",
+    "mov dword ptr [ebx + 4], 64",
+    "mov dword ptr [ebx + 8], 0x230000",
+    "mov dword ptr [ebx + 12], 0",
+    // The request, big-endian: the file's key, select and write; 16 bytes; 0x220000.
+    "mov ax, word ptr [edi + 4]",
+    "mov ebx, 0x210000",
+    "mov word ptr [ebx], ax",
+    "mov word ptr [ebx + 2], 0x1800",
+    "mov dword ptr [ebx + 4], 0x10000000",
+    "mov dword ptr [ebx + 8], 0",
+    "mov dword ptr [ebx + 12], 0x2200",
+    "mov dx, 0x514",
+    "xor eax, eax",
+    "out dx, eax",
+    "mov dx, 0x518",
+    "mov eax, 0x2100",
+    "out dx, eax",
+    "cmp dword ptr [ebx], 0",
+    "jne 6b",
+    "mov al, 'k'",
+    "7: mov dx, 0x3f8",
+    "out dx, al",
+    "8: hlt",
+    "jmp 8b",
+);
+
 /// An ELF file with a PVH note that loads `code` at 1 MiB.
 pub fn elf(code: &[u8]) -> Vec<u8> {
     const HEADERS: u64 = 64 + 2 * 56;

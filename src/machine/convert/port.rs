@@ -1,8 +1,11 @@
-//! The serial port and fw_cfg.
+//! The serial port, fw_cfg and what hangs on it.
 
 use crate::devices::fw_cfg;
 use crate::devices::serial;
-use crate::vmstate::{FwCfgDma, FwCfgState, RecvFifo, SerialFifo, SerialState, SerialUart, XmitFifo};
+use crate::devices::vmcoreinfo;
+use crate::vmstate::{
+    FwCfgDma, FwCfgState, RecvFifo, SerialFifo, SerialState, SerialUart, VmCoreInfoState, XmitFifo,
+};
 
 const IER_THRI: u8 = 2;
 const IIR_ID: u8 = 6;
@@ -73,6 +76,16 @@ pub fn fw_cfg(from: &fw_cfg::FwCfgState) -> FwCfgState {
 pub fn from_fw_cfg(from: &FwCfgState) -> fw_cfg::FwCfgState {
     let dma_addr = from.dma.map_or(0, |dma| dma.dma_addr);
     fw_cfg::FwCfgState { entry: from.cur_entry, offset: from.cur_offset, dma_addr }
+}
+
+pub fn vmcoreinfo(from: &vmcoreinfo::VmCoreInfoState) -> VmCoreInfoState {
+    let vmcoreinfo::VmCoreInfoState { present, host_format, guest_format, size, paddr } = *from;
+    VmCoreInfoState { has_vmcoreinfo: present, host_format, guest_format, size, paddr }
+}
+
+pub fn from_vmcoreinfo(from: &VmCoreInfoState) -> vmcoreinfo::VmCoreInfoState {
+    let VmCoreInfoState { has_vmcoreinfo, host_format, guest_format, size, paddr } = *from;
+    vmcoreinfo::VmCoreInfoState { present: has_vmcoreinfo, host_format, guest_format, size, paddr }
 }
 
 #[cfg(test)]
