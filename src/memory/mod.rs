@@ -3,16 +3,26 @@
 //! A machine has one [`GuestRam`]. It is made of [`RamBlock`]s, the unit migration streams name and number pages in;
 //! each block is one mapping in this process and appears to the guest in one or more [`Region`]s (RAM above 3 GiB
 //! continues at 4 GiB). KVM logs what vCPUs write; everything this process writes by guest address goes through
-//! [`GuestRam::write`] or `vm-memory` and is marked in a bitmap of its own, see [`GuestRam::take_vmm_dirty`].
+//! [`GuestRam::write`], or `vm-memory` between [`GuestRam::ask_to_write`] and the end of the write, and is marked in a
+//! bitmap of its own, see [`GuestRam::take_vmm_dirty`].
+//!
+//! A [`Snapshot`] is RAM as it was at one moment, read while the guest goes on; whoever writes is made to wait until
+//! the page was copied.
 
 mod backing;
 mod full;
 mod pages;
 mod ram;
+mod snapshot;
+mod uffd;
+mod watch;
 
 pub use full::say_when_full;
 pub use pages::PageSet;
 pub use ram::{GuestRam, Mem, RamBlock, Region};
+pub use snapshot::{POOL_BYTES, Snapshot};
+pub use uffd::Unavailable;
+pub use watch::Leave;
 
 use std::path::PathBuf;
 
@@ -42,6 +52,8 @@ pub enum Error {
     BlockTooLarge { name: String, bytes: u64 },
     #[error("no memory for the guest at {offset:#x} of block {block:?}: {source}{}", advice(source))]
     Full { block: String, offset: u64, source: std::io::Error },
+    #[error("the image of guest RAM was lost: write faults could not be answered")]
+    SnapshotLost,
     #[error("cannot find or punch holes in block {block:?}: {source}")]
     Hole { block: String, source: std::io::Error },
 }

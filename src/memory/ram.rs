@@ -4,6 +4,8 @@
 #![allow(unsafe_code)]
 
 use super::backing::Backing;
+use super::uffd::{Uffd, Unavailable};
+use super::watch::{BeforeWrite, Leave, Watch};
 use super::{Error, PAGE_BYTES, PageSet};
 use crate::config::{Memory, MemoryBackend};
 use std::io;
@@ -179,6 +181,7 @@ struct RamInner {
     with_kept: OnceLock<Vec<RamBlock>>,
     mem: Mem,
     huge: HugePageUse,
+    watch: Watch,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +205,15 @@ impl GuestRam {
         let regions = layout(config.bytes);
         let main = block(config.block.clone(), backing, regions);
         let mem = lay_over(&main)?;
-        Ok(GuestRam { inner: Arc::new(RamInner { main: [main], with_kept: OnceLock::new(), mem, huge }) })
+        Ok(GuestRam {
+            inner: Arc::new(RamInner {
+                main: [main],
+                with_kept: OnceLock::new(),
+                mem,
+                huge,
+                watch: Watch::default(),
+            }),
+        })
     }
 
     /// The blocks, the guest's RAM first.
@@ -253,7 +264,47 @@ impl GuestRam {
     /// Copies `bytes` into guest memory and marks the pages.
     pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Error> {
         let len = bytes.len();
+        let _leave = self.ask_to_write(gpa, len as u64);
         self.mem().write_slice(bytes, GuestAddress(gpa)).map_err(|_| Error::Address { gpa, bytes: len })
+    }
+
+    /// Announces that this process will write `bytes` bytes at `gpa` by another way than [`GuestRam::write`]: through
+    /// [`GuestRam::mem`], or by DMA, which keeps the leave from before its submission until its completion. Memory that
+    /// is not there is not asked for.
+    pub fn ask_to_write(&self, gpa: u64, bytes: u64) -> Leave<'_> {
+        let main = self.main();
+        let region = main.regions().iter().find(|r| (r.gpa..r.gpa + r.bytes).contains(&gpa));
+        let range = region.map_or(0..0, |region| {
+            let start = region.offset + (gpa - region.gpa);
+            start..start + bytes.min(region.gpa + region.bytes - gpa)
+        });
+        self.inner.watch.ask(range)
+    }
+
+    /// Reads the main block, from `offset` on; it may reach over the end of a region.
+    pub(super) fn read_main(&self, mut offset: u64, mut buf: &mut [u8]) -> Result<(), Error> {
+        for region in self.main().regions() {
+            let end = region.offset + region.bytes;
+            if !buf.is_empty() && (region.offset..end).contains(&offset) {
+                let (part, rest) = buf.split_at_mut(buf.len().min((end - offset) as usize));
+                self.read(region.gpa + (offset - region.offset), part)?;
+                offset = end;
+                buf = rest;
+            }
+        }
+        if buf.is_empty() { Ok(()) } else { Err(Error::Address { gpa: offset, bytes: buf.len() }) }
+    }
+
+    /// Who is asked before this process writes the main block. Waits for every write in progress.
+    pub(super) fn set_watch(&self, asked: Option<Arc<dyn BeforeWrite>>) {
+        self.inner.watch.set(asked);
+    }
+
+    /// Write protection for the main block. It must not outlive this RAM: whoever takes it keeps a clone.
+    pub(super) fn watch_main(&self) -> Result<Uffd, Unavailable> {
+        let main = self.main();
+        // SAFETY: the mapping lives as long as the block, and the caller keeps a clone of it.
+        unsafe { Uffd::watch(main.host(), main.bytes(), main.fd().is_none()) }
     }
 
     /// Marks pages that were written through a raw pointer (`bytes` from `offset` in the main block).

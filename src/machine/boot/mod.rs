@@ -128,6 +128,7 @@ fn copy(ram: &GuestRam, path: &Path, image: &mut impl Image, gpa: u64, bytes: u6
             has: ram.bytes(),
         });
     }
+    let _leave = ram.ask_to_write(gpa, bytes);
     let done = ram.mem().read_exact_volatile_from(GuestAddress(gpa), image, bytes as usize);
     done.map_err(|e| BootError::Read { path: path.into(), source: std::io::Error::other(e.to_string()) })
 }

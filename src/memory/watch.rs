@@ -1,0 +1,46 @@
+//! Writes of this process into guest memory, announced before they happen.
+//!
+//! While a snapshot is kept, a page's old bytes must be copied before its first write. vCPUs are caught by a page
+//! fault; this process asks first, because a thread of its own that slept in a page fault could be the one that the
+//! snapshot waits for.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+/// Asked before this process writes guest memory.
+pub trait BeforeWrite: Send + Sync {
+    /// `range` (bytes into the main block) will be written when this returns.
+    fn before_write(&self, range: Range<u64>);
+}
+
+/// Who is asked, if anybody.
+#[derive(Default)]
+pub struct Watch(RwLock<Option<Arc<dyn BeforeWrite>>>);
+
+/// Leave to write. The watch does not change while it is held, so it must end soon: a DMA holds it from before its
+/// submission until its completion.
+pub struct Leave<'w>(
+    #[expect(dead_code, reason = "held, not used")] RwLockReadGuard<'w, Option<Arc<dyn BeforeWrite>>>,
+);
+
+impl Watch {
+    pub fn ask(&self, range: Range<u64>) -> Leave<'_> {
+        let watch = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asked) = &*watch {
+            asked.before_write(range);
+        }
+        Leave(watch)
+    }
+
+    /// Waits for every write in progress, then changes who is asked.
+    pub fn set(&self, asked: Option<Arc<dyn BeforeWrite>>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = asked;
+    }
+}
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watch")
+    }
+}
