@@ -80,7 +80,8 @@ pub fn run(config: Config) -> Result<i32, Error> {
 
     let mut vmm = Vmm::new(machine.clone(), events, exit);
     vmm.identity = config.identity.clone();
-    vmm.dumps = Some(Dumps::new(machine.clone()));
+    let dumps = Dumps::new(machine.clone());
+    vmm.dumps = Some(dumps.clone());
     vmm.set_autostart(!config.start_paused);
     let migration = migrations(&config, &machine, &vmm);
     vmm.migration = Some(migration.clone());
@@ -93,6 +94,7 @@ pub fn run(config: Config) -> Result<i32, Error> {
     }
     let status = runtime.block_on(serve(Arc::new(vmm), machine.clone(), port, monitors));
     drop(idle);
+    dumps.end();
     machine.quit();
     Ok(status)
 }
@@ -167,6 +169,10 @@ async fn serve(
         tokio_uring::spawn(serve_port(port, machine));
     }
     let status = vmm.exit.requested().await;
+    if let Some(dumps) = &vmm.dumps {
+        // A command may wait for it.
+        dumps.cancel();
+    }
     server.close().await;
     let bridges = bridges.take();
     let _ = tokio::time::timeout(LAST_WORDS, async {

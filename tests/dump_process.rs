@@ -1,117 +1,19 @@
 //! The real process dumps the built-in guest, on demand of `godwit dump` and of QMP.
 
+#[path = "common/process.rs"]
+mod process;
+
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
 
 use godwit::dump::Format;
 use godwit::dump::read::{Core, Kdump, cpus, flat_to_raw};
+use process::Godwit;
 use serde_json::{Value, json};
-
-/// A running `godwit run` with the built-in guest, ended with the test.
-struct Godwit {
-    child: Child,
-    folder: tempfile::TempDir,
-}
-
-impl Godwit {
-    fn start(cpus: &str, memory: &str) -> Godwit {
-        let folder = tempfile::tempdir().unwrap();
-        let monitor = format!("unix:{}/q,server=on,wait=off", folder.path().display());
-        let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
-            .args(["run", "-M", "microvm,acpi=off", "-nodefaults", "-display", "none"])
-            .args(["-m", memory, "-smp", cpus, "-kernel", "builtin", "-append", "ws=2", "-qmp", &monitor])
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
-        Godwit { child, folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn qmp(&self) -> Qmp {
-        let end = Instant::now() + Duration::from_secs(30);
-        let stream = loop {
-            match UnixStream::connect(self.path("q")) {
-                Ok(stream) => break stream,
-                Err(error) if Instant::now() > end => panic!("{error}"),
-                Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            }
-        };
-        let mut qmp = Qmp { reader: BufReader::new(stream.try_clone().unwrap()), stream, events: Vec::new() };
-        qmp.line();
-        qmp.ask("qmp_capabilities", json!({})).unwrap();
-        qmp
-    }
-
-    /// `godwit dump` to `file`.
-    fn dump(&self, file: &Path, more: &[&str]) -> Output {
-        let monitor = format!("unix:{}", self.path("q").display());
-        Command::new(env!("CARGO_BIN_EXE_godwit"))
-            .args(["dump", "--qmp", &monitor, file.to_str().unwrap()])
-            .args(more)
-            .output()
-            .unwrap()
-    }
-}
-
-impl Drop for Godwit {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-struct Qmp {
-    reader: BufReader<UnixStream>,
-    stream: UnixStream,
-    events: Vec<Value>,
-}
-
-impl Qmp {
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        self.reader.read_line(&mut line).unwrap();
-        serde_json::from_str(&line).unwrap()
-    }
-
-    fn ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
-        write!(self.stream, "{}", json!({"execute": command, "arguments": arguments})).unwrap();
-        loop {
-            let answer = self.line();
-            if answer.get("event").is_some() {
-                self.events.push(answer);
-            } else if let Some(error) = answer.get("error") {
-                return Err(error["desc"].as_str().unwrap().to_owned());
-            } else {
-                return Ok(answer["return"].clone());
-            }
-        }
-    }
-
-    fn event(&mut self, name: &str) -> Value {
-        loop {
-            if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
-                return self.events.remove(at);
-            }
-            let event = self.line();
-            self.events.push(event);
-        }
-    }
-
-    fn status(&mut self) -> String {
-        self.ask("query-status", json!({})).unwrap()["status"].as_str().unwrap().to_owned()
-    }
-}
 
 #[test]
 fn the_stopped_guest_is_in_every_dump() {
-    let guest = Godwit::start("2", "32");
+    let guest = Godwit::start("2", "32", "ws=2");
     let mut qmp = guest.qmp();
     qmp.ask("stop", json!({})).unwrap();
     let image = guest.path("image");
@@ -149,7 +51,7 @@ fn the_stopped_guest_is_in_every_dump() {
 
 #[test]
 fn a_running_guest_runs_on_and_its_virtual_memory_can_be_read() {
-    let guest = Godwit::start("1", "32");
+    let guest = Godwit::start("1", "32", "ws=2");
     drop(guest.qmp());
     let file = guest.path("core");
     let made = guest.dump(&file, &["--paging"]);
@@ -170,7 +72,7 @@ fn a_running_guest_runs_on_and_its_virtual_memory_can_be_read() {
 
 #[test]
 fn a_failed_dump_leaves_nothing_and_the_guest_running() {
-    let guest = Godwit::start("1", "32");
+    let guest = Godwit::start("1", "32", "ws=2");
     let mut qmp = guest.qmp();
     let no_folder = qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/nonexistent/x"}));
     assert_eq!(no_folder.unwrap_err(), "Could not create '/nonexistent/x': No such file or directory");
@@ -185,16 +87,16 @@ fn a_failed_dump_leaves_nothing_and_the_guest_running() {
     }
     assert_eq!(qmp.status(), "running");
     drop(qmp);
-    let before = std::fs::read_dir(guest.folder.path()).unwrap().count();
+    let before = std::fs::read_dir(guest.folder()).unwrap().count();
     let outside = guest.dump(&guest.path("core"), &["--begin", "0x10000000000", "--length", "1"]);
     assert!(!outside.status.success());
     assert!(String::from_utf8_lossy(&outside.stderr).contains("no guest memory to dump"));
-    assert_eq!(std::fs::read_dir(guest.folder.path()).unwrap().count(), before);
+    assert_eq!(std::fs::read_dir(guest.folder()).unwrap().count(), before);
 }
 
 #[test]
 fn a_detached_dump_can_be_watched_and_cancelled() {
-    let guest = Godwit::start("1", "32");
+    let guest = Godwit::start("1", "32", "ws=2");
     let mut qmp = guest.qmp();
     // A fifo that is not read: the dump waits in it.
     let fifo = guest.path("fifo");

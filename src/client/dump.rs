@@ -33,6 +33,9 @@ pub struct Dump {
     /// ELF: so many bytes of it
     #[arg(long, value_name = "BYTES", requires = "begin", value_parser = number, allow_hyphen_values = true)]
     pub length: Option<i64>,
+    /// The guest as it is at one moment, written while it runs on (Godwit only)
+    #[arg(long)]
+    pub live: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -62,23 +65,28 @@ pub fn run(dump: &Dump) -> Result<(), Error> {
     let part = Part::of(&dump.file)?;
     let began = Instant::now();
     client.execute("dump-guest-memory", dump.arguments(&part))?;
-    let total = follow(&mut client, &interrupts)?;
+    let Made { total, downtime } = follow(&mut client, &interrupts)?;
     let took = began.elapsed();
     let size = part.keep(&dump.file)?;
     if dump.json {
-        let result = json!({"file": dump.file, "format": dump.format.name(), "memory": total, "size": size,
+        let mut result = json!({"file": dump.file, "format": dump.format.name(), "memory": total, "size": size,
             "total-time": took.as_millis() as u64});
+        if let Some(downtime) = downtime {
+            result["downtime-us"] = downtime.into();
+        }
         println!("{result:#}");
     } else {
         let rate = total as f64 / took.as_secs_f64().max(1e-3);
         println!(
-            "{}: {} of memory as {} ({}) in {}, {}",
+            "{}: {} of memory as {} ({}) in {}, {}{}",
             dump.file.display(),
             bytes(total),
             dump.format,
             bytes(size),
             milliseconds(took.as_millis() as u64),
-            bytes_per_second(rate)
+            bytes_per_second(rate),
+            downtime
+                .map_or(String::new(), |us| format!("; the guest stood still for {:.1} ms", us as f64 / 1e3))
         );
     }
     Ok(())
@@ -88,6 +96,9 @@ impl Dump {
     fn arguments(&self, part: &Part) -> Value {
         let protocol = format!("file:{}", part.path.display());
         let mut arguments = json!({"protocol": protocol, "paging": self.paging, "detach": true});
+        if self.live {
+            arguments["x-live"] = true.into();
+        }
         if self.format != Format::Elf {
             arguments["format"] = self.format.name().into();
         }
@@ -149,8 +160,16 @@ impl Drop for Part {
     }
 }
 
-/// Waits for the dump's end; the bytes of memory it holds.
-fn follow(client: &mut Client, interrupts: &Interrupts) -> Result<u64, Error> {
+/// What the machine said at the end.
+struct Made {
+    /// Bytes of memory in the dump.
+    total: u64,
+    /// Of a live dump: µs for which the guest stood still.
+    downtime: Option<u64>,
+}
+
+/// Waits for the dump's end.
+fn follow(client: &mut Client, interrupts: &Interrupts) -> Result<Made, Error> {
     let mut bar = Bar::new();
     let mut cancelled = false;
     loop {
@@ -161,7 +180,10 @@ fn follow(client: &mut Client, interrupts: &Interrupts) -> Result<u64, Error> {
             bar.finish();
             let result = &event["data"]["result"];
             return match result["status"].as_str() {
-                Some("completed") => Ok(result["total"].as_u64().unwrap_or(0)),
+                Some("completed") => Ok(Made {
+                    total: result["total"].as_u64().unwrap_or(0),
+                    downtime: result["x-downtime-us"].as_u64(),
+                }),
                 _ if cancelled => Err(DumpError::Cancelled.into()),
                 _ => Err(DumpError::Failed(reason(&event)).into()),
             };
@@ -206,7 +228,7 @@ struct Bar {
 impl Bar {
     fn new() -> Bar {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10));
+            let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr_with_hz(10));
             let style = ProgressStyle::with_template("{prefix} {bar:30.cyan/dim} {percent:>3} %  {msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─"));
             bar.set_prefix("dumping");
@@ -221,9 +243,10 @@ impl Bar {
         let line = format!("{} of {}, {rate}", bytes(done), bytes(total));
         match &self.bar {
             Some(bar) => {
-                bar.set_length(total);
-                bar.set_position(done);
                 bar.set_message(line);
+                // Nothing of nothing would be drawn as all of it.
+                bar.set_length(total.max(1));
+                bar.set_position(done);
             }
             None if self.last_line.elapsed() >= LINE_TIME => {
                 self.last_line = Instant::now();

@@ -14,8 +14,11 @@
 use rayon::ThreadPool;
 
 use super::note::Notes;
+use super::output::Writer;
+use super::pipeline::{self, Order, Sink};
 use super::walk::{self, Mapping};
-use super::{Error, Guest, Output, PAGE, Progress, Range, What, pipeline};
+use super::{Error, Guest, PAGE, Progress, Range, What, ranges};
+use crate::io::file::{BUFFER_BYTES, Buffer};
 
 const ET_CORE: u16 = 4;
 const EM_386: u16 = 3;
@@ -28,7 +31,7 @@ const SHT_STRTAB: u32 = 3;
 const SHSTRTAB: &[u8] = b"\0.shstrtab\0";
 /// Program headers are written in pieces of about this size, memory is read in pieces of this size: small enough
 /// that what was read is still in the second-level cache when it is written.
-const CHUNK_BYTES: u64 = 1 << 20;
+const CHUNK_BYTES: u64 = BUFFER_BYTES as u64;
 
 /// Writes the core. `memory` is sorted, disjoint, joined and not empty.
 pub fn write(
@@ -36,12 +39,16 @@ pub fn write(
     paging: bool,
     memory: &[Range],
     notes: &Notes,
-    mut output: Output,
+    mut output: Writer,
     pool: &ThreadPool,
     progress: &Progress,
 ) -> Result<(), Error> {
     let mappings = if paging { walk::mappings(guest.view, guest.cpus, memory)? } else { None };
     let mappings = mappings.unwrap_or_else(|| identity(memory));
+    // The page tables were the last that anybody wanted of what is not dumped.
+    for range in ranges::without(guest.view.ranges(), memory) {
+        guest.view.release(range);
+    }
     let long_mode = guest.cpus.first().is_some_and(|cpu| cpu.long_mode());
     let layout = Layout::new(long_mode, memory, &mappings, notes.bytes.len() as u64);
 
@@ -68,38 +75,53 @@ fn identity(memory: &[Range]) -> Vec<Mapping> {
 /// A chunk of memory, and which of its pages need writing.
 struct Chunk {
     start: u64,
-    bytes: Vec<u8>,
+    buffer: Buffer,
+    len: usize,
     /// runs that are not zeros
     runs: Vec<std::ops::Range<usize>>,
+}
+
+/// Puts chunks where the layout has them, from the buffers they were read into.
+struct Memory<'s> {
+    layout: &'s Layout<'s>,
+    output: &'s mut Writer,
+}
+
+impl Sink for Memory<'_> {
+    type Room = Buffer;
+    type Chunk = Chunk;
+
+    fn room(&mut self) -> Result<Buffer, Error> {
+        self.output.buffer()
+    }
+
+    fn put(&mut self, chunk: Chunk) -> Result<(), Error> {
+        let Chunk { start, buffer, len, runs } = chunk;
+        self.output.put_runs(What::Memory, self.layout.offset(start), buffer, len, &runs)
+    }
 }
 
 fn write_memory(
     guest: &Guest<'_>,
     layout: &Layout<'_>,
     memory: &[Range],
-    output: &mut Output,
+    output: &mut Writer,
     pool: &ThreadPool,
     progress: &Progress,
 ) -> Result<(), Error> {
-    let spare = std::sync::Mutex::new(Vec::new());
-    let read = |range: Range| -> Result<Chunk, Error> {
-        let buffer: Option<Vec<u8>> = spare.lock().expect("no panic while held").pop();
-        let mut bytes = buffer.unwrap_or_default();
-        // What it held before is overwritten.
-        bytes.resize(range.len as usize, 0);
-        let any = pipeline::read(guest.view, range.start, &mut bytes)?;
-        let runs = if any { runs(range.start, &bytes) } else { Vec::new() };
-        Ok(Chunk { start: range.start, bytes, runs })
+    let view = guest.view;
+    let read = |range: Range, mut buffer: Buffer| -> Result<Chunk, Error> {
+        let bytes = &mut buffer.room()[..range.len as usize];
+        let any = pipeline::read(view, range.start, bytes)?;
+        view.release(range);
+        let runs = if any { runs(range.start, bytes) } else { Vec::new() };
+        Ok(Chunk { start: range.start, buffer, len: range.len as usize, runs })
     };
-    let put = |chunk: Chunk| -> Result<(), Error> {
-        let offset = layout.offset(chunk.start);
-        for run in chunk.runs {
-            output.put(What::Memory, offset + run.start as u64, &chunk.bytes[run])?;
-        }
-        spare.lock().expect("no panic while held").push(chunk.bytes);
-        Ok(())
+    let order = match output.any_order() {
+        true => Order::urgent_first(memory, CHUNK_BYTES, view).skipping_holes(),
+        false => Order::rising(memory, CHUNK_BYTES),
     };
-    pipeline::run(pool, memory, CHUNK_BYTES, progress, read, put)
+    pipeline::run(pool, order, progress, read, &mut Memory { layout, output })
 }
 
 /// The runs of pages that hold something other than zeros.

@@ -65,6 +65,8 @@ pub enum Error {
     /// The target could not be looked at.
     #[error("dump: cannot use the target: {}", Errno(.0))]
     Target(io::Error),
+    #[error("dump: cannot set up io_uring: {0}")]
+    Ring(crate::io::Error),
     #[error("dump: {0}")]
     Read(#[from] ReadFailed),
     /// Page tables can describe far more mappings than there is memory, above all when they refer to themselves.

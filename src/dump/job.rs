@@ -7,16 +7,26 @@
 //!   └──── dropped ─────┘                └──── failed: done (if writing began), resume
 //! ```
 //!
+//! A live dump lets the guest go on before it writes:
+//!
+//! ```text
+//!           claim         protect, pause          resume            write                done
+//! idle ───────────► claimed ───────► image fixed ───────► guest runs ────► RAM unprotected ────► idle
+//! ```
+//!
 //! A claim is taken before anything is opened, so that of two commands one is refused; it ends when it is dropped.
 //! The guest runs again after every outcome if it ran before.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use super::{Cpu, Error, Filter, Guest, Options, Output, Progress, RamView, VmCoreInfo};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Snapshot as Image, Unavailable};
 
 /// A machine, as far as a dump needs one.
 pub trait Target: Send + Sync {
+    /// Is the guest running now?
+    fn runs(&self) -> bool;
     /// Stops every vCPU for a dump (run state `save-vm`); false if the guest stood still already.
     fn pause(&self) -> Result<bool, String>;
     /// Lets a guest go on that [`Target::pause`] stopped.
@@ -56,6 +66,8 @@ pub struct Snapshot {
     pub status: Status,
     pub completed: u64,
     pub total: u64,
+    /// Of a live dump: how long the guest stood still.
+    pub downtime: Option<Duration>,
 }
 
 /// Another dump is in progress.
@@ -72,6 +84,8 @@ pub enum Failure {
     LengthZero,
     #[error("dump: {0}")]
     Machine(String),
+    #[error("dump: cannot dump the guest while it runs: {0}")]
+    Live(#[from] Unavailable),
     #[error("dump: cannot start its thread: {0}")]
     Thread(std::io::Error),
 }
@@ -89,8 +103,12 @@ pub struct Dumps {
 #[derive(Default)]
 struct State {
     claimed: bool,
+    /// No dump is wanted any more.
+    ending: bool,
     /// All is written and announced or about to be; the guest goes on in a moment.
     finishing: bool,
+    /// The guest runs although a dump is written.
+    live: Option<Duration>,
     last: Snapshot,
     /// of the dump that is being written
     progress: Option<Arc<Progress>>,
@@ -106,6 +124,7 @@ impl Drop for Claim {
         let mut state = self.dumps.state();
         state.claimed = false;
         state.finishing = false;
+        state.live = None;
         if state.progress.take().is_some() {
             // The thread could not be started.
             state.last = Snapshot { status: Status::Failed, ..Snapshot::default() };
@@ -125,12 +144,21 @@ impl Dumps {
         state.claimed && !state.finishing
     }
 
+    /// Is a dump in progress that keeps the guest from running?
+    pub fn holds_guest(&self) -> bool {
+        let state = self.state();
+        state.claimed && !state.finishing && state.live.is_none()
+    }
+
     pub fn snapshot(&self) -> Snapshot {
         let state = self.state();
         match &state.progress {
-            Some(progress) => {
-                Snapshot { status: Status::Active, completed: progress.completed(), total: progress.total() }
-            }
+            Some(progress) => Snapshot {
+                status: Status::Active,
+                completed: progress.completed(),
+                total: progress.total(),
+                downtime: state.live,
+            },
             None => state.last,
         }
     }
@@ -155,70 +183,142 @@ impl Dumps {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-    }
-}
-
-impl Claim {
-    /// Stops the guest, writes the dump and lets the guest go on. With `detach` it returns as soon as the guest
-    /// stands still and the arguments have been found good; the rest happens on a thread of its own.
-    pub fn run(self, output: Output, options: Options, detach: bool, done: Done) -> Result<(), Failure> {
-        let stopped = Stopped::new(self).map_err(Failure::Machine)?;
-        stopped.check(options.filter)?;
-        let progress = Arc::new(Progress::default());
-        progress.begin(stopped.memory_bytes(options.filter));
-        stopped.claim.dumps.state().progress = Some(progress.clone());
-        if !detach {
-            return stopped.write(output, &options, &progress, done);
-        }
-        let job = move || drop(stopped.write(output, &options, &progress, done));
-        std::thread::Builder::new().name("dump".into()).spawn(job).map(drop).map_err(Failure::Thread)
-    }
-}
-
-/// A guest that stands still for a dump; it goes on when this is dropped.
-struct Stopped {
-    claim: Claim,
-    ran: bool,
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        // Before the claim ends: the next dump must find the guest as this one found it.
-        if self.ran {
-            self.claim.dumps.target.resume();
-        }
-    }
-}
-
-impl Stopped {
-    fn new(claim: Claim) -> Result<Stopped, String> {
-        let ran = claim.dumps.target.pause()?;
-        Ok(Stopped { claim, ran })
-    }
-
+    /// What a dump of the guest's memory holds.
     fn memory_bytes(&self, filter: Option<Filter>) -> u64 {
-        let ram = self.claim.dumps.target.ram();
+        let ram = self.target.ram();
         let regions = ram.blocks().iter().flat_map(|block| block.regions());
         let ranges: Vec<_> =
             regions.map(|region| super::Range { start: region.gpa, len: region.bytes }).collect();
         super::ranges::cut(&ranges, filter).iter().map(|range| range.len).sum()
     }
 
-    /// What can be said before anything is written. Such a failure counts as a dump, without bytes.
-    fn check(&self, filter: Option<Filter>) -> Result<(), Failure> {
-        let failure = if filter.is_some_and(|filter| filter.length == 0) {
-            Failure::LengthZero
-        } else if self.memory_bytes(filter) == 0 {
-            Failure::Dump(Error::NoMemory)
-        } else {
-            return Ok(());
-        };
-        self.claim.dumps.state().last = Snapshot { status: Status::Failed, ..Snapshot::default() };
-        Err(failure)
+    /// Ends the dump in progress and waits for its end: with the process, or it would keep vCPUs in page faults.
+    pub fn end(&self) {
+        self.cancel();
+        let mut state = self.state();
+        state.ending = true;
+        while state.claimed {
+            state = self.released.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+        }
     }
 
+    fn begin(&self, progress: &Arc<Progress>) {
+        let mut state = self.state();
+        if state.ending {
+            progress.cancel();
+        }
+        state.progress = Some(progress.clone());
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+impl Claim {
+    /// Stops the guest, writes the dump and lets the guest go on; a live dump lets it go on first. With `detach` it
+    /// returns as soon as the guest stands still (live: runs again) and the arguments have been found good; the rest
+    /// happens on a thread of its own.
+    pub fn run(self, output: Output, options: Options, detach: bool, done: Done) -> Result<(), Failure> {
+        let dump = if options.live { self.fix_image(options.filter)? } else { self.stop(options.filter)? };
+        let progress = Arc::new(Progress::default());
+        progress.begin(dump.claim.dumps.memory_bytes(options.filter));
+        dump.claim.dumps.begin(&progress);
+        if !detach {
+            return dump.write(output, &options, &progress, done);
+        }
+        let job = move || drop(dump.write(output, &options, &progress, done));
+        std::thread::Builder::new().name("dump".into()).spawn(job).map(drop).map_err(Failure::Thread)
+    }
+
+    /// The guest stands still until the dump is written.
+    fn stop(self, filter: Option<Filter>) -> Result<Dump, Failure> {
+        let stopped = Stopped::new(&self).map_err(Failure::Machine)?;
+        self.check(filter)?;
+        Ok(Dump { source: Source::Stopped(stopped), claim: self })
+    }
+
+    /// The guest stands still for a moment. One that stood still before needs no image.
+    fn fix_image(self, filter: Option<Filter>) -> Result<Dump, Failure> {
+        self.check(filter)?;
+        let target = &self.dumps.target;
+        if !target.runs() {
+            return self.stop(filter);
+        }
+        let fixed = self.refused_if_failed(|| {
+            let image = Image::prepare(&target.ram())?;
+            let began = Instant::now();
+            let stopped = Stopped::new(&self).map_err(Failure::Machine)?;
+            let cpus = target.cpus().map_err(Failure::Machine)?;
+            let vmcoreinfo = target.vmcoreinfo();
+            image.fix()?;
+            drop(stopped);
+            Ok((Source::Live { image, cpus, vmcoreinfo }, began.elapsed()))
+        });
+        let (source, downtime) = fixed?;
+        self.dumps.state().live = Some(downtime);
+        Ok(Dump { source, claim: self })
+    }
+
+    /// What can be said before anything is written. Such a failure counts as a dump, without bytes.
+    fn check(&self, filter: Option<Filter>) -> Result<(), Failure> {
+        self.refused_if_failed(|| {
+            if filter.is_some_and(|filter| filter.length == 0) {
+                Err(Failure::LengthZero)
+            } else if self.dumps.memory_bytes(filter) == 0 {
+                Err(Failure::Dump(Error::NoMemory))
+            } else {
+                Ok(())
+            }
+        })
+    }
+
+    fn refused_if_failed<T>(&self, step: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+        step().inspect_err(|_| {
+            self.dumps.state().last = Snapshot { status: Status::Failed, ..Snapshot::default() };
+        })
+    }
+}
+
+/// A guest that stands still for a dump; it goes on when this is dropped.
+struct Stopped {
+    target: Arc<dyn Target>,
+    ran: bool,
+}
+
+impl Stopped {
+    fn new(claim: &Claim) -> Result<Stopped, String> {
+        let target = claim.dumps.target.clone();
+        let ran = target.pause()?;
+        Ok(Stopped { target, ran })
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        if self.ran {
+            self.target.resume();
+        }
+    }
+}
+
+/// A dump that can be written. Its parts end in this order: the next dump must find the guest as this one found it.
+struct Dump {
+    source: Source,
+    claim: Claim,
+}
+
+enum Source {
+    /// The guest stands still while it is there.
+    Stopped(Stopped),
+    Live {
+        image: Image,
+        cpus: Vec<Cpu>,
+        vmcoreinfo: Option<VmCoreInfo>,
+    },
+}
+
+impl Dump {
     fn write(
         self,
         output: Output,
@@ -226,10 +326,30 @@ impl Stopped {
         progress: &Progress,
         done: Done,
     ) -> Result<(), Failure> {
-        let result = self.dump(output, options, progress);
+        let Dump { source, claim } = self;
+        let target = &claim.dumps.target;
+        // What ends with this: the guest's stop, which lasts until all is told, or the image, which goes first.
+        let (result, _stopped) = match source {
+            Source::Live { image, cpus, vmcoreinfo } => {
+                let view = RamView::of(&target.ram(), image).map_err(machine_failure);
+                (view.and_then(|view| make(&view, &cpus, vmcoreinfo, options, output, progress)), None)
+            }
+            Source::Stopped(stopped) => {
+                let cpus = target.cpus().map_err(Failure::Machine);
+                let view = RamView::new(&target.ram()).map_err(machine_failure);
+                let made =
+                    cpus.and_then(|cpus| make(&view?, &cpus, target.vmcoreinfo(), options, output, progress));
+                (made, Some(stopped))
+            }
+        };
         let status = if result.is_ok() { Status::Completed } else { Status::Failed };
-        let last = Snapshot { status, completed: progress.completed(), total: progress.total() };
-        let mut state = self.claim.dumps.state();
+        let mut state = claim.dumps.state();
+        let last = Snapshot {
+            status,
+            completed: progress.completed(),
+            total: progress.total(),
+            downtime: state.live,
+        };
         state.last = last;
         state.progress = None;
         state.finishing = true;
@@ -237,18 +357,25 @@ impl Stopped {
         done(last, result.as_ref().err());
         result
     }
+}
 
-    fn dump(&self, output: Output, options: &Options, progress: &Progress) -> Result<(), Failure> {
-        let target = &self.claim.dumps.target;
-        let cpus = target.cpus().map_err(Failure::Machine)?;
-        let view = RamView::new(&target.ram()).map_err(|error| Failure::Machine(error.to_string()))?;
-        let guest = Guest { view: &view, cpus: &cpus, vmcoreinfo: target.vmcoreinfo() };
-        let report = super::write(&guest, options, output, progress)?;
-        if let Some(why) = report.note_refused {
-            tracing::warn!("dump without the guest's note: {why}");
-        }
-        Ok(())
+fn machine_failure(error: impl std::fmt::Display) -> Failure {
+    Failure::Machine(error.to_string())
+}
+
+fn make(
+    view: &RamView,
+    cpus: &[Cpu],
+    vmcoreinfo: Option<VmCoreInfo>,
+    options: &Options,
+    output: Output,
+    progress: &Progress,
+) -> Result<(), Failure> {
+    let report = super::write(&Guest { view, cpus, vmcoreinfo }, options, output, progress)?;
+    if let Some(why) = report.note_refused {
+        tracing::warn!("dump without the guest's note: {why}");
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -268,6 +395,10 @@ mod tests {
     }
 
     impl Target for Fake {
+        fn runs(&self) -> bool {
+            self.running.load(SeqCst)
+        }
+
         fn pause(&self) -> Result<bool, String> {
             Ok(self.running.swap(false, SeqCst))
         }
@@ -326,7 +457,8 @@ mod tests {
             });
             let file = tempfile::tempfile().unwrap();
             dumps.claim().unwrap().run(output(file), elf(), false, done).unwrap();
-            let complete = Snapshot { status: Status::Completed, completed: BYTES, total: BYTES };
+            let complete =
+                Snapshot { status: Status::Completed, completed: BYTES, total: BYTES, downtime: None };
             assert_eq!(
                 receive.recv().unwrap(),
                 (complete, false),
@@ -365,7 +497,7 @@ mod tests {
             let file = tempfile::tempfile().unwrap();
             let done: Done = Box::new(|_, _| panic!("nothing was written"));
             let error = dumps.claim().unwrap().run(output(file), options, false, done).unwrap_err();
-            assert_eq!(dumps.snapshot(), Snapshot { status: Status::Failed, completed: 0, total: 0 });
+            assert_eq!(dumps.snapshot(), Snapshot { status: Status::Failed, ..Snapshot::default() });
             assert!(guest.running.load(SeqCst) && !dumps.is_busy());
             error.to_string()
         };

@@ -13,6 +13,10 @@ use crate::vmstate;
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
 impl Target for Machine {
+    fn runs(&self) -> bool {
+        self.run_state().is_running()
+    }
+
     fn pause(&self) -> Result<bool, String> {
         // A guest that stands still keeps its state: only a running one becomes `save-vm`.
         if !self.run_state().is_running() {

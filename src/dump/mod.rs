@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! which pages       whose bytes         as what              laid out how        written by
-//! ranges::Ranges →  view::GuestView  →  codec::Compressor →  elf, kdump       →  output::Output
+//! ranges::Range  →  view::GuestView  →  codec::Compressor →  elf, kdump       →  output::Writer → io::FileWriter
 //! ```
 //!
 //! The formats know nothing of KVM: a dump is made from a [`GuestView`] (which ranges of guest-physical memory
@@ -67,7 +67,7 @@ pub struct Guest<'a> {
     pub vmcoreinfo: Option<VmCoreInfo>,
 }
 
-/// What the dump looks like.
+/// What the dump looks like, and how it is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Options {
     pub format: Format,
@@ -75,7 +75,9 @@ pub struct Options {
     pub paging: bool,
     /// ELF only: dump this part of guest-physical memory.
     pub filter: Option<Filter>,
-    /// Threads that compress; the caller's thread writes. At least 1.
+    /// Dump the guest as it is when it was stopped for a moment, while it runs on.
+    pub live: bool,
+    /// Threads that read and compress; the caller's thread writes. At least 1.
     pub threads: usize,
 }
 
@@ -83,7 +85,7 @@ impl Options {
     /// A whole dump in `format`, on as many threads as the machine has.
     pub fn new(format: Format) -> Options {
         let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-        Options { format, paging: false, filter: None, threads }
+        Options { format, paging: false, filter: None, live: false, threads }
     }
 }
 
@@ -102,8 +104,8 @@ pub fn memory_bytes(view: &dyn GuestView, filter: Option<Filter>) -> u64 {
 /// Writes a dump of `guest` to `output`, in the order a pipe can take unless the format is a raw kdump.
 ///
 /// `progress` counts bytes of guest memory and is asked for a cancel once per chunk. The memory used is bounded:
-/// at most four chunks of 4 MiB and their compressed copies, plus the page-table mappings of a `paging` dump
-/// (24 bytes each, at most `walk::MAPPINGS_MAX`).
+/// the writer's buffers of 8 MiB, for a kdump three chunks of 4 MiB and their compressed copies, and the page-table
+/// mappings of a `paging` dump (24 bytes each, at most `walk::MAPPINGS_MAX`).
 pub fn write(
     guest: &Guest<'_>,
     options: &Options,
@@ -122,6 +124,7 @@ pub fn write(
     };
     let notes = note::Notes::new(guest.cpus, guest_note);
     let pool = pipeline::pool(options.threads)?;
+    let output = output.open(progress.waker())?;
     match options.format {
         Format::Elf => elf::write(guest, options.paging, &memory, &notes, output, &pool, progress)?,
         Format::Kdump { codec, raw } => {

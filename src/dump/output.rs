@@ -1,27 +1,23 @@
-//! Where a dump goes: a file that can have holes, one that cannot, or a stream.
+//! Where a dump goes: a file that can have holes, one that cannot, or a stream; and how it is written there.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::io::{self, Seek};
+use std::ops::Range as Span;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
 
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use rustix::fs::{SeekFrom, ftruncate, seek};
 
 use super::{Error, What};
-
-/// Zeros for the gaps of targets that have no holes.
-static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+use crate::io::file::{BUFFER_BYTES, Buffer, Failed, FileWriter, Order, Piece};
+use crate::io::{self as transfer, Waker};
 
 /// The target of one dump. Offsets count from where the file stood when it was handed over.
-///
-/// What lies between two writes reads as zeros: a hole in an empty regular file, written zeros elsewhere. A
-/// stream takes offsets in rising order only.
 #[derive(Debug)]
 pub struct Output {
     file: File,
     kind: Kind,
-    /// The end of what has been written, for streams the place of the next byte.
-    end: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +34,7 @@ impl Output {
     /// Looks at what `file` is. A regular file is cut off at its current offset, where the dump will begin.
     pub fn new(mut file: File) -> Result<Output, Error> {
         let kind = Kind::of(&mut file).map_err(Error::Target)?;
-        Ok(Output { file, kind, end: 0 })
+        Ok(Output { file, kind })
     }
 
     /// Can it be written in any order?
@@ -46,51 +42,166 @@ impl Output {
         !matches!(self.kind, Kind::Stream)
     }
 
-    /// Writes `bytes` at `offset`, all of them.
-    pub(super) fn put(&mut self, what: What, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    /// Makes it ready to be written by this thread. `waker` ends a write that is blocked.
+    pub(super) fn open(self, waker: &Waker) -> Result<Writer, Error> {
+        let order = if self.seekable() { Order::Positioned } else { Order::Stream };
+        let file = Arc::new(OwnedFd::from(self.file));
+        let io = FileWriter::new(file.clone(), order, waker.clone()).map_err(Error::Ring)?;
+        Ok(Writer { file, kind: self.kind, io, part: None, end: 0 })
+    }
+}
+
+/// An output that is being written, by the thread that opened it.
+///
+/// What lies between two writes reads as zeros: a hole in an empty regular file, written zeros elsewhere. A stream
+/// takes offsets in rising order only. Writes that are small and follow each other leave together. A failure may be
+/// told by a later call.
+pub(super) struct Writer {
+    file: Arc<OwnedFd>,
+    kind: Kind,
+    io: FileWriter<What>,
+    /// What was put and not handed on yet.
+    part: Option<Part>,
+    /// The end of what has been put.
+    end: u64,
+}
+
+struct Part {
+    /// Of the first bytes.
+    what: What,
+    offset: u64,
+    buffer: Buffer,
+    len: usize,
+}
+
+impl Writer {
+    pub fn seekable(&self) -> bool {
+        !matches!(self.kind, Kind::Stream)
+    }
+
+    /// Does it matter in which order memory comes? Where gaps must be filled it does.
+    pub fn any_order(&self) -> bool {
+        matches!(self.kind, Kind::Sparse { .. })
+    }
+
+    /// Puts `bytes` at `offset`, all of them.
+    pub fn put(&mut self, what: What, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.fill_to(what, offset)?;
-        let result = match self.kind {
-            Kind::Sparse { base } | Kind::Positioned { base } => self.file.write_all_at(bytes, base + offset),
-            Kind::Stream => write_stream(&mut self.file, bytes),
-        };
-        result.map_err(|source| Error::Write { what, source })?;
-        self.end = self.end.max(offset + bytes.len() as u64);
+        self.append(what, offset, bytes)
+    }
+
+    /// A buffer of [`BUFFER_BYTES`] for [`Writer::put_runs`].
+    pub fn buffer(&mut self) -> Result<Buffer, Error> {
+        self.io.buffer().map_err(Error::from)
+    }
+
+    /// Puts the first `len` bytes of `buffer` at `offset`. Outside of `runs` they are zeros, which may stay a hole.
+    pub fn put_runs(
+        &mut self,
+        what: What,
+        offset: u64,
+        buffer: Buffer,
+        len: usize,
+        runs: &[Span<usize>],
+    ) -> Result<(), Error> {
+        self.fill_to(what, offset)?;
+        self.hand_on()?;
+        let base = self.base();
+        let piece = |bytes: Span<usize>| Piece { offset: base + offset + bytes.start as u64, bytes };
+        if self.any_order() {
+            self.io.write(what, buffer, runs.iter().cloned().map(piece))?;
+        } else {
+            self.io.write(what, buffer, [piece(0..len)])?;
+        }
+        self.end = self.end.max(offset + len as u64);
         Ok(())
     }
 
     /// Ends the dump at `size`: a hole at the end becomes part of the file. The file's own offset is left there,
     /// so that whoever shares it goes on behind the dump.
-    pub(super) fn finish(mut self, size: u64) -> Result<(), Error> {
+    pub fn finish(mut self, size: u64) -> Result<(), Error> {
         self.fill_to(What::FileEnd, size)?;
+        self.hand_on()?;
+        self.io.finish()?;
+        let end = self.base() + size;
         let result = match self.kind {
-            Kind::Sparse { base } => self
-                .file
-                .set_len(base + size)
-                .and_then(|()| self.file.seek(SeekFrom::Start(base + size)).map(drop)),
-            Kind::Positioned { base } => self.file.seek(SeekFrom::Start(base + size)).map(drop),
-            Kind::Stream => Ok(()),
+            Kind::Sparse { .. } => {
+                ftruncate(&self.file, end).and_then(|()| seek(&self.file, SeekFrom::Start(end)))
+            }
+            Kind::Positioned { .. } => seek(&self.file, SeekFrom::Start(end)),
+            Kind::Stream => Ok(end),
         };
-        result.map_err(|source| Error::Write { what: What::FileEnd, source })
+        result.map(drop).map_err(|error| Error::Write { what: What::FileEnd, source: error.into() })
+    }
+
+    fn base(&self) -> u64 {
+        match self.kind {
+            Kind::Sparse { base } | Kind::Positioned { base } => base,
+            Kind::Stream => 0,
+        }
+    }
+
+    fn append(&mut self, what: What, mut offset: u64, mut bytes: &[u8]) -> Result<(), Error> {
+        if self.part.as_ref().is_some_and(|part| part.offset + part.len as u64 != offset) {
+            self.hand_on()?;
+        }
+        while !bytes.is_empty() {
+            let part = match &mut self.part {
+                Some(part) => part,
+                none => none.insert(Part { what, offset, buffer: self.io.buffer()?, len: 0 }),
+            };
+            let count = bytes.len().min(BUFFER_BYTES - part.len);
+            part.buffer.room()[part.len..part.len + count].copy_from_slice(&bytes[..count]);
+            part.len += count;
+            offset += count as u64;
+            bytes = &bytes[count..];
+            if part.len == BUFFER_BYTES {
+                self.hand_on()?;
+            }
+        }
+        self.end = self.end.max(offset);
+        Ok(())
+    }
+
+    /// Starts writing what was put.
+    fn hand_on(&mut self) -> Result<(), Error> {
+        let Some(Part { what, offset, buffer, len }) = self.part.take() else { return Ok(()) };
+        let piece = Piece { bytes: 0..len, offset: self.base() + offset };
+        Ok(self.io.write(what, buffer, [piece])?)
     }
 
     /// Makes the gap up to `offset` read as zeros.
     fn fill_to(&mut self, what: What, offset: u64) -> Result<(), Error> {
-        if matches!(self.kind, Kind::Sparse { .. }) {
+        if self.any_order() || self.end >= offset {
+            debug_assert!(self.seekable() || self.end == offset, "a stream was written backwards");
             return Ok(());
         }
         while self.end < offset {
             let count = (offset - self.end).min(ZEROS.len() as u64) as usize;
-            let result = match self.kind {
-                Kind::Positioned { base } => self.file.write_all_at(&ZEROS[..count], base + self.end),
-                Kind::Stream | Kind::Sparse { .. } => write_stream(&mut self.file, &ZEROS[..count]),
-            };
-            result.map_err(|source| Error::Write { what, source })?;
-            self.end += count as u64;
+            self.append(what, self.end, &ZEROS[..count])?;
         }
-        debug_assert!(self.seekable() || self.end == offset, "a stream was written backwards");
+        if self.seekable() {
+            // What comes may lie in the gap, and writes in flight have no order.
+            self.hand_on()?;
+            self.io.finish()?;
+        }
         Ok(())
     }
 }
+
+impl From<Failed<What>> for Error {
+    fn from(failed: Failed<What>) -> Error {
+        let Failed { what, error } = failed;
+        match error {
+            transfer::Error::Cancelled => Error::Cancelled,
+            transfer::Error::System(source) => Error::Write { what, source },
+            other => Error::Write { what, source: io::Error::other(other) },
+        }
+    }
+}
+
+/// Zeros for the gaps of targets that have no holes.
+static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
 impl Kind {
     fn of(file: &mut File) -> io::Result<Kind> {
@@ -118,41 +229,21 @@ fn appends(file: &File) -> io::Result<bool> {
     Ok(flags.is_none_or(|flags| flags & libc::O_APPEND != 0))
 }
 
-/// Writes everything, waiting for room where the descriptor is non-blocking.
-fn write_stream(file: &mut File, mut bytes: &[u8]) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match file.write(bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => bytes = &bytes[count..],
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_for_room(file)?,
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-fn wait_for_room(file: &File) -> io::Result<()> {
-    let epoll = Epoll::new()?;
-    epoll.ctl(ControlOperation::Add, file.as_raw_fd(), EpollEvent::new(EventSet::OUT, 0))?;
-    let mut ready = [EpollEvent::default()];
-    match epoll.wait(-1, &mut ready) {
-        Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::Read;
-    use std::os::unix::fs::MetadataExt;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::{FileExt, MetadataExt};
+
+    fn open(file: impl Into<OwnedFd>) -> Writer {
+        Output::new(File::from(file.into())).unwrap().open(&Waker::new()).unwrap()
+    }
 
     #[test]
     fn a_gap_in_a_regular_file_is_a_hole() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(b"before").unwrap();
-        let mut output = Output::new(file.try_clone().unwrap()).unwrap();
+        let mut output = open(file.try_clone().unwrap());
         output.put(What::Memory, 1 << 20, b"end").unwrap();
         output.finish(2 << 20).unwrap();
         assert_eq!(file.metadata().unwrap().len(), 6 + (2 << 20));
@@ -166,7 +257,7 @@ mod tests {
     #[test]
     fn a_gap_in_a_pipe_or_an_appending_file_is_written() {
         let (mut reader, writer) = std::io::pipe().unwrap();
-        let mut output = Output::new(File::from(std::os::fd::OwnedFd::from(writer))).unwrap();
+        let mut output = open(writer);
         assert!(!output.seekable());
         output.put(What::Memory, 0, b"a").unwrap();
         output.put(What::Memory, 4, b"b").unwrap();
@@ -178,7 +269,7 @@ mod tests {
         let path = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(path.path(), b"kept").unwrap();
         let append = File::options().append(true).open(path.path()).unwrap();
-        let mut output = Output::new(append).unwrap();
+        let mut output = open(append);
         assert!(!output.seekable());
         output.put(What::Memory, 2, b"x").unwrap();
         output.finish(3).unwrap();
@@ -189,7 +280,7 @@ mod tests {
     fn a_full_non_blocking_socket_is_waited_for() {
         let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let mut output = Output::new(File::from(std::os::fd::OwnedFd::from(ours))).unwrap();
+        let mut output = open(ours);
         let reader = std::thread::spawn(move || {
             std::thread::sleep(std::time::Duration::from_millis(20));
             let mut all = Vec::new();
@@ -204,14 +295,16 @@ mod tests {
     #[test]
     fn a_full_disk_and_a_reader_gone_keep_their_reason() {
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let mut output = Output::new(full).unwrap();
-        let error = output.put(What::ElfHeader, 0, b"x").unwrap_err();
+        let mut output = open(full);
+        output.put(What::ElfHeader, 0, b"x").unwrap();
+        let error = output.finish(1).unwrap_err();
         assert_eq!(error.to_string(), "dump: failed to write elf header: No space left on device");
 
         let (reader, writer) = std::io::pipe().unwrap();
         drop(reader);
-        let mut output = Output::new(File::from(std::os::fd::OwnedFd::from(writer))).unwrap();
-        let error = output.put(What::FlatHeader, 0, b"x").unwrap_err();
+        let mut output = open(writer);
+        output.put(What::FlatHeader, 0, b"x").unwrap();
+        let error = output.finish(1).unwrap_err();
         assert_eq!(error.to_string(), "dump: failed to write start flat header: Broken pipe");
     }
 }

@@ -1,15 +1,17 @@
 //! How far a dump is, and the wish to end it.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::io::Waker;
 
 /// Shared between the dump's thread and whoever asks. Counts bytes of guest memory, before compression.
 ///
-/// Relaxed throughout: the numbers are for people, and a cancel may come a chunk later.
+/// Relaxed throughout: the numbers are for people.
 #[derive(Debug, Default)]
 pub struct Progress {
     completed: AtomicU64,
     total: AtomicU64,
-    cancelled: AtomicBool,
+    waker: Waker,
 }
 
 impl Progress {
@@ -21,9 +23,15 @@ impl Progress {
         self.total.load(Relaxed)
     }
 
-    /// Asks the dump to end with [`Error::Cancelled`](super::Error::Cancelled) at its next chunk.
+    /// Asks the dump to end with [`Error::Cancelled`](super::Error::Cancelled): at its next chunk, or in the write that
+    /// is blocked.
     pub fn cancel(&self) {
-        self.cancelled.store(true, Relaxed);
+        self.waker.cancel();
+    }
+
+    /// For the writer of the dump.
+    pub(super) fn waker(&self) -> &Waker {
+        &self.waker
     }
 
     pub(super) fn begin(&self, total: u64) {
@@ -36,6 +44,6 @@ impl Progress {
     }
 
     pub(super) fn is_cancelled(&self) -> bool {
-        self.cancelled.load(Relaxed)
+        self.waker.is_cancelled()
     }
 }

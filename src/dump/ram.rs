@@ -1,14 +1,17 @@
 //! The guest's RAM as a view.
 
 use super::{Extent, GuestView, Range, ReadFailed};
-use crate::memory::{self, GuestRam, PAGE_BYTES, PageSet};
+use crate::memory::{self, GuestRam, PAGE_BYTES, PageSet, Snapshot};
 
-/// RAM of a guest that stands still for as long as the view is used. Blocks that the guest does not see are left
-/// out.
+/// RAM of a guest that stands still for as long as the view is used, or as it was at one moment. Blocks that the guest
+/// does not see are left out.
 ///
-/// Which pages are holes is found out once, so that dumping memory that was never touched does not allocate it.
+/// Which pages are holes is found out once, so that dumping memory that was never touched does not allocate it. Of a
+/// guest that runs this is sound too: what is a hole after the moment was one before, and what was one and is written
+/// reads as the snapshot's zeros.
 pub struct RamView {
     ram: GuestRam,
+    snapshot: Option<Snapshot>,
     ranges: Vec<Range>,
     /// by block
     data: Vec<PageSet>,
@@ -16,10 +19,19 @@ pub struct RamView {
 
 impl RamView {
     pub fn new(ram: &GuestRam) -> Result<RamView, memory::Error> {
+        RamView::with(ram, None)
+    }
+
+    /// Of a guest that runs: `snapshot` is of `ram` and fixed.
+    pub fn of(ram: &GuestRam, snapshot: Snapshot) -> Result<RamView, memory::Error> {
+        RamView::with(ram, Some(snapshot))
+    }
+
+    fn with(ram: &GuestRam, snapshot: Option<Snapshot>) -> Result<RamView, memory::Error> {
         let regions = ram.blocks().iter().flat_map(|block| block.regions());
         let ranges = regions.map(|region| Range { start: region.gpa, len: region.bytes }).collect();
         let data = ram.blocks().iter().map(|block| block.data_pages()).collect::<Result<_, _>>()?;
-        Ok(RamView { ram: ram.clone(), ranges, data })
+        Ok(RamView { ram: ram.clone(), snapshot, ranges, data })
     }
 }
 
@@ -29,7 +41,23 @@ impl GuestView for RamView {
     }
 
     fn read(&self, address: u64, out: &mut [u8]) -> Result<(), ReadFailed> {
-        self.ram.read(address, out).map_err(|error| ReadFailed { address, reason: error.to_string() })
+        let read = match (&self.snapshot, self.ram.main().offset(address)) {
+            (Some(snapshot), Some(offset)) => snapshot.read(offset, out),
+            _ => self.ram.read(address, out),
+        };
+        read.map_err(|error| ReadFailed { address, reason: error.to_string() })
+    }
+
+    fn urgent(&self) -> Option<Range> {
+        let bytes = self.snapshot.as_ref()?.urgent()?;
+        let start = self.ram.main().gpa(bytes.start)?;
+        Some(Range { start, len: bytes.end - bytes.start })
+    }
+
+    fn release(&self, range: Range) {
+        if let (Some(snapshot), Some(offset)) = (&self.snapshot, self.ram.main().offset(range.start)) {
+            snapshot.release(offset..offset + range.len);
+        }
     }
 
     fn extent(&self, address: u64, len: u64) -> Extent {

@@ -1,5 +1,7 @@
 //! Ranges of guest-physical memory.
 
+use super::PAGE;
+
 /// Guest-physical addresses `start .. start + len`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Range {
@@ -46,6 +48,26 @@ pub fn cut(ranges: &[Range], filter: Option<Filter>) -> Vec<Range> {
     out
 }
 
+/// Whole pages of `ranges` that `taken` (sorted, disjoint) does not touch.
+pub fn without(ranges: &[Range], taken: &[Range]) -> Vec<Range> {
+    let page = PAGE as u64;
+    let mut out = Vec::new();
+    for range in cut(ranges, None) {
+        let mut at = range.start;
+        for part in overlaps(taken, range.start, range.len) {
+            let until = part.start - part.start % page;
+            if at < until {
+                out.push(Range { start: at, len: until - at });
+            }
+            at = part.end().next_multiple_of(page);
+        }
+        if at < range.end() {
+            out.push(Range { start: at, len: range.end() - at });
+        }
+    }
+    out
+}
+
 /// The parts of `start .. start + len` that lie in `ranges` (sorted, disjoint).
 pub fn overlaps(ranges: &[Range], start: u64, len: u64) -> impl Iterator<Item = Range> + '_ {
     let end = start.saturating_add(len);
@@ -81,6 +103,17 @@ mod tests {
         assert_eq!(filter(4096, -1), []);
         assert_eq!(filter(0xa0000, 0x60000), []);
         assert_eq!(filter(i64::MIN, i64::MIN), []);
+    }
+
+    #[test]
+    fn what_is_left_ends_at_whole_pages() {
+        let ranges = [range(0, 0x5000), range(0x8000, 0x9000)];
+        assert_eq!(
+            without(&ranges, &[range(0x1800, 0x2100)]),
+            [range(0, 0x1000), range(0x3000, 0x5000), range(0x8000, 0x9000)]
+        );
+        assert_eq!(without(&ranges, &ranges), []);
+        assert_eq!(without(&ranges, &[]), ranges);
     }
 
     #[test]

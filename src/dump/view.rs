@@ -26,6 +26,16 @@ pub trait GuestView: Sync {
     /// Fills `out` from guest-physical `address`. The whole of it lies within one or several touching ranges.
     fn read(&self, address: u64, out: &mut [u8]) -> Result<(), ReadFailed>;
 
+    /// What to read next, if it matters: whole pages that the view would like to be rid of. Asked between chunks.
+    fn urgent(&self) -> Option<Range> {
+        None
+    }
+
+    /// The bytes of `range`, and of every page that it touches, were read and will not be asked for again.
+    fn release(&self, range: Range) {
+        let _ = range;
+    }
+
     /// Is there anything at `address`? The answer covers at most `len` bytes.
     fn extent(&self, address: u64, len: u64) -> Extent {
         let _ = address;

@@ -5,7 +5,7 @@
 //! | [`ring`] | the ring, its waker (cancel and parameter changes reach a blocked transfer through it) |
 //! | [`gather`] | what one vectored send consists of: own bytes and pieces of guest memory, in order |
 //! | [`socket`] | one order per stream: [`SocketWriter`], [`SocketReader`] |
-//! | [`file`](mod@file) | positioned writes and reads through registered buffers |
+//! | [`file`](mod@file) | files, pipes and sockets written from registered buffers; positioned reads |
 //! | [`limit`] | the bandwidth limit, a pure calculation |
 //! | [`address`] | `tcp:`, `unix:`, `fd:`, `exec:`, `file:` and QMP's `channels`, parsed |
 //! | [`transport`] | addresses opened: connected, listened on, spawned |

@@ -40,6 +40,12 @@ struct Shared {
     cancelled: AtomicBool,
 }
 
+impl std::fmt::Debug for Waker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waker").field("cancelled", &self.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
 impl Waker {
     pub fn new() -> Self {
         Self::default()

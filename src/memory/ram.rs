@@ -303,8 +303,9 @@ impl GuestRam {
     /// Write protection for the main block. It must not outlive this RAM: whoever takes it keeps a clone.
     pub(super) fn watch_main(&self) -> Result<Uffd, Unavailable> {
         let main = self.main();
+        let anonymous = main.fd().is_none() && !main.is_shared();
         // SAFETY: the mapping lives as long as the block, and the caller keeps a clone of it.
-        unsafe { Uffd::watch(main.host(), main.bytes(), main.fd().is_none()) }
+        unsafe { Uffd::watch(main.host(), main.bytes(), anonymous) }
     }
 
     /// Marks pages that were written through a raw pointer (`bytes` from `offset` in the main block).

@@ -5,20 +5,21 @@
 //! i64, size i64, both big-endian, bytes}, and a record of offset -1 and size -1 that ends it. What no record
 //! covers is zero.
 
-use crate::dump::{Error, Output, PAGE, What};
+use crate::dump::output::Writer;
+use crate::dump::{Error, PAGE, What};
 
 const TYPE: i64 = 1;
 const VERSION: i64 = 1;
 const END: i64 = -1;
 
 pub enum Image {
-    Raw(Output),
+    Raw(Writer),
     /// with the place in the stream
-    Flat(Output, u64),
+    Flat(Writer, u64),
 }
 
 impl Image {
-    pub fn new(mut output: Output, raw: bool) -> Result<Image, Error> {
+    pub fn new(mut output: Writer, raw: bool) -> Result<Image, Error> {
         if raw {
             return if output.seekable() { Ok(Image::Raw(output)) } else { Err(Error::NotSeekable) };
         }

@@ -6,7 +6,7 @@
 //! | 1.. | [`header::sub_header`], then the notes |
 //! | then | bitmap 1 (pages that exist), bitmap 2 (pages in the file); equal here, since nothing is filtered |
 //! | then | page descriptors, 24 bytes each, in page order |
-//! | then | page data, unaligned: one page of zeros that all zero pages share, then the pages |
+//! | then | page data, unaligned: one page of zeros that all zero pages share, then the pages, as they were read |
 //!
 //! In the raw form this is the file. In the flattened form it travels as records, see [`image`].
 
@@ -18,9 +18,11 @@ use rayon::ThreadPool;
 
 use self::header::{Header, Width};
 use self::image::Image;
-use self::pages::{Descriptor, Encoder, PageMap};
+use self::pages::{Chunk, Descriptor, Encoder, PageMap};
 use super::note::Notes;
-use super::{Codec, Error, Guest, Output, PAGE, Progress, Range, What, pipeline, vmcoreinfo};
+use super::output::Writer;
+use super::pipeline::{self, Order, Sink};
+use super::{Codec, Error, Guest, PAGE, Progress, Range, What, vmcoreinfo};
 
 /// Bytes of a chunk: large enough that a pool has work for all its threads in one.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -34,7 +36,7 @@ pub fn write(
     raw: bool,
     memory: &[Range],
     notes: &Notes,
-    output: Output,
+    output: Writer,
     pool: &ThreadPool,
     progress: &Progress,
 ) -> Result<(), Error> {
@@ -66,26 +68,45 @@ pub fn write(
     image.put(What::ZeroPage, data_at, &[0; PAGE])?;
 
     let encoder = Encoder::new(guest.view, codec, memory, data_at);
-    let mut descriptor_at = descriptors_at;
-    let mut next_data = data_at + PAGE as u64;
-    pipeline::run(
-        pool,
-        map.ranges(),
-        CHUNK_BYTES,
-        progress,
-        |chunk| encoder.chunk(chunk),
-        |chunk| {
-            let table = chunk.descriptors(next_data);
-            image.put(What::PageDescriptors, descriptor_at, &table)?;
-            descriptor_at += table.len() as u64;
-            for data in &chunk.data {
-                image.put(What::PageData, next_data, data)?;
-                next_data += data.len() as u64;
-            }
-            encoder.recycle(chunk);
-            Ok(())
-        },
-    )?;
-    debug_assert_eq!(descriptor_at, data_at, "one descriptor for each page");
-    image.finish(next_data)
+    let mut pages =
+        Pages { image, encoder: &encoder, descriptors_at, next_data: data_at + PAGE as u64, count: 0 };
+    let order = Order::urgent_first(map.ranges(), CHUNK_BYTES, guest.view);
+    let encode = |chunk: Range, ()| encoder.chunk(chunk, map.rank(chunk.start));
+    pipeline::run(pool, order, progress, encode, &mut pages)?;
+    debug_assert_eq!(pages.count, map.count(), "one descriptor for each page");
+    pages.image.finish(pages.next_data)
+}
+
+/// Puts descriptors where the page's rank has them, and data one after the other, whatever the order.
+struct Pages<'s> {
+    image: Image,
+    encoder: &'s Encoder<'s>,
+    descriptors_at: u64,
+    next_data: u64,
+    count: u64,
+}
+
+impl Sink for Pages<'_> {
+    type Room = ();
+    type Chunk = Chunk;
+
+    fn room(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn put(&mut self, chunk: Chunk) -> Result<(), Error> {
+        let table = chunk.descriptors(self.next_data);
+        self.image.put(
+            What::PageDescriptors,
+            self.descriptors_at + chunk.rank * Descriptor::BYTES,
+            &table,
+        )?;
+        self.count += table.len() as u64 / Descriptor::BYTES;
+        for data in &chunk.data {
+            self.image.put(What::PageData, self.next_data, data)?;
+            self.next_data += data.len() as u64;
+        }
+        self.encoder.recycle(chunk);
+        Ok(())
+    }
 }

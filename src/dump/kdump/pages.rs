@@ -34,6 +34,12 @@ impl PageMap {
         self.ranges.iter().map(|range| range.len / PAGE as u64).sum()
     }
 
+    /// How many pages come before the one at `address`, which is one of them.
+    pub fn rank(&self, address: u64) -> u64 {
+        let before = |range: &Range| range.len.min(address.saturating_sub(range.start));
+        self.ranges.iter().map(before).sum::<u64>() / PAGE as u64
+    }
+
     /// The number after the last page's.
     pub fn pages_end(&self) -> u64 {
         self.ranges.last().map_or(0, |range| range.end() / PAGE as u64)
@@ -92,6 +98,8 @@ pub struct Encoder<'a> {
 
 /// A chunk, ready to be written.
 pub struct Chunk {
+    /// How many pages come before its first.
+    pub rank: u64,
     flag: u32,
     zero_page_at: u64,
     descriptors: Vec<Descriptor>,
@@ -116,14 +124,15 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    /// `range` is page-aligned.
-    pub fn chunk(&self, range: Range) -> Result<Chunk, Error> {
+    /// `range` is page-aligned; `rank` pages come before it.
+    pub fn chunk(&self, range: Range, rank: u64) -> Result<Chunk, Error> {
         let starts: Vec<u64> = (range.start..range.end()).step_by(STRIP_BYTES).collect();
         let strips: Result<Vec<Strip>, Error> = starts
             .into_par_iter()
             .map(|start| self.strip(Range { start, len: (range.end() - start).min(STRIP_BYTES as u64) }))
             .collect();
         let mut chunk = Chunk {
+            rank,
             flag: self.codec.flag(),
             zero_page_at: self.zero_page_at,
             descriptors: Vec::new(),
@@ -152,6 +161,7 @@ impl<'a> Encoder<'a> {
         for part in ranges::overlaps(self.memory, range.start, range.len) {
             let at = (part.start - range.start) as usize;
             any |= pipeline::read(self.view, part.start, &mut bytes[at..at + part.len as usize])?;
+            self.view.release(part);
         }
         let pages = range.len as usize / PAGE;
         if !any {
@@ -251,6 +261,7 @@ mod tests {
             [Range { start: 5 * page + 1, len: 3 * page }, Range { start: 40_000 * page, len: 9 * page }];
         let map = PageMap::new(&memory);
         assert_eq!((map.count(), map.pages_end()), (4 + 9, 40_009));
+        assert_eq!((map.rank(6 * page), map.rank(40_002 * page)), (1, 6));
         let whole: Vec<u8> = map.bitmap(8192, 8192).flatten().collect();
         let pieces: Vec<u8> = map.bitmap(8192, 64).flatten().collect();
         assert_eq!(whole, pieces);

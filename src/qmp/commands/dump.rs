@@ -26,6 +26,8 @@ static DUMP: Shape = Shape::of(&[
     optional("begin", Type::Int),
     optional("length", Type::Int),
     optional("format", Type::Enum(FORMATS)),
+    // Godwit's own: the image of one moment, written while the guest runs on.
+    optional("x-live", Type::Bool),
 ]);
 
 /// QEMU's formats, Windows' left out, and `zstd`.
@@ -88,7 +90,8 @@ fn options(call: Call<'_>) -> Result<Options, Error> {
         (Some(_), None) => return missing("length"),
         (None, Some(_)) => return missing("begin"),
     };
-    Ok(Options { paging, filter, ..Options::new(format) })
+    let live = call.args.bool_if_given("x-live").unwrap_or(false);
+    Ok(Options { paging, filter, live, ..Options::new(format) })
 }
 
 /// The file, made readable by its owner alone, or the descriptor that a client sent.
@@ -109,8 +112,14 @@ fn query_dump(call: Call<'_>) -> Answer {
     Ok(to_json(call.vmm.dumps.as_ref().map(|dumps| dumps.snapshot()).unwrap_or_default()))
 }
 
+/// A live dump also tells for how many microseconds the guest stood still.
 fn to_json(snapshot: Snapshot) -> Json {
-    json!({"status": snapshot.status.name(), "completed": snapshot.completed, "total": snapshot.total})
+    let mut result =
+        json!({"status": snapshot.status.name(), "completed": snapshot.completed, "total": snapshot.total});
+    if let Some(downtime) = snapshot.downtime {
+        result["x-downtime-us"] = (downtime.as_micros() as u64).into();
+    }
+    result
 }
 
 /// Godwit's own: ends a dump that runs detached. It fails with `dump: cancelled`, and the guest goes on.
