@@ -67,7 +67,7 @@ fn a_running_guest_runs_on_and_its_virtual_memory_can_be_read() {
     let bytes = std::fs::read(guest.path("part")).unwrap();
     let core = Core::parse(&bytes).unwrap();
     assert_eq!((core.loads[0].pa, core.loads[0].memory_bytes), (0x10_0800, 4096));
-    assert_eq!(guest.qmp().status(), "running");
+    guest.qmp().wait_until_running();
 }
 
 #[test]
@@ -85,7 +85,7 @@ fn a_failed_dump_leaves_nothing_and_the_guest_running() {
             assert_eq!(event["data"]["result"]["status"], "failed");
         }
     }
-    assert_eq!(qmp.status(), "running");
+    qmp.wait_until_running();
     drop(qmp);
     let before = std::fs::read_dir(guest.folder()).unwrap().count();
     let outside = guest.dump(&guest.path("core"), &["--begin", "0x10000000000", "--length", "1"]);
@@ -121,5 +121,5 @@ fn a_detached_dump_can_be_watched_and_cancelled() {
     let end = qmp.event("DUMP_COMPLETED");
     assert_eq!(end["data"]["error"], "dump: cancelled");
     qmp.event("RESUME");
-    assert_eq!(qmp.status(), "running");
+    qmp.wait_until_running();
 }

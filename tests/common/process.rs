@@ -110,6 +110,15 @@ impl Qmp {
         }
     }
 
+    /// The guest goes on a moment after the dump's end was told, as QEMU's does.
+    pub fn wait_until_running(&mut self) {
+        let end = Instant::now() + Duration::from_secs(10);
+        while self.status() != "running" {
+            assert!(Instant::now() < end, "the guest stays in state {}", self.status());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     pub fn status(&mut self) -> String {
         self.ask("query-status", json!({})).unwrap()["status"].as_str().unwrap().to_owned()
     }
