@@ -12,11 +12,15 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Mappings start on this boundary, so that a guest's 2 MiB pages can be host pages too.
 const ALIGN_BYTES: u64 = 2 << 20;
 /// `f_type` of hugetlbfs, from linux/magic.h.
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+/// `f_type` of tmpfs, memfd's file system too.
+const TMPFS_MAGIC: i64 = 0x0102_1994;
 /// Number of the system call, the same on all architectures (asm-generic/unistd.h).
 const SYS_CACHESTAT: libc::c_long = 451;
 
@@ -33,8 +37,8 @@ pub struct Backing {
     /// Writes reach `file`.
     shared: bool,
     discard_at_exit: bool,
-    /// The mapping has its page tables, and all memory behind it.
-    populated: bool,
+    /// Ranges, ascending, whose pages are there and have page tables.
+    mapped: OnceLock<Vec<Range<u64>>>,
 }
 
 // SAFETY: the mapping is plain memory that stays where it is until `drop`; all access to its bytes goes through raw
@@ -92,11 +96,50 @@ impl Backing {
         self.shared
     }
 
-    /// Whether whole pages are better written through the descriptor than through the mapping: memory that is not
-    /// there yet is then not cleared before it is overwritten, and no page table has to be made for it. hugetlbfs
+    /// Whether a range is known to have page tables and memory.
+    pub fn is_mapped(&self, range: &Range<u64>) -> bool {
+        let ranges = self.mapped.get().map_or(&[][..], Vec::as_slice);
+        let after = ranges.partition_point(|mapped| mapped.start <= range.start);
+        after.checked_sub(1).is_some_and(|at| range.end <= ranges[at].end)
+    }
+
+    /// Whether whole pages of `range` are better written through the descriptor than through the mapping: memory that
+    /// is not there yet is then not cleared before it is overwritten, and no page table has to be made for it. hugetlbfs
     /// cannot be written to.
-    pub fn is_filled_by_descriptor(&self) -> bool {
-        self.file.is_some() && self.shared && self.page_bytes == PAGE_BYTES && !self.populated
+    pub fn is_filled_by_descriptor(&self, range: &Range<u64>) -> bool {
+        self.file.is_some() && self.shared && self.page_bytes == PAGE_BYTES && !self.is_mapped(range)
+    }
+
+    /// Makes page tables for the memory that is there already, until it has or `stop` is set; no memory is added. Only
+    /// on tmpfs, where such a page can be written to at once.
+    pub fn map_what_is_there(&self, stop: &AtomicBool) {
+        /// Mapped by one call, which takes a millisecond.
+        const STEP_BYTES: u64 = 4 << 20;
+        /// Small pieces are not worth being remembered, nor are too many.
+        const RANGES_MAX: usize = 1024;
+        let on_tmpfs = |file: &File| file_system(file).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
+        if self.mapped.get().is_some() || !self.shared || !self.file.as_ref().is_some_and(on_tmpfs) {
+            return;
+        }
+        let (mut mapped, mut at) = (Vec::new(), 0);
+        while let (Ok(Some(data)), true) = (self.next_data(at), mapped.len() < RANGES_MAX) {
+            let mut end = data.start;
+            while end < data.end && !stop.load(Ordering::Relaxed) {
+                let next = data.end.min(end + STEP_BYTES);
+                if self.advise(end..next, libc::MADV_POPULATE_READ).is_err() {
+                    break;
+                }
+                end = next;
+            }
+            if end - data.start >= STEP_BYTES {
+                mapped.push(data.start..end);
+            }
+            if end < data.end {
+                break;
+            }
+            at = data.end;
+        }
+        let _ = self.mapped.set(mapped);
     }
 
     /// Writes `pieces` one after another from `offset` (bytes into the block) on.
@@ -107,7 +150,7 @@ impl Backing {
         let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
         assert!(offset.checked_add(bytes as u64).is_some_and(|end| end <= self.bytes));
         match &self.file {
-            Some(file) if self.is_filled_by_descriptor() => {
+            Some(file) if self.is_filled_by_descriptor(&(offset..offset + bytes as u64)) => {
                 let mut at = self.file_offset + offset;
                 let end = at + bytes as u64;
                 while at < end {
@@ -256,12 +299,12 @@ impl Backing {
     }
 
     /// Touches every page, so that none is missing later.
-    pub fn populate(&mut self) -> Result<(), Error> {
+    pub fn populate(&self) -> Result<(), Error> {
         match self.advise(0..self.bytes, libc::MADV_POPULATE_WRITE) {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.touch(),
             done => done.map_err(|source| Error::Prealloc { source })?,
         }
-        self.populated = true;
+        let _ = self.mapped.set(vec![0..self.bytes]);
         Ok(())
     }
 
@@ -310,7 +353,7 @@ impl Backing {
             page_bytes,
             shared,
             discard_at_exit: false,
-            populated: false,
+            mapped: OnceLock::new(),
         })
     }
 }
@@ -439,15 +482,19 @@ fn unnamed(dir: &Path) -> io::Result<File> {
 
 /// 4096, or the page size of the hugetlbfs that the file lies on.
 fn file_page_bytes(file: &File) -> io::Result<u64> {
-    // SAFETY: all-zero is a valid `statfs`, and the call fills the one it is given.
-    let stat = unsafe {
-        let mut stat: libc::statfs = std::mem::zeroed();
-        if libc::fstatfs(file.as_raw_fd(), &mut stat) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        stat
-    };
+    let stat = file_system(file)?;
     Ok(if stat.f_type == HUGETLBFS_MAGIC { stat.f_bsize as u64 } else { PAGE_BYTES })
+}
+
+fn file_system(file: &File) -> io::Result<libc::statfs> {
+    // SAFETY: all-zero is a valid `statfs`, and the call fills the one it is given.
+    unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        match libc::fstatfs(file.as_raw_fd(), &mut stat) {
+            0 => Ok(stat),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
 }
 
 /// `None`: only holes (or the end of the file) follow.

@@ -332,6 +332,19 @@ fn several_channels_move_the_same_guest_with_and_without_deltas() {
 }
 
 #[test]
+fn memory_that_the_target_had_and_mapped_is_overwritten() {
+    for parameters in
+        [json!({"max-bandwidth": 0, "x-godwit-verify": true}), json!({"x-godwit-stream": "qemu"})]
+    {
+        let target = FakeGuest::new(RunState::InMigrate);
+        target.ram.write(0, &vec![0xa5; RAM_BYTES as usize]).unwrap();
+        target.ram.main().map_what_is_there(&AtomicBool::new(false));
+        assert!(target.ram.main().is_mapped(&(0..RAM_BYTES)));
+        migrate_to(target, &[], parameters, |_| {}).assert_moved();
+    }
+}
+
+#[test]
 fn packets_move_the_same_guest_to_either_peer() {
     for (stream, compression, zeros) in [
         ("qemu", "none", "multifd"),

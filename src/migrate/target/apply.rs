@@ -1,7 +1,8 @@
 //! Pages on their way in: bytes, zeros and deltas into guest memory.
 //!
-//! Whole pages are written through the block's descriptor where it has one: what the memory of a fresh target costs is
-//! then half, and nothing is mapped that the guest may never touch. Deltas are applied in place.
+//! Whole pages go straight to memory that was there and has been mapped while the target waited for its source. Elsewhere
+//! they are written through the block's descriptor where it has one: what the memory of a fresh target costs is then
+//! half, and nothing is mapped that the guest may never touch. Deltas are applied in place.
 //!
 //! Unsafe because guest memory is written by address. No vCPU runs yet, and each page is written by one thread at a
 //! time: that of the channel it travels on, or the one that has its chunk of a batch.
@@ -126,8 +127,10 @@ impl Blocks {
     ) -> Result<(), Error> {
         let range = self.range(block, offset, bytes)?;
         let block = &self.0[usize::from(block)];
-        if !block.is_filled_by_descriptor() {
-            populate(block, &range)?;
+        if !block.is_filled_by_descriptor(&range) {
+            if !block.is_mapped(&range) {
+                populate(block, &range)?;
+            }
             // SAFETY: the range lies in the block's mapping, which `block` keeps.
             return Ok(unsafe {
                 reader.read_to(ring, block.host().add(range.start as usize), bytes as usize)

@@ -185,7 +185,7 @@ impl Target {
         let mut ring = Ring::new(self.waker.clone())?;
         let mut connections = Connections { origin, early: Vec::new() };
         let timeout = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
-        let connection = connections.main(&mut ring, timeout)?;
+        let connection = self.map_until(|| connections.main(&mut ring, timeout))?;
         connection.set_user_timeout(timeout).map_err(io::Error::from)?;
         self.arrival.set(Status::Active, None);
         (self.events)(Event::Status(Status::Active));
@@ -203,6 +203,21 @@ impl Target {
             main.greeting.refuse(&mut main.ring, error);
         }
         result
+    }
+
+    /// Makes page tables for memory that is there already, while `wait` waits for a source: without them each page that
+    /// comes costs twice as much.
+    fn map_until<T>(&self, wait: impl FnOnce() -> T) -> T {
+        let stop = AtomicBool::new(false);
+        let block = self.guest.ram().main();
+        std::thread::scope(|scope| {
+            let mapper = std::thread::Builder::new().name("map".into());
+            // Without the thread everything works, only slower.
+            let _ = mapper.spawn_scoped(scope, || block.map_what_is_there(&stop));
+            let result = wait();
+            stop.store(true, Ordering::Relaxed);
+            result
+        })
     }
 
     fn load(&self, main: &mut MainChannel<'_>, foreign: ForeignTsc) -> Result<(), Error> {
