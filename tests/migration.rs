@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -98,6 +99,34 @@ fn the_guest_moves_over_tcp_of_both_families() {
         assert_eq!(source.outcome()["status"], "completed");
         target.wait_for_sweeps(2);
     }
+}
+
+#[test]
+fn a_connection_that_is_reset_does_not_end_the_wait_for_the_source() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut source, mut target) = (source(dir.path()), target(dir.path(), "target"));
+    target.ask("migrate-incoming", json!({"uri": "tcp:127.0.0.1:0"}));
+    let port = target.port();
+    for words in [&b""[..], b"GET"] {
+        let mut probe = std::net::TcpStream::connect(format!("127.0.0.1:{port}")).unwrap();
+        probe.write_all(words).unwrap();
+        rustix::net::sockopt::set_socket_linger(&probe, Some(Duration::ZERO)).unwrap();
+    }
+    source.ask("migrate", json!({"uri": format!("tcp:127.0.0.1:{port}")}));
+    let report = source.outcome();
+    assert_eq!(report["status"], "completed", "{report} {}", target.stderr());
+    target.wait_for_sweeps(2);
+}
+
+#[test]
+fn a_running_guest_cannot_wait_for_the_word_of_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = source(dir.path());
+    source.set(&["return-path", "switchover-ack"], &json!({}));
+    source.ask("migrate", json!({"uri": format!("file:{}", dir.path().join("state").display())}));
+    let report = source.outcome();
+    assert!(report["error-desc"].as_str().is_some_and(|text| text.contains("switchover-ack")), "{report}");
+    assert_eq!(source.status(), "running");
 }
 
 #[test]

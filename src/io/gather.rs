@@ -26,10 +26,6 @@ enum Piece {
 unsafe impl Send for Gather {}
 
 impl Gather {
-    pub fn with_capacity(bytes: usize) -> Self {
-        Self { own: Vec::with_capacity(bytes), ..Self::default() }
-    }
-
     /// The buffer for own bytes; what is appended to it goes out here.
     pub fn own(&mut self) -> &mut Vec<u8> {
         &mut self.own

@@ -47,6 +47,18 @@ impl Error {
     fn from_result(result: i32) -> Self {
         Error::System(std::io::Error::from_raw_os_error(-result))
     }
+
+    /// True if the other side is gone.
+    pub fn is_disconnect(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
+        match self {
+            Error::Closed => true,
+            Error::System(error) => {
+                matches!(error.kind(), BrokenPipe | ConnectionReset | ConnectionAborted | NotConnected)
+            }
+            _ => false,
+        }
+    }
 }
 
 pub type Result<T> = std::result::Result<T, Error>;

@@ -5,7 +5,6 @@
 //! Unsafe because operations name memory; each one is finished or cancelled before its memory is let go.
 #![allow(unsafe_code)]
 
-use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -387,17 +386,6 @@ fn is_socket(fd: RawFd) -> bool {
     // SAFETY: as above.
     let result = unsafe { libc::fstat(fd, &mut stat) };
     result == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
-}
-
-/// True if an error says that the other side is gone.
-pub fn is_disconnect(error: &std::io::Error) -> bool {
-    matches!(
-        error.kind(),
-        ErrorKind::BrokenPipe
-            | ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionAborted
-            | ErrorKind::NotConnected
-    )
 }
 
 #[cfg(test)]

@@ -83,19 +83,40 @@ impl Connection {
         Self { fd: self.fd.clone(), medium: self.medium, child: None }
     }
 
-    /// The first four bytes, left where they are; they tell the main channel from the others.
+    /// The first four bytes, left where they are; they tell the main channel from the others. Waits for them as long as
+    /// the ring's patience lasts.
     pub fn peek(&self, ring: &mut Ring) -> Result<u32> {
-        let mut bytes = [0u8; 4];
-        let flags = libc::MSG_PEEK | libc::MSG_WAITALL;
-        let entry =
-            opcode::Recv::new(types::Fd(self.fd.as_raw_fd()), bytes.as_mut_ptr(), 4).flags(flags).build();
-        // SAFETY: `bytes` outlives the operation: `wait` returns when the kernel is done with it.
-        let token = unsafe { ring.submit(entry) }?;
-        match ring.wait(token)? {
-            4 => Ok(u32::from_be_bytes(bytes)),
-            0..4 => Err(Error::Closed),
-            error => Err(Error::from_result(error)),
+        let deadline = ring.patience().map(|time| (Instant::now() + time, time));
+        loop {
+            let mut bytes = [0u8; 4];
+            // Not MSG_WAITALL: io_uring then adds up what it sees again and again.
+            let entry = opcode::Recv::new(types::Fd(self.fd.as_raw_fd()), bytes.as_mut_ptr(), 4)
+                .flags(libc::MSG_PEEK)
+                .build();
+            // SAFETY: `bytes` outlives the operation: `wait` returns when the kernel is done with it.
+            let token = unsafe { ring.submit(entry) }?;
+            match ring.wait(token)? {
+                4 => return Ok(u32::from_be_bytes(bytes)),
+                0 => return Err(Error::Closed),
+                1..4 if self.is_hung_up()? => return Err(Error::Closed),
+                1..4 => {}
+                error => return Err(Error::from_result(error)),
+            }
+            if let Some((at, time)) = deadline
+                && Instant::now() >= at
+            {
+                return Err(Error::TimedOut(time));
+            }
+            ring.sleep_until(Instant::now() + PEEK_AGAIN)?;
         }
+    }
+
+    /// Nothing more will come than what is there already.
+    fn is_hung_up(&self) -> Result<bool> {
+        let mut polled = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::RDHUP)];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let ready = rustix::event::poll(&mut polled, Some(&now)).map_err(std::io::Error::from)?;
+        Ok(ready > 0)
     }
 
     /// Answers can come back on it.
@@ -148,6 +169,9 @@ impl Drop for Connection {
         }
     }
 }
+
+/// Until what has come in part is looked at again.
+const PEEK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What the kernel holds between two processes on one host. Its own default, 208 KiB, makes the two take turns ten
 /// thousand times per gigabyte. TCP finds its own size.

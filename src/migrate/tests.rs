@@ -219,19 +219,21 @@ fn migrate_to(
     parameters: serde_json::Value,
     meanwhile: impl FnOnce(&Waker),
 ) -> Run {
-    migrate_with(target, capabilities, capabilities, parameters, meanwhile)
+    migrate_with(target, (capabilities, &parameters), (capabilities, &parameters), meanwhile)
 }
+
+/// What is set at one side.
+type Side<'a> = (&'a [Capability], &'a serde_json::Value);
 
 fn migrate_with(
     target: Arc<FakeGuest>,
-    source_has: &[Capability],
-    target_has: &[Capability],
-    parameters: serde_json::Value,
+    source_has: Side<'_>,
+    target_has: Side<'_>,
     meanwhile: impl FnOnce(&Waker),
 ) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let address = Address::Unix(dir.path().join("s").to_str().unwrap().to_owned());
-    let settings = |capabilities: &[Capability]| {
+    let settings = |(capabilities, parameters): Side<'_>| {
         let settings = Settings::default();
         let on: Vec<_> = capabilities.iter().map(|capability| (*capability, true)).collect();
         settings.set_capabilities(settings.capabilities().with(&on).unwrap());
@@ -382,14 +384,33 @@ fn deltas_over_several_channels_are_refused_where_the_peer_would_not_understand_
 }
 
 #[test]
+fn a_target_set_to_other_channels_than_its_source_refuses() {
+    let with =
+        |channels: u8| json!({"multifd-channels": channels, "x-godwit-stream": "qemu", "max-bandwidth": 0});
+    for (capabilities, channels, reason) in [
+        (&[][..], 2, "capability multifd is off here"),
+        (&[Capability::Multifd][..], 2, "more than the 2 channels"),
+    ] {
+        let target = FakeGuest::new(RunState::InMigrate);
+        let source = (&[Capability::Multifd][..], &with(3));
+        let run = migrate_with(target, source, (capabilities, &with(channels)), |_| {});
+        let error = run.received.unwrap_err().to_string();
+        assert!(error.contains(reason) && error.contains("multifd-channels"), "{error}");
+        assert_eq!(run.progress.status(), Status::Failed);
+        assert_eq!(run.source.run_state(), RunState::Running);
+        assert_eq!(run.target.run_state(), RunState::InMigrate);
+    }
+}
+
+#[test]
 fn a_running_guest_waits_for_the_targets_word() {
     let capabilities = [Capability::ReturnPath, Capability::SwitchoverAck];
     for stream in ["auto", "qemu"] {
         migrate(&capabilities, json!({"max-bandwidth": 0, "x-godwit-stream": stream})).assert_moved();
     }
     // A target without the capability says nothing, so the guest is never stopped.
-    let (source, target) = (&capabilities[..], &[][..]);
-    let run = migrate_with(FakeGuest::new(RunState::InMigrate), source, target, json!({}), |waker| {
+    let (source, target) = ((&capabilities[..], &json!({})), (&[][..], &json!({})));
+    let run = migrate_with(FakeGuest::new(RunState::InMigrate), source, target, |waker| {
         std::thread::sleep(Duration::from_millis(400));
         waker.cancel();
     });

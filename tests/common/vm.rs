@@ -235,7 +235,15 @@ impl Vm {
     /// Switches exactly these capabilities on, and sets parameters.
     pub fn set(&mut self, capabilities: &[&str], parameters: &Value) {
         let mut list = Vec::new();
-        for known in ["xbzrle", "multifd", "auto-converge", "pause-before-switchover", "events"] {
+        for known in [
+            "xbzrle",
+            "multifd",
+            "auto-converge",
+            "pause-before-switchover",
+            "events",
+            "return-path",
+            "switchover-ack",
+        ] {
             list.push(json!({"capability": known, "state": capabilities.contains(&known)}));
         }
         self.ask("migrate-set-capabilities", json!({"capabilities": list}));

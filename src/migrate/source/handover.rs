@@ -30,12 +30,7 @@ const COMMIT: Duration = Duration::from_secs(5);
 /// QEMU sends SHUT when it is done, however long that takes; a lost connection ends the wait.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 
-pub fn hand_over(
-    source: &Source,
-    peer: &mut Peer,
-    state: &dyn State,
-    _stopped_at: Instant,
-) -> Result<Outcome, Error> {
+pub fn hand_over(source: &Source, peer: &mut Peer, state: &dyn State) -> Result<Outcome, Error> {
     let mut out = Vec::new();
     Command::SwitchoverStart.write(&mut out);
     let section = ram_section();

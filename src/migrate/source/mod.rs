@@ -53,8 +53,8 @@ pub enum Error {
     Refused(String),
     #[error("the target reports that it could not load the guest; its own message says why")]
     TargetFailed,
-    #[error("the target answered {0} where {1} was due")]
-    OutOfTurn(&'static str, &'static str),
+    #[error("capability 'switchover-ack' needs a connection on which the target can answer; turn it off")]
+    AckNeedsAnswers,
     #[error("the page cache: {0}")]
     Cache(#[from] xbzrle::CacheError),
     #[error("{what}: the target was silent for {} ms", .time.as_millis())]
@@ -164,7 +164,7 @@ impl Source {
         let before = self.guest.run_state();
         let stopped_at = Instant::now();
         let ran = self.guest.stop(RunState::FinishMigrate)?;
-        let result = self.finish(peer, &mut rounds, ran, stopped_at);
+        let result = self.finish(peer, &mut rounds, ran);
         drop(rounds);
         match result {
             Ok(Outcome::HandedOver) => {
@@ -184,13 +184,7 @@ impl Source {
     }
 
     /// With the guest stopped: its state, the last pages, the hand-over.
-    fn finish(
-        &self,
-        peer: &mut Peer,
-        rounds: &mut Rounds,
-        ran: bool,
-        stopped_at: Instant,
-    ) -> Result<Outcome, Error> {
+    fn finish(&self, peer: &mut Peer, rounds: &mut Rounds, ran: bool) -> Result<Outcome, Error> {
         self.pause_before_switchover(peer)?;
         self.enter(Status::Device);
         // The guest waits: from here to GO the target may not be silent for longer than the commit takes. A file or a
@@ -203,7 +197,7 @@ impl Source {
         rounds
             .last(self, peer)
             .map_err(|error| handover::silent(error, "the last pages, before GO", time))?;
-        handover::hand_over(self, peer, state.as_ref(), stopped_at)
+        handover::hand_over(self, peer, state.as_ref())
     }
 
     fn resume(&self, ran: bool, before: RunState) {

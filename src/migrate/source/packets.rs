@@ -24,43 +24,24 @@ pub struct Packets {
     zero: Vec<u64>,
 }
 
-/// What makes a packet's data. Compressed data are one endless stream per channel, flushed at each packet.
+/// What makes a packet's data. Compressed data are one endless stream per channel, flushed at each packet; a level set
+/// later holds for the next migration, as in QEMU, because neither library changes it inside a stream that a QEMU reads.
 enum Packer {
     None,
-    Zlib { stream: Compress, level: u8 },
-    Zstd { stream: Encoder<'static>, level: u8 },
+    Zlib(Compress),
+    Zstd(Encoder<'static>),
 }
 
 impl Packets {
     pub fn new(numbers: Arc<AtomicU64>, parameters: &Parameters) -> Result<Self, Error> {
         let packer = match parameters.multifd_compression {
             "zlib" => {
-                let level = parameters.multifd_zlib_level;
-                Packer::Zlib { stream: Compress::new(Compression::new(level.into()), true), level }
+                Packer::Zlib(Compress::new(Compression::new(parameters.multifd_zlib_level.into()), true))
             }
-            "zstd" => {
-                let level = parameters.multifd_zstd_level;
-                Packer::Zstd { stream: Encoder::new(level.into()).map_err(broken)?, level }
-            }
+            "zstd" => Packer::Zstd(Encoder::new(parameters.multifd_zstd_level.into()).map_err(broken)?),
             _ => Packer::None,
         };
         Ok(Self { numbers, packer, normal: Vec::new(), zero: Vec::new() })
-    }
-
-    /// Takes up a changed level.
-    pub fn set_levels(&mut self, parameters: &Parameters) -> Result<(), Error> {
-        match &mut self.packer {
-            Packer::Zlib { stream, level } if *level != parameters.multifd_zlib_level => {
-                *level = parameters.multifd_zlib_level;
-                stream.set_level(Compression::new((*level).into())).map_err(broken)
-            }
-            Packer::Zstd { stream, level } if *level != parameters.multifd_zstd_level => {
-                *level = parameters.multifd_zstd_level;
-                let level = zstd::zstd_safe::CParameter::CompressionLevel((*level).into());
-                stream.set_parameter(level).map_err(broken)
-            }
-            _ => Ok(()),
-        }
     }
 
     /// Adds a page to be sent whole. True if the packet is full.
@@ -146,8 +127,8 @@ impl Packer {
     fn method(&self) -> Method {
         match self {
             Self::None => Method::None,
-            Self::Zlib { .. } => Method::Zlib,
-            Self::Zstd { .. } => Method::Zstd,
+            Self::Zlib(_) => Method::Zlib,
+            Self::Zstd(_) => Method::Zstd,
         }
     }
 
@@ -157,12 +138,12 @@ impl Packer {
         let mut out = vec![0; pages.len() + pages.len() / 64 + 1024];
         let (read, made) = match self {
             Self::None => (pages.len(), 0),
-            Self::Zlib { stream, .. } => {
+            Self::Zlib(stream) => {
                 let (read_before, made_before) = (stream.total_in(), stream.total_out());
                 stream.compress(pages, &mut out, FlushCompress::Sync).map_err(broken)?;
                 ((stream.total_in() - read_before) as usize, (stream.total_out() - made_before) as usize)
             }
-            Self::Zstd { stream, .. } => {
+            Self::Zstd(stream) => {
                 let (mut input, mut space) = (InBuffer::around(pages), OutBuffer::around(&mut out[..]));
                 while input.pos() < pages.len() && space.pos() < space.capacity() {
                     stream.run(&mut input, &mut space).map_err(broken)?;

@@ -104,6 +104,9 @@ impl Peer {
             Command::OpenReturnPath.write(&mut out);
             Command::Ping(if ask { godwit::PING } else { 1 }).write(&mut out);
         }
+        if source.settings.has(Capability::SwitchoverAck) && self.answers.is_none() {
+            return Err(Error::AckNeedsAnswers);
+        }
         self.main.send_bytes(&source.progress.counters, true, &out)?;
         // The target may still be at its RAM's setup.
         let timeout = Duration::from_millis(parameters.x_godwit_peer_timeout);
@@ -234,16 +237,6 @@ impl Peer {
             let mut out = Vec::new();
             Frame::Sync { round: number }.write(&mut out);
             self.main.send_bytes(round.counters, round.guest_runs, &out)?;
-        }
-        Ok(())
-    }
-
-    /// Gives the channels the compression levels that are set now.
-    pub fn set_levels(&mut self, parameters: &Parameters) -> Result<(), Error> {
-        for lane in &mut self.channels {
-            if let Framing::Packets(packets) = &mut lane.framing {
-                packets.set_levels(parameters)?;
-            }
         }
         Ok(())
     }

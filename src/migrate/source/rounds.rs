@@ -150,7 +150,6 @@ impl Rounds {
             "multifd" => ZeroPages::InPackets,
             _ => ZeroPages::OnMain,
         };
-        peer.set_levels(&parameters)?;
         let target_is_zero = peer.target_is_zero;
         let lanes = peer.lanes();
         let round = Round {

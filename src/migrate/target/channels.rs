@@ -35,6 +35,8 @@ pub struct Channels {
     threads: Vec<JoinHandle<()>>,
     meeting: Arc<Meeting>,
     waker: Waker,
+    /// No channel was left in the queue when the first round ended.
+    all_are_read: bool,
 }
 
 /// Where the threads wait for each other.
@@ -60,7 +62,7 @@ struct State {
 
 impl Channels {
     pub fn new(connections: Connections, waker: Waker) -> Self {
-        Self { connections, threads: Vec::new(), meeting: Arc::default(), waker }
+        Self { connections, threads: Vec::new(), meeting: Arc::default(), waker, all_are_read: false }
     }
 
     /// Accepts `count` channels and starts reading them.
@@ -79,7 +81,12 @@ impl Channels {
         ring.set_patience(Some(timeout));
         let mut readers: Vec<Option<SocketReader>> = (0..count).map(|_| None).collect();
         while readers.iter().any(Option::is_none) {
-            let connection = self.connections.next(ring)?;
+            let have = readers.iter().flatten().count();
+            let connection = self.connections.next(ring).map_err(|error| match error {
+                Error::Io(io::Error::TimedOut(_)) => Error::FewChannels { have, wanted: count.into() },
+                other => other,
+            })?;
+            connection.set_user_timeout(timeout).map_err(io::Error::from)?;
             let mut reader = SocketReader::with_buffer(connection.fd.clone(), BUFFER_BYTES);
             let hello: [u8; HELLO_BYTES] =
                 reader.need(ring, HELLO_BYTES)?.try_into().expect("asked for as many");
@@ -99,6 +106,7 @@ impl Channels {
             let (meeting, waker) = (self.meeting.clone(), self.waker.clone());
             let thread = std::thread::Builder::new().name(format!("channel {number}"));
             let run = move || {
+                let _told = TellPanic(&meeting);
                 if let Err(error) = Channel::run(&meeting, reader, waker.clone(), carries) {
                     meeting.fail(error, &waker);
                 }
@@ -118,7 +126,14 @@ impl Channels {
     }
 
     /// Waits until every channel has come to the end of the round.
-    pub fn wait_for_round(&self) -> Result<(), Error> {
+    pub fn wait_for_round(&mut self, ring: &mut Ring) -> Result<(), Error> {
+        let channels = self.meeting.lock().channels;
+        if channels == 0 {
+            return Err(Error::MultifdOff);
+        }
+        if !std::mem::replace(&mut self.all_are_read, true) && self.connections.has_unread_channel(ring)? {
+            return Err(Error::MoreChannels(channels));
+        }
         let mut state = self.meeting.lock();
         while state.arrived < state.channels {
             if let Some(failure) = state.failure.take() {
@@ -154,6 +169,18 @@ impl Drop for Channels {
         self.waker.cancel();
         for thread in self.threads.drain(..) {
             let _ = thread.join();
+        }
+    }
+}
+
+/// Makes a channel that panics fail, so that nobody waits for it.
+struct TellPanic<'a>(&'a Meeting);
+
+impl Drop for TellPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.lock().gone += 1;
+            self.0.changed.notify_all();
         }
     }
 }
@@ -294,7 +321,8 @@ mod tests {
                 }
             }
             channels.meeting.fail(Error::Io(io::Error::Closed), &channels.waker);
-            assert!(matches!(channels.wait_for_round(), Err(Error::ChannelGone)));
+            let mut ring = Ring::new(Waker::new()).unwrap();
+            assert!(matches!(channels.wait_for_round(&mut ring), Err(Error::ChannelGone)));
         }
     }
 }

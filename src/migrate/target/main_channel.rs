@@ -62,7 +62,7 @@ impl<'a> MainChannel<'a> {
                 0x00 => break,
                 0x01 => self.opening(SectionKind::Start, loader)?,
                 0x04 => self.opening(SectionKind::Full, loader)?,
-                kind @ (0x02 | 0x03) => self.part(kind)?,
+                0x02 | 0x03 => self.part()?,
                 0x08 => self.command()?,
                 other => return Err(self.says("section type", format!("{other:#04x} is not known"))),
             }
@@ -161,6 +161,9 @@ impl<'a> MainChannel<'a> {
         self.sections.insert(header.id, header.clone());
         match kind {
             SectionKind::Start if header.name == "ram" => {
+                if !self.blocks.is_empty() {
+                    return Err(self.says("section ram", "starts a second time".into()));
+                }
                 if header.version != 4 {
                     return Err(self.says("section ram", format!("version {} is not 4", header.version)));
                 }
@@ -186,7 +189,7 @@ impl<'a> MainChannel<'a> {
         self.channels.open(self.target, &mut self.ring, count, Carries::Packets)
     }
 
-    fn part(&mut self, _kind: u8) -> Result<(), Error> {
+    fn part(&mut self) -> Result<(), Error> {
         let id = u32::from_be_bytes(self.need(5)?[1..5].try_into().expect("four bytes"));
         match self.sections.get(&id) {
             Some(header) if header.name == "ram" => {}
@@ -235,6 +238,9 @@ impl<'a> MainChannel<'a> {
             let mut flush = false;
             for records in batch.chunk_by(|a, b| a.is_page() && b.is_page()) {
                 match &records[0] {
+                    Record::Blocks { .. } if !self.blocks.is_empty() => {
+                        return Err(Error::Command("a second list of RAM blocks"));
+                    }
                     record if record.is_page() => self.blocks.apply_by(&self.threads, records)?,
                     Record::End => ended = true,
                     Record::Flush => flush = true,
@@ -252,7 +258,7 @@ impl<'a> MainChannel<'a> {
             self.offset += used as u64;
             if flush {
                 self.channels.set_blocks(&self.blocks, self.parser.blocks());
-                self.channels.wait_for_round()?;
+                self.channels.wait_for_round(&mut self.ring)?;
             }
             if ended {
                 self.channels.set_blocks(&self.blocks, self.parser.blocks());
@@ -317,7 +323,7 @@ impl<'a> MainChannel<'a> {
                 let apply = |records: &[Record<'_>]| self.blocks.apply_by(&self.threads, records);
                 records_frame(&mut self.ring, &mut self.reader, &mut self.parser, apply, bytes)
             }
-            Frame::Sync { .. } => self.channels.wait_for_round(),
+            Frame::Sync { .. } => self.channels.wait_for_round(&mut self.ring),
             Frame::Hash(hash) => {
                 self.hash = Some(hash);
                 Ok(())

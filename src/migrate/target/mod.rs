@@ -64,14 +64,23 @@ pub enum Error {
     Command(&'static str),
     #[error("the source chose features that were not offered")]
     NotOffered,
-    #[error("{0} channels are more than {CHANNELS_MAX}")]
+    #[error("{0} channels are more than {CHANNELS_MAX}; set multifd-channels lower on both sides")]
     TooManyChannels(u8),
     #[error("a channel says it is number {0}, which is none or was there already")]
     Channel(u8),
     #[error("a channel ended in the middle of a round")]
     ChannelGone,
-    #[error("a multifd channel came, but capability multifd is off here")]
+    #[error(
+        "the source sends RAM over several channels, but capability multifd is off here; set it, and multifd-channels, as \
+         at the source"
+    )]
     MultifdOff,
+    #[error(
+        "the source has more than the {0} channels that are set here; set multifd-channels to the same on both sides"
+    )]
+    MoreChannels(usize),
+    #[error("only {have} of {wanted} channels came; set multifd-channels to the same on both sides")]
+    FewChannels { have: usize, wanted: usize },
     #[error("RAM here differs from the source's (x-godwit-verify)")]
     RamDiffers,
     #[error("the source was gone before it gave the guest away: it stays there")]
@@ -265,6 +274,9 @@ fn loaded() -> Reply {
 /// Channels that may be there before the main one: as many as a number in a hello can name.
 const EARLY_MAX: usize = 256;
 
+/// How long the first bytes of a connection that stands in the queue may take.
+const HELLO: Duration = Duration::from_secs(1);
+
 /// Connections of one migration, told apart by their first bytes.
 pub struct Connections {
     origin: Origin,
@@ -278,7 +290,10 @@ impl Connections {
         loop {
             let connection = match &mut self.origin {
                 Origin::Open(connection) => return Ok(connection.share()),
-                Origin::Listener(listener) => listener.accept(ring)?,
+                Origin::Listener(listener) => match listener.accept(ring) {
+                    Err(error) if error.is_disconnect() => continue,
+                    accepted => accepted?,
+                },
             };
             ring.set_patience(Some(timeout));
             let first = connection.peek(ring);
@@ -289,7 +304,7 @@ impl Connections {
                 // Anything else is read as a main channel, whose header says what is wrong with it.
                 Ok(_) => return Ok(connection),
                 // Whoever that was, the source may still come.
-                Err(io::Error::Closed | io::Error::TimedOut(_)) => {
+                Err(error) if error.is_disconnect() || matches!(error, io::Error::TimedOut(_)) => {
                     eprintln!(
                         "godwit: incoming migration: a connection ended before it began; still listening"
                     );
@@ -297,6 +312,25 @@ impl Connections {
                 Err(error) => return Err(error.into()),
             }
         }
+    }
+
+    /// Whether a channel is there that nobody reads, so that its pages would be lost.
+    pub fn has_unread_channel(&mut self, ring: &mut Ring) -> Result<bool, Error> {
+        let Origin::Listener(listener) = &mut self.origin else { return Ok(false) };
+        let mut found = !self.early.is_empty();
+        while !found {
+            ring.set_patience(Some(Duration::ZERO));
+            let accepted = listener.accept(ring);
+            ring.set_patience(Some(HELLO));
+            // Whoever says nothing is no channel: they say hello before anything else is sent.
+            found = match accepted.map(|connection| connection.peek(ring)) {
+                Ok(first) => matches!(first, Ok(stream::multifd::MAGIC)),
+                Err(io::Error::TimedOut(_)) => break,
+                Err(error) => return Err(error.into()),
+            };
+        }
+        ring.set_patience(None);
+        Ok(found)
     }
 
     /// The next channel.
@@ -317,6 +351,7 @@ pub struct Greeting {
     two_way: bool,
     pub is_open: bool,
     pub is_godwit: bool,
+    has_chosen: bool,
     pub features: Features,
 }
 
@@ -327,7 +362,8 @@ impl Greeting {
     fn new(connection: &Connection) -> Self {
         let writer = SocketWriter::new(connection.fd.clone(), Arc::new(Limit::new(0)));
         let two_way = connection.is_two_way();
-        Self { writer, two_way, is_open: false, is_godwit: false, features: Features::empty() }
+        let features = Features::empty();
+        Self { writer, two_way, is_open: false, is_godwit: false, has_chosen: false, features }
     }
 
     fn open(&mut self, ring: &mut Ring, target: &Target) -> Result<(), Error> {
@@ -358,6 +394,9 @@ impl Greeting {
     fn chosen(&mut self, features: Features) -> Result<(), Error> {
         if !self.is_godwit || !Features::all().contains(features) {
             return Err(Error::NotOffered);
+        }
+        if std::mem::replace(&mut self.has_chosen, true) {
+            return Err(Error::Command("a second choice of features"));
         }
         self.features = features;
         Ok(())

@@ -1,7 +1,7 @@
 //! QEMU's multifd packets, read from one channel.
 
 use flate2::{Decompress, FlushDecompress};
-use zstd::stream::raw::{Decoder, Operation};
+use zstd::stream::raw::{DParameter, Decoder, Operation};
 
 use super::Error;
 use super::apply::Blocks;
@@ -10,6 +10,9 @@ use crate::memory::PAGE_BYTES;
 use crate::stream::Record;
 use crate::stream::multifd::{Method, PACKET_BYTES, PACKET_PAGES_MAX, Packet};
 use crate::stream::ram::PageAt;
+
+/// The window of the highest level that a source may set (20) has 2^25 bytes; larger ones would only take memory here.
+const ZSTD_WINDOW_LOG_MAX: u32 = 25;
 
 /// Reads packets. A channel's compressed data are one endless stream, so that the decompressor stays.
 #[derive(Default)]
@@ -58,7 +61,7 @@ impl Packets {
             return Ok(());
         }
         if packet.method == Method::None {
-            for run in offsets.chunk_by(|a, b| a + PAGE_BYTES == *b) {
+            for run in offsets.chunk_by(|a, b| a.checked_add(PAGE_BYTES) == Some(*b)) {
                 blocks.receive(ring, reader, block, run[0], run.len() as u64 * PAGE_BYTES)?;
             }
             return Ok(());
@@ -71,7 +74,9 @@ impl Packets {
             Method::Zlib => inflate(self.zlib.get_or_insert_with(|| Decompress::new(true)), data, pages)?,
             Method::Zstd => {
                 if self.zstd.is_none() {
-                    self.zstd = Some(Decoder::new().map_err(broken)?);
+                    let mut decoder = Decoder::new().map_err(broken)?;
+                    decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)).map_err(broken)?;
+                    self.zstd = Some(decoder);
                 }
                 unpack(self.zstd.as_mut().expect("just made"), data, pages)?;
             }
@@ -117,6 +122,9 @@ fn unpack(zstd: &mut Decoder<'_>, data: &[u8], pages: &mut [u8]) -> Result<(), E
         }
         read += status.bytes_read;
         made += status.bytes_written;
+    }
+    if read < data.len() {
+        return Err(broken("a packet has data behind its pages"));
     }
     Ok(())
 }
