@@ -8,12 +8,14 @@
 //! | [`file`](mod@file) | files, pipes and sockets written from registered buffers; positioned reads |
 //! | [`limit`] | the bandwidth limit, a pure calculation |
 //! | [`address`] | `tcp:`, `unix:`, `fd:`, `exec:`, `file:` and QMP's `channels`, parsed |
+//! | `resolve` | addresses as the kernel takes them, and names |
 //! | [`transport`] | addresses opened: connected, listened on, spawned |
 
 pub mod address;
 pub mod file;
 pub mod gather;
 pub mod limit;
+mod resolve;
 pub mod ring;
 pub mod socket;
 pub mod transport;

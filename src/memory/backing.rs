@@ -304,7 +304,7 @@ impl Backing {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.touch(),
             done => done.map_err(|source| Error::Prealloc { source })?,
         }
-        let _ = self.mapped.set(vec![0..self.bytes]);
+        let _ = self.mapped.set(std::iter::once(0..self.bytes).collect());
         Ok(())
     }
 
