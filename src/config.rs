@@ -108,7 +108,7 @@ pub struct Memory {
 /// Where guest RAM comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemoryBackend {
-    /// `memory-backend-ram`: anonymous memory.
+    /// `memory-backend-ram`: anonymous memory; shared, it is a memfd like the next.
     Anonymous { share: bool },
     /// `memory-backend-memfd`, and the default without any `-object`.
     Memfd { share: bool, seal: bool, huge_pages: Option<HugePages> },

@@ -50,9 +50,14 @@ unsafe impl Sync for Backing {}
 impl Backing {
     pub fn new(name: &str, bytes: u64, backend: &MemoryBackend) -> Result<Backing, Error> {
         match backend {
-            MemoryBackend::Anonymous { share } => {
-                let kind = if *share { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-                Backing::map(bytes, None, 0, PAGE_BYTES, kind | libc::MAP_ANONYMOUS)
+            MemoryBackend::Anonymous { share: false } => {
+                Backing::map(bytes, None, 0, PAGE_BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+            }
+            // Shared memory may be there without a page table, so that only a descriptor can say where its holes are.
+            MemoryBackend::Anonymous { share: true } => {
+                let made = memfd(name, bytes, false, None);
+                let (file, page_bytes) = made.map_err(|source| Error::Map { bytes, source })?;
+                Backing::map(bytes, Some(file), 0, page_bytes, libc::MAP_SHARED)
             }
             MemoryBackend::Memfd { share, seal, huge_pages } => {
                 let (file, page_bytes) =
@@ -238,7 +243,7 @@ impl Backing {
         Ok(Some(start - self.file_offset..stop - self.file_offset))
     }
 
-    /// Anonymous memory has no holes to seek; the page map says which pages were ever touched.
+    /// Private anonymous memory has no holes to seek; the page map says which pages were ever touched.
     fn next_present(&self, from: u64) -> io::Result<Option<Range<u64>>> {
         let (mut start, mut end) = (None, self.bytes);
         self.present(from, |page, present| match (present, start) {
@@ -293,7 +298,6 @@ impl Backing {
         match &self.file {
             Some(file) if self.shared => punch(file, self.file_offset + range.start, range.end - range.start),
             Some(_) => Err(io::ErrorKind::Unsupported.into()),
-            None if self.shared => self.advise(range, libc::MADV_REMOVE),
             None => self.advise(range, libc::MADV_DONTNEED),
         }
     }

@@ -68,7 +68,7 @@ impl RamBlock {
         self.inner.backing.host()
     }
 
-    /// The descriptor behind the block, unless it is anonymous memory.
+    /// The descriptor behind the block, unless it is private anonymous memory.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.inner.backing.fd()
     }
@@ -315,7 +315,7 @@ impl GuestRam {
     /// Write protection for the main block. It must not outlive this RAM: whoever takes it keeps a clone.
     pub(super) fn watch_main(&self) -> Result<Uffd, Unavailable> {
         let main = self.main();
-        let anonymous = main.fd().is_none() && !main.is_shared();
+        let anonymous = main.fd().is_none();
         // SAFETY: the mapping lives as long as the block, and the caller keeps a clone of it.
         unsafe { Uffd::watch(main.host(), main.bytes(), anonymous) }
     }
@@ -491,6 +491,23 @@ mod tests {
             let mut byte = [9];
             ram.read(5 * PAGE_BYTES, &mut byte).unwrap();
             assert_eq!(byte, [0]);
+        }
+    }
+
+    #[test]
+    fn a_page_without_a_page_table_entry_is_no_hole() {
+        for backend in [memfd(), MemoryBackend::Anonymous { share: true }] {
+            let ram = GuestRam::new(&config(16 << 20, backend)).unwrap();
+            let (main, backing) = (ram.main(), &ram.main().inner.backing);
+            let _ = backing.advise(0..16 << 20, libc::MADV_NOHUGEPAGE);
+            ram.write(5 * PAGE_BYTES, &[1; 8192]).unwrap();
+            // As swapping and collapsing do: the entries go, the memory stays.
+            backing.advise(0..16 << 20, libc::MADV_DONTNEED).unwrap();
+            assert_eq!(main.data_pages().unwrap().iter().collect::<Vec<_>>(), [5, 6]);
+            assert_eq!(main.first_data(0).unwrap(), Some(5 * PAGE_BYTES));
+            assert!(!main.is_hole(6).unwrap());
+            main.discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
+            assert_eq!(main.data_pages().unwrap().iter().collect::<Vec<_>>(), [6]);
         }
     }
 
