@@ -273,8 +273,8 @@ impl Backing {
             let want = ENTRIES.min(((self.bytes - at) / PAGE_BYTES) as usize) * 8;
             map.read_exact_at(&mut entries[..want], (self.host() as u64 + at) / PAGE_BYTES * 8)?;
             for entry in entries[..want].chunks_exact(8) {
-                // Bit 63: present, bit 62: swapped out (Documentation/admin-guide/mm/pagemap.rst).
-                if see(at, entry[7] & 0xc0 != 0) {
+                let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
+                if see(at, is_there(entry)) {
                     return Ok(());
                 }
                 at += PAGE_BYTES;
@@ -374,6 +374,22 @@ impl Drop for Backing {
 
 fn kind(share: bool) -> i32 {
     if share { libc::MAP_SHARED } else { libc::MAP_PRIVATE }
+}
+
+/// Whether a page map entry is that of a page that was ever touched (Documentation/admin-guide/mm/pagemap.rst). Bit 63:
+/// present, bit 62: swapped out, bits 0 to 54: where to.
+///
+/// A page that was never touched and is write-protected by userfaultfd (bit 57) seems to be swapped out. The place of its
+/// marker is none of a swap file: type 31 (`SWP_PTE_MARKER`), offset 1 (`PTE_MARKER_UFFD_WP`, linux/swapops.h). The kernel
+/// shows places to root (CAP_SYS_ADMIN) only; for others such a page counts as touched.
+fn is_there(entry: u64) -> bool {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const PROTECTED: u64 = 1 << 57;
+    const PLACE: u64 = (1 << 55) - 1;
+    const MARKER: u64 = 1 << 5 | 31;
+    let marked = entry & (PRESENT | SWAPPED | PROTECTED | PLACE) == SWAPPED | PROTECTED | MARKER;
+    entry & (PRESENT | SWAPPED) != 0 && !marked
 }
 
 /// Maps on a multiple of `align`: a larger range is reserved first, what sticks out is given back.

@@ -512,6 +512,31 @@ mod tests {
     }
 
     #[test]
+    fn write_protection_fills_no_hole() {
+        use std::os::unix::fs::FileExt;
+        for backend in [memfd(), MemoryBackend::Anonymous { share: false }] {
+            let ram = GuestRam::new(&config(16 << 20, backend)).unwrap();
+            let main = ram.main();
+            let _ = main.inner.backing.advise(0..16 << 20, libc::MADV_NOHUGEPAGE);
+            ram.write(5 * PAGE_BYTES, &[1; 8192]).unwrap();
+            let mut entry = [0; 8];
+            let page = main.host() as u64 / PAGE_BYTES + 5;
+            std::fs::File::open("/proc/self/pagemap").unwrap().read_exact_at(&mut entry, page * 8).unwrap();
+            let places_are_shown = u64::from_ne_bytes(entry) << 9 != 0;
+            let watch = ram.watch_main().unwrap();
+            watch.protect(0..main.bytes(), true).unwrap();
+            let data = main.data_pages().unwrap();
+            if places_are_shown || main.is_shared() {
+                assert_eq!(data.iter().collect::<Vec<_>>(), [5, 6]);
+            } else {
+                assert!(data.contains(5) && data.contains(6));
+            }
+            drop(watch);
+            assert_eq!(main.data_pages().unwrap().iter().collect::<Vec<_>>(), [5, 6]);
+        }
+    }
+
+    #[test]
     fn ram_above_three_gigabytes_continues_at_four() {
         let ram = GuestRam::new(&config(5 << 30, memfd())).unwrap();
         let main = ram.main();
