@@ -264,14 +264,10 @@ impl Shared {
             drop(state);
             for page in again.into_iter().chain(hit.drain(..).map(|offset| offset / PAGE_BYTES)) {
                 let mut state = self.state();
-                match (state.may_open(page, &self.ram), state.phase) {
-                    (false, _) => state.waiting.push(page),
-                    // Under the lock: `fix` must not protect the page between the note and this.
-                    (true, Phase::Preparing) => self.open(page..page + 1),
-                    (true, _) => {
-                        drop(state);
-                        self.open(page..page + 1);
-                    }
+                if state.may_open(page, &self.ram) {
+                    self.open_asked(page, state);
+                } else {
+                    state.waiting.push(page);
                 }
             }
         }
@@ -280,6 +276,14 @@ impl Shared {
     fn look_again(&self) {
         // A full counter has woken it already.
         let _ = self.wake.write(1);
+    }
+
+    /// Opens a page of which [`State::may_open`] was true.
+    fn open_asked(&self, page: u64, state: MutexGuard<'_, State>) {
+        // Under the lock: `fix` must not protect the page between the note and this.
+        let fix_waits = (state.phase == Phase::Preparing).then_some(state);
+        self.open(page..page + 1);
+        drop(fix_waits);
     }
 
     fn open(&self, pages: Range<u64>) {
@@ -297,8 +301,7 @@ impl BeforeWrite for Shared {
             while !state.may_open(page, &self.ram) {
                 state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
-            drop(state);
-            self.open(page..page + 1);
+            self.open_asked(page, state);
         }
     }
 }
@@ -386,4 +389,51 @@ fn near(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
         }
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Memory, MemoryBackend};
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+    use std::sync::atomic::AtomicBool;
+
+    /// Bit 57 of the page map (Documentation/admin-guide/mm/pagemap.rst).
+    fn is_protected(ram: &GuestRam, page: u64) -> bool {
+        let mut entry = [0; 8];
+        let at = (ram.main().host() as u64 / PAGE_BYTES + page) * 8;
+        File::open("/proc/self/pagemap").unwrap().read_exact_at(&mut entry, at).unwrap();
+        entry[7] & 2 != 0
+    }
+
+    #[test]
+    fn whoever_writes_while_the_image_is_fixed_opens_no_page_that_is_not_kept() {
+        const ROUNDS: usize = 300;
+        let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+        let bytes = 8 * PAGE_BYTES;
+        let config = Memory { bytes, block: "ram".into(), backend, prealloc: true, merge: false, dump: true };
+        let ram = GuestRam::new(&config).unwrap();
+        for round in 0..ROUNDS {
+            let snapshot = Snapshot::prepare(&ram).unwrap();
+            let (began, over) = (AtomicBool::new(false), AtomicBool::new(false));
+            std::thread::scope(|threads| {
+                threads.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        snapshot.shared.before_write(0..bytes);
+                        began.store(true, Ordering::Relaxed);
+                    }
+                });
+                while !began.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+                snapshot.fix().unwrap();
+                over.store(true, Ordering::Relaxed);
+            });
+            let state = snapshot.shared.state();
+            let lost: Vec<_> =
+                (0..8).filter(|page| !state.kept.contains(*page) && !is_protected(&ram, *page)).collect();
+            assert!(lost.is_empty(), "round {round}: pages {lost:?}");
+        }
+    }
 }
