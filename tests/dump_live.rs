@@ -249,6 +249,31 @@ fn a_full_pool_holds_vcpus_until_the_reader_goes_on() {
 }
 
 #[test]
+fn a_reset_beside_a_live_dump_is_not_in_it() {
+    let guest = Godwit::start("1", "32", "ws=2");
+    let mut qmp = guest.qmp();
+    while !serial(&guest).contains("sweep") {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let fifo = guest.path("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let path = fifo.clone();
+    let reader = std::thread::spawn(move || File::open(path).unwrap());
+    let protocol = format!("file:{}", fifo.display());
+    let arguments = json!({"paging": false, "protocol": protocol, "detach": true, "x-live": true});
+    qmp.ask("dump-guest-memory", arguments).unwrap();
+    let mut reader = reader.join().unwrap();
+    qmp.ask("system_reset", json!({})).unwrap();
+    qmp.event("RESET");
+    assert_eq!(qmp.ask("query-dump", json!({})).unwrap()["status"], "active");
+    let mut core = Vec::new();
+    reader.read_to_end(&mut core).unwrap();
+    assert_eq!(qmp.event("DUMP_COMPLETED")["data"]["result"]["status"], "completed");
+    one_moment(Core::parse(&core).unwrap().physical(0, 32 << 20).unwrap(), 2);
+    qmp.wait_until_running();
+}
+
+#[test]
 fn a_cancel_and_a_reader_that_leaves_let_held_vcpus_go_on() {
     for cancel in [true, false] {
         let guest = Godwit::start("1", "96", &large_set());

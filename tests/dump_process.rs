@@ -110,7 +110,7 @@ fn a_detached_dump_can_be_watched_and_cancelled() {
     let now = qmp.ask("query-dump", json!({})).unwrap();
     assert_eq!((&now["status"], &now["total"]), (&json!("active"), &json!(32 << 20)));
     assert_eq!(qmp.status(), "save-vm");
-    for command in ["cont", "stop"] {
+    for command in ["cont", "stop", "system_reset"] {
         let refused = qmp.ask(command, json!({})).unwrap_err();
         assert_eq!(refused, "There is a dump in process, please wait.");
     }

@@ -3,6 +3,7 @@
 #[path = "common/guest.rs"]
 mod guest;
 
+use godwit::dump::Target;
 use godwit::kvm::{self, state::ForeignTsc};
 use godwit::machine::{ContRefused, Event, RunState, StopCause};
 use godwit::memory::PageSet;
@@ -134,6 +135,54 @@ fn a_triple_fault_resets_and_ram_stays() {
     g.machine.reset().unwrap();
     g.said.wait_for("rrrkk");
     assert_eq!(g.events()[4], Event::Reset(StopCause::HostQmpSystemReset));
+}
+
+#[test]
+fn a_reset_waits_for_a_dump_and_the_guest_goes_on_after_it() {
+    let dir = dir();
+    let g = Guest::build(&config(&dir, &guest::hello(), 16, 1));
+    g.machine.cont().unwrap();
+    g.said.wait_for("k");
+    let dumped = g.machine.pause().unwrap();
+    assert!(dumped && g.machine.run_state() == RunState::SaveVm);
+    // Where the kernel is loaded to.
+    let loaded = g.word(0x10_0000);
+    g.machine.ram().write(0x10_0000, &[0; 4]).unwrap();
+    std::thread::scope(|threads| {
+        let reset = threads.spawn(|| g.machine.reset());
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!((g.word(0x10_0000), reset.is_finished()), (0, false));
+        assert_eq!(g.events(), [Event::Resume, Event::Stop]);
+        g.machine.resume(dumped);
+        reset.join().unwrap().unwrap();
+    });
+    g.said.wait_for("kk");
+    assert_eq!(g.word(0x10_0000), loaded);
+    let reset = Event::Reset(StopCause::HostQmpSystemReset);
+    assert_eq!(g.events(), [Event::Resume, Event::Stop, Event::Resume, reset]);
+}
+
+#[test]
+fn what_a_guest_wants_waits_for_a_dump() {
+    use godwit::config::RebootAction;
+    for reboot in [RebootAction::Reset, RebootAction::Shutdown] {
+        let dir = dir();
+        let mut config = config(&dir, &guest::restarter(), 16, 1);
+        config.actions.reboot = reboot;
+        let g = Guest::build(&config);
+        // The guest faults after the dump's stop, as if its wish had come too late for that.
+        assert!(!g.machine.pause().unwrap());
+        g.machine.cont().unwrap();
+        g.said.wait_for("r");
+        std::thread::sleep(Duration::from_millis(200));
+        assert_eq!((g.word(0x30_0000), g.events()), (1, vec![Event::Resume]));
+        g.machine.resume(false);
+        if reboot == RebootAction::Reset {
+            g.said.wait_for("rrrk");
+        } else {
+            wait(|| g.machine.run_state() == RunState::Shutdown, || "no shutdown".into());
+        }
+    }
 }
 
 #[test]

@@ -27,10 +27,11 @@ use crate::memory::{GuestRam, Snapshot as Image, Unavailable};
 pub trait Target: Send + Sync {
     /// Is the guest running now?
     fn runs(&self) -> bool;
-    /// Stops every vCPU for a dump (run state `save-vm`); false if the guest stood still already.
+    /// Stops every vCPU for a dump (run state `save-vm`); false if the guest stood still already. Nobody resets it or
+    /// writes its memory from then on.
     fn pause(&self) -> Result<bool, String>;
-    /// Lets a guest go on that [`Target::pause`] stopped.
-    fn resume(&self);
+    /// Ends what [`Target::pause`] began, which returned `ran`: a guest that ran goes on.
+    fn resume(&self, ran: bool);
     fn ram(&self) -> GuestRam;
     /// The registers of all vCPUs, which stand still.
     fn cpus(&self) -> Result<Vec<Cpu>, String>;
@@ -280,7 +281,7 @@ impl Claim {
     }
 }
 
-/// A guest that stands still for a dump; it goes on when this is dropped.
+/// A guest that stands still for a dump. When this is dropped, one that ran goes on.
 struct Stopped {
     target: Arc<dyn Target>,
     ran: bool,
@@ -296,9 +297,7 @@ impl Stopped {
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        if self.ran {
-            self.target.resume();
-        }
+        self.target.resume(self.ran);
     }
 }
 
@@ -403,8 +402,8 @@ mod tests {
             Ok(self.running.swap(false, SeqCst))
         }
 
-        fn resume(&self) {
-            self.running.store(true, SeqCst);
+        fn resume(&self, ran: bool) {
+            self.running.fetch_or(ran, SeqCst);
         }
 
         fn ram(&self) -> GuestRam {

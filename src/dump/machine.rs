@@ -5,7 +5,7 @@ use kvm_bindings::{kvm_dtable, kvm_segment};
 use super::job::Target;
 use super::{Cpu, Segment, VmCoreInfo};
 use crate::kvm::state::VcpuState;
-use crate::machine::{Machine, RunState};
+use crate::machine::Machine;
 use crate::memory::GuestRam;
 use crate::vmstate;
 
@@ -18,17 +18,11 @@ impl Target for Machine {
     }
 
     fn pause(&self) -> Result<bool, String> {
-        // A guest that stands still keeps its state: only a running one becomes `save-vm`.
-        if !self.run_state().is_running() {
-            return Ok(false);
-        }
-        self.stop(RunState::SaveVm).map_err(|error| error.to_string())
+        self.freeze().map_err(|error| error.to_string())
     }
 
-    fn resume(&self) {
-        if self.run_state() == RunState::SaveVm
-            && let Err(error) = self.cont()
-        {
+    fn resume(&self, ran: bool) {
+        if let Err(error) = self.thaw(ran) {
             tracing::error!("the guest stays stopped after its dump: {error}");
         }
     }

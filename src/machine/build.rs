@@ -10,7 +10,7 @@ use crate::kvm::state::ForeignTsc;
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 
 /// LAPIC registers of KVM's flat image, and the modes firmware gives the local interrupts.
 const LAPIC_LINT0: usize = 0x350;
@@ -61,7 +61,10 @@ impl Machine {
                 running_since: None,
                 stopped_time: None,
                 gone: false,
+                frozen: false,
+                waiting: 0,
             }),
+            thawed: Condvar::new(),
             threads: Mutex::new(threads),
             throttle: Mutex::new(Throttle::default()),
             actions: Mutex::new(config.actions),

@@ -41,7 +41,7 @@ use cpus::{Cpus, Threads, Wish};
 use kvm_bindings::kvm_pit_state2;
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 /// What a machine is connected to when it is built.
 pub struct Outside {
@@ -71,6 +71,8 @@ pub struct Machine {
     /// Copy of [`Control::state`] that can be read at any time.
     state: AtomicU8,
     control: Mutex<Control>,
+    /// The guest is no longer frozen.
+    thawed: Condvar,
     threads: Mutex<Threads>,
     throttle: Mutex<throttle::Throttle>,
     /// What happens after a guest's reset, changed by `set-action`.
@@ -86,6 +88,10 @@ struct Control {
     /// Guest time of a guest that stood still, put back when it goes on. `None` before the first start.
     stopped_time: Option<StoppedTime>,
     gone: bool,
+    /// A dump reads memory and vCPUs of the guest, which stands still.
+    frozen: bool,
+    /// How many wait for that to end, to do with the guest what must happen before it runs.
+    waiting: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -122,7 +128,10 @@ impl Machine {
 
     /// Lets the guest run; emits RESUME. False: it ran already.
     pub fn cont(&self) -> Result<bool, ContRefused> {
-        let mut control = self.control();
+        self.start(&mut self.control())
+    }
+
+    fn start(&self, control: &mut Control) -> Result<bool, ContRefused> {
         if control.gone {
             return Err(ContRefused::Gone);
         }
@@ -132,10 +141,35 @@ impl Machine {
         if let Some(refused) = ContRefused::of(control.state) {
             return Err(refused);
         }
-        self.enter(&mut control, RunState::Running);
+        self.enter(control, RunState::Running);
         (self.events)(Event::Resume);
-        self.go(&mut control)?;
+        self.go(control)?;
         Ok(true)
+    }
+
+    /// Keeps the guest as it is for a dump: stops one that runs (state `save-vm`), and has resets and the guest's own
+    /// reset and shutdown wait until [`Machine::thaw`]. False: it stood still already. One at a time.
+    pub fn freeze(&self) -> Result<bool, Error> {
+        let mut control = self.control();
+        let runs = control.state.is_running();
+        if runs {
+            self.halt(&mut control)?;
+            self.enter(&mut control, RunState::SaveVm);
+            (self.events)(Event::Stop);
+        }
+        control.frozen = true;
+        Ok(runs)
+    }
+
+    /// Ends [`Machine::freeze`], which returned `ran`. A guest that ran goes on, unless its state has changed since.
+    pub fn thaw(&self, ran: bool) -> Result<(), ContRefused> {
+        let mut control = self.control();
+        control.frozen = false;
+        self.thawed.notify_all();
+        if ran && control.state == RunState::SaveVm {
+            self.start(&mut control)?;
+        }
+        Ok(())
     }
 
     /// Changes the state of a machine that stands still (`inmigrate` → `paused` …). A running machine stays as it is.
@@ -146,7 +180,8 @@ impl Machine {
         }
     }
 
-    /// `system_reset`: the kernel is loaded again, vCPUs and devices start over, RAM stays. Emits RESET.
+    /// `system_reset`: the kernel is loaded again, vCPUs and devices start over, RAM stays. Emits RESET. Waits while the
+    /// guest is frozen.
     pub fn reset(&self) -> Result<(), Error> {
         self.reset_for(StopCause::HostQmpSystemReset)
     }
@@ -248,7 +283,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets guest time go on where it stood, and opens the gate.
+    /// Lets guest time go on where it stood, and opens the gate, unless somebody waits to reset the guest or end it.
     fn go(&self, control: &mut Control) -> Result<(), crate::kvm::Error> {
         if let Some(time) = control.stopped_time.take() {
             let vm = self.vm();
@@ -259,12 +294,14 @@ impl Machine {
             vm.write_pit(&time.pit)?;
         }
         control.running_since = Some(monotonic_ns());
-        self.cpus.gate.open();
+        if control.waiting == 0 {
+            self.cpus.gate.open();
+        }
         Ok(())
     }
 
     fn reset_for(&self, cause: StopCause) -> Result<(), Error> {
-        let mut control = self.control();
+        let mut control = self.control_when_thawed();
         let was_running = control.state.is_running();
         if was_running {
             self.halt(&mut control)?;
@@ -303,7 +340,7 @@ impl Machine {
 
     /// The guest is over: it stands still in state `shutdown`.
     fn shut_down(&self, cause: StopCause) -> Result<(), Error> {
-        let mut control = self.control();
+        let mut control = self.control_when_thawed();
         (self.events)(Event::Shutdown(cause));
         if control.state.is_running() {
             self.halt(&mut control)?;
@@ -346,6 +383,16 @@ impl Machine {
 
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn control_when_thawed(&self) -> MutexGuard<'_, Control> {
+        let mut control = self.control();
+        control.waiting += 1;
+        while control.frozen {
+            control = self.thawed.wait(control).unwrap_or_else(PoisonError::into_inner);
+        }
+        control.waiting -= 1;
+        control
     }
 
     fn threads(&self) -> MutexGuard<'_, Threads> {

@@ -68,6 +68,7 @@ fn system_reset(call: Call<'_>) -> Answer {
     if actions.reboot == RebootAction::Shutdown && actions.shutdown == ShutdownAction::Poweroff {
         call.vmm.exit.shutdown(&call.vmm.events, StopCause::HostQmpSystemReset, 0);
     } else {
+        refuse_during_dump(call)?;
         call.vmm.guest.reset()?;
     }
     Ok(json!({}))
