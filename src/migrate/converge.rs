@@ -6,6 +6,8 @@ use std::time::Duration;
 const SHORT: Duration = Duration::from_millis(3);
 /// Another round is worth it while it leaves less than this share of what was left before.
 const SHRINKS: f64 = 0.75;
+/// A round that leaves more than this share of what was left before has gained nothing.
+const STUCK: f64 = 0.9;
 /// Rounds run below the limit at most: a guest whose dirt goes up and down would hold the migration for ever.
 const ROUNDS_BELOW_LIMIT_MAX: u32 = 8;
 
@@ -53,10 +55,18 @@ pub fn decide(round: &Round) -> Decision {
     }
 }
 
-/// Bytes that cannot go away by waiting: with this dirt and this bandwidth a round ends with as much left as it began.
-/// `None`: it converges by itself.
-pub fn never_converges(dirty_rate: f64, bytes_per_page: f64, bandwidth: f64) -> bool {
-    bandwidth > 0.0 && dirty_rate * bytes_per_page >= bandwidth
+/// What is left does not shrink from round to round, and is too much to stop for.
+pub fn is_stuck(round: &Round) -> bool {
+    let too_long =
+        predicted_downtime(round.left, round.bandwidth).is_none_or(|time| time > round.downtime_limit);
+    too_long && round.left as f64 > round.left_before as f64 * STUCK
+}
+
+/// Whether later rounds will be stuck, seen from the first: the guest was found to dirty `set` bytes, at `dirty_rate`
+/// bytes per second or more, which is more than the connection takes, and they are too many to stop for.
+pub fn will_be_stuck(set: u64, dirty_rate: f64, bandwidth: f64, downtime_limit: Duration) -> bool {
+    let too_long = predicted_downtime(set, bandwidth).is_some_and(|time| time > downtime_limit);
+    too_long && dirty_rate >= bandwidth
 }
 
 /// Predicted time until the end: what is left, and what is dirtied meanwhile, at the present rates.
@@ -187,7 +197,19 @@ mod tests {
         assert_eq!(predicted_downtime(1000, 10_000.0), Some(Duration::from_millis(100)));
         assert_eq!(predicted_end(1000, 500.0, 1500.0), Some(Duration::from_secs(1)));
         assert_eq!(predicted_end(1000, 1500.0, 1500.0), None);
-        assert!(never_converges(1000.0, 4096.0, 1_000_000.0));
-        assert!(!never_converges(1000.0, 40.0, 1_000_000.0));
+        let limit = Duration::from_millis(300);
+        // 256 MiB at 400 MB/s over 125 MB/s; a set that can be stopped for; one that is dirtied slowly.
+        assert!(will_be_stuck(256 << 20, 4e8, 1.25e8, limit));
+        assert!(!will_be_stuck(16 << 20, 4e8, 1.25e8, limit));
+        assert!(!will_be_stuck(256 << 20, 1e8, 1.25e8, limit));
+        let round = |left, left_before| Round {
+            left,
+            left_before,
+            bandwidth: 1.25e8,
+            downtime_limit: limit,
+            rounds_below_limit: 0,
+        };
+        assert!(is_stuck(&round(256 << 20, 256 << 20)) && !is_stuck(&round(200 << 20, 256 << 20)));
+        assert!(!is_stuck(&round(16 << 20, 16 << 20)));
     }
 }

@@ -62,7 +62,7 @@ pub struct Round<'a> {
     pub kind: parallel::Round,
     pub log: &'a dyn DirtyLog,
     /// The first round: everything was cleared beforehand, and pages found dirty again are left for the next round.
-    pub again: Option<&'a Again>,
+    pub again: Option<&'a Again<'a>>,
     pub counters: &'a Counters,
     pub pool: &'a ThreadPool,
     pub detect_zeros: bool,
@@ -73,15 +73,19 @@ pub struct Round<'a> {
     pub guest_runs: bool,
 }
 
-/// Pages dirtied again during the first round. They are not sent in it: they would only be sent twice.
-pub struct Again {
+/// Pages dirtied again during the first round. They are not sent in it: they would only be sent twice. What they say of
+/// the guest is told as soon as it is known.
+pub struct Again<'a> {
     pages: RwLock<PageSet>,
     looked: RwLock<Instant>,
+    /// Hears how many there are, each time more were looked for.
+    found: Box<dyn Fn(u64) + Send + Sync + 'a>,
 }
 
-impl Again {
-    pub fn new(bound: u64) -> Self {
-        Self { pages: RwLock::new(PageSet::new(bound)), looked: RwLock::new(Instant::now()) }
+impl<'a> Again<'a> {
+    pub fn new(bound: u64, found: impl Fn(u64) + Send + Sync + 'a) -> Self {
+        let (pages, looked) = (RwLock::new(PageSet::new(bound)), RwLock::new(Instant::now()));
+        Self { pages, looked, found: Box::new(found) }
     }
 
     fn mask(&self, log: &dyn DirtyLog, chunk: u64) -> Result<ChunkMask, Error> {
@@ -89,6 +93,7 @@ impl Again {
             let mut pages = self.pages.write().unwrap();
             *self.looked.write().unwrap() = Instant::now();
             log.harvest(&mut pages)?;
+            (self.found)(pages.count());
         }
         Ok(chunk_of(&self.pages.read().unwrap(), chunk))
     }

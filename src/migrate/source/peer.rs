@@ -253,6 +253,11 @@ impl Peer {
         Ok(())
     }
 
+    /// Bytes of all caches; 0 without XBZRLE.
+    pub fn cache_bytes(&mut self) -> u64 {
+        self.lanes().iter().filter_map(|lane| lane.cache.as_ref()).map(|cache| cache.size_bytes()).sum()
+    }
+
     /// Gives the caches a new size where the parameter changed.
     pub fn resize_caches(&mut self, bytes: u64) -> Result<(), Error> {
         let share = (bytes / self.lanes().len() as u64).max(4096);

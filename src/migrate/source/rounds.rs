@@ -1,6 +1,6 @@
 //! Rounds: harvest, send, look whether it converges.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -85,7 +85,8 @@ impl Rounds {
     /// Sends rounds while the guest runs, until the rest is small enough to stop for.
     pub fn until_converged(&mut self, source: &Source, peer: &mut Peer) -> Result<(), Error> {
         let pages = self.owed[0].bound();
-        let again = Again::new(pages);
+        let foresight = Foresight::new(source, peer);
+        let again = Again::new(pages, |found| foresight.look(source, found));
         self.send(source, peer, parallel::Round::Bulk, Some(&again))?;
         // Pages put off are owed like those dirtied since; the first of them travel into an empty cache.
         self.owed[0].union_with(&again.into_pages());
@@ -138,7 +139,7 @@ impl Rounds {
         source: &Source,
         peer: &mut Peer,
         kind: parallel::Round,
-        again: Option<&Again>,
+        again: Option<&Again<'_>>,
     ) -> Result<(), Error> {
         let counters = &source.progress.counters;
         let pages: Vec<_> =
@@ -211,8 +212,13 @@ impl Rounds {
         }
         let dirty_bytes = figures.dirty_rate as f64 * PAGE_BYTES as f64;
         figures.predicted_end = converge::predicted_end(round.left, dirty_bytes, bandwidth);
-        let hopeless = self.number > 1 && figures.predicted_end.is_none() && left * 2 > before;
-        figures.advice = hopeless.then(|| advice(source, peer, left));
+        // Deltas show what they are worth in the third round.
+        let rounds_to_judge = if source.settings.has(Capability::Xbzrle) { 2 } else { 1 };
+        if self.number > rounds_to_judge {
+            let stuck = converge::is_stuck(&round) && !source.settings.has(Capability::AutoConverge);
+            figures.advice = stuck.then(|| advice(source, peer.cache_bytes(), left));
+            figures.predicted_end = figures.predicted_end.filter(|_| !stuck);
+        }
         converge::decide(&round)
     }
 
@@ -231,6 +237,47 @@ impl Rounds {
 
     fn owed_pages(&self) -> u64 {
         self.owed.iter().map(PageSet::count).sum()
+    }
+}
+
+/// Looks ahead from the first round, which can take long: what is dirtied during it is dirtied later, too.
+struct Foresight {
+    started: Instant,
+    cache_bytes: u64,
+    sent_before: u64,
+    /// The fastest rate seen, in pages per second. Pages that are dirty already are not seen again, so that the guest
+    /// may be faster.
+    fastest: AtomicU64,
+}
+
+/// What is seen sooner is only part of what the guest dirties.
+const FORESIGHT_AFTER: Duration = Duration::from_secs(2);
+
+impl Foresight {
+    fn new(source: &Source, peer: &mut Peer) -> Self {
+        let sent_before = Counters::get(&source.progress.counters.transferred);
+        let (started, cache_bytes) = (Instant::now(), peer.cache_bytes());
+        Self { started, cache_bytes, sent_before, fastest: AtomicU64::new(0) }
+    }
+
+    /// `pages` were found dirty again so far.
+    fn look(&self, source: &Source, pages: u64) {
+        let seconds = self.started.elapsed().as_secs_f64();
+        let fits = self.cache_bytes >= pages * PAGE_BYTES && self.cache_bytes > 0;
+        let slowed = source.settings.has(Capability::AutoConverge);
+        if seconds < FORESIGHT_AFTER.as_secs_f64() || fits || slowed {
+            return;
+        }
+        let rate = (pages as f64 / seconds) as u64;
+        let rate = self.fastest.fetch_max(rate, Ordering::Relaxed).max(rate);
+        let sent = Counters::get(&source.progress.counters.transferred) - self.sent_before;
+        let (dirty_rate, bandwidth) = ((rate * PAGE_BYTES) as f64, sent as f64 / seconds);
+        let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
+        if converge::will_be_stuck(pages * PAGE_BYTES, dirty_rate, bandwidth, limit) {
+            let mut figures = source.progress.figures();
+            figures.dirty_rate = rate;
+            figures.advice = Some(advice(source, self.cache_bytes, pages));
+        }
     }
 }
 
@@ -288,9 +335,8 @@ impl Throttler {
 }
 
 /// What would help a migration that does not converge.
-fn advice(source: &Source, peer: &mut Peer, left: u64) -> String {
+fn advice(source: &Source, cache: u64, left: u64) -> String {
     let xbzrle = source.settings.has(Capability::Xbzrle);
-    let cache: u64 = peer.lanes().iter().filter_map(|lane| lane.cache.as_ref()).map(|c| c.size_bytes()).sum();
     let would_do = (left.div_ceil(CHUNK_PAGES) * CHUNK_PAGES * PAGE_BYTES * 5 / 4).next_power_of_two();
     let mut text = String::from("the guest dirties memory faster than it can be sent");
     if !xbzrle {
