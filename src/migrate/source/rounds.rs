@@ -215,7 +215,10 @@ impl Rounds {
         // Deltas show what they are worth in the third round.
         let rounds_to_judge = if source.settings.has(Capability::Xbzrle) { 2 } else { 1 };
         if self.number > rounds_to_judge {
-            let stuck = converge::is_stuck(&round) && !source.settings.has(Capability::AutoConverge);
+            // What short rounds look like in the beginning says nothing.
+            let judged = figures.started.is_some_and(|started| started.elapsed() >= FORESIGHT_AFTER);
+            let slowed = source.settings.has(Capability::AutoConverge);
+            let stuck = judged && !slowed && converge::is_stuck(&round);
             figures.advice = stuck.then(|| advice(source, peer.cache_bytes(), left));
             figures.predicted_end = figures.predicted_end.filter(|_| !stuck);
         }
