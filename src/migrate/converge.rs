@@ -104,6 +104,11 @@ impl Throttle {
         self.percent
     }
 
+    /// The first round has shown that the guest is too fast: the next period over the threshold decides.
+    pub fn foresee(&mut self) {
+        self.strikes = STRIKES - 1;
+    }
+
     /// One period is over; true if the percentage changed.
     pub fn period(&mut self, dirtied: u64, sent: u64, rules: &ThrottleRules) -> bool {
         let threshold = sent / 100 * u64::from(rules.trigger_threshold);
@@ -190,6 +195,15 @@ mod tests {
         let rules = ThrottleRules { tailslow: true, ..RULES };
         throttle.period(550, 1000, &rules);
         assert!(throttle.percent() > 50 && throttle.percent() < 60, "{}", throttle.percent());
+    }
+
+    #[test]
+    fn what_was_foreseen_counts_as_the_first_strike() {
+        let mut throttle = Throttle::default();
+        throttle.foresee();
+        assert!(!throttle.period(100, 1000, &RULES), "it must still be so");
+        assert!(throttle.period(900, 1000, &RULES));
+        assert_eq!(throttle.percent(), RULES.initial);
     }
 
     #[test]

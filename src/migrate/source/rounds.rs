@@ -1,6 +1,6 @@
 //! Rounds: harvest, send, look whether it converges.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -88,6 +88,7 @@ impl Rounds {
         let foresight = Foresight::new(source, peer);
         let again = Again::new(pages, |found| foresight.look(source, found));
         self.send(source, peer, parallel::Round::Bulk, Some(&again))?;
+        self.throttle.after_first_round(source, foresight.sees_no_end.load(Ordering::Relaxed));
         // Pages put off are owed like those dirtied since; the first of them travel into an empty cache.
         self.owed[0].union_with(&again.into_pages());
         let mut kind = parallel::Round::Fill;
@@ -251,6 +252,7 @@ struct Foresight {
     /// The fastest rate seen, in pages per second. Pages that are dirty already are not seen again, so that the guest
     /// may be faster.
     fastest: AtomicU64,
+    sees_no_end: AtomicBool,
 }
 
 /// What is seen sooner is only part of what the guest dirties.
@@ -260,15 +262,15 @@ impl Foresight {
     fn new(source: &Source, peer: &mut Peer) -> Self {
         let sent_before = Counters::get(&source.progress.counters.transferred);
         let (started, cache_bytes) = (Instant::now(), peer.cache_bytes());
-        Self { started, cache_bytes, sent_before, fastest: AtomicU64::new(0) }
+        let (fastest, sees_no_end) = (AtomicU64::new(0), AtomicBool::new(false));
+        Self { started, cache_bytes, sent_before, fastest, sees_no_end }
     }
 
     /// `pages` were found dirty again so far.
     fn look(&self, source: &Source, pages: u64) {
         let seconds = self.started.elapsed().as_secs_f64();
         let fits = self.cache_bytes >= pages * PAGE_BYTES && self.cache_bytes > 0;
-        let slowed = source.settings.has(Capability::AutoConverge);
-        if seconds < FORESIGHT_AFTER.as_secs_f64() || fits || slowed {
+        if seconds < FORESIGHT_AFTER.as_secs_f64() || fits {
             return;
         }
         let rate = (pages as f64 / seconds) as u64;
@@ -277,9 +279,12 @@ impl Foresight {
         let (dirty_rate, bandwidth) = ((rate * PAGE_BYTES) as f64, sent as f64 / seconds);
         let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
         if converge::will_be_stuck(pages * PAGE_BYTES, dirty_rate, bandwidth, limit) {
-            let mut figures = source.progress.figures();
-            figures.dirty_rate = rate;
-            figures.advice = Some(advice(source, self.cache_bytes, pages));
+            self.sees_no_end.store(true, Ordering::Relaxed);
+            if !source.settings.has(Capability::AutoConverge) {
+                let mut figures = source.progress.figures();
+                figures.dirty_rate = rate;
+                figures.advice = Some(advice(source, self.cache_bytes, pages));
+            }
         }
     }
 }
@@ -315,6 +320,15 @@ struct Throttler {
 impl Throttler {
     fn new() -> Self {
         Self { throttle: Throttle::default(), since: Instant::now(), dirtied: 0, sent_before: 0 }
+    }
+
+    /// Periods begin behind the first round, in which a guest cannot be too fast.
+    fn after_first_round(&mut self, source: &Source, foreseen: bool) {
+        let sent = Counters::get(&source.progress.counters.transferred);
+        (self.since, self.dirtied, self.sent_before) = (Instant::now(), 0, sent);
+        if foreseen {
+            self.throttle.foresee();
+        }
     }
 
     /// The new percentage if it changes.
