@@ -11,6 +11,7 @@
 //! fails the log is dropped with all its bits, and the next migration starts with every page.
 
 mod answers;
+mod foresight;
 mod handover;
 mod lane;
 mod packets;

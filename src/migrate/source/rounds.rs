@@ -1,15 +1,15 @@
 //! Rounds: harvest, send, look whether it converges.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use xbzrle::parallel;
 
+use super::foresight::{FORESIGHT_AFTER, Foresight, advice};
 use super::lane::{Again, Lane, Round, ZeroPages};
 use super::peer::{Peer, ram_section};
 use super::{Error, Source};
-use crate::encode::CHUNK_PAGES;
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge::{self, Decision, THROTTLE_PERIOD, Throttle, ThrottleRules};
@@ -88,7 +88,7 @@ impl Rounds {
         let foresight = Foresight::new(source, peer);
         let again = Again::new(pages, |found| foresight.look(source, found));
         self.send(source, peer, parallel::Round::Bulk, Some(&again))?;
-        self.throttle.after_first_round(source, foresight.sees_no_end.load(Ordering::Relaxed));
+        self.throttle.after_first_round(source, foresight.sees_no_end());
         // Pages put off are owed like those dirtied since; the first of them travel into an empty cache.
         self.owed[0].union_with(&again.into_pages());
         let mut kind = parallel::Round::Fill;
@@ -244,51 +244,6 @@ impl Rounds {
     }
 }
 
-/// Looks ahead from the first round, which can take long: what is dirtied during it is dirtied later, too.
-struct Foresight {
-    started: Instant,
-    cache_bytes: u64,
-    sent_before: u64,
-    /// The fastest rate seen, in pages per second. Pages that are dirty already are not seen again, so that the guest
-    /// may be faster.
-    fastest: AtomicU64,
-    sees_no_end: AtomicBool,
-}
-
-/// What is seen sooner is only part of what the guest dirties.
-const FORESIGHT_AFTER: Duration = Duration::from_secs(2);
-
-impl Foresight {
-    fn new(source: &Source, peer: &mut Peer) -> Self {
-        let sent_before = Counters::get(&source.progress.counters.transferred);
-        let (started, cache_bytes) = (Instant::now(), peer.cache_bytes());
-        let (fastest, sees_no_end) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { started, cache_bytes, sent_before, fastest, sees_no_end }
-    }
-
-    /// `pages` were found dirty again so far.
-    fn look(&self, source: &Source, pages: u64) {
-        let seconds = self.started.elapsed().as_secs_f64();
-        let fits = self.cache_bytes >= pages * PAGE_BYTES && self.cache_bytes > 0;
-        if seconds < FORESIGHT_AFTER.as_secs_f64() || fits {
-            return;
-        }
-        let rate = (pages as f64 / seconds) as u64;
-        let rate = self.fastest.fetch_max(rate, Ordering::Relaxed).max(rate);
-        let sent = Counters::get(&source.progress.counters.transferred) - self.sent_before;
-        let (dirty_rate, bandwidth) = ((rate * PAGE_BYTES) as f64, sent as f64 / seconds);
-        let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
-        if converge::will_be_stuck(pages * PAGE_BYTES, dirty_rate, bandwidth, limit) {
-            self.sees_no_end.store(true, Ordering::Relaxed);
-            if !source.settings.has(Capability::AutoConverge) {
-                let mut figures = source.progress.figures();
-                figures.dirty_rate = rate;
-                figures.advice = Some(advice(source, self.cache_bytes, pages));
-            }
-        }
-    }
-}
-
 fn show_caches(source: &Source, peer: &mut Peer) {
     let stats = peer.lanes().iter().filter_map(|lane| lane.cache.as_ref().map(|cache| cache.stats()));
     source.progress.figures().xbzrle = sum_stats(stats);
@@ -349,19 +304,4 @@ impl Throttler {
         (self.since, self.dirtied, self.sent_before) = (Instant::now(), 0, sent);
         changed.then(|| self.throttle.percent())
     }
-}
-
-/// What would help a migration that does not converge.
-fn advice(source: &Source, cache: u64, left: u64) -> String {
-    let xbzrle = source.settings.has(Capability::Xbzrle);
-    let would_do = (left.div_ceil(CHUNK_PAGES) * CHUNK_PAGES * PAGE_BYTES * 5 / 4).next_power_of_two();
-    let mut text = String::from("the guest dirties memory faster than it can be sent");
-    if !xbzrle {
-        text += &format!("; capability xbzrle with xbzrle-cache-size {would_do} or auto-converge may help");
-    } else if cache < would_do {
-        text += &format!("; its working set does not fit the cache: xbzrle-cache-size {would_do} would do");
-    } else {
-        text += "; auto-converge or a larger downtime-limit may help";
-    }
-    text
 }

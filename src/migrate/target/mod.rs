@@ -318,7 +318,11 @@ impl Connections {
     pub fn has_unread_channel(&mut self, ring: &mut Ring) -> Result<bool, Error> {
         let Origin::Listener(listener) = &mut self.origin else { return Ok(false) };
         let mut found = !self.early.is_empty();
-        while !found {
+        // As many as the queue holds: whoever connects again and again does not hold the migration.
+        for _ in 0..EARLY_MAX {
+            if found {
+                break;
+            }
             ring.set_patience(Some(Duration::ZERO));
             let accepted = listener.accept(ring);
             ring.set_patience(Some(HELLO));
@@ -326,6 +330,7 @@ impl Connections {
             found = match accepted.map(|connection| connection.peek(ring)) {
                 Ok(first) => matches!(first, Ok(stream::multifd::MAGIC)),
                 Err(io::Error::TimedOut(_)) => break,
+                Err(error) if error.is_disconnect() => false,
                 Err(error) => return Err(error.into()),
             };
         }
