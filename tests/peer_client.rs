@@ -58,7 +58,17 @@ fn demo_moves_the_guest_between_two_qemus_twice() {
     if !wanted() {
         return;
     }
-    let demo = godwit(&["demo", "--vmm", "qemu-system-x86_64", "--memory", "128M", "--rate", "4000"]);
+    let demo = godwit(&[
+        "demo",
+        "--vmm",
+        "qemu-system-x86_64",
+        "--memory",
+        "128M",
+        "--working-set",
+        "16M",
+        "--rate",
+        "4000",
+    ]);
     let table = text(&demo.stdout);
     assert!(demo.status.success(), "{table}{}", text(&demo.stderr));
     let row = |name: &str| table.lines().find(|line| line.starts_with(name)).unwrap().to_string();

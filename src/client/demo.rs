@@ -27,7 +27,7 @@ pub struct Demo {
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_bytes)]
     pub memory: u64,
     /// How much of it the guest dirties, over and over
-    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "48M", value_parser = parse_working_set)]
     pub working_set: u64,
     /// Pages it dirties in a second; 0 is as many as it can
     #[arg(long, value_name = "N", default_value_t = 24_000)]
@@ -98,6 +98,12 @@ pub fn run(demo: &Demo) -> Result<(), ClientError> {
     let second = demo.once("XBZRLE", &xbzrle, &folder, &interrupts)?;
     print!("\n{}", comparison(&first, &second));
     Ok(())
+}
+
+/// The guest counts in MiB.
+fn parse_working_set(text: &str) -> Result<u64, String> {
+    let bytes = parse_bytes(text)?;
+    if bytes < 1 << 20 { Err("less than 1M; write 64M for 64 MiB".into()) } else { Ok(bytes) }
 }
 
 fn check_kvm() -> Result<(), Error> {
@@ -187,7 +193,7 @@ impl Demo {
         let _ = std::fs::remove_file(&qmp);
         let mut words = self.program(folder)?;
         let show = |path: &Path| path.to_string_lossy().into_owned();
-        let ws = (self.working_set >> 20).max(1);
+        let ws = self.working_set >> 20;
         words.extend(
             [
                 "-accel".to_string(),
