@@ -39,10 +39,10 @@ pub(super) unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> R
 /// As for [`decode_at`], and `at.position <= N`.
 #[inline(always)]
 unsafe fn short_runs<const N: usize>(delta: &[u8], page: *mut u8, mut at: At) -> At {
-    while at.offset + 4 <= delta.len() {
+    while at.offset + 3 <= delta.len() {
         // Three loads of a byte, not one of a word: the next record waits for `next` alone, and shifts would lengthen that wait.
         // For the same reason both possible places of the run's length are looked at in advance.
-        // SAFETY: 4 bytes at `offset` are in the delta.
+        // SAFETY: 3 bytes at `offset` are in the delta.
         let byte = |i| usize::from(unsafe { *delta.get_unchecked(at.offset + i) });
         let (first, second, third) = (byte(0), byte(1), byte(2));
         let two = first >= 0x80;
