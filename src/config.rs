@@ -108,9 +108,9 @@ pub struct Memory {
 /// Where guest RAM comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemoryBackend {
-    /// `memory-backend-ram`: anonymous memory; shared, it is a memfd like the next.
+    /// `memory-backend-ram`, and the default without any `-object`: anonymous memory; shared, it is a memfd like the next.
     Anonymous { share: bool },
-    /// `memory-backend-memfd`, and the default without any `-object`.
+    /// `memory-backend-memfd`.
     Memfd { share: bool, seal: bool, huge_pages: Option<HugePages> },
     /// `memory-backend-file`: a file, a file on hugetlbfs, or a fresh unnamed file if `path` is a directory.
     File { path: PathBuf, share: bool, offset: u64, readonly: bool, discard_at_exit: bool },

@@ -322,7 +322,7 @@ impl MemoryDraft {
                 readonly: false,
                 discard_at_exit: false,
             },
-            None => MemoryBackend::Memfd { share: true, seal: true, huge_pages: None },
+            None => MemoryBackend::Anonymous { share: false },
         };
         Memory {
             bytes: self.bytes.unwrap_or(DEFAULT_BYTES),

@@ -117,7 +117,7 @@ fn memory_comes_from_where_it_was_said() {
         memory(r#"-object '{"qom-type":"memory-backend-ram","id":"m","size":268435456,"share":true}'"#);
     assert_eq!((json.backend, json.bytes), (MemoryBackend::Anonymous { share: true }, 256 << 20));
     let plain = config("-M microvm,acpi=off -kernel K").memory;
-    assert_eq!(plain.backend, MemoryBackend::Memfd { share: true, seal: true, huge_pages: None });
+    assert_eq!(plain.backend, MemoryBackend::Anonymous { share: false });
     assert_eq!(plain.bytes, 128 << 20);
 }
 
