@@ -3,8 +3,10 @@
 
 mod hash;
 mod layout;
+mod mask;
 mod source;
 
 pub use hash::hash_ram;
 pub use layout::RecordLayout;
-pub use source::{CHUNK_PAGES, ChunkMask, PageSource, chunk_of, mask_ranges, sources};
+pub use mask::{CHUNK_PAGES, ChunkMask, and, and_not, chunk_of, count, mask_ranges, or};
+pub use source::{PageSource, sources};

@@ -8,14 +8,9 @@ use std::ops::Range;
 
 use xbzrle::parallel::LivePage;
 
+use super::mask::{CHUNK_PAGES, ChunkMask, mask_pages, set_range};
 use crate::io::Gather;
-use crate::memory::{Error, GuestRam, PAGE_BYTES, PageSet, RamBlock};
-
-/// Pages of a chunk: the unit of clearing, of sharding, and of one read.
-pub const CHUNK_PAGES: u64 = 256;
-
-/// One bit per page of a chunk.
-pub type ChunkMask = [u64; (CHUNK_PAGES / 64) as usize];
+use crate::memory::{Error, GuestRam, PAGE_BYTES, RamBlock};
 
 /// Reads one block.
 pub struct PageSource {
@@ -47,6 +42,17 @@ pub fn sources(ram: &GuestRam) -> Vec<PageSource> {
 }
 
 impl PageSource {
+    /// Another that reads the same block.
+    pub fn for_another_thread(&mut self) -> PageSource {
+        PageSource {
+            block: self.block.clone(),
+            data: 0..0,
+            #[cfg(feature = "sabotage")]
+            early: self.early.take(),
+            ..*self
+        }
+    }
+
     /// Position in the stream's list.
     pub fn index(&self) -> u8 {
         self.index
@@ -102,24 +108,24 @@ impl PageSource {
         Ok(mask)
     }
 
+    /// Has the pages in `mask`, none of them a hole, mapped into this process, so that reading them takes no fault.
+    pub fn map(&self, chunk: u64, mask: &ChunkMask) {
+        let pages: Vec<u64> = mask_pages(mask).collect();
+        for group in pages.chunk_by(|a, b| a / GROUP_PAGES == b / GROUP_PAGES) {
+            // SAFETY: a byte of a page of the block's mapping, which lives as long as `self.block`.
+            unsafe { self.at(chunk * CHUNK_PAGES + group[0]).read_volatile() };
+        }
+    }
+
     /// Which of the pages in `mask` are all zeros.
     pub fn zero_mask(&self, chunk: u64, mask: &ChunkMask) -> ChunkMask {
         let mut zeros = [0; 4];
-        let mut test = |page: u64| {
+        for page in mask_pages(mask) {
             let at = self.at(chunk * CHUNK_PAGES + page);
             // SAFETY: `at` is a page of the block's mapping, which lives as long as `self.block`.
             if unsafe { xbzrle::is_zero_live(at, PAGE_BYTES as usize) } {
                 zeros[(page / 64) as usize] |= 1 << (page % 64);
             }
-        };
-        let pages: Vec<u64> = mask_pages(mask).collect();
-        // The first line of a page decides in nearly all cases, and is not in the cache: lines are fetched side by side.
-        // A prefetch does nothing for a page that is not mapped, and the kernel maps such groups at once, so that the
-        // first page is tested before the others are fetched.
-        for group in pages.chunk_by(|a, b| a / GROUP_PAGES == b / GROUP_PAGES) {
-            test(group[0]);
-            group[1..].iter().for_each(|page| self.prefetch(chunk * CHUNK_PAGES + page));
-            group[1..].iter().for_each(|page| test(*page));
         }
         zeros
     }
@@ -153,67 +159,17 @@ impl PageSource {
         // SAFETY: the page lies inside the mapping, just checked.
         unsafe { self.block.host().add((page * PAGE_BYTES) as usize) }
     }
-
-    fn prefetch(&self, page: u64) {
-        #[cfg(target_arch = "x86_64")]
-        if page < self.block.pages() {
-            // SAFETY: SSE is part of x86-64, and a prefetch never faults.
-            unsafe {
-                core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(self.at(page).cast())
-            };
-        }
-    }
 }
 
 /// Pages that the kernel maps around one that was touched (`fault_around_bytes`, 64 KiB).
 const GROUP_PAGES: u64 = 16;
 
-/// The members of a set in a chunk.
-pub fn chunk_of(pages: &PageSet, chunk: u64) -> ChunkMask {
-    let first = (chunk * (CHUNK_PAGES / 64)) as usize;
-    std::array::from_fn(|word| pages.words().get(first + word).copied().unwrap_or(0))
-}
-
-fn set_range(mask: &mut ChunkMask, pages: Range<u64>) {
-    for (index, word) in mask.iter_mut().enumerate() {
-        let base = index as u64 * 64;
-        let (from, to) = (pages.start.max(base), pages.end.min(base + 64));
-        if from < to {
-            *word |= (u64::MAX >> (64 - (to - from))) << (from - base);
-        }
-    }
-}
-
-fn mask_pages(mask: &ChunkMask) -> impl Iterator<Item = u64> + '_ {
-    mask.iter().enumerate().flat_map(|(index, word)| {
-        let mut left = *word;
-        std::iter::from_fn(move || {
-            (left != 0).then(|| {
-                let bit = u64::from(left.trailing_zeros());
-                left &= left - 1;
-                index as u64 * 64 + bit
-            })
-        })
-    })
-}
-
-/// Maximal runs of pages in a mask, ascending.
-pub fn mask_ranges(mask: &ChunkMask) -> impl Iterator<Item = Range<u64>> + '_ {
-    let mut pages = mask_pages(mask).peekable();
-    std::iter::from_fn(move || {
-        let start = pages.next()?;
-        let mut end = start + 1;
-        while pages.next_if_eq(&end).is_some() {
-            end += 1;
-        }
-        Some(start..end)
-    })
-}
-
 /// The fault that asks for holes before any dirty bit was cleared; see [`crate::sabotage`].
 #[cfg(feature = "sabotage")]
 mod early {
     use super::*;
+    use crate::encode::chunk_of;
+    use crate::memory::PageSet;
     use crate::sabotage::{Fault, on};
     use std::time::Duration;
 
@@ -242,6 +198,7 @@ mod early {
 mod tests {
     use super::*;
     use crate::config::{Memory, MemoryBackend};
+    use crate::encode::mask_ranges;
 
     fn ram(bytes: u64) -> GuestRam {
         let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
@@ -269,13 +226,5 @@ mod tests {
         assert_eq!(mask_ranges(&zeros).collect::<Vec<_>>(), std::iter::once(46..47).collect::<Vec<_>>());
         ram.write(0, &[1]).unwrap();
         assert_eq!(source.data_mask(0).unwrap()[0], 1, "a hole is asked for again");
-    }
-
-    #[test]
-    fn ranges_cross_words() {
-        let mut mask = [0; 4];
-        set_range(&mut mask, 60..130);
-        set_range(&mut mask, 255..256);
-        assert_eq!(mask_ranges(&mask).collect::<Vec<_>>(), [60..130, 255..256]);
     }
 }

@@ -10,7 +10,7 @@ use crate::kvm::state::ForeignTsc;
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, Once, OnceLock, Weak};
 
 /// LAPIC registers of KVM's flat image, and the modes firmware gives the local interrupts.
 const LAPIC_LINT0: usize = 0x350;
@@ -68,6 +68,7 @@ impl Machine {
             threads: Mutex::new(threads),
             throttle: Mutex::new(Throttle::default()),
             actions: Mutex::new(config.actions),
+            started: Once::new(),
         });
         let _ = machine.set(Arc::downgrade(&built));
         built.enter(&mut built.control(), state);

@@ -41,7 +41,7 @@ use cpus::{Cpus, Threads, Wish};
 use kvm_bindings::kvm_pit_state2;
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 
 /// What a machine is connected to when it is built.
 pub struct Outside {
@@ -77,6 +77,8 @@ pub struct Machine {
     throttle: Mutex<throttle::Throttle>,
     /// What happens after a guest's reset, changed by `set-action`.
     actions: Mutex<crate::config::Actions>,
+    /// The guest has run here.
+    started: Once,
 }
 
 /// What only one caller at a time may touch.
@@ -144,6 +146,7 @@ impl Machine {
         self.enter(control, RunState::Running);
         (self.events)(Event::Resume);
         self.go(control)?;
+        self.started.call_once(|| self.ram().main().map_in_background());
         Ok(true)
     }
 

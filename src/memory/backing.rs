@@ -13,7 +13,6 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Mappings start on this boundary, so that a guest's 2 MiB pages can be host pages too.
 const ALIGN_BYTES: u64 = 2 << 20;
@@ -115,36 +114,20 @@ impl Backing {
         self.file.is_some() && self.shared && self.page_bytes == PAGE_BYTES && !self.is_mapped(range)
     }
 
-    /// Makes page tables for the memory that is there already, until it has or `stop` is set; no memory is added. Only
-    /// on tmpfs, where such a page can be written to at once.
-    pub fn map_what_is_there(&self, stop: &AtomicBool) {
-        /// Mapped by one call, which takes a millisecond.
-        const STEP_BYTES: u64 = 4 << 20;
-        /// Small pieces are not worth being remembered, nor are too many.
-        const RANGES_MAX: usize = 1024;
+    /// Notes which ranges, ascending, have page tables and memory. Only the first call counts.
+    pub(super) fn note_mapped(&self, ranges: Vec<Range<u64>>) {
+        let _ = self.mapped.set(ranges);
+    }
+
+    /// Whether [`Backing::note_mapped`] was called.
+    pub(super) fn is_noted(&self) -> bool {
+        self.mapped.get().is_some()
+    }
+
+    /// Whether a page of the file that is there can be written to as soon as it is mapped, without asking a file system.
+    pub(super) fn is_shared_tmpfs(&self) -> bool {
         let on_tmpfs = |file: &File| file_system(file).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
-        if self.mapped.get().is_some() || !self.shared || !self.file.as_ref().is_some_and(on_tmpfs) {
-            return;
-        }
-        let (mut mapped, mut at) = (Vec::new(), 0);
-        while let (Ok(Some(data)), true) = (self.next_data(at), mapped.len() < RANGES_MAX) {
-            let mut end = data.start;
-            while end < data.end && !stop.load(Ordering::Relaxed) {
-                let next = data.end.min(end + STEP_BYTES);
-                if self.advise(end..next, libc::MADV_POPULATE_READ).is_err() {
-                    break;
-                }
-                end = next;
-            }
-            if end - data.start >= STEP_BYTES {
-                mapped.push(data.start..end);
-            }
-            if end < data.end {
-                break;
-            }
-            at = data.end;
-        }
-        let _ = self.mapped.set(mapped);
+        self.shared && self.file.as_ref().is_some_and(on_tmpfs)
     }
 
     /// Writes `pieces` one after another from `offset` (bytes into the block) on.
@@ -308,7 +291,7 @@ impl Backing {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.touch(),
             done => done.map_err(|source| Error::Prealloc { source })?,
         }
-        let _ = self.mapped.set(std::iter::once(0..self.bytes).collect());
+        self.note_mapped(std::iter::once(0..self.bytes).collect());
         Ok(())
     }
 

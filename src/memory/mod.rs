@@ -11,6 +11,7 @@
 
 mod backing;
 mod full;
+mod mapped;
 mod pages;
 mod ram;
 mod snapshot;

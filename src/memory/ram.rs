@@ -11,7 +11,6 @@ use crate::config::{Memory, MemoryBackend};
 use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, OnceLock};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -121,10 +120,8 @@ impl RamBlock {
         self.inner.backing.is_mapped(range)
     }
 
-    /// Makes page tables for the memory that is there already, until `stop` is set, for a target that has time before
-    /// its guest comes. No memory is added.
-    pub fn map_what_is_there(&self, stop: &AtomicBool) {
-        self.inner.backing.map_what_is_there(stop);
+    pub(super) fn backing(&self) -> &Backing {
+        &self.inner.backing
     }
 
     /// Writes whole pages into RAM of a guest that does not run, `pieces` one after another from `offset` (bytes into
@@ -422,19 +419,6 @@ mod tests {
 
     fn memfd() -> MemoryBackend {
         MemoryBackend::Memfd { share: true, seal: false, huge_pages: None }
-    }
-
-    #[test]
-    fn only_what_is_there_is_mapped() {
-        let ram = GuestRam::new(&config(32 << 20, memfd())).unwrap();
-        let block = ram.main();
-        ram.write(8 << 20, &vec![1; 8 << 20]).unwrap();
-        block.map_what_is_there(&AtomicBool::new(false));
-        assert!(block.is_mapped(&(8 << 20..16 << 20)) && block.is_mapped(&(9 << 20..10 << 20)));
-        for range in [0..4096, (8 << 20) - 4096..9 << 20, 15 << 20..17 << 20, 20 << 20..21 << 20] {
-            assert!(!block.is_mapped(&range) && block.is_filled_by_descriptor(&range), "{range:x?}");
-        }
-        assert_eq!(block.data_pages().unwrap().count(), (8 << 20) / PAGE_BYTES, "no memory is added");
     }
 
     fn backends(dir: &std::path::Path) -> Vec<MemoryBackend> {

@@ -18,8 +18,11 @@ use xbzrle::parallel::{self, Kind, LivePage, Output};
 use super::super::guest::DirtyLog;
 use super::super::progress::Counters;
 use super::Error;
+use super::look::{self, Looked};
 use super::packets::Packets;
-use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, chunk_of, mask_ranges};
+use crate::encode::{
+    CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, and, and_not, chunk_of, count, mask_ranges,
+};
 use crate::io::{Gather, Ring, SocketWriter};
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::sabotage::{self, Fault};
@@ -88,7 +91,7 @@ impl<'a> Again<'a> {
         Self { pages, looked, found: Box::new(found) }
     }
 
-    fn mask(&self, log: &dyn DirtyLog, chunk: u64) -> Result<ChunkMask, Error> {
+    pub(super) fn mask(&self, log: &dyn DirtyLog, chunk: u64) -> Result<ChunkMask, Error> {
         if self.looked.read().unwrap().elapsed() >= LOOK_AGAIN {
             let mut pages = self.pages.write().unwrap();
             *self.looked.write().unwrap() = Instant::now();
@@ -190,24 +193,25 @@ impl Lane {
         source: &mut PageSource,
         pages: &PageSet,
     ) -> Result<(), Error> {
-        for chunk in self.chunks(round, pages) {
-            let Some((mask, data)) = open_chunk(round, source, pages, chunk)? else { continue };
-            let holes = and_not(&mask, &data);
-            let filled = and(&mask, &data);
-            let zeros = if round.detect_zeros { source.zero_mask(chunk, &filled) } else { [0; 4] };
-            // An entry that is not what the receiver gets now would turn later deltas into garbage.
-            if let Some(cache) = &mut self.cache
-                && !cache.is_empty()
-            {
-                cache.forget(
-                    mask_ranges(&mask).flatten().map(|page| source.number(chunk * CHUNK_PAGES + page)),
-                );
-            }
-            self.emit_chunk(round, source, chunk, &or(&holes, &zeros), &and_not(&filled, &zeros))?;
-            round.counters.settle(count(&mask));
-        }
+        let chunks = self.chunks(round, pages);
+        look::each_chunk(round, source, pages, chunks, |source, looked| {
+            self.whole_chunk(round, source, &looked)
+        })?;
         // A packet holds pages of one block.
         self.packet(source)
+    }
+
+    fn whole_chunk(&mut self, round: &Round<'_>, source: &PageSource, looked: &Looked) -> Result<(), Error> {
+        // An entry that is not what the receiver gets now would turn later deltas into garbage.
+        if let Some(cache) = &mut self.cache
+            && !cache.is_empty()
+        {
+            let first = looked.chunk * CHUNK_PAGES;
+            cache.forget(mask_ranges(&looked.pages()).flatten().map(|page| source.number(first + page)));
+        }
+        self.emit_chunk(round, source, looked.chunk, &looked.zeros, &looked.data)?;
+        round.counters.settle(count(&looked.pages()));
+        Ok(())
     }
 
     /// Emits a chunk's zero ranges and runs in ascending order.
@@ -328,7 +332,7 @@ impl Lane {
     ) -> Result<(), Error> {
         let mut numbers: Vec<u64> = Vec::with_capacity(ENCODE_PAGES + CHUNK_PAGES as usize);
         for chunk in self.chunks(round, pages) {
-            let Some((mask, data)) = open_chunk(round, source, pages, chunk)? else { continue };
+            let Some((mask, data)) = look::open_chunk(round, source, pages, chunk)? else { continue };
             let holes = and_not(&mask, &data);
             let base = chunk * CHUNK_PAGES;
             if let Some(cache) = &mut self.cache {
@@ -485,48 +489,4 @@ impl Drop for Lane {
     fn drop(&mut self) {
         self.writer.abandon(&mut self.ring);
     }
-}
-
-/// The chunk's pages to send, cleared, and which of them may hold data. `None`: all were put off.
-fn open_chunk(
-    round: &Round<'_>,
-    source: &mut PageSource,
-    pages: &PageSet,
-    chunk: u64,
-) -> Result<Option<(ChunkMask, ChunkMask)>, Error> {
-    let mut mask = chunk_of(pages, chunk);
-    let logged = source.index() == 0;
-    match round.again {
-        Some(again) if logged => {
-            let put_off = and(&mask, &again.mask(round.log, chunk)?);
-            mask = and_not(&mask, &put_off);
-        }
-        Some(_) => {}
-        None if logged => {
-            let start = chunk * CHUNK_PAGES;
-            round.log.clear(pages, start..(start + CHUNK_PAGES).min(source.pages()))?;
-        }
-        None => {}
-    }
-    if mask == [0; 4] {
-        return Ok(None);
-    }
-    let data = source.data_mask(chunk)?;
-    Ok(Some((mask, data)))
-}
-
-fn and(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
-    std::array::from_fn(|word| a[word] & b[word])
-}
-
-fn and_not(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
-    std::array::from_fn(|word| a[word] & !b[word])
-}
-
-fn or(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
-    std::array::from_fn(|word| a[word] | b[word])
-}
-
-fn count(mask: &ChunkMask) -> u64 {
-    mask.iter().map(|word| u64::from(word.count_ones())).sum()
 }

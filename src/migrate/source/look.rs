@@ -1,0 +1,147 @@
+//! What comes before sending: the dirty bits of a chunk are cleared, then its holes and its pages of zeros are found.
+//!
+//! The first look at a page costs about as much as sending it: the kernel has to map it, and its first line comes from
+//! memory. So where there is much to look at, a thread of its own does it, some chunks ahead of the one that sends.
+
+use std::collections::VecDeque;
+use std::sync::mpsc;
+use std::thread;
+
+use super::Error;
+use super::lane::Round;
+use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, and, and_not, chunk_of, or};
+use crate::memory::PageSet;
+
+/// Chunks that are looked at before they are wanted: enough that neither thread waits for the other each time. What the
+/// guest writes to a page after it was looked at is sent in the next round, so that it is not more.
+const CHUNKS_AHEAD: usize = 4;
+/// With fewer pages (16 MiB) a thread is not worth being started; the rounds before the hand-over are smaller.
+const AHEAD_PAGES_MIN: u64 = 16 * CHUNK_PAGES;
+
+/// A chunk whose pages may be sent now.
+pub struct Looked {
+    pub chunk: u64,
+    /// Pages that read as zero: holes, and all others of which that is known.
+    pub zeros: ChunkMask,
+    /// The others.
+    pub data: ChunkMask,
+}
+
+impl Looked {
+    pub fn pages(&self) -> ChunkMask {
+        or(&self.zeros, &self.data)
+    }
+}
+
+/// Looks at `chunks` of a block, and hands each to `send` that has anything to send, in order.
+pub fn each_chunk(
+    round: &Round<'_>,
+    source: &mut PageSource,
+    pages: &PageSet,
+    chunks: impl Iterator<Item = u64> + Send,
+    mut send: impl FnMut(&PageSource, Looked) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let looks = Looks { round, source: source.for_another_thread(), pages, chunks, opened: VecDeque::new() };
+    if pages.count() < AHEAD_PAGES_MIN || round.lanes > 1 {
+        return looks.into_iter().try_for_each(|looked| send(source, looked?));
+    }
+    thread::scope(|scope| {
+        let (ahead, looked) = mpsc::sync_channel(CHUNKS_AHEAD);
+        // Ends with its chunks, after an error, or when nobody sends any more.
+        let look = move || {
+            for looked in looks {
+                let failed = looked.is_err();
+                if ahead.send(looked).is_err() || failed {
+                    break;
+                }
+            }
+        };
+        thread::Builder::new().name("look".into()).spawn_scoped(scope, look).map_err(Error::Thread)?;
+        looked.into_iter().try_for_each(|looked| send(source, looked?))
+    })
+}
+
+/// Chunks being looked at.
+struct Looks<'a, I> {
+    round: &'a Round<'a>,
+    source: PageSource,
+    pages: &'a PageSet,
+    chunks: I,
+    opened: VecDeque<Opened>,
+}
+
+/// A chunk whose dirty bits are cleared and whose holes are known.
+struct Opened {
+    chunk: u64,
+    holes: ChunkMask,
+    filled: ChunkMask,
+}
+
+impl<I: Iterator<Item = u64>> Looks<'_, I> {
+    /// Chunks whose pages are mapped before the first of them is read. In the first round most pages are not mapped, and one that
+    /// is read right after it was costs the processor 20 times what it does some hundred microseconds later.
+    fn mapped_ahead(&self) -> usize {
+        if self.round.again.is_some() { 4 } else { 0 }
+    }
+
+    /// Opens the next chunk that has anything to send. False if there is none.
+    fn open(&mut self) -> Result<bool, Error> {
+        for chunk in self.chunks.by_ref() {
+            if let Some((mask, data)) = open_chunk(self.round, &mut self.source, self.pages, chunk)? {
+                let (holes, filled) = (and_not(&mask, &data), and(&mask, &data));
+                self.opened.push_back(Opened { chunk, holes, filled });
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// `None` after the last chunk.
+    fn look(&mut self) -> Result<Option<Looked>, Error> {
+        while self.opened.len() <= self.mapped_ahead() && self.open()? {
+            if let Some(Opened { chunk, filled, .. }) = self.opened.back().filter(|_| self.mapped_ahead() > 0)
+            {
+                self.source.map(*chunk, filled);
+            }
+        }
+        let Some(Opened { chunk, holes, filled }) = self.opened.pop_front() else { return Ok(None) };
+        let zeros = if self.round.detect_zeros { self.source.zero_mask(chunk, &filled) } else { [0; 4] };
+        Ok(Some(Looked { chunk, zeros: or(&holes, &zeros), data: and_not(&filled, &zeros) }))
+    }
+}
+
+impl<I: Iterator<Item = u64>> Iterator for Looks<'_, I> {
+    type Item = Result<Looked, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.look().transpose()
+    }
+}
+
+/// The chunk's pages to send, cleared, and which of them may hold data. `None`: all were put off.
+pub(super) fn open_chunk(
+    round: &Round<'_>,
+    source: &mut PageSource,
+    pages: &PageSet,
+    chunk: u64,
+) -> Result<Option<(ChunkMask, ChunkMask)>, Error> {
+    let mut mask = chunk_of(pages, chunk);
+    let logged = source.index() == 0;
+    match round.again {
+        Some(again) if logged => {
+            let put_off = and(&mask, &again.mask(round.log, chunk)?);
+            mask = and_not(&mask, &put_off);
+        }
+        Some(_) => {}
+        None if logged => {
+            let start = chunk * CHUNK_PAGES;
+            round.log.clear(pages, start..(start + CHUNK_PAGES).min(source.pages()))?;
+        }
+        None => {}
+    }
+    if mask == [0; 4] {
+        return Ok(None);
+    }
+    let data = source.data_mask(chunk)?;
+    Ok(Some((mask, data)))
+}
