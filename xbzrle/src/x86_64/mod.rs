@@ -9,6 +9,7 @@ mod avx512;
 mod changed;
 mod decode;
 mod lanes;
+mod path;
 mod sse2;
 mod walk;
 

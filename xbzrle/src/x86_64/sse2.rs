@@ -2,85 +2,15 @@
 
 use std::arch::x86_64::*;
 
-use super::decode;
 use super::lanes::Lanes;
-use super::walk::{self, Pages, Rest};
-use crate::Ahead;
-use crate::outcome::{DecodeError, Outcome};
+use super::path::walk_for;
 
-/// Proof that this CPU runs SSE2. Only [`Sse2::detect`] makes one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sse2(());
-
-// SSE2 is part of x86-64, so the walk needs no function that is compiled for it.
-impl Sse2 {
-    /// The proof, if the CPU gives it.
-    pub fn detect() -> Option<Self> {
-        is_x86_feature_detected!("sse2").then_some(Self(()))
-    }
-
-    pub(crate) fn encode<const N: usize>(self, old: &[u8; N], new: &[u8; N], out: &mut [u8]) -> Outcome {
-        let pages = Pages { old: old.as_ptr().cast_mut(), new: new.as_ptr(), ahead: None };
-        // SAFETY: `self` exists, so the CPU has SSE2. Without `LIVE`, nothing is written.
-        unsafe { walk::encode::<FourVectors, false, N>(pages, out, rest) }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`encode_live`](crate::encode_live), and `live` is aligned to 16 bytes.
-    pub(crate) unsafe fn encode_live<const N: usize>(
-        self,
-        cached: &mut [u8; N],
-        live: *const u8,
-        out: &mut [u8],
-        ahead: Option<Ahead>,
-    ) -> Outcome {
-        let pages = Pages { old: cached.as_mut_ptr(), new: live, ahead };
-        // SAFETY: `self` exists, so the CPU has SSE2; the rest is the caller's promise.
-        unsafe { walk::encode::<FourVectors, true, N>(pages, out, rest) }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`walk::copy_live`].
-    pub(crate) unsafe fn copy_live<const N: usize>(self, to: &mut [u8; N], live: *const u8) {
-        // SAFETY: `self` exists, so the CPU has SSE2; the rest is the caller's promise.
-        unsafe { walk::copy_live::<FourVectors, N>(to, live) }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`decode_at`](crate::decode::decode_at).
-    pub(crate) unsafe fn decode_at<const N: usize>(
-        self,
-        delta: &[u8],
-        page: *mut u8,
-    ) -> Result<(), DecodeError> {
-        // SAFETY: the caller's promise.
-        unsafe { decode::decode_at::<N>(delta, page) }
-    }
-
-    /// # Safety
-    ///
-    /// As for [`walk::is_zero`].
-    pub(crate) unsafe fn is_zero(self, live: *const u8, len: usize) -> bool {
-        // SAFETY: `self` exists, so the CPU has SSE2; the rest is the caller's promise.
-        unsafe { walk::is_zero::<FourVectors>(live, len) }
-    }
-}
-
-/// # Safety
-///
-/// As for [`walk::encode_rest`].
-#[inline(never)]
-unsafe fn rest<const LIVE: bool, const N: usize>(
-    pages: Pages<LIVE, N>,
-    out: &mut [u8],
-    rest: Option<Rest<FourVectors>>,
-) -> Outcome {
-    // SAFETY: the caller's promise.
-    unsafe { walk::encode_rest::<FourVectors, LIVE, N>(pages, out, rest) }
-}
+walk_for!(
+    /// Proof that this CPU runs SSE2. Only [`Sse2::detect`] makes one.
+    Sse2 = FourVectors,
+    "sse2",
+    ["sse2"]
+);
 
 pub(super) enum FourVectors {}
 
