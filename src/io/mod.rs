@@ -21,7 +21,7 @@ pub mod socket;
 pub mod transport;
 
 pub use address::{Address, AddressError};
-pub use file::{FileReader, FileWriter};
+pub use file::FileWriter;
 pub use gather::Gather;
 pub use limit::Limit;
 pub use ring::{Ring, Waker};

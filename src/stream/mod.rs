@@ -37,6 +37,7 @@
 //! [`PAYLOAD_BYTES_MAX`].
 
 mod command;
+mod configuration;
 mod error;
 pub mod godwit;
 pub mod mapped;
