@@ -6,6 +6,7 @@ mod vm;
 
 use serde_json::{Value, json};
 use std::path::Path;
+use std::time::Duration;
 use vm::{Launch, Vm};
 
 fn wanted() -> bool {
@@ -15,6 +16,8 @@ fn wanted() -> bool {
     }
     wanted
 }
+
+const GUEST: &str = "ws=8 pattern=hot";
 
 /// Capabilities and parameters of both sides.
 fn ways() -> Vec<(&'static [&'static str], Value)> {
@@ -40,11 +43,12 @@ fn ram(dir: &Path, vm: &mut Vm) -> Vec<u8> {
     std::fs::read(file).unwrap()
 }
 
-/// Moves the guest to a target that holds it at first, compares their RAM, and lets it go on.
-fn moves(source_is_qemu: bool, capabilities: &[&str], parameters: &Value) {
+/// Moves the guest to a target that holds it at first, compares their RAM, and lets it go on. `under_way` is what is set at
+/// the source while it migrates, some time between each.
+fn moves(source_is_qemu: bool, guest: &str, capabilities: &[&str], parameters: &Value, under_way: &[Value]) {
     let dir = tempfile::tempdir().unwrap();
     let launch = |name: &str, qemu: bool| {
-        let launch = Launch::new(dir.path(), name).guest("ws=8 pattern=hot");
+        let launch = Launch::new(dir.path(), name).guest(guest);
         if qemu { launch.qemu() } else { launch }
     };
     let mut source = launch("source", source_is_qemu).start();
@@ -56,12 +60,19 @@ fn moves(source_is_qemu: bool, capabilities: &[&str], parameters: &Value) {
     let uri = format!("unix:{}", dir.path().join("migration").display());
     target.ask("migrate-incoming", json!({"uri": uri}));
     source.ask("migrate", json!({"uri": uri}));
+    for change in under_way {
+        std::thread::sleep(Duration::from_millis(300));
+        let report = source.ask("query-migrate", json!({}));
+        assert_eq!(report["status"], "active", "before {change}: {report} {}", target.stderr());
+        source.ask("migrate-set-parameters", change.clone());
+    }
     let report = source.outcome();
     let what =
         format!("{capabilities:?} {parameters} {}", if source_is_qemu { "from QEMU" } else { "to QEMU" });
     assert_eq!(report["status"], "completed", "{what}: {report} {}", target.stderr());
-    let arrived = |answer: &Value| answer["status"] != "inmigrate";
-    target.wait_for("query-status", arrived);
+    while target.status() == "inmigrate" {
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let (theirs, ours) = (ram(dir.path(), &mut source), ram(dir.path(), &mut target));
     let differs = |page: &usize| theirs[page * 4096..][..4096] != ours[page * 4096..][..4096];
     let pages: Vec<_> =
@@ -76,13 +87,30 @@ fn moves(source_is_qemu: bool, capabilities: &[&str], parameters: &Value) {
 #[test]
 fn the_guest_moves_to_qemu_every_way() {
     if wanted() {
-        ways().iter().for_each(|(capabilities, parameters)| moves(false, capabilities, parameters));
+        ways()
+            .iter()
+            .for_each(|(capabilities, parameters)| moves(false, GUEST, capabilities, parameters, &[]));
     }
 }
 
 #[test]
 fn the_guest_comes_from_qemu_every_way() {
     if wanted() {
-        ways().iter().for_each(|(capabilities, parameters)| moves(true, capabilities, parameters));
+        ways()
+            .iter()
+            .for_each(|(capabilities, parameters)| moves(true, GUEST, capabilities, parameters, &[]));
+    }
+}
+
+#[test]
+fn qemu_reads_on_when_the_level_of_compression_is_changed_under_way() {
+    for compression in ["zlib", "zstd"].into_iter().filter(|_| wanted()) {
+        let level = format!("multifd-{compression}-level");
+        let parameters = json!({
+            "multifd-channels": 2, "multifd-compression": compression, "max-bandwidth": 2 << 20, level.as_str(): 1
+        });
+        let levels = [9, 1, 0, 7].map(|value| json!({level.as_str(): value}));
+        let under_way = [&levels[..], &[json!({"max-bandwidth": 0})]].concat();
+        moves(false, "ws=8 fill=random rate=4000", &["multifd"], &parameters, &under_way);
     }
 }

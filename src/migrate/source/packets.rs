@@ -5,43 +5,61 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use flate2::{Compress, Compression, FlushCompress};
-use zstd::stream::raw::{Encoder, InBuffer, Operation, OutBuffer};
+use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
+use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer, get_error_name};
 
 use super::Error;
 use crate::encode::PageSource;
 use crate::io::{self, Gather};
 use crate::memory::PAGE_BYTES;
-use crate::migrate::parameters::Parameters;
+use crate::migrate::settings::Settings;
 use crate::stream::multifd::{Method, PACKET_PAGES_MAX, Packet};
 
 /// Makes the packets of one channel.
 pub struct Packets {
     /// One count over all channels.
     numbers: Arc<AtomicU64>,
+    /// Where the compression's level is looked up for each packet.
+    settings: Arc<Settings>,
     packer: Packer,
     /// Byte offsets of the pages of the packet being filled, all of one block.
     normal: Vec<u64>,
     zero: Vec<u64>,
 }
 
-/// What makes a packet's data. Compressed data are one endless stream per channel, flushed at each packet; a level set
-/// later holds for the next migration, as in QEMU, because neither library changes it inside a stream that a QEMU reads.
+/// What makes a packet's data. Compressed data are one endless stream per channel, flushed at each packet.
+///
+/// Neither library changes the level inside a stream that it writes. So one that is set while a migration runs begins another
+/// after the packet then being made, in a way that the reader of the first, a QEMU too, goes on to read.
 enum Packer {
     None,
-    Zlib(Compress),
-    Zstd(Encoder<'static>),
+    /// The other stream has no header: to the reader its blocks are more of the first. They refer to nothing before them.
+    Zlib {
+        stream: Compress,
+        level: u8,
+    },
+    /// The stream is ended in the packet's last block, as the reader stops when it has all pages.
+    Zstd {
+        stream: CCtx<'static>,
+        level: u8,
+    },
 }
 
 impl Packets {
-    pub fn new(numbers: Arc<AtomicU64>, parameters: &Parameters) -> Result<Self, Error> {
+    pub fn new(numbers: Arc<AtomicU64>, settings: Arc<Settings>) -> Result<Self, Error> {
+        let parameters = settings.parameters();
         let packer = match parameters.multifd_compression {
             "zlib" => {
-                Packer::Zlib(Compress::new(Compression::new(parameters.multifd_zlib_level.into()), true))
+                let level = parameters.multifd_zlib_level;
+                Packer::Zlib { stream: Compress::new(Compression::new(level.into()), true), level }
             }
-            "zstd" => Packer::Zstd(Encoder::new(parameters.multifd_zstd_level.into()).map_err(broken)?),
+            "zstd" => {
+                let level = parameters.multifd_zstd_level;
+                Packer::Zstd { stream: zstd_stream(level)?, level }
+            }
             _ => Packer::None,
         };
-        Ok(Self { numbers, packer, normal: Vec::new(), zero: Vec::new() })
+        Ok(Self { numbers, settings, packer, normal: Vec::new(), zero: Vec::new() })
     }
 
     /// Adds a page to be sent whole. True if the packet is full.
@@ -75,7 +93,7 @@ impl Packets {
                 for offset in &self.normal {
                     source.copy(offset / PAGE_BYTES, &mut pages);
                 }
-                Some(self.packer.pack(&pages)?)
+                Some(self.packer.pack(&pages, &self.settings)?)
             }
         };
         let data_bytes =
@@ -127,29 +145,46 @@ impl Packer {
     fn method(&self) -> Method {
         match self {
             Self::None => Method::None,
-            Self::Zlib(_) => Method::Zlib,
-            Self::Zstd(_) => Method::Zstd,
+            Self::Zlib { .. } => Method::Zlib,
+            Self::Zstd { .. } => Method::Zstd,
         }
     }
 
-    /// The next part of the channel's endless stream, which gives all of `pages` to a reader that has what came before.
-    fn pack(&mut self, pages: &[u8]) -> Result<Vec<u8>, Error> {
-        // Room for pages that cannot be compressed: both libraries then add some bytes per block of 16 KiB or more.
-        let mut out = vec![0; pages.len() + pages.len() / 64 + 1024];
+    /// The next part of the channel's endless stream, which gives all of `pages` to a reader that has what came before. If
+    /// another level was set meanwhile, the parts after it are made with that.
+    fn pack(&mut self, pages: &[u8], settings: &Settings) -> Result<Vec<u8>, Error> {
+        // Room for pages that cannot be compressed: nine bits for a byte are the most that zlib's format has.
+        let mut out = vec![0; pages.len() + pages.len() / 8 + 1024];
         let (read, made) = match self {
             Self::None => (pages.len(), 0),
-            Self::Zlib(stream) => {
+            Self::Zlib { stream, level } => {
                 let (read_before, made_before) = (stream.total_in(), stream.total_out());
                 stream.compress(pages, &mut out, FlushCompress::Sync).map_err(broken)?;
-                ((stream.total_in() - read_before) as usize, (stream.total_out() - made_before) as usize)
-            }
-            Self::Zstd(stream) => {
-                let (mut input, mut space) = (InBuffer::around(pages), OutBuffer::around(&mut out[..]));
-                while input.pos() < pages.len() && space.pos() < space.capacity() {
-                    stream.run(&mut input, &mut space).map_err(broken)?;
+                let moved = (stream.total_in() - read_before, stream.total_out() - made_before);
+                let wanted = settings.parameters().multifd_zlib_level;
+                if wanted != *level {
+                    *stream = Compress::new(Compression::new(wanted.into()), false);
+                    *level = wanted;
                 }
-                let left = stream.flush(&mut space).map_err(broken)?;
-                (input.pos(), if left == 0 { space.pos() } else { out.len() })
+                (moved.0 as usize, moved.1 as usize)
+            }
+            Self::Zstd { stream, level } => {
+                let wanted = settings.parameters().multifd_zstd_level;
+                let end = match wanted == *level {
+                    true => ZSTD_EndDirective::ZSTD_e_flush,
+                    false => ZSTD_EndDirective::ZSTD_e_end,
+                };
+                let (mut input, mut space) = (InBuffer::around(pages), OutBuffer::around(&mut out[..]));
+                let mut left = 1;
+                while left > 0 && space.pos() < space.capacity() {
+                    left = stream
+                        .compress_stream2(&mut space, &mut input, end)
+                        .map_err(|code| broken(get_error_name(code)))?;
+                }
+                if wanted != *level {
+                    (*stream, *level) = (zstd_stream(wanted)?, wanted);
+                }
+                (input.pos, if left == 0 { space.pos() } else { out.len() })
             }
         };
         if read < pages.len() || made == out.len() {
@@ -160,6 +195,56 @@ impl Packer {
     }
 }
 
+fn zstd_stream(level: u8) -> Result<CCtx<'static>, Error> {
+    let mut stream = CCtx::create();
+    let set = stream.set_parameter(CParameter::CompressionLevel(level.into()));
+    set.map_err(|code| broken(get_error_name(code)))?;
+    Ok(stream)
+}
+
 fn broken(error: impl std::fmt::Display) -> Error {
     Error::Io(io::Error::System(std::io::Error::other(format!("multifd compression: {error}"))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::target::Unpacker;
+
+    /// Packets of pages that are much like each other, but for every third, which nothing makes smaller.
+    fn packet(number: u64) -> Vec<u8> {
+        let mut random = 1_u64;
+        let mut next = |word: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            if number == 2 { random ^ random >> 29 } else { word / 7 * (number + 1) }
+        };
+        (0..PACKET_PAGES_MAX as u64 * 512).flat_map(|word| next(word).to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn a_level_set_between_packets_acts_and_the_reader_goes_on() {
+        for (compression, low, high) in [("zlib", 1, 9), ("zstd", 1, 19)] {
+            let settings = Arc::new(Settings::default());
+            let set = |name: &str, value: serde_json::Value| {
+                let changes = serde_json::json!({name: value});
+                settings.set_parameters(settings.parameters().with(changes.as_object().unwrap()).unwrap());
+            };
+            let level = format!("multifd-{compression}-level");
+            set("multifd-compression", compression.into());
+            let mut packets = Packets::new(Arc::default(), settings.clone()).unwrap();
+            let mut unpacker = Unpacker::default();
+            let mut sizes = Vec::new();
+            for number in 0..14 {
+                // It acts from the packet after the next on.
+                set(&level, if (4..10).contains(&number) { high } else { low }.into());
+                let pages = packet(number % 3);
+                let data = packets.packer.pack(&pages, &settings).unwrap();
+                let mut out = vec![9; pages.len()];
+                unpacker.unpack(packets.packer.method(), &data, &mut out).unwrap();
+                assert!(out == pages, "{compression} {number}");
+                sizes.push(data.len());
+            }
+            assert!(sizes[9] < sizes[3] && sizes[12] > sizes[9], "{compression}: {sizes:?}");
+        }
+    }
 }

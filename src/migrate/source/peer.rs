@@ -15,7 +15,6 @@ use crate::io::transport;
 use crate::io::{Address, Connection, Ring, SocketWriter};
 use crate::machine::RunState;
 use crate::migrate::capabilities::Capability;
-use crate::migrate::parameters::Parameters;
 use crate::migrate::progress::Counters;
 use crate::stream::godwit::{self, Answer, Features, Frame};
 use crate::stream::multifd::Hello;
@@ -124,7 +123,7 @@ impl Peer {
             self.target_is_zero = is_zero;
         }
         if !self.channels.is_empty() && !self.features.contains(Features::CHANNELS) {
-            self.use_packets(source, &parameters)?;
+            self.use_packets(source)?;
         }
         if parameters.x_godwit_verify && !self.features.contains(Features::RAM_HASH) {
             return Err(Error::VerifyNeedsGodwit);
@@ -190,13 +189,13 @@ impl Peer {
     }
 
     /// The channels carry what a QEMU understands.
-    fn use_packets(&mut self, source: &Source, parameters: &Parameters) -> Result<(), Error> {
+    fn use_packets(&mut self, source: &Source) -> Result<(), Error> {
         if source.settings.has(Capability::Xbzrle) {
             return Err(Error::DeltasNeedGodwit);
         }
         let numbers = Arc::new(AtomicU64::new(0));
         for lane in &mut self.channels {
-            lane.framing = Framing::Packets(Packets::new(numbers.clone(), parameters)?);
+            lane.framing = Framing::Packets(Packets::new(numbers.clone(), source.settings.clone())?);
         }
         Ok(())
     }

@@ -32,6 +32,8 @@ use channels::{CHANNELS_MAX, Channels};
 use main_channel::MainChannel;
 
 pub use super::source::MACHINE;
+#[cfg(test)]
+pub use packets::Unpacker;
 
 /// Why an incoming migration failed.
 #[derive(Debug, thiserror::Error)]

@@ -14,13 +14,19 @@ use crate::stream::ram::PageAt;
 /// The window of the highest level that a source may set (20) has 2^25 bytes; larger ones would only take memory here.
 const ZSTD_WINDOW_LOG_MAX: u32 = 25;
 
-/// Reads packets. A channel's compressed data are one endless stream, so that the decompressor stays.
+/// Reads packets.
 #[derive(Default)]
 pub struct Packets {
-    zlib: Option<Decompress>,
-    zstd: Option<Decoder<'static>>,
+    unpacker: Unpacker,
     pages: Vec<u8>,
     offset: u64,
+}
+
+/// Takes pages out of compressed packets. A channel's compressed data are one endless stream, so that the decompressor stays.
+#[derive(Default)]
+pub struct Unpacker {
+    zlib: Option<Decompress>,
+    zstd: Option<Decoder<'static>>,
 }
 
 impl Packets {
@@ -70,18 +76,7 @@ impl Packets {
         let data = reader.need(ring, bytes)?;
         self.pages.resize(PACKET_PAGES_MAX * PAGE_BYTES as usize, 0);
         let pages = &mut self.pages[..offsets.len() * PAGE_BYTES as usize];
-        match packet.method {
-            Method::Zlib => inflate(self.zlib.get_or_insert_with(|| Decompress::new(true)), data, pages)?,
-            Method::Zstd => {
-                if self.zstd.is_none() {
-                    let mut decoder = Decoder::new().map_err(broken)?;
-                    decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)).map_err(broken)?;
-                    self.zstd = Some(decoder);
-                }
-                unpack(self.zstd.as_mut().expect("just made"), data, pages)?;
-            }
-            _ => return Err(Error::Command("a multifd compression that is not built in")),
-        }
+        self.unpacker.unpack(packet.method, data, pages)?;
         reader.consume(bytes);
         let pages = offsets.iter().zip(pages.as_chunks::<{ PAGE_BYTES as usize }>().0);
         let records: Vec<_> = pages
@@ -94,7 +89,24 @@ impl Packets {
     }
 }
 
-/// Fills `pages` from `data`, all of it.
+impl Unpacker {
+    /// Fills `pages` from `data`, all of it.
+    pub fn unpack(&mut self, method: Method, data: &[u8], pages: &mut [u8]) -> Result<(), Error> {
+        match method {
+            Method::Zlib => inflate(self.zlib.get_or_insert_with(|| Decompress::new(true)), data, pages),
+            Method::Zstd => {
+                if self.zstd.is_none() {
+                    let mut decoder = Decoder::new().map_err(broken)?;
+                    decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)).map_err(broken)?;
+                    self.zstd = Some(decoder);
+                }
+                unpack(self.zstd.as_mut().expect("just made"), data, pages)
+            }
+            _ => Err(Error::Command("a multifd compression that is not built in")),
+        }
+    }
+}
+
 fn inflate(zlib: &mut Decompress, data: &[u8], pages: &mut [u8]) -> Result<(), Error> {
     let (read_before, made_before) = (zlib.total_in(), zlib.total_out());
     loop {
