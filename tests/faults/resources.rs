@@ -1,24 +1,36 @@
 //! Memory and disks that are full.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::json;
 
 use super::{GUEST, uri};
-use crate::common::vm::Launch;
+use crate::common::vm::{Launch, Vm};
 
-/// A file system of 3 MiB, which is less than the guest has. Needs root.
+/// Less than the guest has.
+const TOO_SMALL: u64 = 3 << 20;
+
+/// A file system of its own. Needs root.
 struct Small(PathBuf);
 
 impl Small {
-    fn mount(dir: &Path) -> Self {
+    fn mount(dir: &Path, bytes: u64) -> Self {
         let at = dir.join("small");
         std::fs::create_dir(&at).unwrap();
+        let size = format!("size={bytes}");
         let done =
-            Command::new("mount").args(["-t", "tmpfs", "-o", "size=3m", "none"]).arg(&at).status().unwrap();
+            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&at).status().unwrap();
         assert!(done.success(), "a tmpfs cannot be mounted; is this root?");
         Self(at)
+    }
+
+    /// Somebody else takes all the space that is left.
+    fn fill(&self) {
+        let mut ballast = std::fs::File::create(self.0.join("ballast")).unwrap();
+        let full = (0..).find_map(|_| ballast.write_all(&[1; 4096]).err());
+        assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);
     }
 }
 
@@ -30,9 +42,9 @@ impl Drop for Small {
 
 #[test]
 fn a_target_whose_memory_is_full_says_so_and_the_guest_stays() {
-    for framing in ["auto", "qemu"] {
+    for (framing, full_in_mid_round) in [("auto", false), ("qemu", false), ("auto", true), ("qemu", true)] {
         let dir = tempfile::tempdir().unwrap();
-        let small = Small::mount(dir.path());
+        let small = Small::mount(dir.path(), if full_in_mid_round { 64 << 20 } else { TOO_SMALL });
         // The block has the same name on all sides.
         let launch = |name: &str, backend: &str| {
             let backend = format!("memory-backend-{backend},id=ram,size=64M,share=on");
@@ -43,39 +55,76 @@ fn a_target_whose_memory_is_full_says_so_and_the_guest_stays() {
         let mut target = launch("target", &full).incoming(&uri(dir.path())).start();
         let mut source = launch("source", "memfd").start();
         source.wait_for_sweeps(1);
-        source.ask("migrate-set-parameters", json!({"x-godwit-stream": framing, "max-bandwidth": 0}));
+        let bandwidth = if full_in_mid_round { 4 << 20 } else { 0 };
+        source.ask("migrate-set-parameters", json!({"x-godwit-stream": framing, "max-bandwidth": bandwidth}));
         source.ask("migrate", json!({"uri": uri(dir.path())}));
+        if full_in_mid_round {
+            source.wait_for("query-migrate", |report| report["ram"]["transferred"].as_u64() > Some(1 << 20));
+            small.fill();
+        }
+        let what = format!("{framing}, in mid round: {full_in_mid_round}");
         let report = source.outcome();
-        assert_eq!(report["status"], "failed", "{framing}: {report}");
+        assert_eq!(report["status"], "failed", "{what}: {report}");
         source.assert_alive();
-        assert_eq!(target.exit_code(), Some(1), "{framing}: {}", target.stderr());
-        assert!(target.stderr().contains("no memory for the guest"), "{framing}: {}", target.stderr());
+        assert_eq!(target.exit_code(), Some(1), "{what}: {}", target.stderr());
+        assert!(target.stderr().contains("no memory for the guest"), "{what}: {}", target.stderr());
         drop(target);
         drop(small);
         let mut target = launch("second", "memfd").incoming(&uri(dir.path())).start();
+        source.ask("migrate-set-parameters", json!({"max-bandwidth": 0}));
         source.ask("migrate", json!({"uri": uri(dir.path())}));
-        assert_eq!(source.outcome()["status"], "completed");
+        assert_eq!(source.outcome()["status"], "completed", "{what}");
         target.assert_alive();
     }
 }
 
+/// At the beginning, in mid round, and for the last bytes of the device state.
 #[test]
 fn a_full_disk_ends_a_migration_to_a_file_and_the_guest_stays() {
     let dir = tempfile::tempdir().unwrap();
-    let small = Small::mount(dir.path());
     let mut source = Launch::new(dir.path(), "source").guest(GUEST).start();
     source.wait_for_sweeps(1);
     source.ask("migrate-set-parameters", json!({"max-bandwidth": 0}));
-    source.ask("migrate", json!({"uri": format!("file:{}", small.0.join("state").display())}));
-    let report = source.outcome();
-    assert_eq!(report["status"], "failed");
-    assert!(report["error-desc"].as_str().unwrap().contains("No space left"), "{report}");
-    source.assert_alive();
     let roomy = dir.path().join("state");
-    source.ask("migrate", json!({"uri": format!("file:{}", roomy.display())}));
-    assert_eq!(source.outcome()["status"], "completed");
+    let whole = |source: &mut Vm| {
+        source.ask("migrate", json!({"uri": format!("file:{}", roomy.display())}));
+        assert_eq!(source.outcome()["status"], "completed");
+        std::fs::metadata(&roomy).unwrap().len()
+    };
+    source.ask("stop", json!({}));
+    let bytes = whole(&mut source);
+    for (space, running, full_in_mid_round) in
+        [(TOO_SMALL, true, false), (64 << 20, true, true), ((bytes - 4096) / 4096 * 4096, false, false)]
+    {
+        let what = format!("{space} of {bytes} bytes, in mid round: {full_in_mid_round}");
+        source.ask("cont", json!({}));
+        if !running {
+            source.ask("stop", json!({}));
+        }
+        let small = Small::mount(dir.path(), space);
+        let bandwidth = if full_in_mid_round { 4 << 20 } else { 0 };
+        source.ask("migrate-set-parameters", json!({"max-bandwidth": bandwidth}));
+        source.ask("migrate", json!({"uri": format!("file:{}", small.0.join("state").display())}));
+        if full_in_mid_round {
+            source.wait_for("query-migrate", |report| report["ram"]["transferred"].as_u64() > Some(1 << 20));
+            small.fill();
+        }
+        let report = source.outcome();
+        assert_eq!(report["status"], "failed", "{what}");
+        assert!(report["error-desc"].as_str().unwrap().contains("No space left"), "{what}: {report}");
+        if running {
+            source.assert_alive();
+        } else {
+            assert_eq!(source.status(), "paused", "{what}");
+        }
+        drop(small);
+        std::fs::remove_dir(dir.path().join("small")).unwrap();
+    }
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 0}));
+    whole(&mut source);
     let mut target =
         Launch::new(dir.path(), "target").guest(GUEST).incoming(&format!("file:{}", roomy.display())).start();
     target.outcome();
+    target.ask("cont", json!({}));
     target.assert_alive();
 }
