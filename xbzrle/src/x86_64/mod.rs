@@ -15,4 +15,5 @@ mod walk;
 
 pub use avx2::Avx2;
 pub use avx512::Avx512;
+pub(crate) use decode::decode_at;
 pub use sse2::Sse2;

@@ -54,22 +54,6 @@ macro_rules! walk_for {
                 unsafe { copy_live(to, live) }
             }
 
-            /// The decoder of SSE2, which every x86-64 CPU has. Compiled for AVX2 and its companions it gained nothing on
-            /// long deltas, and could not be inlined any more: a delta of four bytes took a third longer.
-            ///
-            /// # Safety
-            ///
-            /// As for [`decode_at`](crate::decode::decode_at).
-            #[inline(always)]
-            pub(crate) unsafe fn decode_at<const N: usize>(
-                self,
-                delta: &[u8],
-                page: *mut u8,
-            ) -> Result<(), crate::DecodeError> {
-                // SAFETY: the caller's promise.
-                unsafe { super::decode::decode_at::<N>(delta, page) }
-            }
-
             /// # Safety
             ///
             /// As for [`walk::is_zero`](super::walk::is_zero).
