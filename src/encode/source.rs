@@ -66,6 +66,11 @@ impl PageSource {
         self.block.pages()
     }
 
+    /// Whether there may be pages that this process has never mapped: anonymous memory comes by being mapped.
+    pub fn may_be_unmapped(&self) -> bool {
+        self.block.is_shared()
+    }
+
     /// The number of `page` of this block among the pages of all blocks.
     pub fn number(&self, page: u64) -> u64 {
         self.first_page + page
@@ -81,6 +86,13 @@ impl PageSource {
         let start = chunk * CHUNK_PAGES * PAGE_BYTES;
         let end = (start + CHUNK_PAGES * PAGE_BYTES).min(self.block.bytes());
         let mut mask = [0; 4];
+        let touched = |offset: u64| {
+            let page = (offset - start) / PAGE_BYTES;
+            mask[(page / 64) as usize] |= 1 << (page % 64);
+        };
+        if self.block.touched(start..end, touched)? {
+            return Ok(mask);
+        }
         // Finding where data end takes as long as there are pages; that there are any, or no hole, is known sooner.
         if !self.data.contains(&start) && self.block.is_in_memory(start..end) {
             set_range(&mut mask, 0..(end - start) / PAGE_BYTES);
@@ -89,7 +101,7 @@ impl PageSource {
         let mut at = start;
         while at < end {
             if !self.data.contains(&at) {
-                if self.block.first_data(at)?.is_none_or(|data| data >= end) {
+                if self.block.first_data(at..end)?.is_none() {
                     break;
                 }
                 match self.block.next_data(at)? {
@@ -200,8 +212,7 @@ mod tests {
     use crate::config::{Memory, MemoryBackend};
     use crate::encode::mask_ranges;
 
-    fn ram(bytes: u64) -> GuestRam {
-        let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+    fn ram(bytes: u64, backend: MemoryBackend) -> GuestRam {
         GuestRam::new(&Memory {
             bytes,
             block: "ram".into(),
@@ -215,16 +226,20 @@ mod tests {
 
     #[test]
     fn holes_zeros_and_bytes_are_told_apart() {
-        let ram = ram(4 << 20);
-        ram.write(300 * PAGE_BYTES, &[1]).unwrap();
-        ram.write(302 * PAGE_BYTES, &[0; 10]).unwrap();
-        let mut source = sources(&ram).remove(0);
-        assert_eq!(source.data_mask(0).unwrap(), [0; 4]);
-        let data = source.data_mask(1).unwrap();
-        assert_eq!(mask_ranges(&data).collect::<Vec<_>>(), [44..45, 46..47]);
-        let zeros = source.zero_mask(1, &data);
-        assert_eq!(mask_ranges(&zeros).collect::<Vec<_>>(), std::iter::once(46..47).collect::<Vec<_>>());
-        ram.write(0, &[1]).unwrap();
-        assert_eq!(source.data_mask(0).unwrap()[0], 1, "a hole is asked for again");
+        let memfd = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+        for backend in [memfd, MemoryBackend::Anonymous { share: false }] {
+            let ram = ram(4 << 20, backend.clone());
+            ram.main().small_pages();
+            ram.write(300 * PAGE_BYTES, &[1]).unwrap();
+            ram.write(302 * PAGE_BYTES, &[0; 10]).unwrap();
+            let mut source = sources(&ram).remove(0);
+            assert_eq!(source.data_mask(0).unwrap(), [0; 4], "{backend:?}");
+            let data = source.data_mask(1).unwrap();
+            assert_eq!(mask_ranges(&data).collect::<Vec<_>>(), [44..45, 46..47], "{backend:?}");
+            let zeros = source.zero_mask(1, &data);
+            assert_eq!(mask_ranges(&zeros).collect::<Vec<_>>(), std::iter::once(46..47).collect::<Vec<_>>());
+            ram.write(0, &[1]).unwrap();
+            assert_eq!(source.data_mask(0).unwrap()[0], 1, "a hole is asked for again");
+        }
     }
 }

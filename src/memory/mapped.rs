@@ -24,9 +24,12 @@ impl RamBlock {
     }
 
     /// Maps the memory that is there already on a thread of its own, which takes only time that nobody else wants. No memory is
-    /// added.
+    /// added. Nothing ends the thread but its work and the end of the process, so that memory that is to be discarded then is
+    /// left alone.
     pub fn map_in_background(&self) {
-        if !self.backing().is_shared_tmpfs() || matches!(self.first_data(0), Ok(None)) {
+        let all = 0..self.bytes();
+        let nothing_to_do = self.is_mapped(&all) || matches!(self.first_data(all), Ok(None));
+        if !self.backing().is_shared_tmpfs() || self.backing().is_discarded_at_exit() || nothing_to_do {
             return;
         }
         let block = self.clone();

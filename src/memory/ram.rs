@@ -98,10 +98,16 @@ impl RamBlock {
         self.inner.backing.next_data(from).map_err(|source| self.hole_error(source))
     }
 
-    /// Where the first data at or after `from` begin, by [`RamBlock::next_data`]'s rules, at a cost that does not grow
-    /// with the data.
-    pub fn first_data(&self, from: u64) -> Result<Option<u64>, Error> {
-        self.inner.backing.first_data(from).map_err(|source| self.hole_error(source))
+    /// Where the first data in a range (bytes) begin, by [`RamBlock::next_data`]'s rules, at a cost that does not grow with
+    /// the data, nor, beyond the range, with the hole.
+    pub fn first_data(&self, range: Range<u64>) -> Result<Option<u64>, Error> {
+        self.inner.backing.first_data(range).map_err(|source| self.hole_error(source))
+    }
+
+    /// Says which pages of a range (bytes) were ever touched, by their offset, at a cost of the range's length alone. False: this
+    /// memory cannot tell, and [`RamBlock::next_data`] is to be asked.
+    pub fn touched(&self, range: Range<u64>, say: impl FnMut(u64)) -> Result<bool, Error> {
+        self.inner.backing.touched(range, say).map_err(|source| self.hole_error(source))
     }
 
     /// True if all of a range (bytes, whole pages) is in memory, and so has no hole, at a cost that is small beside that
@@ -118,6 +124,12 @@ impl RamBlock {
     /// Whether a range is known to have page tables and memory, so that writing there takes no fault.
     pub fn is_mapped(&self, range: &Range<u64>) -> bool {
         self.inner.backing.is_mapped(range)
+    }
+
+    /// Keeps huge pages away, for tests that ask which pages are there.
+    #[cfg(test)]
+    pub fn small_pages(&self) {
+        let _ = self.inner.backing.advise(0..self.bytes(), libc::MADV_NOHUGEPAGE);
     }
 
     pub(super) fn backing(&self) -> &Backing {
@@ -150,8 +162,7 @@ impl RamBlock {
 
     /// True if the page is a hole, and so reads as zero.
     pub fn is_hole(&self, page: u64) -> Result<bool, Error> {
-        let start = page * PAGE_BYTES;
-        Ok(self.next_data(start)?.is_none_or(|data| data.start >= start + PAGE_BYTES))
+        Ok(self.first_data(page * PAGE_BYTES..(page + 1) * PAGE_BYTES)?.is_none())
     }
 
     /// Gives pages back to the host; they are holes afterwards. `range` is in bytes, in units of
@@ -464,12 +475,21 @@ mod tests {
         for backend in [memfd(), MemoryBackend::Anonymous { share: false }] {
             let ram = GuestRam::new(&config(16 << 20, backend)).unwrap();
             // Page-exact answers need small pages.
-            let _ = ram.main().inner.backing.advise(0..16 << 20, libc::MADV_NOHUGEPAGE);
+            ram.main().small_pages();
             assert_eq!(ram.main().next_data(0).unwrap(), None);
             ram.write(5 * PAGE_BYTES, &[1; 8192]).unwrap();
             ram.write(600 * PAGE_BYTES, &[1]).unwrap();
             assert_eq!(ram.main().data_pages().unwrap().iter().collect::<Vec<_>>(), [5, 6, 600]);
             assert!(ram.main().is_hole(4).unwrap() && !ram.main().is_hole(5).unwrap());
+            let first = |pages: Range<u64>| {
+                let range = pages.start * PAGE_BYTES..pages.end * PAGE_BYTES;
+                ram.main().first_data(range).unwrap().map(|at| at / PAGE_BYTES)
+            };
+            assert_eq!((first(0..4096), first(6..7), first(7..4096)), (Some(5), Some(6), Some(600)));
+            assert_eq!(
+                (first(0..5), first(7..600), first(601..4096), first(4096..9000)),
+                (None, None, None, None)
+            );
             ram.main().discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
             assert_eq!(ram.main().data_pages().unwrap().iter().collect::<Vec<_>>(), [6, 600]);
             let mut byte = [9];
@@ -483,12 +503,12 @@ mod tests {
         for backend in [memfd(), MemoryBackend::Anonymous { share: true }] {
             let ram = GuestRam::new(&config(16 << 20, backend)).unwrap();
             let (main, backing) = (ram.main(), &ram.main().inner.backing);
-            let _ = backing.advise(0..16 << 20, libc::MADV_NOHUGEPAGE);
+            main.small_pages();
             ram.write(5 * PAGE_BYTES, &[1; 8192]).unwrap();
             // As swapping and collapsing do: the entries go, the memory stays.
             backing.advise(0..16 << 20, libc::MADV_DONTNEED).unwrap();
             assert_eq!(main.data_pages().unwrap().iter().collect::<Vec<_>>(), [5, 6]);
-            assert_eq!(main.first_data(0).unwrap(), Some(5 * PAGE_BYTES));
+            assert_eq!(main.first_data(0..main.bytes()).unwrap(), Some(5 * PAGE_BYTES));
             assert!(!main.is_hole(6).unwrap());
             main.discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
             assert_eq!(main.data_pages().unwrap().iter().collect::<Vec<_>>(), [6]);

@@ -98,7 +98,7 @@ impl Uffd {
         let mut api = Api { api: API, features: wanted, ioctls: 0 };
         ioctl(fd.as_raw_fd(), IOCTL_API, &mut api).map_err(|_| {
             Unavailable::Feature(if anonymous {
-                "anonymous memory; Linux 6.4 can, and before it -object memory-backend-memfd helps"
+                "anonymous memory; Linux 6.4 can, and an older one protects a memory-backend-memfd"
             } else {
                 "shared memory; Linux 5.19 can"
             })

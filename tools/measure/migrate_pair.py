@@ -5,7 +5,7 @@
 sweeps a working set of --ws MiB for ever, adding one to --words 8-byte words of each page. RAM lies in files under /dev/shm, the
 source's filled with random bytes or zeros (--fill), the target's touched beforehand unless --fresh: on a virtual machine fresh
 memory costs more than the migration. --caps and --params go to both sides,
-but x-godwit-… to the source only. --target-vmm moves the guest to another VMM than it came from. Example:
+but x-godwit-… to the source only. --anonymous gives both anonymous memory, which nothing has filled. --target-vmm moves the guest to another VMM than it came from. Example:
   migrate_pair.py --vmm qemu-system-x86_64 --mem 2048 --ws 256 --words 2 --caps xbzrle --params xbzrle-cache-size=536870912
 """
 import argparse, json, os, shlex, socket, subprocess, sys, tempfile, time
@@ -51,19 +51,19 @@ def main():
     p.add_argument('--mem', type=int, default=2048); p.add_argument('--fill', default='random'); p.add_argument('--data', type=int, default=1 << 20)
     p.add_argument('--ws', type=int, default=64); p.add_argument('--words', type=int, default=1); p.add_argument('--spin', type=int, default=0)
     p.add_argument('--caps', default=''); p.add_argument('--params', default=''); p.add_argument('--uri', default='unix')
-    p.add_argument('--paused', action='store_true'); p.add_argument('--fresh', action='store_true'); p.add_argument('--limit', type=float, default=120); p.add_argument('--warm', type=float, default=1.0)
+    p.add_argument('--paused', action='store_true'); p.add_argument('--anonymous', action='store_true'); p.add_argument('--fresh', action='store_true'); p.add_argument('--limit', type=float, default=120); p.add_argument('--warm', type=float, default=1.0)
     a = p.parse_args()
     d = tempfile.mkdtemp(dir='/dev/shm'); here = os.path.dirname(os.path.abspath(__file__)); procs = []
     try:
-        fill(f'{d}/src.ram', a.mem, a.fill, a.data)
+        fill(f'{d}/src.ram', a.mem, 'zero' if a.anonymous else a.fill, a.data)
         with open(f'{d}/dst.ram', 'wb') as f:
             f.truncate(a.mem << 20)
-            if not a.fresh:  # memory that was touched before: what is measured is the VMM, not the machine handing out memory
+            if not a.fresh and not a.anonymous:  # memory that was touched before: what is measured is the VMM, not the machine handing out memory
                 for _ in range(a.mem // 16): f.write(b'\1' * (16 << 20))
                 f.seek(0); [f.write(bytes(16 << 20)) for _ in range(a.mem // 16)]
         def start(name, extra):
             procs.append(subprocess.Popen(shlex.split(a.target_vmm or a.vmm if name == 'dst' else a.vmm) + ['-accel', 'kvm', '-M', 'microvm,acpi=off,memory-backend=m', '-m', str(a.mem),
-                '-object', f'memory-backend-file,id=m,size={a.mem}M,mem-path={d}/{name}.ram,share=on', '-display', 'none', '-nodefaults',
+                '-object', f'memory-backend-ram,id=m,size={a.mem}M' if a.anonymous else f'memory-backend-file,id=m,size={a.mem}M,mem-path={d}/{name}.ram,share=on', '-display', 'none', '-nodefaults',
                 '-serial', f'file:{d}/{name}.serial', '-kernel', f'{here}/guest/dirtier.elf', '-append', f'ws={a.ws} words={a.words} spin={a.spin}',
                 '-qmp', f'unix:{d}/{name}.qmp,server=on,wait=off'] + extra, stderr=open(f'{d}/{name}.err', 'w')))
             return Qmp(f'{d}/{name}.qmp')

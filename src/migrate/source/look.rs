@@ -1,7 +1,7 @@
 //! What comes before sending: the dirty bits of a chunk are cleared, then its holes and its pages of zeros are found.
 //!
-//! The first look at a page costs about as much as sending it: the kernel has to map it, and its first line comes from
-//! memory. So where there is much to look at, a thread of its own does it, some chunks ahead of the one that sends.
+//! The first look at a page can cost about as much as sending it: its first line comes from memory, and a page of a file has to
+//! be mapped. So where there is much to look at, a thread of its own does it, some chunks ahead of the one that sends.
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
@@ -12,8 +12,8 @@ use super::lane::Round;
 use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, and, and_not, chunk_of, or};
 use crate::memory::PageSet;
 
-/// Chunks that are looked at before they are wanted: enough that neither thread waits for the other each time. What the
-/// guest writes to a page after it was looked at is sent in the next round, so that it is not more.
+/// Chunks that are looked at before they are wanted: enough that neither thread waits for the other each time, and no more,
+/// because what the guest writes to a page after it was looked at is sent again in the next round.
 const CHUNKS_AHEAD: usize = 4;
 /// With fewer pages (16 MiB) a thread is not worth being started; the rounds before the hand-over are smaller.
 const AHEAD_PAGES_MIN: u64 = 16 * CHUNK_PAGES;
@@ -41,12 +41,14 @@ pub fn each_chunk(
     chunks: impl Iterator<Item = u64> + Send,
     mut send: impl FnMut(&PageSource, Looked) -> Result<(), Error>,
 ) -> Result<(), Error> {
-    let looks = Looks { round, source: source.for_another_thread(), pages, chunks, opened: VecDeque::new() };
+    let mut own = source.for_another_thread();
+    let mut looks = Looks { round, source: &mut own, pages, chunks, opened: VecDeque::new() };
     if pages.count() < AHEAD_PAGES_MIN || round.lanes > 1 {
-        return looks.into_iter().try_for_each(|looked| send(source, looked?));
+        return looks.try_for_each(|looked| send(source, looked?));
     }
-    thread::scope(|scope| {
-        let (ahead, looked) = mpsc::sync_channel(CHUNKS_AHEAD);
+    let (ahead, looked) = mpsc::sync_channel(CHUNKS_AHEAD);
+    let sent = thread::scope(|scope| {
+        let looks = &mut looks;
         // Ends with its chunks, after an error, or when nobody sends any more.
         let look = move || {
             for looked in looks {
@@ -56,15 +58,17 @@ pub fn each_chunk(
                 }
             }
         };
-        thread::Builder::new().name("look".into()).spawn_scoped(scope, look).map_err(Error::Thread)?;
-        looked.into_iter().try_for_each(|looked| send(source, looked?))
-    })
+        thread::Builder::new().name("look".into()).spawn_scoped(scope, look).ok()?;
+        Some(looked.into_iter().try_for_each(|looked| send(source, looked?)))
+    });
+    // A host without a thread to spare: nothing was looked at yet.
+    sent.unwrap_or_else(|| looks.try_for_each(|looked| send(source, looked?)))
 }
 
 /// Chunks being looked at.
 struct Looks<'a, I> {
     round: &'a Round<'a>,
-    source: PageSource,
+    source: &'a mut PageSource,
     pages: &'a PageSet,
     chunks: I,
     opened: VecDeque<Opened>,
@@ -78,16 +82,16 @@ struct Opened {
 }
 
 impl<I: Iterator<Item = u64>> Looks<'_, I> {
-    /// Chunks whose pages are mapped before the first of them is read. In the first round most pages are not mapped, and one that
-    /// is read right after it was costs the processor 20 times what it does some hundred microseconds later.
+    /// Chunks whose pages are mapped before the first of them is read. In the first round pages of a file may never have been
+    /// mapped, and one that is read right after it was costs the processor 20 times what it does some hundred microseconds later.
     fn mapped_ahead(&self) -> usize {
-        if self.round.again.is_some() { 4 } else { 0 }
+        if self.round.again.is_some() && self.source.may_be_unmapped() { 4 } else { 0 }
     }
 
     /// Opens the next chunk that has anything to send. False if there is none.
     fn open(&mut self) -> Result<bool, Error> {
         for chunk in self.chunks.by_ref() {
-            if let Some((mask, data)) = open_chunk(self.round, &mut self.source, self.pages, chunk)? {
+            if let Some((mask, data)) = open_chunk(self.round, self.source, self.pages, chunk)? {
                 let (holes, filled) = (and_not(&mask, &data), and(&mask, &data));
                 self.opened.push_back(Opened { chunk, holes, filled });
                 return Ok(true);

@@ -77,8 +77,6 @@ pub enum Error {
     DeltasAreNotCompressed,
     #[error("threads to encode pages: {0}")]
     Pool(#[from] rayon::ThreadPoolBuildError),
-    #[error("a thread to look at pages: {0}; is the limit for threads reached (ulimit -u, cgroup pids.max)?")]
-    Thread(std::io::Error),
 }
 
 impl Error {

@@ -29,7 +29,7 @@ pub struct Packets {
 
 /// What makes a packet's data. Compressed data are one endless stream per channel, flushed at each packet.
 ///
-/// Neither library changes the level inside a stream that it writes. So one that is set while a migration runs begins another
+/// Inside a stream zlib-rs fails to change the level, and zstd ignores it. So one that is set while a migration runs begins another
 /// after the packet then being made, in a way that the reader of the first, a QEMU too, goes on to read.
 enum Packer {
     None,

@@ -77,14 +77,33 @@ impl Blocks {
 
     fn apply_in_order<'r>(&self, records: impl Iterator<Item = &'r Record<'r>>) -> Result<(), Error> {
         let mut pages = WholePages::default();
+        // Pages of zeros come one by one from a QEMU; whether they are zero already is asked for many at once.
+        let mut zeros: Option<(u8, Range<u64>)> = None;
+        let clear = |zeros: &mut Option<(u8, Range<u64>)>| match zeros.take() {
+            Some((block, range)) => self.zero(block, range.start, range.end - range.start),
+            None => Ok(()),
+        };
         for record in records {
             match record {
-                Record::Page { at, bytes } => pages.push(self, *at, *bytes)?,
+                Record::Page { at, bytes } => {
+                    clear(&mut zeros)?;
+                    pages.push(self, *at, *bytes)?;
+                }
                 Record::Zero { at } => {
                     pages.write(self)?;
-                    self.zero(at.block as u8, at.offset, PAGE_BYTES)?;
+                    let block = at.block as u8;
+                    match &mut zeros {
+                        Some((same, range)) if *same == block && range.end == at.offset => {
+                            range.end += PAGE_BYTES
+                        }
+                        _ => {
+                            clear(&mut zeros)?;
+                            zeros = Some((block, at.offset..at.offset.saturating_add(PAGE_BYTES)));
+                        }
+                    }
                 }
                 Record::Delta { at, delta } => {
+                    clear(&mut zeros)?;
                     pages.write(self)?;
                     let range = self.range(at.block as u8, at.offset, PAGE_BYTES)?;
                     // SAFETY: a page of the block's mapping, as `range` has checked, written by nobody else now; the
@@ -98,6 +117,7 @@ impl Blocks {
                 _ => return Err(Error::Command("a record that is no page among pages")),
             }
         }
+        clear(&mut zeros)?;
         pages.write(self)
     }
 
@@ -106,7 +126,7 @@ impl Blocks {
         let range = self.range(block, offset, bytes)?;
         let block = &self.0[usize::from(block)];
         let mut at = range.start;
-        while let Some(data) = block.first_data(at)?.filter(|data| *data < range.end) {
+        while let Some(data) = block.first_data(at..range.end)? {
             let page = data / PAGE_BYTES * PAGE_BYTES;
             // SAFETY: the page lies in the block's mapping, and nobody else writes it now.
             unsafe {

@@ -391,7 +391,8 @@ impl Greeting {
         }
         if value == godwit::PING && target.settings.parameters().x_godwit_stream == "auto" {
             self.is_godwit = true;
-            let ram_is_zero = target.guest.ram().main().next_data(0)?.is_none();
+            let main = target.guest.ram().main();
+            let ram_is_zero = main.first_data(0..main.bytes())?.is_none();
             let offer = Answer::Offer { features: Features::all(), channels: CHANNELS_MAX, ram_is_zero };
             self.say(ring, &Reply::Other { kind: godwit::NUMBER, data: offer.data() })?;
         }
