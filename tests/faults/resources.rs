@@ -91,16 +91,17 @@ fn a_full_disk_ends_a_migration_to_a_file_and_the_guest_stays() {
         assert_eq!(source.outcome()["status"], "completed");
         std::fs::metadata(&roomy).unwrap().len()
     };
-    source.ask("stop", json!({}));
-    let bytes = whole(&mut source);
-    for (space, running, full_in_mid_round) in
-        [(TOO_SMALL, true, false), (64 << 20, true, true), ((bytes - 4096) / 4096 * 4096, false, false)]
-    {
-        let what = format!("{space} of {bytes} bytes, in mid round: {full_in_mid_round}");
-        source.ask("cont", json!({}));
-        if !running {
+    for (space, full_in_mid_round) in [(Some(TOO_SMALL), false), (Some(64 << 20), true), (None, false)] {
+        // The last bytes: the guest has touched what it touches long ago, so that the next stream is as long as the one before.
+        let running = space.is_some();
+        let space = space.unwrap_or_else(|| {
             source.ask("stop", json!({}));
-        }
+            let bytes = whole(&mut source);
+            source.ask("cont", json!({}));
+            source.ask("stop", json!({}));
+            (bytes - 4096) / 4096 * 4096
+        });
+        let what = format!("{space} bytes, in mid round: {full_in_mid_round}");
         let small = Small::mount(dir.path(), space);
         let bandwidth = if full_in_mid_round { 4 << 20 } else { 0 };
         source.ask("migrate-set-parameters", json!({"max-bandwidth": bandwidth}));
@@ -115,12 +116,14 @@ fn a_full_disk_ends_a_migration_to_a_file_and_the_guest_stays() {
         if running {
             source.assert_alive();
         } else {
-            assert_eq!(source.status(), "paused", "{what}");
+            assert_ne!(source.status(), "running", "{what}");
         }
         drop(small);
         std::fs::remove_dir(dir.path().join("small")).unwrap();
     }
     source.ask("migrate-set-parameters", json!({"max-bandwidth": 0}));
+    source.ask("cont", json!({}));
+    source.assert_alive();
     whole(&mut source);
     let mut target =
         Launch::new(dir.path(), "target").guest(GUEST).incoming(&format!("file:{}", roomy.display())).start();

@@ -3,8 +3,10 @@
 # of both sides compared, then Godwit and QEMU three times each. Nothing may break, no tick may be lost or come twice, and the guest's clock stays sane. Prints a table.
 failed=0; passed=0
 ok() { passed=$((passed + 1)); echo "  ok    $*"; }
-# QEMU is here to be compared with: what goes wrong there (its nested state, now and then) fails nothing of ours.
-bad() { case $name in qemu) echo "  (wrong with QEMU) $*";; *) failed=$((failed + 1)); echo "  WRONG $*";; esac; }
+# QEMU is here to be compared with: that it cannot load a nested state now and then fails nothing of ours.
+bad() {
+  if [ "$name" = qemu ] && grep -q 'nested state' $d/err.*; then echo "  (QEMU failed) $*"; else failed=$((failed + 1)); echo "  WRONG $*"; fi
+}
 # until_seen PATTERN FILE SECONDS
 until_seen() { n=0; until grep -q "$1" "$2" 2>/dev/null; do usleep 50000; n=$((n + 1)); [ $n -lt $(($3 * 20)) ] || return 1; done; }
 until_there() { n=0; until [ -S "$1" ]; do usleep 20000; n=$((n + 1)); [ $n -lt 1500 ] || return 1; done; }
