@@ -114,3 +114,67 @@ fn qemu_reads_on_when_the_level_of_compression_is_changed_under_way() {
         moves(false, "ws=8 fill=random rate=4000", &["multifd"], &parameters, &under_way);
     }
 }
+
+/// A guest that takes some seconds to move at `SLOW` bytes a second, at the point where a first part has gone.
+fn half_way(dir: &Path, source_is_qemu: bool) -> (Vm, Vm) {
+    let launch = |name: &str, qemu: bool| {
+        let launch = Launch::new(dir, name).guest("ws=8 fill=random rate=4000");
+        if qemu { launch.qemu() } else { launch }
+    };
+    let mut source = launch("source", source_is_qemu).start();
+    source.wait_for_sweeps(1);
+    let mut target = launch("target", !source_is_qemu).incoming("defer").start();
+    let uri = format!("unix:{}", dir.join("migration").display());
+    target.ask("migrate-incoming", json!({"uri": uri}));
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 2 << 20}));
+    source.ask("migrate", json!({"uri": uri}));
+    source.wait_for("its first bytes", |report| report["ram"]["transferred"].as_u64() > Some(1 << 20));
+    (source, target)
+}
+
+#[test]
+fn a_qemu_killed_half_way_leaves_the_guest_here_and_it_can_leave_again() {
+    if !wanted() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut source, mut target) = half_way(dir.path(), false);
+    target.kill();
+    let report = source.outcome();
+    assert_eq!(report["status"], "failed", "{report}");
+    assert!(report["error-desc"].as_str().is_some_and(|why| !why.is_empty()), "{report}");
+    source.assert_alive();
+    let uri = format!("unix:{}", dir.path().join("again").display());
+    let mut target =
+        Launch::new(dir.path(), "second").guest("ws=8 fill=random rate=4000").qemu().incoming(&uri).start();
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 0}));
+    source.ask("migrate", json!({"uri": uri}));
+    assert_eq!(source.outcome()["status"], "completed");
+    target.assert_alive();
+}
+
+#[test]
+fn a_qemu_killed_half_way_leaves_no_guest_here() {
+    if !wanted() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (mut source, mut target) = half_way(dir.path(), true);
+    source.kill();
+    assert_eq!(target.exit_code(), Some(1), "{}", target.stderr());
+    let words = target.stderr();
+    assert!(words.contains("closed the connection") || words.contains("Connection reset"), "{words}");
+}
+
+#[test]
+fn a_cancel_at_either_side_of_a_qemu_leaves_the_guest_at_the_source() {
+    for source_is_qemu in [false, true].into_iter().filter(|_| wanted()) {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut source, mut target) = half_way(dir.path(), source_is_qemu);
+        source.ask("migrate_cancel", json!({}));
+        let report = source.outcome();
+        assert_eq!(report["status"], "cancelled", "{source_is_qemu}: {report}");
+        source.assert_alive();
+        assert_eq!(target.exit_code(), Some(1), "{source_is_qemu}: {}", target.stderr());
+    }
+}

@@ -101,6 +101,10 @@ impl Rounds {
             let decision = self.decide(source, peer, left, left_before, rounds_below_limit);
             source.progress.counters.remaining.store(left, Ordering::Relaxed);
             if decision == Decision::SwitchOver && peer.agrees_to_switch_over(source)? {
+                if sabotage::on(Fault::NoFinalHarvest) {
+                    // Long enough that the guest surely writes something between the last harvest and its stop.
+                    std::thread::sleep(Duration::from_millis(20));
+                }
                 return Ok(());
             }
             let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
