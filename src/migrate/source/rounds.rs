@@ -78,7 +78,7 @@ impl Rounds {
             number: 0,
             owed,
             #[cfg(feature = "sabotage")]
-            swap: Default::default(),
+            swap: super::sabotage::Swap::new(source.guest.ram())?,
         })
     }
 

@@ -89,39 +89,54 @@ impl DirtyLog for FaultyLog {
     }
 }
 
-/// Pages kept to be sent again when newer versions have been.
-#[derive(Default)]
+/// RAM as it was in the beginning, to be sent again when newer versions have been.
 pub struct Swap {
-    kept: Vec<(u64, Vec<u8>)>,
+    old: Vec<u8>,
 }
 
-/// Pages kept from each round.
-const KEPT_PAGES: usize = 64;
+/// Old versions sent in a round.
+const SENT_PAGES: usize = 64;
 /// How much later the old version leaves: the channels are read side by side.
 const LATER: Duration = Duration::from_millis(30);
 
 impl Swap {
+    pub fn new(ram: &GuestRam) -> Result<Self, Error> {
+        let mut old = vec![0; if on(Fault::SwapVersions) { ram.main().bytes() as usize } else { 0 }];
+        read(ram, 0, &mut old)?;
+        Ok(Self { old })
+    }
+
     /// Behind the pages of a round: old versions of some of them, each on another channel than its own.
     pub fn round(&mut self, source: &Source, peer: &mut Peer, pages: &PageSet) -> Result<(), Error> {
-        if !on(Fault::SwapVersions) || peer.channels.len() < 2 {
+        if self.old.is_empty() || peer.channels.len() < 2 {
             return Ok(());
         }
         std::thread::sleep(LATER);
-        let channels = peer.channels.len() as u64;
-        for (page, bytes) in self.kept.drain(..).filter(|(page, _)| pages.contains(*page)) {
+        let (channels, ram) = (peer.channels.len() as u64, source.guest.ram());
+        let mut sent = 0;
+        for page in pages.iter() {
+            let old = &self.old[(page * PAGE_BYTES) as usize..][..PAGE_BYTES as usize];
+            let mut new = [0; PAGE_BYTES as usize];
+            read(ram, page * PAGE_BYTES, &mut new)?;
+            if *old == new {
+                continue;
+            }
             let other = ((page / CHUNK_PAGES + 1) % channels) as usize;
             let mut out = Vec::new();
             Frame::Run { block: 0, offset: page * PAGE_BYTES, bytes: PAGE_BYTES }.write(&mut out);
-            out.extend_from_slice(&bytes);
+            out.extend_from_slice(old);
             peer.channels[other].send_bytes(&source.progress.counters, true, &out)?;
-        }
-        let ram = source.guest.ram();
-        for page in pages.iter().filter(|page| page % 7 == 0).take(KEPT_PAGES) {
-            let mut bytes = vec![0; PAGE_BYTES as usize];
-            let gpa = ram.main().gpa(page * PAGE_BYTES).expect("a page of the block");
-            ram.read(gpa, &mut bytes)?;
-            self.kept.push((page, bytes));
+            sent += 1;
+            if sent == SENT_PAGES {
+                break;
+            }
         }
         Ok(())
     }
+}
+
+/// Bytes of the main block, which is small in tests: one region.
+fn read(ram: &GuestRam, offset: u64, to: &mut [u8]) -> Result<(), Error> {
+    let gpa = ram.main().gpa(offset).expect("an offset in the block");
+    Ok(ram.read(gpa, to)?)
 }
