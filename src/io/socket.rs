@@ -344,7 +344,7 @@ impl SocketReader {
             match result {
                 r if r == -libc::EINTR || r == -libc::EAGAIN => continue,
                 r if r < 0 => return Err(Error::from_result(r)),
-                0 => return Err(Error::Closed),
+                0 => return Err(end_of(self.fd.as_raw_fd())),
                 r => {
                     self.received += r as u64;
                     return Ok(r as usize);
@@ -371,6 +371,27 @@ fn wait_until(ring: &mut Ring, token: Token, deadline: Instant, time: Duration) 
             ring.cancel(token);
             return Err(error);
         }
+    }
+}
+
+/// Why nothing more can be received. A receive that waits for all it asked for (MSG_WAITALL) and got a part of it says so, and
+/// the error that ended it is gone: the next one finds the end alone. But a TCP connection that its peer closed waits for
+/// our end to close, and one that died is closed.
+fn end_of(fd: RawFd) -> Error {
+    /// From net/tcp_states.h.
+    const TCP_CLOSE: u8 = 7;
+    // SAFETY: all zeros is a valid tcp_info; the call writes no more than `bytes` into it. On what is no TCP it fails.
+    let (rc, state) = unsafe {
+        let mut info = std::mem::zeroed::<libc::tcp_info>();
+        let mut bytes = size_of::<libc::tcp_info>() as libc::socklen_t;
+        let to = (&raw mut info).cast();
+        (libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut bytes), info.tcpi_state)
+    };
+    match rc {
+        0 if state == TCP_CLOSE => {
+            Error::System(std::io::Error::other("the connection was lost: it timed out, or was reset"))
+        }
+        _ => Error::Closed,
     }
 }
 
@@ -462,6 +483,26 @@ mod tests {
         assert!(memory == bytes[10..]);
         writer.join().unwrap();
         assert!(matches!(reader.fill(&mut ring), Err(Error::Closed)));
+    }
+
+    #[test]
+    fn a_connection_that_died_behind_a_part_was_not_closed() {
+        for dies in [true, false] {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let mut reader = SocketReader::new(Arc::new(listener.accept().unwrap().0.into()));
+            let thread = std::thread::spawn(move || {
+                peer.write_all(b"part").unwrap();
+                std::thread::sleep(Duration::from_millis(50));
+                let linger = dies.then_some(Duration::ZERO);
+                rustix::net::sockopt::set_socket_linger(&peer, linger).unwrap();
+            });
+            let (mut ring, mut memory) = (ring(), [0; 10]);
+            // SAFETY: `memory` has that many bytes.
+            let error = unsafe { reader.read_to(&mut ring, memory.as_mut_ptr(), memory.len()) }.unwrap_err();
+            assert_eq!(matches!(error, Error::Closed), !dies, "{error}");
+            thread.join().unwrap();
+        }
     }
 
     #[test]
