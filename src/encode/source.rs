@@ -42,8 +42,8 @@ pub fn sources(ram: &GuestRam) -> Vec<PageSource> {
 }
 
 impl PageSource {
-    /// Another that reads the same block.
-    pub fn for_another_thread(&mut self) -> PageSource {
+    /// Another that reads the same block, beside this one.
+    pub fn another(&mut self) -> PageSource {
         PageSource {
             block: self.block.clone(),
             data: 0..0,

@@ -253,7 +253,7 @@ impl Backing {
     }
 
     /// Says which pages of `range` (bytes) were ever touched, by their offset, and that it could: only of private anonymous
-    /// memory is this the whole answer. Costs some 20 ns per page.
+    /// memory is this the whole answer. Costs one read of the page map for 512 pages.
     pub fn touched(&self, range: Range<u64>, mut say: impl FnMut(u64)) -> io::Result<bool> {
         if self.file.is_some() || self.page_map().is_none() {
             return Ok(false);

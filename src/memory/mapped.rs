@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::RamBlock;
 use super::backing::Backing;
 
-/// Mapped by one call, which takes a millisecond.
+/// Mapped by one call, which takes less than a millisecond.
 const STEP_BYTES: u64 = 4 << 20;
 /// Small pieces are not worth being remembered, nor are too many.
 const RANGES_MAX: usize = 1024;

@@ -200,15 +200,7 @@ struct RamInner {
     /// The main block and one that a stream brought, once there is one.
     with_kept: OnceLock<Vec<RamBlock>>,
     mem: Mem,
-    huge: HugePageUse,
     watch: Watch,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HugePageUse {
-    Possible,
-    /// The host would not use huge pages for this memory whatever we advise.
-    Refused,
 }
 
 impl GuestRam {
@@ -218,7 +210,7 @@ impl GuestRam {
     /// [`Error::Map`] when memory is short, [`Error::Open`] and [`Error::Resize`] for files, [`Error::PageSize`].
     pub fn new(config: &Memory) -> Result<GuestRam, Error> {
         let backing = Backing::new(&config.block, config.bytes, &config.backend)?;
-        let huge = advise(&backing, config);
+        advise(&backing, config);
         if config.prealloc {
             backing.populate()?;
         }
@@ -230,7 +222,6 @@ impl GuestRam {
                 main: [main],
                 with_kept: OnceLock::new(),
                 mem,
-                huge,
                 watch: Watch::default(),
             }),
         })
@@ -350,11 +341,6 @@ impl GuestRam {
             }
         }
     }
-
-    /// False if the host is set up so that this RAM gets no transparent huge pages.
-    pub fn huge_pages_possible(&self) -> bool {
-        self.inner.huge == HugePageUse::Possible
-    }
 }
 
 fn block(name: String, backing: Backing, regions: Vec<Region>) -> RamBlock {
@@ -395,7 +381,8 @@ fn lay_over(block: &RamBlock) -> Result<Mem, Error> {
         .map_err(|e| Error::Map { bytes: block.bytes(), source: io::Error::other(e.to_string()) })
 }
 
-fn advise(backing: &Backing, config: &Memory) -> HugePageUse {
+/// Advice only: a host that does not take it runs the guest all the same.
+fn advise(backing: &Backing, config: &Memory) {
     let all = 0..backing.bytes();
     if config.merge {
         let _ = backing.advise(all.clone(), libc::MADV_MERGEABLE);
@@ -403,21 +390,9 @@ fn advise(backing: &Backing, config: &Memory) -> HugePageUse {
     if !config.dump {
         let _ = backing.advise(all.clone(), libc::MADV_DONTDUMP);
     }
-    if backing.page_bytes() > PAGE_BYTES {
-        return HugePageUse::Possible;
+    if backing.page_bytes() == PAGE_BYTES {
+        let _ = backing.advise(all, libc::MADV_HUGEPAGE);
     }
-    let advised = backing.advise(all, libc::MADV_HUGEPAGE).is_ok();
-    let setting = match config.backend {
-        MemoryBackend::Anonymous { share: false } => "enabled",
-        MemoryBackend::Anonymous { share: true } | MemoryBackend::Memfd { .. } => "shmem_enabled",
-        // Whether a file gets huge pages is its file system's business.
-        MemoryBackend::File { .. } => return HugePageUse::Possible,
-    };
-    let path = format!("/sys/kernel/mm/transparent_hugepage/{setting}");
-    let chosen = std::fs::read_to_string(path).unwrap_or_default();
-    let on =
-        ["[always]", "[advise]", "[madvise]", "[within_size]", "[force]"].iter().any(|s| chosen.contains(s));
-    if advised && on { HugePageUse::Possible } else { HugePageUse::Refused }
 }
 
 #[cfg(test)]

@@ -94,7 +94,7 @@ impl Blocks {
                     let block = at.block as u8;
                     match &mut zeros {
                         Some((same, range)) if *same == block && range.end == at.offset => {
-                            range.end += PAGE_BYTES
+                            range.end = range.end.saturating_add(PAGE_BYTES)
                         }
                         _ => {
                             clear(&mut zeros)?;
