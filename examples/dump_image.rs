@@ -1,7 +1,9 @@
-//! Turns images of guest memory into a dump, without a guest: for measurements and for the checkers in `tools/verify`.
+//! Turns images of guest memory into a dump, without a guest: for measurements and for the checkers
+//! in `tools/verify`.
 //!
-//! `--map` takes the map that the checkers take (`{"ranges": [{"start", "end", "file", "offset"}]}`, files beside it);
-//! `--ram` takes one file as the RAM of a machine. Registers come from an ELF core of the same guest.
+//! `--map` takes the map that the checkers take (`{"ranges": [{"start", "end", "file",
+//! "offset"}]}`, files beside it); `--ram` takes one file as the RAM of a machine. Registers come
+//! from an ELF core of the same guest.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -10,7 +12,8 @@ use std::time::Instant;
 use clap::Parser;
 use godwit::config::{Memory, MemoryBackend};
 use godwit::dump::{
-    self, Cpu, Filter, Format, Guest, GuestView, Options, Output, Progress, RamView, Slices, VmCoreInfo,
+    self, Cpu, Filter, Format, Guest, GuestView, Options, Output, Progress, RamView, Slices,
+    VmCoreInfo,
 };
 use godwit::memory::GuestRam;
 
@@ -55,7 +58,8 @@ fn main() -> Result<(), Failure> {
                 discard_at_exit: false,
             };
             let block = "microvm.ram".into();
-            let config = Memory { bytes, block, backend, prealloc: false, merge: false, dump: true };
+            let config =
+                Memory { bytes, block, backend, prealloc: false, merge: false, dump: true };
             dump(&RamView::new(&GuestRam::new(&config)?)?, &arguments)
         }
         (None, Some(map)) => {
@@ -108,7 +112,11 @@ fn dump(view: &dyn GuestView, arguments: &Arguments) -> Result<(), Failure> {
     let report = dump::write(&guest, &options, Output::new(file)?, &progress)?;
     let seconds = started.elapsed().as_secs_f64();
     let mebibytes = progress.completed() as f64 / f64::from(1 << 20);
-    eprintln!("{} {mebibytes:.0} MiB {seconds:.3} s {:.0} MiB/s", options.format, mebibytes / seconds);
+    eprintln!(
+        "{} {mebibytes:.0} MiB {seconds:.3} s {:.0} MiB/s",
+        options.format,
+        mebibytes / seconds
+    );
     if let Some(why) = report.note_refused {
         eprintln!("{why}");
     }

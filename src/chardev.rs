@@ -1,7 +1,7 @@
 //! Character devices: what a serial port or a monitor is connected to.
 //!
-//! Opening is done before the machine is built and may block (names are looked up, `wait=on` waits for a client);
-//! everything later happens on the control plane and does not.
+//! Opening is done before the machine is built and may block (names are looked up, `wait=on` waits
+//! for a client); everything later happens on the control plane and does not.
 
 mod output;
 mod port;
@@ -65,7 +65,8 @@ pub struct Files {
     pub output: File,
     /// Puts the terminal back as it was when dropped.
     pub terminal: Option<Terminal>,
-    /// The other end of a pseudo-terminal: while it is open, input does not fail for want of a user.
+    /// The other end of a pseudo-terminal: while it is open, input does not fail for want of a
+    /// user.
     _user_end: Option<OwnedFd>,
 }
 
@@ -83,7 +84,9 @@ impl Chardev {
         let status = Arc::new(Status::default());
         let (backend, name) = match &config.backend {
             ChardevBackend::Null => (Backend::Null, "null".to_owned()),
-            ChardevBackend::Stdio { signal } => (Backend::Files(stdio(&id, *signal)?), "stdio".to_owned()),
+            ChardevBackend::Stdio { signal } => {
+                (Backend::Files(stdio(&id, *signal)?), "stdio".to_owned())
+            }
             ChardevBackend::File { path, append, input } => {
                 (Backend::Files(files(&id, path, *append, input.as_deref())?), "file".to_owned())
             }
@@ -145,7 +148,11 @@ fn open_output(id: &str, path: &Path, append: bool) -> Result<File, Error> {
 fn files(id: &str, path: &Path, append: bool, input: Option<&Path>) -> Result<Files, Error> {
     let output = open_output(id, path, append)?;
     let open = |path: &Path| {
-        File::open(path).map_err(|source| Error::Open { id: id.to_owned(), path: path.to_owned(), source })
+        File::open(path).map_err(|source| Error::Open {
+            id: id.to_owned(),
+            path: path.to_owned(),
+            source,
+        })
     };
     Ok(Files { input: input.map(open).transpose()?, output, terminal: None, _user_end: None })
 }
@@ -166,7 +173,11 @@ fn pty(id: &str, link: Option<&Path>) -> Result<(Files, String), Error> {
     }
     eprintln!("char device redirected to {name} (label {id})");
     let input = ours.try_clone().map_err(failed)?;
-    let files =
-        Files { input: Some(input.into()), output: ours.into(), terminal: None, _user_end: Some(theirs) };
+    let files = Files {
+        input: Some(input.into()),
+        output: ours.into(),
+        terminal: None,
+        _user_end: Some(theirs),
+    };
     Ok((files, name))
 }

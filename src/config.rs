@@ -1,7 +1,8 @@
 //! What a virtual machine is made of, as asked for on the command line.
 //!
-//! [`crate::args`] is the only maker of a [`Config`]: names are resolved, sizes agree and nothing in it is left to be
-//! refused later for its form. Whether files exist and whether this host can do it is found out by whoever builds.
+//! [`crate::args`] is the only maker of a [`Config`]: names are resolved, sizes agree and nothing
+//! in it is left to be refused later for its form. Whether files exist and whether this host can do
+//! it is found out by whoever builds.
 
 use std::path::PathBuf;
 
@@ -14,10 +15,11 @@ pub struct Config {
     pub memory: Memory,
     /// What the guest starts from. `None` is only found together with `incoming`.
     pub boot: Option<Boot>,
-    /// Every character device, by `id`: those of `-chardev` and those that `-serial` and `-qmp` make (`serial0`,
-    /// `compat_monitor0`, as in QEMU).
+    /// Every character device, by `id`: those of `-chardev` and those that `-serial` and `-qmp`
+    /// make (`serial0`, `compat_monitor0`, as in QEMU).
     pub chardevs: Vec<Chardev>,
-    /// Id of the character device behind the serial port at 0x3f8. `None`: the machine has no serial port.
+    /// Id of the character device behind the serial port at 0x3f8. `None`: the machine has no
+    /// serial port.
     pub serial: Option<String>,
     pub monitors: Vec<Monitor>,
     /// Wait for a migration instead of booting.
@@ -84,7 +86,8 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// APIC ids 0 to 253: an MP table has eight bits for one, 255 is the broadcast, 254 goes to the IOAPIC.
+    /// APIC ids 0 to 253: an MP table has eight bits for one, 255 is the broadcast, 254 goes to the
+    /// IOAPIC.
     pub const COUNT_MAX: u8 = 254;
 }
 
@@ -93,8 +96,8 @@ impl Cpu {
 pub struct Memory {
     /// A multiple of 8 KiB, at least one.
     pub bytes: u64,
-    /// The block's name in migration streams: `microvm.ram`, or the id of the backend that was named with
-    /// `memory-backend=`.
+    /// The block's name in migration streams: `microvm.ram`, or the id of the backend that was
+    /// named with `memory-backend=`.
     pub block: String,
     pub backend: MemoryBackend,
     /// Touch every page before the guest starts.
@@ -108,11 +111,13 @@ pub struct Memory {
 /// Where guest RAM comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemoryBackend {
-    /// `memory-backend-ram`, and the default without any `-object`: anonymous memory; shared, it is a memfd like the next.
+    /// `memory-backend-ram`, and the default without any `-object`: anonymous memory; shared, it is
+    /// a memfd like the next.
     Anonymous { share: bool },
     /// `memory-backend-memfd`.
     Memfd { share: bool, seal: bool, huge_pages: Option<HugePages> },
-    /// `memory-backend-file`: a file, a file on hugetlbfs, or a fresh unnamed file if `path` is a directory.
+    /// `memory-backend-file`: a file, a file on hugetlbfs, or a fresh unnamed file if `path` is a
+    /// directory.
     File { path: PathBuf, share: bool, offset: u64, readonly: bool, discard_at_exit: bool },
 }
 
@@ -185,7 +190,8 @@ pub struct Socket {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocketRole {
-    /// Listens and serves one client at a time. `wait`: the machine is not built before the first client is there.
+    /// Listens and serves one client at a time. `wait`: the machine is not built before the first
+    /// client is there.
     Server { wait: bool },
     /// Connects. After a loss it tries again after `reconnect_ms`, never if that is zero.
     Client { reconnect_ms: u64 },
@@ -242,7 +248,8 @@ pub enum Incoming {
     Uri(String),
 }
 
-/// What happens when the guest or a person ends something (`-action`, `-no-reboot`, `-no-shutdown`, `set-action`).
+/// What happens when the guest or a person ends something (`-action`, `-no-reboot`, `-no-shutdown`,
+/// `set-action`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Actions {
     pub reboot: RebootAction,

@@ -1,8 +1,9 @@
 //! The control plane: `godwit run` from its configuration to its exit status.
 //!
-//! The main thread runs one loop (tokio-uring) that owns monitors, character devices, listeners and signals, and never
-//! blocks: what waits for vCPUs or names runs on helper threads, and each migration or dump has a thread of its own.
-//! The guest runs on vCPU threads and needs nothing of this loop, so it is started before the loop is.
+//! The main thread runs one loop (tokio-uring) that owns monitors, character devices, listeners and
+//! signals, and never blocks: what waits for vCPUs or names runs on helper threads, and each
+//! migration or dump has a thread of its own. The guest runs on vCPU threads and needs nothing of
+//! this loop, so it is started before the loop is.
 
 mod daemon;
 mod pidfile;
@@ -106,7 +107,9 @@ fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle>
     Handle::new(Parts {
         guest: machine.clone(),
         events: Arc::new(move |event| match event {
-            migrate::Event::Status(status) => events.emit("MIGRATION", json!({"status": status.name()})),
+            migrate::Event::Status(status) => {
+                events.emit("MIGRATION", json!({"status": status.name()}))
+            }
             migrate::Event::Pass(pass) => events.emit("MIGRATION_PASS", json!({"pass": pass})),
         }),
         autostart: Arc::new(move || autostart.load(Ordering::SeqCst)),
@@ -130,8 +133,13 @@ struct Connections {
 
 impl Connections {
     fn open(config: &Config) -> Result<Connections, Error> {
-        let mut all =
-            Connections { port: None, sink: None, monitors: Vec::new(), idle: Vec::new(), infos: Vec::new() };
+        let mut all = Connections {
+            port: None,
+            sink: None,
+            monitors: Vec::new(),
+            idle: Vec::new(),
+            infos: Vec::new(),
+        };
         for described in &config.chardevs {
             let chardev = Chardev::open(described)?;
             all.infos.push(Box::new(chardev.info()));
@@ -258,7 +266,8 @@ async fn serve_port(port: Port, machine: Arc<Machine>) {
     }
 }
 
-/// Turns what the machine tells into QMP events, and into the end of the process where that follows.
+/// Turns what the machine tells into QMP events, and into the end of the process where that
+/// follows.
 fn reporter(
     events: Arc<Events>,
     exit: Arc<Exit>,
@@ -274,7 +283,8 @@ fn reporter(
         Event::Reset(cause) => events.emit("RESET", cause_of(cause)),
         Event::Shutdown(cause) => {
             let actions = actions().unwrap_or_default();
-            let failed = cause == StopCause::GuestPanic && actions.panic == PanicAction::ExitFailure;
+            let failed =
+                cause == StopCause::GuestPanic && actions.panic == PanicAction::ExitFailure;
             match actions.shutdown {
                 ShutdownAction::Poweroff => exit.shutdown(&events, cause, i32::from(failed)),
                 ShutdownAction::Pause => events.emit("SHUTDOWN", cause_of(cause)),

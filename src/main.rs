@@ -93,7 +93,8 @@ fn log() {
 fn run(words: Vec<OsString>) -> ExitCode {
     match args::parse(words) {
         Ok(Request::Help) => {
-            let style = if std::io::stdout().is_terminal() { Style::Terminal } else { Style::Plain };
+            let style =
+                if std::io::stdout().is_terminal() { Style::Terminal } else { Style::Plain };
             print!("{}", args::help(style));
             ExitCode::SUCCESS
         }
@@ -120,7 +121,8 @@ fn done(result: Result<(), client::Error>) -> ExitCode {
     }
 }
 
-/// An error and its causes, on one line. Some say their cause themselves, with what to do behind it.
+/// An error and its causes, on one line. Some say their cause themselves, with what to do behind
+/// it.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -6,8 +6,9 @@
 //!      └── outbox ◄────────────── answers, and events from any thread ◄───┘
 //! ```
 //!
-//! `json`, `session` and [`schema`] do no I/O and are tested against conversations recorded from QEMU 10.0.2. The
-//! commands stand in [`commands`], by subject, in one table that also answers `query-commands`.
+//! `json`, `session` and [`schema`] do no I/O and are tested against conversations recorded from
+//! QEMU 10.0.2. The commands stand in [`commands`], by subject, in one table that also answers
+//! `query-commands`.
 
 mod args;
 pub mod commands;

@@ -1,6 +1,7 @@
-//! Faults made on purpose. "No corruption" proves nothing until corruption has been seen: a build with the cargo
-//! feature `sabotage` makes the one fault that `GODWIT_SABOTAGE` names, and a test shows that the built-in guest or the
-//! RAM hash catches it. Without the feature [`on`] is a constant `false`, and nothing of this is in the binary.
+//! Faults made on purpose. "No corruption" proves nothing until corruption has been seen: a build
+//! with the cargo feature `sabotage` makes the one fault that `GODWIT_SABOTAGE` names, and a test
+//! shows that the built-in guest or the RAM hash catches it. Without the feature [`on`] is a
+//! constant `false`, and nothing of this is in the binary.
 
 /// A way to lose or mix up pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +10,8 @@ pub enum Fault {
     DropDirtyBits,
     /// Dirty bits are cleared after the pages were read.
     ReadBeforeClear,
-    /// No fault: the VMM writes a page of guest memory at every harvest, so that there is something to skip.
+    /// No fault: the VMM writes a page of guest memory at every harvest, so that there is something
+    /// to skip.
     WriteAsVmm,
     /// The same, and the VMM's own writes are not harvested.
     SkipVmmWrites,
@@ -49,7 +51,8 @@ pub fn on(fault: Fault) -> bool {
     chosen() == Some(fault)
 }
 
-/// The fault that `GODWIT_SABOTAGE` names. A name that is none ends the process: a test must not pass for that.
+/// The fault that `GODWIT_SABOTAGE` names. A name that is none ends the process: a test must not
+/// pass for that.
 #[cfg(feature = "sabotage")]
 pub fn chosen() -> Option<Fault> {
     static CHOSEN: std::sync::OnceLock<Option<Fault>> = std::sync::OnceLock::new();
@@ -57,7 +60,10 @@ pub fn chosen() -> Option<Fault> {
         let name = std::env::var("GODWIT_SABOTAGE").ok()?;
         let found = Fault::ALL.iter().find(|(_, known)| *known == name);
         let Some((fault, _)) = found else {
-            eprintln!("godwit: GODWIT_SABOTAGE={name} is none of {:?}", Fault::ALL.map(|(_, name)| name));
+            eprintln!(
+                "godwit: GODWIT_SABOTAGE={name} is none of {:?}",
+                Fault::ALL.map(|(_, name)| name)
+            );
             std::process::exit(2);
         };
         eprintln!("godwit: sabotage: {name}");

@@ -1,4 +1,5 @@
-//! The built-in guest under `godwit run`: it counts as long as nothing is wrong, and says what is wrong when we make it so.
+//! The built-in guest under `godwit run`: it counts as long as nothing is wrong, and says what is
+//! wrong when we make it so.
 //!
 //! Guest RAM is a shared file, so that the test can reach into it as a faulty migration would.
 
@@ -27,9 +28,18 @@ impl Guest {
         let file = File::options().read(true).write(true).create_new(true).open(&ram).unwrap();
         file.set_len(64 << 20).unwrap();
         fs::write(&serial, "").unwrap();
-        let object = format!("memory-backend-file,id=m,size=64M,mem-path={},share=on", ram.display());
+        let object =
+            format!("memory-backend-file,id=m,size=64M,mem-path={},share=on", ram.display());
         let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
-            .args(["run", "-M", "microvm,acpi=off,memory-backend=m", "-m", "64", "-object", &object])
+            .args([
+                "run",
+                "-M",
+                "microvm,acpi=off,memory-backend=m",
+                "-m",
+                "64",
+                "-object",
+                &object,
+            ])
             .args(["-smp", &processors.to_string(), "-nodefaults", "-display", "none"])
             .args(["-kernel", "builtin", "-append", append])
             .args(["-serial", &format!("file:{}", serial.display())])
@@ -143,7 +153,8 @@ fn a_page_of_an_older_version_is_named() {
 
 #[test]
 fn a_page_that_went_back_one_version_is_noticed() {
-    // A slow guest is stopped between two writes of the page by the clock: a sweep of 256 pages takes two seconds.
+    // A slow guest is stopped between two writes of the page by the clock: a sweep of 256 pages
+    // takes two seconds.
     let mut guest = Guest::start("ws=1 rate=128", 1);
     guest.wait("the guest", |said| said.contains("processors"));
     let fresh = guest.page(VICTIM);

@@ -1,5 +1,6 @@
-//! Dumps of a guest that runs on: the image is RAM as it was when the guest was stopped for a moment, whatever the guest
-//! and this process write afterwards; and nothing holds the guest once the dump has ended, however it ended.
+//! Dumps of a guest that runs on: the image is RAM as it was when the guest was stopped for a
+//! moment, whatever the guest and this process write afterwards; and nothing holds the guest once
+//! the dump has ended, however it ended.
 
 mod common;
 #[path = "common/process.rs"]
@@ -50,7 +51,8 @@ fn differing(image: &[u8], reference: &[u8]) -> Vec<usize> {
     pages.filter(|(_, (image, reference))| image != reference).map(|(page, _)| page).collect()
 }
 
-/// How many pages of RAM are write-protected: bit 57 of the page map (Documentation/admin-guide/mm/pagemap.rst).
+/// How many pages of RAM are write-protected: bit 57 of the page map
+/// (Documentation/admin-guide/mm/pagemap.rst).
 fn protected(ram: &GuestRam) -> usize {
     let mut entries = vec![0; ram.bytes() as usize / PAGE * 8];
     let map = File::open("/proc/self/pagemap").unwrap();
@@ -62,7 +64,8 @@ fn protected(ram: &GuestRam) -> usize {
 fn the_image_is_ram_at_the_moment_it_was_fixed() {
     // The last working set is larger than the pool: vCPUs wait for the reader.
     let large = POOL_BYTES / (1 << 20) + 12;
-    for (cpus, set, dirt) in [(1, 16, "bytes=8"), (2, 4, "bytes=512 pattern=random"), (2, large, "bytes=64")]
+    for (cpus, set, dirt) in
+        [(1, 16, "bytes=8"), (2, 4, "bytes=512 pattern=random"), (2, large, "bytes=64")]
     {
         let words = format!(
             "-accel kvm -M microvm,acpi=off -m 64 -smp {cpus} -nodefaults -display none -serial file:/dev/null \
@@ -122,7 +125,8 @@ fn what_this_process_writes_is_kept_first() {
     machine.stop(godwit::machine::RunState::Paused).unwrap();
     let reference = all(&ram);
     snapshot.fix().unwrap();
-    // The kernel is loaded again over what was there; a write over three pages; and one into a hole.
+    // The kernel is loaded again over what was there; a write over three pages; and one into a
+    // hole.
     machine.reset().unwrap();
     ram.write(0x50_0ff0, &[1; PAGE + 32]).unwrap();
     ram.write(0x1c0_0000, b"hole").unwrap();
@@ -141,18 +145,24 @@ fn what_this_process_writes_is_kept_first() {
     ram.write(0x50_0000, &[2; 3 * PAGE]).unwrap();
 }
 
-/// The versions of the working set's pages, which the guest writes in order, one sweep after the other: those before
-/// the place where it was are one ahead of the others. A page of another moment stands out.
+/// The versions of the working set's pages, which the guest writes in order, one sweep after the
+/// other: those before the place where it was are one ahead of the others. A page of another moment
+/// stands out.
 fn one_moment(ram: &[u8], set_mib: usize) {
     let pages = ram[SET..SET + (set_mib << 20)].chunks(PAGE);
-    let stamps: Vec<u64> = pages.map(|page| u64::from_le_bytes(page[..8].try_into().unwrap())).collect();
+    let stamps: Vec<u64> =
+        pages.map(|page| u64::from_le_bytes(page[..8].try_into().unwrap())).collect();
     for (number, stamp) in stamps.iter().enumerate() {
         assert_eq!(*stamp as u32 as usize, number + 0x4000_0000, "page {number}: {stamp:#x}");
     }
     let versions: Vec<u64> = stamps.iter().map(|stamp| stamp >> 32).collect();
     let ahead = versions.partition_point(|version| *version == versions[0]);
     let rest = &versions[ahead..];
-    assert!(rest.iter().all(|version| *version == versions[0] - 1), "{:?} then {rest:?}", versions[0]);
+    assert!(
+        rest.iter().all(|version| *version == versions[0] - 1),
+        "{:?} then {rest:?}",
+        versions[0]
+    );
 }
 
 fn serial(guest: &Godwit) -> String {
@@ -179,7 +189,8 @@ fn a_live_dump_holds_one_moment_of_a_guest_that_runs_on() {
         } else {
             let raw = if format.contains("raw") { bytes } else { flat_to_raw(&bytes).unwrap() };
             let kdump = Kdump::parse(&raw).unwrap();
-            let ram: Vec<u8> = (0..kdump.pages().len()).flat_map(|page| kdump.page(page).unwrap()).collect();
+            let ram: Vec<u8> =
+                (0..kdump.pages().len()).flat_map(|page| kdump.page(page).unwrap()).collect();
             one_moment(&ram, 24);
         }
         assert_eq!(guest.qmp().status(), "running");
@@ -193,7 +204,8 @@ fn a_live_dump_holds_one_moment_of_a_guest_that_runs_on() {
     assert!(!text.contains("CORRUPT") && text.lines().count() >= before + 3, "{text}");
 }
 
-/// Starts a live dump into a fifo of which nobody reads, with a guest that hits more pages than the pool holds.
+/// Starts a live dump into a fifo of which nobody reads, with a guest that hits more pages than the
+/// pool holds.
 fn stalled(guest: &Godwit, qmp: &mut process::Qmp) -> File {
     // Pages that are still zeros need no place in the pool.
     while !serial(guest).contains("sweep 2") {
@@ -319,7 +331,10 @@ fn a_live_dump_that_fails_says_why_and_leaves_nothing() {
         let arguments = json!({"paging": false, "protocol": protocol, "x-live": true});
         qmp.ask("dump-guest-memory", arguments).unwrap_err()
     };
-    assert_eq!(ask(&mut qmp, "file:/dev/full"), "dump: failed to write elf header: No space left on device");
+    assert_eq!(
+        ask(&mut qmp, "file:/dev/full"),
+        "dump: failed to write elf header: No space left on device"
+    );
     assert_eq!(ask(&mut qmp, "file:/no/x"), "Could not create '/no/x': No such file or directory");
     assert_eq!(ask(&mut qmp, "fd:gone"), "File descriptor named 'gone' has not been found");
     let arguments = json!({"paging": false, "protocol": "file:/dev/null", "x-live": true, "begin": 1u64 << 40, "length": 1});
@@ -331,7 +346,8 @@ fn a_live_dump_that_fails_says_why_and_leaves_nothing() {
     let missing = guest.dump(&guest.path("no/where"), &["--live"]);
     assert!(String::from_utf8_lossy(&missing.stderr).contains("Could not create"), "{missing:?}");
     assert_eq!(std::fs::read_dir(guest.folder()).unwrap().count(), before);
-    let whole = guest.dump(&guest.path("core"), &["--live", "--begin", "0x400800", "--length", "0x2000"]);
+    let whole =
+        guest.dump(&guest.path("core"), &["--live", "--begin", "0x400800", "--length", "0x2000"]);
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
     let paging = guest.dump(&guest.path("paging"), &["--live", "--paging"]);
     assert!(paging.status.success(), "{}", String::from_utf8_lossy(&paging.stderr));
@@ -362,25 +378,31 @@ fn a_full_disk_and_a_read_only_one_leave_the_guest_running_and_nothing_behind() 
     let said = String::from_utf8_lossy(&run.stdout);
     let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("godwit: ")).collect();
     assert_eq!(lines.len(), 8, "{said}\n{}", String::from_utf8_lossy(&run.stderr));
-    for (line, reason) in
-        lines.iter().zip(["No space left", "No space left", "Read-only", "Read-only"].iter().cycle())
+    for (line, reason) in lines
+        .iter()
+        .zip(["No space left", "No space left", "Read-only", "Read-only"].iter().cycle())
     {
         assert!(line.contains(reason), "{said}");
     }
-    assert!(said.contains("\"running\"") && !said.contains("core\n") && !said.contains(".part\n"), "{said}");
+    assert!(
+        said.contains("\"running\"") && !said.contains("core\n") && !said.contains(".part\n"),
+        "{said}"
+    );
 }
 
 #[test]
 fn memory_that_cannot_be_protected_is_refused_by_name() {
-    let words =
-        "-accel kvm -M microvm,acpi=off,memory-backend=r -m 32 -nodefaults -display none -kernel builtin -S";
+    let words = "-accel kvm -M microvm,acpi=off,memory-backend=r -m 32 -nodefaults -display none -kernel builtin -S";
     let folder = tempfile::tempdir_in("/var/tmp").unwrap();
     let path = folder.path().join("ram");
-    let object =
-        format!("{words} -object memory-backend-file,id=r,size=32M,share=on,mem-path={}", path.display());
+    let object = format!(
+        "{words} -object memory-backend-file,id=r,size=32M,share=on,mem-path={}",
+        path.display()
+    );
     let (machine, _) = machines::build(&object);
     let refused = Snapshot::prepare(machine.ram()).map(drop).unwrap_err().to_string();
     assert!(refused.contains("guest RAM of this backend cannot be write-protected"), "{refused}");
-    let (machine, _) = machines::build(&format!("{words} -object memory-backend-ram,id=r,size=32M"));
+    let (machine, _) =
+        machines::build(&format!("{words} -object memory-backend-ram,id=r,size=32M"));
     Snapshot::prepare(machine.ram()).unwrap().fix().unwrap();
 }

@@ -59,8 +59,10 @@ fn a_running_guest_runs_on_and_its_virtual_memory_can_be_read() {
     let bytes = std::fs::read(&file).unwrap();
     let core = Core::parse(&bytes).unwrap();
     let cpus = cpus(&bytes).unwrap();
-    let shown =
-        core.loads.iter().any(|load| load.va <= cpus[0].rip && cpus[0].rip - load.va < load.file_bytes);
+    let shown = core
+        .loads
+        .iter()
+        .any(|load| load.va <= cpus[0].rip && cpus[0].rip - load.va < load.file_bytes);
     assert!(shown, "code at {:#x} is in a segment", cpus[0].rip);
     let part = guest.dump(&guest.path("part"), &["--begin", "0x100800", "--length", "4096"]);
     assert!(part.status.success());
@@ -74,8 +76,12 @@ fn a_running_guest_runs_on_and_its_virtual_memory_can_be_read() {
 fn a_failed_dump_leaves_nothing_and_the_guest_running() {
     let guest = Godwit::start("1", "32", "ws=2");
     let mut qmp = guest.qmp();
-    let no_folder = qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/nonexistent/x"}));
-    assert_eq!(no_folder.unwrap_err(), "Could not create '/nonexistent/x': No such file or directory");
+    let no_folder =
+        qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/nonexistent/x"}));
+    assert_eq!(
+        no_folder.unwrap_err(),
+        "Could not create '/nonexistent/x': No such file or directory"
+    );
     assert_eq!(qmp.ask("query-dump", json!({})).unwrap()["status"], "none");
     let full = qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/full"}));
     assert_eq!(full.unwrap_err(), "dump: failed to write elf header: No space left on device");
@@ -104,7 +110,8 @@ fn a_detached_dump_can_be_watched_and_cancelled() {
     let path = fifo.clone();
     let reader = std::thread::spawn(move || File::open(path).unwrap());
     let protocol = format!("file:{}", fifo.display());
-    qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": protocol, "detach": true})).unwrap();
+    qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": protocol, "detach": true}))
+        .unwrap();
     let mut reader = reader.join().unwrap();
     qmp.event("STOP");
     let now = qmp.ask("query-dump", json!({})).unwrap();
@@ -114,7 +121,8 @@ fn a_detached_dump_can_be_watched_and_cancelled() {
         let refused = qmp.ask(command, json!({})).unwrap_err();
         assert_eq!(refused, "There is a dump in process, please wait.");
     }
-    let second = qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/null"}));
+    let second =
+        qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/null"}));
     assert_eq!(second.unwrap_err(), "There is a dump in process, please wait.");
     qmp.ask("x-dump-cancel", json!({})).unwrap();
     std::io::copy(&mut reader, &mut std::io::sink()).unwrap();

@@ -109,7 +109,11 @@ fn more_than_65534_segments_are_counted_in_section_zero() {
         if pages == 70_000 && has_readelf {
             let mut named = tempfile::NamedTempFile::new().unwrap();
             named.write_all(&file).unwrap();
-            let said = std::process::Command::new("readelf").arg("-hlW").arg(named.path()).output().unwrap();
+            let said = std::process::Command::new("readelf")
+                .arg("-hlW")
+                .arg(named.path())
+                .output()
+                .unwrap();
             assert!(said.stderr.is_empty(), "{}", String::from_utf8_lossy(&said.stderr));
             assert!(String::from_utf8_lossy(&said.stdout).contains("65535 (70001)"));
         }
@@ -127,13 +131,19 @@ fn zeros_are_holes_in_a_file() {
     let output = Output::new(file.try_clone().unwrap()).unwrap();
     dump::write(&guest, &Options::new(Format::Elf), output, &Progress::default()).unwrap();
     let metadata = file.metadata().unwrap();
-    assert!(metadata.len() > 32 << 20 && metadata.blocks() * 512 < 256 << 10, "{} blocks", metadata.blocks());
+    assert!(
+        metadata.len() > 32 << 20 && metadata.blocks() * 512 < 256 << 10,
+        "{} blocks",
+        metadata.blocks()
+    );
 }
 
 #[test]
 fn the_nth_write_may_fail_in_any_format() {
-    // A file-size limit would stop the whole process; a small file system says ENOSPC at some write.
-    let bytes: Vec<u8> = (0..1 << 20u32).map(|at: u32| (at.wrapping_mul(0x9e37_79b1) >> 13) as u8).collect();
+    // A file-size limit would stop the whole process; a small file system says ENOSPC at some
+    // write.
+    let bytes: Vec<u8> =
+        (0..1 << 20u32).map(|at: u32| (at.wrapping_mul(0x9e37_79b1) >> 13) as u8).collect();
     let view = Slices::new([(0, &bytes[..])]);
     let guest = Guest { view: &view, cpus: &[Cpu::default()], vmcoreinfo: None };
     for format in Format::ALL {
@@ -146,9 +156,14 @@ fn the_nth_write_may_fail_in_any_format() {
                 let mut taken = vec![0; room];
                 let _ = reader.read_exact(&mut taken);
             });
-            let output = Output::new(std::fs::File::from(std::os::fd::OwnedFd::from(writer))).unwrap();
-            let error = dump::write(&guest, &Options::new(format), output, &Progress::default()).unwrap_err();
-            assert!(error.to_string().ends_with("Broken pipe"), "{format} with room for {room}: {error}");
+            let output =
+                Output::new(std::fs::File::from(std::os::fd::OwnedFd::from(writer))).unwrap();
+            let error = dump::write(&guest, &Options::new(format), output, &Progress::default())
+                .unwrap_err();
+            assert!(
+                error.to_string().ends_with("Broken pipe"),
+                "{format} with room for {room}: {error}"
+            );
             limited.join().unwrap();
         }
     }

@@ -5,7 +5,9 @@ use std::io::{Read, Seek};
 use std::path::Path;
 
 use godwit::dump::read::{Core, Kdump, Load, Note, cpu, flat_to_raw, notes};
-use godwit::dump::{self, Codec, Cpu, Filter, Format, Guest, Options, Output, Progress, Slices, VmCoreInfo};
+use godwit::dump::{
+    self, Codec, Cpu, Filter, Format, Guest, Options, Output, Progress, Slices, VmCoreInfo,
+};
 
 fn vector(name: &str) -> Vec<u8> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/dump").join(name);
@@ -22,7 +24,11 @@ fn head_notes(file: &[u8]) -> (Vec<Note>, Vec<u8>) {
 }
 
 fn cpus(notes: &[Note], long_mode: bool) -> Vec<Cpu> {
-    notes.iter().filter(|note| note.name == "QEMU").map(|note| cpu(note, long_mode).unwrap()).collect()
+    notes
+        .iter()
+        .filter(|note| note.name == "QEMU")
+        .map(|note| cpu(note, long_mode).unwrap())
+        .collect()
 }
 
 fn joined(loads: &[Load]) -> Vec<(u64, u64)> {
@@ -61,7 +67,8 @@ fn with_tiny64(test: impl FnOnce(&Guest<'_>, &Core<'_>)) {
 fn same_memory(ours: &Core<'_>, theirs: &Core<'_>) {
     assert_eq!(joined(&ours.loads), joined(&theirs.loads));
     for load in &theirs.loads {
-        let bytes = ours.physical(load.pa, load.file_bytes).expect("memory that the recorded core has");
+        let bytes =
+            ours.physical(load.pa, load.file_bytes).expect("memory that the recorded core has");
         assert!(bytes == theirs.bytes(load), "memory from {:#x} differs", load.pa);
     }
 }
@@ -73,16 +80,27 @@ fn tiny64_elf_holds_what_the_recorded_core_holds() {
         let ours = Core::parse(&ours).unwrap();
         assert_eq!(ours.notes, recorded.notes);
         assert_eq!((ours.class, ours.machine), (recorded.class, recorded.machine));
-        assert_eq!((ours.header_bytes, ours.program_headers_at), (64, 64), "where makedumpfile looks");
-        assert!(ours.loads.iter().all(|load| load.va == load.pa && load.file_bytes == load.memory_bytes));
+        assert_eq!(
+            (ours.header_bytes, ours.program_headers_at),
+            (64, 64),
+            "where makedumpfile looks"
+        );
+        assert!(
+            ours.loads
+                .iter()
+                .all(|load| load.va == load.pa && load.file_bytes == load.memory_bytes)
+        );
         same_memory(&ours, recorded);
     });
 }
 
 #[test]
 fn tiny64_cuts_are_byte_exact() {
-    let cuts =
-        [("", 2_088_960, 20_480), ("-unaligned", 2_089_251, 12_033), ("-end", 16_775_168, 268_435_456)];
+    let cuts = [
+        ("", 2_088_960, 20_480),
+        ("-unaligned", 2_089_251, 12_033),
+        ("-end", 16_775_168, 268_435_456),
+    ];
     with_tiny64(|guest, _| {
         for (name, begin, length) in cuts {
             let recorded = vector(&format!("tiny64-elf-filter{name}.core.zst"));
@@ -120,7 +138,8 @@ fn tiny64_paging_shows_each_mapping_where_it_belongs() {
             });
             assert!(found, "{bytes:#x} bytes at {va:#x} that show {pa:#x}");
         }
-        // What was cut there at the border of RAM blocks is whole here, and the ROM's mapping is kept.
+        // What was cut there at the border of RAM blocks is whole here, and the ROM's mapping is
+        // kept.
         let whole = |va, pa, bytes| {
             ours.loads.iter().any(|load| (load.va, load.pa, load.file_bytes) == (va, pa, bytes))
         };
@@ -139,14 +158,22 @@ fn tiny64_paging_is_cut_with_its_virtual_addresses() {
         let filter = Some(Filter { begin: 3_143_680, length: 16_384 });
         let ours = dump(guest, &Options { filter, paging: true, ..Options::new(Format::Elf) });
         let ours = Core::parse(&ours).unwrap();
-        let mut expected: Vec<_> =
-            recorded.loads.iter().map(|load| (load.pa, canonical(load.va), load.memory_bytes)).collect();
+        let mut expected: Vec<_> = recorded
+            .loads
+            .iter()
+            .map(|load| (load.pa, canonical(load.va), load.memory_bytes))
+            .collect();
         expected.sort();
-        let found: Vec<_> = ours.loads.iter().map(|load| (load.pa, load.va, load.memory_bytes)).collect();
+        let found: Vec<_> =
+            ours.loads.iter().map(|load| (load.pa, load.va, load.memory_bytes)).collect();
         assert_eq!(found, expected);
-        for (ours_load, load) in ours.loads.iter().map(|load| (load, ours.physical(load.pa, load.file_bytes)))
+        for (ours_load, load) in
+            ours.loads.iter().map(|load| (load, ours.physical(load.pa, load.file_bytes)))
         {
-            assert_eq!(load.unwrap(), recorded.physical(ours_load.pa, ours_load.file_bytes).unwrap());
+            assert_eq!(
+                load.unwrap(),
+                recorded.physical(ours_load.pa, ours_load.file_bytes).unwrap()
+            );
         }
     });
 }
@@ -163,7 +190,10 @@ fn tiny64_kdump_holds_the_recorded_pages_in_every_codec() {
             let ours = Kdump::parse(&raw).unwrap();
             assert_eq!(ours.pages(), recorded.pages());
             for index in 0..ours.pages().len() {
-                assert!(ours.page(index).unwrap() == recorded.page(index).unwrap(), "{codec:?} page {index}");
+                assert!(
+                    ours.page(index).unwrap() == recorded.page(index).unwrap(),
+                    "{codec:?} page {index}"
+                );
             }
             assert_eq!(ours.notes, recorded.notes);
             assert_eq!(ours.vmcoreinfo, recorded.vmcoreinfo);
@@ -171,8 +201,14 @@ fn tiny64_kdump_holds_the_recorded_pages_in_every_codec() {
             assert_eq!(ours.phys_base, -1_048_576, "decimal, signed");
             assert_eq!(ours.utsname, ["Linux", "(none)", "godwit-tiny", "#1", "x86_64", ""]);
             if codec == Codec::Zlib {
-                assert!(raw.len() <= file.len(), "{} bytes, the peer needs {}", raw.len(), file.len());
-                let fixed: Vec<_> = (0..12).chain(402..4096).filter(|at| raw[*at] != file[*at]).collect();
+                assert!(
+                    raw.len() <= file.len(),
+                    "{} bytes, the peer needs {}",
+                    raw.len(),
+                    file.len()
+                );
+                let fixed: Vec<_> =
+                    (0..12).chain(402..4096).filter(|at| raw[*at] != file[*at]).collect();
                 assert_eq!(fixed, [] as [usize; 0], "bytes of the header besides utsname");
             }
         }

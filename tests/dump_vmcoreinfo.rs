@@ -1,5 +1,5 @@
-//! A guest that says where its crash note is finds the note in its dumps, here and after a migration, and QEMU hears
-//! of it too.
+//! A guest that says where its crash note is finds the note in its dumps, here and after a
+//! migration, and QEMU hears of it too.
 
 mod common;
 #[path = "common/guest.rs"]
@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const TEXT: &[u8] = b"OSRELEASE=9.9\n\n\nNUMBER(phys_base)=-4096\n";
-const MACHINE: &str = "-accel kvm -M microvm,acpi=off -m 16 -nodefaults -display none -serial file:/dev/null";
+const MACHINE: &str =
+    "-accel kvm -M microvm,acpi=off -m 16 -nodefaults -display none -serial file:/dev/null";
 
 fn kernel(folder: &Path) -> PathBuf {
     let kernel = folder.join("kernel");
@@ -43,7 +44,11 @@ fn dump(machine: &Arc<Machine>, format: Format) -> Vec<u8> {
 
 fn notes(core: &[u8]) -> Vec<(String, Vec<u8>)> {
     let notes = Core::parse(core).unwrap().notes;
-    notes.into_iter().map(|note| (note.name, note.desc)).filter(|(name, _)| name == "VMCOREINFO").collect()
+    notes
+        .into_iter()
+        .map(|note| (note.name, note.desc))
+        .filter(|(name, _)| name == "VMCOREINFO")
+        .collect()
 }
 
 #[test]
@@ -75,7 +80,12 @@ fn the_note_is_found_after_a_migration_and_in_the_migrations_file() {
     let path = |name: &str| folder.path().join(name);
     std::fs::write(path("stream"), stream).unwrap();
     let inspect = Command::new(env!("CARGO_BIN_EXE_godwit"))
-        .args(["inspect".as_ref(), path("stream").as_os_str(), "--core".as_ref(), path("core").as_os_str()])
+        .args([
+            "inspect".as_ref(),
+            path("stream").as_os_str(),
+            "--core".as_ref(),
+            path("core").as_os_str(),
+        ])
         .stdout(Stdio::null())
         .status();
     assert!(inspect.unwrap().success());

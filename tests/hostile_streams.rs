@@ -1,4 +1,5 @@
-//! Damaged and absurd streams end in an error or a machine's state: no panic, no memory for what is only declared.
+//! Damaged and absurd streams end in an error or a machine's state: no panic, no memory for what is
+//! only declared.
 
 mod common;
 
@@ -7,7 +8,9 @@ use godwit::args::{self, Request};
 use godwit::kvm::state::VcpuState;
 use godwit::machine::SavedState;
 use godwit::machine::load::{HostCpu, Loader};
-use godwit::stream::{Configuration, Item, RamWriter, Reader, Record, SectionHeader, SectionKind, Step};
+use godwit::stream::{
+    Configuration, Item, RamWriter, Reader, Record, SectionHeader, SectionKind, Step,
+};
 use godwit::vmstate::Known;
 
 fn loader() -> Loader {
@@ -83,7 +86,8 @@ fn undamaged_device_state_comes_to_a_machine() {
 fn endless_zero_records_cost_nothing() {
     let mut head = Vec::new();
     Configuration { machine: "microvm".into(), ..Configuration::default() }.write(&mut head);
-    SectionHeader { id: 2, name: "ram".into(), instance: 0, version: 4 }.write(SectionKind::Start, &mut head);
+    SectionHeader { id: 2, name: "ram".into(), instance: 0, version: 4 }
+        .write(SectionKind::Start, &mut head);
     RamWriter::block_list(&mut head, [("microvm.ram", !0xfff)]);
     let mut records = Vec::new();
     let mut ram = RamWriter::default();

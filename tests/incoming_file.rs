@@ -1,5 +1,5 @@
-//! `godwit run -incoming`: guests that QEMU recorded go on in a process of their own, from a file, at whatever rate
-//! their time stamp counter ran.
+//! `godwit run -incoming`: guests that QEMU recorded go on in a process of their own, from a file,
+//! at whatever rate their time stamp counter ran.
 
 mod common;
 
@@ -26,7 +26,8 @@ impl Drop for Vm {
 }
 
 impl Vm {
-    /// Starts one that takes `stream` from the file `stream` of its folder, or from where `incoming` says.
+    /// Starts one that takes `stream` from the file `stream` of its folder, or from where
+    /// `incoming` says.
     fn start(stream: &[u8], incoming: &str, more: &[&str]) -> Vm {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("stream"), stream).unwrap();
@@ -44,7 +45,14 @@ impl Vm {
                 "-display",
                 "none",
             ])
-            .args(["-serial", "file:serial", "-qmp", "unix:qmp,server=on,wait=off", "-incoming", incoming])
+            .args([
+                "-serial",
+                "file:serial",
+                "-qmp",
+                "unix:qmp,server=on,wait=off",
+                "-incoming",
+                incoming,
+            ])
             .args(more)
             .stdin(Stdio::null())
             .stderr(fs::File::create(folder.path().join("errors")).unwrap())
@@ -91,7 +99,8 @@ impl Vm {
     fn window(&self, vector: &Vector) -> Vec<u8> {
         let guest = &vector.meta["guest"];
         let number = |key: &str| guest[key].as_u64().unwrap();
-        let (base, bytes) = (format!("val={}", number("base")), format!("size={}", number("pages") * 4096));
+        let (base, bytes) =
+            (format!("val={}", number("base")), format!("size={}", number("pages") * 4096));
         let file = self.path("window");
         let name = format!("filename={}", file.display());
         self.ask(&["pmemsave", &base, &bytes, &name]).expect("memory is saved");
@@ -125,9 +134,11 @@ fn cannot_scale() -> bool {
 
 #[test]
 fn recorded_guests_go_on() {
-    for (name, more) in
-        [("kvm-acpi-off-16m", &[][..]), ("kvm-host-cpu-16m", &[][..]), ("kvm-2cpu-16m", &["-smp", "2"][..])]
-    {
+    for (name, more) in [
+        ("kvm-acpi-off-16m", &[][..]),
+        ("kvm-host-cpu-16m", &[][..]),
+        ("kvm-2cpu-16m", &["-smp", "2"][..]),
+    ] {
         let vector = Vector::named(name);
         let mut vm = Vm::start(&vector.main(), "file:stream", more);
         vm.wait_until_it_runs();
@@ -135,7 +146,8 @@ fn recorded_guests_go_on() {
     }
 }
 
-/// A file is the only copy of its guest, so that it goes on, and a person is told what may be wrong then.
+/// A file is the only copy of its guest, so that it goes on, and a person is told what may be wrong
+/// then.
 #[test]
 fn a_tsc_that_cannot_be_scaled_is_told_when_the_stream_is_a_file() {
     let vector = Vector::named("kvm-acpi-off-16m");

@@ -1,4 +1,5 @@
-//! `godwit inspect` reads every recorded stream, and the memory it takes out of it is what the destination had.
+//! `godwit inspect` reads every recorded stream, and the memory it takes out of it is what the
+//! destination had.
 
 mod common;
 
@@ -44,15 +45,23 @@ fn memory_of_every_stream_is_what_the_destination_had() {
     for vector in vectors::all() {
         let folder = tempfile::tempdir().unwrap();
         let out = folder.path().join("ram");
-        let blocks: BTreeSet<String> = vector.regions().into_iter().map(|region| region.0).collect();
+        let blocks: BTreeSet<String> =
+            vector.regions().into_iter().map(|region| region.0).collect();
         for block in &blocks {
             let ram = ["--json", "--block", block, "--ram", out.to_str().unwrap()];
             let output = inspect(&vector, folder.path(), &ram);
-            assert!(output.status.success(), "{}: {}", vector.name, String::from_utf8_lossy(&output.stderr));
+            assert!(
+                output.status.success(),
+                "{}: {}",
+                vector.name,
+                String::from_utf8_lossy(&output.stderr)
+            );
             let report: Value = serde_json::from_slice(&output.stdout).unwrap();
             assert_eq!(report["image"]["block"], block.as_str());
             let image = std::fs::read(&out).unwrap();
-            for (_, offset, size, hash) in vector.regions().into_iter().filter(|region| region.0 == *block) {
+            for (_, offset, size, hash) in
+                vector.regions().into_iter().filter(|region| region.0 == *block)
+            {
                 let region = &image[offset as usize..(offset + size) as usize];
                 assert_eq!(sha256(region), hash, "{}: {block} from {offset:#x}", vector.name);
             }
@@ -66,14 +75,27 @@ fn structure_of_every_stream_is_shown() {
         let folder = tempfile::tempdir().unwrap();
         let output = inspect(&vector, folder.path(), &[]);
         let text = String::from_utf8(output.stdout).unwrap();
-        assert!(output.status.success(), "{}: {}", vector.name, String::from_utf8_lossy(&output.stderr));
-        for part in ["machine       microvm", "microvm.ram", "registers of a vCPU", "run state of the source"]
-        {
+        assert!(
+            output.status.success(),
+            "{}: {}",
+            vector.name,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        for part in [
+            "machine       microvm",
+            "microvm.ram",
+            "registers of a vCPU",
+            "run state of the source",
+        ] {
             assert!(text.contains(part), "{}: no \"{part}\" in\n{text}", vector.name);
         }
         assert!(!text.contains("not a section of a microvm"), "{}:\n{text}", vector.name);
         let fields = inspect(&vector, folder.path(), &["--fields"]);
-        assert!(String::from_utf8(fields.stdout).unwrap().contains("env.segs[1].limit"), "{}", vector.name);
+        assert!(
+            String::from_utf8(fields.stdout).unwrap().contains("env.segs[1].limit"),
+            "{}",
+            vector.name
+        );
     }
 }
 
@@ -84,7 +106,11 @@ fn return_paths_are_listed() {
         for path in put(folder.path(), "reply", vector.replies()) {
             let output = godwit().arg("inspect").arg(&path).output().unwrap();
             let text = String::from_utf8(output.stdout).unwrap();
-            assert!(text.contains("PONG") || text.contains("RECV_BITMAP"), "{}: {text}", vector.name);
+            assert!(
+                text.contains("PONG") || text.contains("RECV_BITMAP"),
+                "{}: {text}",
+                vector.name
+            );
         }
     }
 }
@@ -93,7 +119,8 @@ fn return_paths_are_listed() {
 fn passes_and_parts_are_counted() {
     let vector = Vector::named("kvm-virtio-xbzrle-16m");
     let folder = tempfile::tempdir().unwrap();
-    let report: Value = serde_json::from_slice(&inspect(&vector, folder.path(), &["--json"]).stdout).unwrap();
+    let report: Value =
+        serde_json::from_slice(&inspect(&vector, folder.path(), &["--json"]).stdout).unwrap();
     let stats = &vector.meta["final_stats"]["ram"];
     assert_eq!(report["total"]["zero"], stats["duplicate"]);
     assert_eq!(report["total"]["pages"], stats["normal"]);
@@ -112,24 +139,32 @@ fn a_cut_or_damaged_stream_is_shown_up_to_there() {
     let run = |bytes: &[u8]| {
         std::fs::write(&path, bytes).unwrap();
         let output = godwit().arg("inspect").arg(&path).output().unwrap();
-        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        let (out, err) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         (output.status.success(), out.into_owned(), err.into_owned())
     };
     let bytes = vector.main();
     let (ok, out, err) = run(&bytes[..0x5fa00]);
-    assert!(!ok && out.contains("kvm-tpr-opt") && err.contains("section apic, field end of file"), "{err}");
+    assert!(
+        !ok && out.contains("kvm-tpr-opt") && err.contains("section apic, field end of file"),
+        "{err}"
+    );
     let mut damaged = bytes.clone();
     damaged[0x5f1d0 + 5 + 4 + 7] = 99;
     // The description tells where the section ends, so that reading goes on.
     let (ok, out, _) = run(&damaged);
     assert!(
-        ok && out.contains("section cpu, field version, offset 0x5f1e1: version 99 is newer than 12"),
+        ok && out
+            .contains("section cpu, field version, offset 0x5f1e1: version 99 is newer than 12"),
         "{out}"
     );
     damaged.clone_from(&bytes);
     damaged[0x5f1d0 + 17 + 1842] = 0; // its footer
     let (ok, out, err) = run(&damaged);
-    assert!(!ok && out.contains("cpu_common") && err.contains("section cpu, field footer"), "{out}{err}");
+    assert!(
+        !ok && out.contains("cpu_common") && err.contains("section cpu, field footer"),
+        "{out}{err}"
+    );
     let (ok, _, err) = run(b"not a stream at all");
     assert!(!ok && err.contains("stream header, field magic, offset 0x0"), "{err}");
 }
@@ -139,7 +174,8 @@ fn a_block_that_is_not_there_is_named_with_those_that_are() {
     let vector = Vector::named("kvm-acpi-off-16m");
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("ram");
-    let output = inspect(&vector, folder.path(), &["--block", "vga.vram", "--ram", out.to_str().unwrap()]);
+    let output =
+        inspect(&vector, folder.path(), &["--block", "vga.vram", "--ram", out.to_str().unwrap()]);
     let err = String::from_utf8_lossy(&output.stderr);
     assert!(err.contains("no block \"vga.vram\" in the stream, but microvm.ram, pc.bios"), "{err}");
 }

@@ -38,24 +38,37 @@ fn a_stream_becomes_a_core_with_its_memory_and_registers() {
             folder.path(),
             &["--ram", ram.to_str().unwrap(), "--core", out.to_str().unwrap()],
         );
-        assert!(made.status.success(), "{}: {}", vector.name, String::from_utf8_lossy(&made.stderr));
+        assert!(
+            made.status.success(),
+            "{}: {}",
+            vector.name,
+            String::from_utf8_lossy(&made.stderr)
+        );
         let (ram, file) = (std::fs::read(&ram).unwrap(), std::fs::read(&out).unwrap());
         let core = Core::parse(&file).unwrap();
         assert!(core.physical(0, ram.len() as u64) == Some(&ram[..]), "{}: memory", vector.name);
         let cpus = cpus(&file).unwrap();
         assert!(!cpus.is_empty() && cpus[0].rip != 0, "{}: registers", vector.name);
-        assert!(cpus.iter().all(|cpu| cpu.cs.flags & 0x8000 != 0), "{}: code segments", vector.name);
+        assert!(
+            cpus.iter().all(|cpu| cpu.cs.flags & 0x8000 != 0),
+            "{}: code segments",
+            vector.name
+        );
         assert!(!folder.path().join("core.part").exists());
     }
 }
 
 #[test]
 fn a_stream_becomes_a_kdump_without_keeping_its_image() {
-    let vector = vectors::all().into_iter().find(|vector| vector.name.starts_with("kvm-2cpu")).unwrap();
+    let vector =
+        vectors::all().into_iter().find(|vector| vector.name.starts_with("kvm-2cpu")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("kdump");
-    let made =
-        inspect(&vector, folder.path(), &["--core", out.to_str().unwrap(), "--format", "kdump-raw-zstd"]);
+    let made = inspect(
+        &vector,
+        folder.path(),
+        &["--core", out.to_str().unwrap(), "--format", "kdump-raw-zstd"],
+    );
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let file = std::fs::read(&out).unwrap();
     let kdump = Kdump::parse(&file).unwrap();
@@ -67,7 +80,8 @@ fn a_stream_becomes_a_kdump_without_keeping_its_image() {
 
 #[test]
 fn a_stream_cut_short_leaves_no_core() {
-    let vector = vectors::all().into_iter().find(|vector| vector.name.starts_with("kvm-2cpu")).unwrap();
+    let vector =
+        vectors::all().into_iter().find(|vector| vector.name.starts_with("kvm-2cpu")).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (cut, out) = (folder.path().join("cut"), folder.path().join("core"));
     let mut stream = vector.files("main").remove(0);

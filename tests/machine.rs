@@ -23,7 +23,10 @@ fn a_guest_boots_says_a_word_and_sleeps() {
     g.said.wait_for("k");
     assert_eq!(g.machine.run_state(), RunState::Running);
     assert_eq!(g.machine.vcpus().len(), 1);
-    assert!(std::path::Path::new(&format!("/proc/self/task/{}", g.machine.vcpus()[0].thread_id)).exists());
+    assert!(
+        std::path::Path::new(&format!("/proc/self/task/{}", g.machine.vcpus()[0].thread_id))
+            .exists()
+    );
     g.machine.quit();
     assert!(matches!(g.machine.cont(), Err(ContRefused::Gone)));
     assert_eq!(g.events(), [Event::Resume]);
@@ -225,8 +228,8 @@ fn a_throttled_guest_counts_slower_and_still_stops_at_once() {
     g.machine.set_throttle(0);
 }
 
-/// Runs a guest that writes 1024 pages in turn, and copies what the dirty log brings as a migration does. Returns the
-/// pages of the copy that are not what the guest has in the end.
+/// Runs a guest that writes 1024 pages in turn, and copies what the dirty log brings as a migration
+/// does. Returns the pages of the copy that are not what the guest has in the end.
 fn missed_pages(ring: Option<u32>) -> Result<Vec<usize>, kvm::Error> {
     let dir = dir();
     let mut config = config(&dir, &guest::writer(), 16, 1);
@@ -267,7 +270,9 @@ fn missed_pages(ring: Option<u32>) -> Result<Vec<usize>, kvm::Error> {
     log.harvest(&mut dirty)?;
     assert!(dirty.contains(7));
     log.stop().unwrap();
-    Ok((0..pages as usize).filter(|p| now[p * 4096..][..4096] != copy[p * 4096..][..4096]).collect())
+    Ok((0..pages as usize)
+        .filter(|p| now[p * 4096..][..4096] != copy[p * 4096..][..4096])
+        .collect())
 }
 
 #[test]
@@ -278,8 +283,8 @@ fn the_dirty_log_misses_no_page() {
     }
 }
 
-/// As many pages as the ring has entries are written in one turn. A KVM that looks at the ring too late writes over
-/// its own entries; what it lost must not be taken for clean.
+/// As many pages as the ring has entries are written in one turn. A KVM that looks at the ring too
+/// late writes over its own entries; what it lost must not be taken for clean.
 #[test]
 fn a_dirty_ring_that_overflows_says_so() {
     match missed_pages(Some(1024)) {

@@ -1,4 +1,5 @@
-//! Streams of QEMU's go on here, ours go on in QEMU, and a machine saved and loaded is the same machine.
+//! Streams of QEMU's go on here, ours go on in QEMU, and a machine saved and loaded is the same
+//! machine.
 
 mod common;
 
@@ -9,8 +10,7 @@ use godwit::vmstate::Section;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const WAITING: &str =
-    "-accel kvm -M microvm,acpi=off -m 16 -nodefaults -display none -serial file:/dev/null -incoming defer";
+const WAITING: &str = "-accel kvm -M microvm,acpi=off -m 16 -nodefaults -display none -serial file:/dev/null -incoming defer";
 
 fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let start = Instant::now();
@@ -84,15 +84,24 @@ fn streams_that_do_not_fit_are_refused_with_the_place() {
         "{error}"
     );
     let error = refused("kvm-virtio-xbzrle-16m", "");
-    assert!(error.starts_with("section virtio-mmio@00000000feb00e00/virtio-blk, field name"), "{error}");
+    assert!(
+        error.starts_with("section virtio-mmio@00000000feb00e00/virtio-blk, field name"),
+        "{error}"
+    );
     let error = refused("kvm-acpi-off-16m", "-m 32");
-    assert!(error.contains("16777216 bytes (16 MiB) of RAM, this machine has 33554432 (-m 32)"), "{error}");
+    assert!(
+        error.contains("16777216 bytes (16 MiB) of RAM, this machine has 33554432 (-m 32)"),
+        "{error}"
+    );
     let error = refused("kvm-2cpu-16m", "");
     assert!(error.contains("section cpu_common instance 1") && error.contains("-smp 1"), "{error}");
     let error = refused("kvm-acpi-off-16m", "-smp 2");
     assert!(error.starts_with("section cpu instance 1") && error.contains("missing"), "{error}");
     let error = refused("tcg-max-cpu-16m", "");
-    assert!(error.contains("section mc146818rtc") && error.contains("MC146818 clock of rtc=on"), "{error}");
+    assert!(
+        error.contains("section mc146818rtc") && error.contains("MC146818 clock of rtc=on"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -113,11 +122,15 @@ fn damage_and_misfits_are_refused_by_name() {
         "{error}"
     );
     let error = edited(&|b| b[cpu + 11] = 13);
-    assert!(error.contains("section cpu, field version") && error.contains("13 is newer than 12"), "{error}");
+    assert!(
+        error.contains("section cpu, field version") && error.contains("13 is newer than 12"),
+        "{error}"
+    );
     let khz = bytes.windows(11).position(|w| w == b"cpu/tsc_khz").unwrap();
     let error = edited(&|b| b[khz + 4] = b'x');
     assert!(
-        error.contains("section cpu, field subsection") && error.contains("\"cpu/xsc_khz\" is not known"),
+        error.contains("section cpu, field subsection")
+            && error.contains("\"cpu/xsc_khz\" is not known"),
         "{error}"
     );
     let error = edited(&|b| b[khz + 14] = 2);
@@ -202,8 +215,9 @@ fn qemu_goes_on_with_our_guest() {
         .stderr(std::fs::File::create(path("errors")).unwrap())
         .spawn()
         .unwrap();
-    let read =
-        |name: &str| String::from_utf8_lossy(&std::fs::read(path(name)).unwrap_or_default()).into_owned();
+    let read = |name: &str| {
+        String::from_utf8_lossy(&std::fs::read(path(name)).unwrap_or_default()).into_owned()
+    };
     let start = Instant::now();
     while read("serial").lines().count() < 3 && start.elapsed() < Duration::from_secs(30) {
         std::thread::sleep(Duration::from_millis(20));

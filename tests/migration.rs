@@ -1,4 +1,5 @@
-//! The built-in guest moves between real processes, and goes on counting without finding a page corrupt.
+//! The built-in guest moves between real processes, and goes on counting without finding a page
+//! corrupt.
 
 mod common;
 
@@ -93,8 +94,10 @@ fn the_guest_moves_over_tcp_of_both_families() {
         let dir = tempfile::tempdir().unwrap();
         let (mut source, mut target) = (source(dir.path()), target(dir.path(), "target"));
         target.ask("migrate-incoming", json!({"uri": format!("tcp:{host}:0")}));
-        let port =
-            target.ask("query-migrate", json!({}))["socket-address"][0]["port"].as_str().unwrap().to_owned();
+        let port = target.ask("query-migrate", json!({}))["socket-address"][0]["port"]
+            .as_str()
+            .unwrap()
+            .to_owned();
         source.ask("migrate", json!({"uri": format!("tcp:{host}:{port}")}));
         assert_eq!(source.outcome()["status"], "completed");
         target.wait_for_sweeps(2);
@@ -125,7 +128,10 @@ fn a_running_guest_cannot_wait_for_the_word_of_a_file() {
     source.set(&["return-path", "switchover-ack"], &json!({}));
     source.ask("migrate", json!({"uri": format!("file:{}", dir.path().join("state").display())}));
     let report = source.outcome();
-    assert!(report["error-desc"].as_str().is_some_and(|text| text.contains("switchover-ack")), "{report}");
+    assert!(
+        report["error-desc"].as_str().is_some_and(|text| text.contains("switchover-ack")),
+        "{report}"
+    );
     assert_eq!(source.status(), "running");
 }
 
@@ -182,7 +188,8 @@ fn what_does_not_fit_is_refused_before_ram_moves_and_said_on_both_sides() {
     let dir = tempfile::tempdir().unwrap();
     let uri = unix(dir.path());
     let mut source = source(dir.path());
-    let mut target = Launch::new(dir.path(), "target").memory(128).guest(GUEST).incoming(&uri).start();
+    let mut target =
+        Launch::new(dir.path(), "target").memory(128).guest(GUEST).incoming(&uri).start();
     source.ask("migrate", json!({"uri": uri}));
     let report = source.outcome();
     assert_eq!(report["status"], "failed");

@@ -1,4 +1,5 @@
-//! Two hosts as network namespaces, with a switch between them whose links have a speed and can go down. Needs root.
+//! Two hosts as network namespaces, with a switch between them whose links have a speed and can go
+//! down. Needs root.
 
 mod common;
 
@@ -30,15 +31,20 @@ impl Network {
         for (host, number) in [("a", 1), ("b", 2)] {
             let namespace = network.name(host);
             ip(&format!("netns add {namespace}"));
-            ip(&format!("-n {switch} link add port-{host} type veth peer name eth0 netns {namespace}"));
+            ip(&format!(
+                "-n {switch} link add port-{host} type veth peer name eth0 netns {namespace}"
+            ));
             ip(&format!("-n {switch} link set port-{host} master bridge up"));
             ip(&format!("-n {namespace} link set lo up"));
             ip(&format!("-n {namespace} addr add 10.77.0.{number}/24 dev eth0"));
             ip(&format!("-n {namespace} addr add fd77::{number}/64 dev eth0 nodad"));
             ip(&format!("-n {namespace} link set eth0 up"));
-            for (namespace, device) in [(&namespace, "eth0".into()), (&switch, format!("port-{host}"))] {
-                let shape =
-                    format!("qdisc add dev {device} root tbf rate {MBIT}mbit burst 256kb latency 50ms");
+            for (namespace, device) in
+                [(&namespace, "eth0".into()), (&switch, format!("port-{host}"))]
+            {
+                let shape = format!(
+                    "qdisc add dev {device} root tbf rate {MBIT}mbit burst 256kb latency 50ms"
+                );
                 done("tc", &format!("-n {namespace} {shape}"));
             }
         }
@@ -105,7 +111,8 @@ fn the_guest_moves_between_hosts_over_a_shaped_link_of_both_families() {
         [("10.77.0.2", &["xbzrle"][..]), ("[fd77::2]", &["multifd"]), ("[fd77::2]", &[])]
     {
         let dir = tempfile::tempdir().unwrap();
-        let (mut source, mut target) = (network.source(dir.path()), network.target(dir.path(), "target"));
+        let (mut source, mut target) =
+            (network.source(dir.path()), network.target(dir.path(), "target"));
         let parameters = json!({
             "max-bandwidth": 0, "downtime-limit": 1000, "x-godwit-verify": true, "multifd-channels": 2,
         });
@@ -126,11 +133,14 @@ fn the_guest_moves_between_hosts_over_a_shaped_link_of_both_families() {
 #[test]
 fn a_link_down_for_30_s_is_survived_and_the_guest_never_stops() {
     let (network, dir) = (Network::new(), tempfile::tempdir().unwrap());
-    let (mut source, mut target) = (network.source(dir.path()), network.target(dir.path(), "target"));
+    let (mut source, mut target) =
+        (network.source(dir.path()), network.target(dir.path(), "target"));
     source.set(&[], &json!({"max-bandwidth": 16 << 20, "downtime-limit": 0}));
     let uri = listen(&mut target, "10.77.0.2");
     source.ask("migrate", json!({"uri": uri}));
-    source.wait_for("the second round", |report| report["ram"]["dirty-sync-count"].as_u64() >= Some(2));
+    source.wait_for("the second round", |report| {
+        report["ram"]["dirty-sync-count"].as_u64() >= Some(2)
+    });
     network.link("down");
     let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {
@@ -160,17 +170,21 @@ fn a_link_down_for_ever_ends_the_migration_after_the_peer_timeout_and_the_guest_
         }
         source.ask("migrate", json!({"uri": uri}));
         if in_round {
-            source
-                .wait_for("the second round", |report| report["ram"]["dirty-sync-count"].as_u64() >= Some(2));
+            source.wait_for("the second round", |report| {
+                report["ram"]["dirty-sync-count"].as_u64() >= Some(2)
+            });
             network.link("down");
         }
         let down = Instant::now();
         let report = source.outcome();
         assert_eq!(report["status"], "failed");
         let error = report["error-desc"].as_str().unwrap();
-        // The network may find out sooner than the time-out that nobody is there: nobody answers its ARP requests.
+        // The network may find out sooner than the time-out that nobody is there: nobody answers
+        // its ARP requests.
         let says_why = |text: &str| {
-            ["timed out", "No route to host", "connection was lost"].iter().any(|why| text.contains(why))
+            ["timed out", "No route to host", "connection was lost"]
+                .iter()
+                .any(|why| text.contains(why))
         };
         assert!(says_why(error), "{name}: {error}");
         assert!((3..20).contains(&down.elapsed().as_secs()), "{name}: after {:?}", down.elapsed());
@@ -184,7 +198,10 @@ fn a_link_down_for_ever_ends_the_migration_after_the_peer_timeout_and_the_guest_
         network.link("up");
     }
     let mut target = network.target(dir.path(), "second");
-    source.set(&[], &json!({"max-bandwidth": 0, "downtime-limit": 1000, "x-godwit-peer-timeout": 60_000}));
+    source.set(
+        &[],
+        &json!({"max-bandwidth": 0, "downtime-limit": 1000, "x-godwit-peer-timeout": 60_000}),
+    );
     let uri = listen(&mut target, "10.77.0.2");
     source.ask("migrate", json!({"uri": uri}));
     arrives(&mut source, &mut target);
@@ -193,7 +210,8 @@ fn a_link_down_for_ever_ends_the_migration_after_the_peer_timeout_and_the_guest_
 #[test]
 fn a_link_down_at_the_switch_over_gives_the_guest_back_after_the_commit_timeout() {
     let (network, dir) = (Network::new(), tempfile::tempdir().unwrap());
-    let (mut source, mut target) = (network.source(dir.path()), network.target(dir.path(), "target"));
+    let (mut source, mut target) =
+        (network.source(dir.path()), network.target(dir.path(), "target"));
     let parameters = json!({
         "max-bandwidth": 0, "downtime-limit": 10_000, "x-godwit-peer-timeout": 6000, "x-godwit-commit-timeout": 2000,
     });

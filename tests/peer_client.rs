@@ -29,7 +29,17 @@ impl Qemu {
         std::fs::write(&kernel, godwit::builtin::elf()).unwrap();
         let socket = folder.join(side);
         let child = Command::new("qemu-system-x86_64")
-            .args(["-accel", "kvm", "-M", "microvm,acpi=off", "-m", "64", "-nodefaults", "-display", "none"])
+            .args([
+                "-accel",
+                "kvm",
+                "-M",
+                "microvm,acpi=off",
+                "-m",
+                "64",
+                "-nodefaults",
+                "-display",
+                "none",
+            ])
             .args(["-serial", "null", "-append", "ws=2", "-kernel"])
             .arg(kernel)
             .args(["-qmp", &format!("unix:{},server=on,wait=off", socket.display())])

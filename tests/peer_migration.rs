@@ -1,4 +1,5 @@
-//! The built-in guest moves between Godwit and QEMU, in both directions. Runs with `GODWIT_PEERS=1`.
+//! The built-in guest moves between Godwit and QEMU, in both directions. Runs with
+//! `GODWIT_PEERS=1`.
 
 #[path = "common/vm.rs"]
 #[allow(dead_code, reason = "each test binary uses some of it")]
@@ -43,9 +44,15 @@ fn ram(dir: &Path, vm: &mut Vm) -> Vec<u8> {
     std::fs::read(file).unwrap()
 }
 
-/// Moves the guest to a target that holds it at first, compares their RAM, and lets it go on. `under_way` is what is set at
-/// the source while it migrates, some time between each.
-fn moves(source_is_qemu: bool, guest: &str, capabilities: &[&str], parameters: &Value, under_way: &[Value]) {
+/// Moves the guest to a target that holds it at first, compares their RAM, and lets it go on.
+/// `under_way` is what is set at the source while it migrates, some time between each.
+fn moves(
+    source_is_qemu: bool,
+    guest: &str,
+    capabilities: &[&str],
+    parameters: &Value,
+    under_way: &[Value],
+) {
     let dir = tempfile::tempdir().unwrap();
     let launch = |name: &str, qemu: bool| {
         let launch = Launch::new(dir.path(), name).guest(guest);
@@ -67,8 +74,10 @@ fn moves(source_is_qemu: bool, guest: &str, capabilities: &[&str], parameters: &
         source.ask("migrate-set-parameters", change.clone());
     }
     let report = source.outcome();
-    let what =
-        format!("{capabilities:?} {parameters} {}", if source_is_qemu { "from QEMU" } else { "to QEMU" });
+    let what = format!(
+        "{capabilities:?} {parameters} {}",
+        if source_is_qemu { "from QEMU" } else { "to QEMU" }
+    );
     assert_eq!(report["status"], "completed", "{what}: {report} {}", target.stderr());
     while target.status() == "inmigrate" {
         std::thread::sleep(Duration::from_millis(5));
@@ -87,18 +96,18 @@ fn moves(source_is_qemu: bool, guest: &str, capabilities: &[&str], parameters: &
 #[test]
 fn the_guest_moves_to_qemu_every_way() {
     if wanted() {
-        ways()
-            .iter()
-            .for_each(|(capabilities, parameters)| moves(false, GUEST, capabilities, parameters, &[]));
+        ways().iter().for_each(|(capabilities, parameters)| {
+            moves(false, GUEST, capabilities, parameters, &[])
+        });
     }
 }
 
 #[test]
 fn the_guest_comes_from_qemu_every_way() {
     if wanted() {
-        ways()
-            .iter()
-            .for_each(|(capabilities, parameters)| moves(true, GUEST, capabilities, parameters, &[]));
+        ways().iter().for_each(|(capabilities, parameters)| {
+            moves(true, GUEST, capabilities, parameters, &[])
+        });
     }
 }
 
@@ -115,7 +124,8 @@ fn qemu_reads_on_when_the_level_of_compression_is_changed_under_way() {
     }
 }
 
-/// A guest that takes some seconds to move at `SLOW` bytes a second, at the point where a first part has gone.
+/// A guest that takes some seconds to move at `SLOW` bytes a second, at the point where a first
+/// part has gone.
 fn half_way(dir: &Path, source_is_qemu: bool) -> (Vm, Vm) {
     let launch = |name: &str, qemu: bool| {
         let launch = Launch::new(dir, name).guest("ws=8 fill=random rate=4000");
@@ -128,7 +138,9 @@ fn half_way(dir: &Path, source_is_qemu: bool) -> (Vm, Vm) {
     target.ask("migrate-incoming", json!({"uri": uri}));
     source.ask("migrate-set-parameters", json!({"max-bandwidth": 2 << 20}));
     source.ask("migrate", json!({"uri": uri}));
-    source.wait_for("its first bytes", |report| report["ram"]["transferred"].as_u64() > Some(1 << 20));
+    source.wait_for("its first bytes", |report| {
+        report["ram"]["transferred"].as_u64() > Some(1 << 20)
+    });
     (source, target)
 }
 
@@ -145,8 +157,11 @@ fn a_qemu_killed_half_way_leaves_the_guest_here_and_it_can_leave_again() {
     assert!(report["error-desc"].as_str().is_some_and(|why| !why.is_empty()), "{report}");
     source.assert_alive();
     let uri = format!("unix:{}", dir.path().join("again").display());
-    let mut target =
-        Launch::new(dir.path(), "second").guest("ws=8 fill=random rate=4000").qemu().incoming(&uri).start();
+    let mut target = Launch::new(dir.path(), "second")
+        .guest("ws=8 fill=random rate=4000")
+        .qemu()
+        .incoming(&uri)
+        .start();
     source.ask("migrate-set-parameters", json!({"max-bandwidth": 0}));
     source.ask("migrate", json!({"uri": uri}));
     assert_eq!(source.outcome()["status"], "completed");
@@ -163,7 +178,10 @@ fn a_qemu_killed_half_way_leaves_no_guest_here() {
     source.kill();
     assert_eq!(target.exit_code(), Some(1), "{}", target.stderr());
     let words = target.stderr();
-    assert!(words.contains("closed the connection") || words.contains("Connection reset"), "{words}");
+    assert!(
+        words.contains("closed the connection") || words.contains("Connection reset"),
+        "{words}"
+    );
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! Python's `qemu.qmp` and its `qmp-shell` as clients. Runs with `GODWIT_PEERS=1`; `tools/install` installs them.
+//! Python's `qemu.qmp` and its `qmp-shell` as clients. Runs with `GODWIT_PEERS=1`; `tools/install`
+//! installs them.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -55,8 +56,12 @@ impl Drop for Godwit {
 
 /// Runs `command` with this on its standard input.
 fn run(command: &mut Command, input: &str) -> Output {
-    let mut child =
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }
@@ -81,7 +86,8 @@ fn qmp_shell_starts_stops_and_quits() {
     assert!(godwit.0.wait().unwrap().success());
 }
 
-/// Events are awaited, an error is caught by class, and many commands wait for their answers at once.
+/// Events are awaited, an error is caught by class, and many commands wait for their answers at
+/// once.
 const SCRIPT: &str = r#"
 import asyncio, sys
 from qemu.qmp import QMPClient, ExecuteError, EventListener

@@ -1,4 +1,5 @@
-//! QEMU's own analyser reads what `migrate` wrote to a file. Runs with `GODWIT_PEERS=1`; `tools/install` fetches it.
+//! QEMU's own analyser reads what `migrate` wrote to a file. Runs with `GODWIT_PEERS=1`;
+//! `tools/install` fetches it.
 
 use serde_json::Value;
 use std::path::Path;
@@ -45,7 +46,14 @@ fn save(folder: &Path) -> std::path::PathBuf {
                 "-display",
                 "none",
             ])
-            .args(["-kernel", "builtin", "-append", "ws=4 fill=text", "-serial", &format!("file:{serial}")])
+            .args([
+                "-kernel",
+                "builtin",
+                "-append",
+                "ws=4 fill=text",
+                "-serial",
+                &format!("file:{serial}"),
+            ])
             .args(["-qmp", &format!("unix:{monitor},server=on,wait=off")])
             .spawn()
             .unwrap(),
@@ -75,8 +83,12 @@ fn qemus_analyser_reads_our_file() {
     let folder = tempfile::tempdir().unwrap();
     let stream = save(folder.path());
     let analyse = |dump: &str| -> Value {
-        let run =
-            Command::new("python3").arg(&analyser).args(["-d", dump, "-f"]).arg(&stream).output().unwrap();
+        let run = Command::new("python3")
+            .arg(&analyser)
+            .args(["-d", dump, "-f"])
+            .arg(&stream)
+            .output()
+            .unwrap();
         assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
         serde_json::from_slice(&run.stdout).expect("the analyser prints JSON")
     };
@@ -92,7 +104,8 @@ fn qemus_analyser_reads_our_file() {
         assert_eq!(section("cpu", cpu)["env.mp_state"], "0x00000000", "vCPU {cpu} runs");
         assert_eq!(section("apic", cpu)["id"], format!("0x{cpu:02x}"));
     }
-    for name in ["timer", "fw_cfg", "ioapic", "kvmclock", "i8259", "i8254", "serial", "globalstate"] {
+    for name in ["timer", "fw_cfg", "ioapic", "kvmclock", "i8259", "i8254", "serial", "globalstate"]
+    {
         assert!(section(name, 0).is_object(), "{name}");
     }
     assert_eq!(analyse("desc")["page_size"], 4096);

@@ -61,7 +61,9 @@ fn every_state_comes_out_in_the_specifications_shape() {
     let report = active(&mut source);
     assert_ram(&report);
     assert!(
-        ["disk", "xbzrle-cache", "capabilities", "downtime"].iter().all(|name| report.get(name).is_none())
+        ["disk", "xbzrle-cache", "capabilities", "downtime"]
+            .iter()
+            .all(|name| report.get(name).is_none())
     );
     source.ask("migrate_cancel", json!({}));
     assert_eq!(source.outcome(), json!({"status": "cancelled"}));

@@ -1,5 +1,5 @@
-//! Every device section of the recorded streams is read into a struct and written back byte for byte, and the
-//! description that comes from the same field tables is the recorded one.
+//! Every device section of the recorded streams is read into a struct and written back byte for
+//! byte, and the description that comes from the same field tables is the recorded one.
 
 mod common;
 
@@ -36,7 +36,8 @@ fn every_section_is_written_back_byte_for_byte() {
         }
         assert!(sections > 0 || vector.name.starts_with("postcopy"), "{}", vector.name);
         if !recorded.is_empty() {
-            // The capabilities of a mapped-ram stream are described before the devices; ours are not.
+            // The capabilities of a mapped-ram stream are described before the devices; ours are
+            // not.
             let devices = |text: &str| text[text.find("\"page_size\"").unwrap()..].to_owned();
             let (ours, recorded) = (described.finish(), String::from_utf8(recorded).unwrap());
             assert!(vector.name.starts_with("mapped") || ours == recorded, "{}", vector.name);

@@ -1,5 +1,5 @@
-//! Each fault made on purpose is seen: by the RAM hash before the guest goes on, and without it by the guest itself.
-//! `cargo test --features sabotage --test sabotage`
+//! Each fault made on purpose is seen: by the RAM hash before the guest goes on, and without it by
+//! the guest itself. `cargo test --features sabotage --test sabotage`
 
 mod common;
 
@@ -110,7 +110,8 @@ fn pages_read_before_their_bits_are_cleared() {
 
 #[test]
 fn the_vmms_own_writes_not_harvested() {
-    // The guest does not look at the page, so the hash alone can tell; the same writes harvested are no fault.
+    // The guest does not look at the page, so the hash alone can tell; the same writes harvested
+    // are no fault.
     Case::new("skip-vmm-writes").caught_by_hash();
     let dir = tempfile::tempdir().unwrap();
     let (_source, target, report) = Case::new("write-as-vmm").migrate(dir.path(), true);
@@ -120,7 +121,8 @@ fn the_vmms_own_writes_not_harvested() {
 
 #[test]
 fn versions_of_a_page_swapped_between_channels() {
-    let parameters = json!({"max-bandwidth": 32 << 20, "downtime-limit": 2000, "multifd-channels": 2});
+    let parameters =
+        json!({"max-bandwidth": 32 << 20, "downtime-limit": 2000, "multifd-channels": 2});
     Case { capabilities: &["multifd"], parameters, ..Case::new("swap-versions") }.caught();
 }
 

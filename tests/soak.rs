@@ -1,5 +1,6 @@
-//! Many migrations in a row of a guest that dirties its memory flat out, every one of them different, and after each
-//! the RAM of both sides compared. Twenty by default; `tools/soak N` runs N in a release build.
+//! Many migrations in a row of a guest that dirties its memory flat out, every one of them
+//! different, and after each the RAM of both sides compared. Twenty by default; `tools/soak N` runs
+//! N in a release build.
 //!
 //! `GODWIT_SOAK` is how many, `GODWIT_SOAK_SEED` repeats a run.
 
@@ -85,7 +86,8 @@ impl Way {
         source.ask("migrate", json!({"uri": uri}));
         if let Some(cache) = self.resized {
             source.wait_for("the second round", |report| {
-                report["ram"]["dirty-sync-count"].as_u64() >= Some(3) || report["status"] != "active"
+                report["ram"]["dirty-sync-count"].as_u64() >= Some(3)
+                    || report["status"] != "active"
             });
             source.ask(
                 "migrate-set-parameters",
@@ -110,8 +112,9 @@ fn number(variable: &str) -> Option<u64> {
 #[test]
 fn every_migration_of_a_busy_guest_loses_nothing() {
     let count = number("GODWIT_SOAK").unwrap_or(20);
-    let seed = number("GODWIT_SOAK_SEED")
-        .unwrap_or_else(|| std::time::UNIX_EPOCH.elapsed().expect("a clock past 1970").as_nanos() as u64);
+    let seed = number("GODWIT_SOAK_SEED").unwrap_or_else(|| {
+        std::time::UNIX_EPOCH.elapsed().expect("a clock past 1970").as_nanos() as u64
+    });
     println!("GODWIT_SOAK={count} GODWIT_SOAK_SEED={seed}");
     let mut random = Random(seed);
     let started = Instant::now();
@@ -122,11 +125,13 @@ fn every_migration_of_a_busy_guest_loses_nothing() {
         let pattern = PATTERNS[(guests % 4) as usize];
         let processors = if random.coin() { 4 } else { 1 };
         // Every third guest's dirty log is a ring.
-        let log: &[&str] = if guests % 3 == 2 { &["-accel", "kvm,dirty-ring-size=65536"] } else { &[] };
+        let log: &[&str] =
+            if guests % 3 == 2 { &["-accel", "kvm,dirty-ring-size=65536"] } else { &[] };
         guests += 1;
         let guest = format!("ws=4 pattern={pattern}");
-        let launch =
-            |name: &str| Launch::new(dir.path(), name).guest(&guest).processors(processors).words(log);
+        let launch = |name: &str| {
+            Launch::new(dir.path(), name).guest(&guest).processors(processors).words(log)
+        };
         let mut vm = launch(&format!("guest{guests}")).start();
         vm.wait_for_sweeps(1);
         let mut last = 0;
@@ -148,10 +153,17 @@ fn every_migration_of_a_busy_guest_loses_nothing() {
             // The new owner goes on and checks what it got, at least until it says something.
             std::thread::sleep(Duration::from_millis(50));
             let sweeps = vm.sweeps();
-            assert!(sweeps.iter().all(|sweep| *sweep >= last) && sweeps.is_sorted(), "{last} {sweeps:?}");
+            assert!(
+                sweeps.iter().all(|sweep| *sweep >= last) && sweeps.is_sorted(),
+                "{last} {sweeps:?}"
+            );
         }
         vm.assert_alive();
-        assert!(vm.sweeps().iter().all(|sweep| *sweep >= last), "went back from {last}: {}", vm.serial());
+        assert!(
+            vm.sweeps().iter().all(|sweep| *sweep >= last),
+            "went back from {last}: {}",
+            vm.serial()
+        );
     }
     println!("{done} migrations, {:.1} s, no page lost", started.elapsed().as_secs_f64());
 }

@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
-const GUEST: [&str; 7] = ["run", "-M", "microvm,acpi=off", "-nodefaults", "-display", "none", "-kernel"];
+const GUEST: [&str; 7] =
+    ["run", "-M", "microvm,acpi=off", "-nodefaults", "-display", "none", "-kernel"];
 
 fn godwit() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_godwit"));
@@ -47,8 +48,14 @@ fn forbid_io_uring(errno: i32) -> io::Result<()> {
 #[test]
 fn without_kvm() {
     let text = refusal(godwit().args(["-accel", "kvm,device=/dev/no-kvm"]).output().unwrap());
-    assert!(text.starts_with("godwit: cannot open /dev/no-kvm: No such file or directory"), "{text}");
-    assert!(text.contains("modprobe kvm_intel or kvm_amd") && text.contains("--device /dev/kvm"), "{text}");
+    assert!(
+        text.starts_with("godwit: cannot open /dev/no-kvm: No such file or directory"),
+        "{text}"
+    );
+    assert!(
+        text.contains("modprobe kvm_intel or kvm_amd") && text.contains("--device /dev/kvm"),
+        "{text}"
+    );
     assert_eq!(text.matches("No such file").count(), 1, "{text}");
     let text = refusal(godwit().args(["-accel", "kvm,device=/dev/null"]).output().unwrap());
     assert!(text.contains("/dev/null is not KVM"), "{text}");
@@ -58,7 +65,8 @@ fn without_kvm() {
 fn without_io_uring() {
     for errno in [libc::EPERM, libc::ENOSYS] {
         let mut command = godwit();
-        // SAFETY: between fork and exec only system calls are made, no memory is allocated and no lock taken.
+        // SAFETY: between fork and exec only system calls are made, no memory is allocated and no
+        // lock taken.
         unsafe { command.pre_exec(move || forbid_io_uring(errno)) };
         let text = refusal(command.output().unwrap());
         assert!(text.starts_with("godwit: io_uring is not available here"), "{text}");
@@ -68,9 +76,13 @@ fn without_io_uring() {
 
 #[test]
 fn without_memory() {
-    let words =
-        format!("ulimit -v 1000000; exec {} {} builtin -m 2G", env!("CARGO_BIN_EXE_godwit"), GUEST.join(" "));
-    let text = refusal(Command::new("sh").args(["-c", &words]).stdin(Stdio::null()).output().unwrap());
+    let words = format!(
+        "ulimit -v 1000000; exec {} {} builtin -m 2G",
+        env!("CARGO_BIN_EXE_godwit"),
+        GUEST.join(" ")
+    );
+    let text =
+        refusal(Command::new("sh").args(["-c", &words]).stdin(Stdio::null()).output().unwrap());
     assert!(text.contains("cannot get 2147483648 bytes of guest RAM"), "{text}");
     assert!(text.contains("less with -m") && text.contains("ulimit -v"), "{text}");
 }

@@ -1,7 +1,8 @@
 //! The page cache and the batch encoder: pages per second.
 //!
-//! `cargo bench -p bench --bench cache`. `lookup/…` is the cache alone, all rounds of a trace; `encode/…` is the whole
-//! way from dirty pages to records: 64 MiB of pages with 64 random bytes changed in each, all in the cache.
+//! `cargo bench -p bench --bench cache`. `lookup/…` is the cache alone, all rounds of a trace;
+//! `encode/…` is the whole way from dirty pages to records: 64 MiB of pages with 64 random bytes
+//! changed in each, all in the cache.
 
 use std::time::{Duration, Instant};
 
@@ -25,11 +26,15 @@ fn lookup(criterion: &mut Criterion) {
         let visits: usize = rounds.iter().map(Vec::len).sum();
         group.throughput(Throughput::Elements(visits as u64));
         for mib in [1, 64, 512] {
-            let policies: [(&str, MakePolicy); 2] =
-                [("ours", |pages| Box::new(Ours::new(pages))), ("peer", |pages| Box::new(Peer::new(pages)))];
+            let policies: [(&str, MakePolicy); 2] = [
+                ("ours", |pages| Box::new(Ours::new(pages))),
+                ("peer", |pages| Box::new(Peer::new(pages))),
+            ];
             for (policy, new) in policies {
                 let id = BenchmarkId::new(format!("{name}/{policy}"), format!("{mib}MiB"));
-                group.bench_function(id, |bencher| bencher.iter(|| play(&mut *new(mib << 8), &rounds)));
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| play(&mut *new(mib << 8), &rounds))
+                });
             }
         }
     }
@@ -45,22 +50,28 @@ fn encode(criterion: &mut Criterion) {
         let (mut guest, mut random) = (Guest::new(), Random::new(11));
         let mut cache = Cache::new((PAGES * xbzrle::PAGE_SIZE) as u64).expect("64 MiB");
         let mut output = Output::new();
-        group.bench_function(BenchmarkId::new("64-bytes", format!("{threads}-threads")), |bencher| {
-            bencher.iter_custom(|times| {
-                let mut spent = Duration::ZERO;
-                for _ in 0..times {
-                    guest.scatter(PAGES, 64, &mut random);
-                    let pages: Vec<LivePage<'_>> = (0..PAGES as u64).map(|page| guest.live(page)).collect();
-                    let started = Instant::now();
-                    for batch in pages.chunks(4096) {
-                        let cache = Some(&mut cache);
-                        pool.install(|| parallel::encode(Round::Delta, cache, batch, &Stream, &mut output));
+        group.bench_function(
+            BenchmarkId::new("64-bytes", format!("{threads}-threads")),
+            |bencher| {
+                bencher.iter_custom(|times| {
+                    let mut spent = Duration::ZERO;
+                    for _ in 0..times {
+                        guest.scatter(PAGES, 64, &mut random);
+                        let pages: Vec<LivePage<'_>> =
+                            (0..PAGES as u64).map(|page| guest.live(page)).collect();
+                        let started = Instant::now();
+                        for batch in pages.chunks(4096) {
+                            let cache = Some(&mut cache);
+                            pool.install(|| {
+                                parallel::encode(Round::Delta, cache, batch, &Stream, &mut output)
+                            });
+                        }
+                        spent += started.elapsed();
                     }
-                    spent += started.elapsed();
-                }
-                spent
-            });
-        });
+                    spent
+                });
+            },
+        );
     }
     group.finish();
 }

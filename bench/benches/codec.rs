@@ -1,7 +1,7 @@
 //! The codec by pattern of change and path: `cargo bench -p bench --bench codec`.
 //!
-//! 16 MiB of pages a pass, the seeds of `bench::patterns`. `memcmp` and `memcpy` are in the same run. `codec-table` is the
-//! table over more memory.
+//! 16 MiB of pages a pass, the seeds of `bench::patterns`. `memcmp` and `memcpy` are in the same
+//! run. `codec-table` is the table over more memory.
 #![allow(unsafe_code)] // live memory is reached through pointers
 
 use std::hint::black_box;
@@ -19,7 +19,11 @@ fn limits(c: &mut Criterion) {
     group.throughput(Throughput::Bytes((PAGES * PAGE_SIZE) as u64)).sample_size(10);
     group.bench_function("memcmp/equal/16MiB", |b| {
         b.iter(|| {
-            regions[0].pages().iter().zip(regions[1].pages()).all(|(a, b)| black_box(a) == black_box(b))
+            regions[0]
+                .pages()
+                .iter()
+                .zip(regions[1].pages())
+                .all(|(a, b)| black_box(a) == black_box(b))
         });
     });
     let [from, to] = &mut regions;

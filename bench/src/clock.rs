@@ -10,7 +10,8 @@ pub struct CpuTime(Duration);
 impl CpuTime {
     pub fn now() -> Self {
         let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-        // SAFETY: `time` is writable; this clock exists since Linux 2.6.12, so the call cannot fail.
+        // SAFETY: `time` is writable; this clock exists since Linux 2.6.12, so the call cannot
+        // fail.
         unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
         Self(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
     }

@@ -36,7 +36,13 @@ impl Run {
         self.tally.delta_bytes as f64 / (self.tally.delta as f64).max(1.0)
     }
 
-    fn encode(&mut self, round: Round, cache: &mut Cache, pages: &[LivePage<'_>], output: &mut Output) {
+    fn encode(
+        &mut self,
+        round: Round,
+        cache: &mut Cache,
+        pages: &[LivePage<'_>],
+        output: &mut Output,
+    ) {
         for batch in pages.chunks(BATCH_PAGES) {
             let started = Instant::now();
             parallel::encode(round, Some(cache), batch, &Stream, output);
@@ -74,7 +80,11 @@ impl Guest {
         let mut memory = MmapMut::map_anon(GUEST_PAGES as usize * PAGE_SIZE).expect("1 GiB");
         let _ = memory.advise(Advice::HugePage);
         let mut random = Random::new(9);
-        memory.as_chunks_mut::<8>().0.iter_mut().for_each(|word| *word = random.next().to_ne_bytes());
+        memory
+            .as_chunks_mut::<8>()
+            .0
+            .iter_mut()
+            .for_each(|word| *word = random.next().to_ne_bytes());
         Guest { memory }
     }
 
@@ -85,7 +95,8 @@ impl Guest {
             for &page in pages {
                 for _ in 0..words {
                     let words = self.memory.as_chunks_mut::<8>().0;
-                    let word = &mut words[page as usize * (PAGE_SIZE / 8) + random.below(512) as usize];
+                    let word =
+                        &mut words[page as usize * (PAGE_SIZE / 8) + random.below(512) as usize];
                     *word = (u64::from_ne_bytes(*word) ^ random.next()).to_ne_bytes();
                 }
             }
@@ -98,7 +109,8 @@ impl Guest {
     /// Page `page`.
     pub fn live(&self, page: u64) -> LivePage<'_> {
         let bytes = &self.memory[page as usize * PAGE_SIZE..][..PAGE_SIZE];
-        // SAFETY: the bytes are borrowed for as long as the result, so nobody writes them meanwhile.
+        // SAFETY: the bytes are borrowed for as long as the result, so nobody writes them
+        // meanwhile.
         unsafe { LivePage::new(page, bytes.as_ptr()) }
     }
 

@@ -82,7 +82,9 @@ impl Pattern {
                 fill(&mut page[first..first + 1024], random);
             }
             Pattern::EveryOtherByte => page.iter_mut().step_by(2).for_each(|byte| *byte ^= 0xff),
-            Pattern::AllChanged => page.iter_mut().for_each(|byte| *byte ^= 1 + below(random, 255) as u8),
+            Pattern::AllChanged => {
+                page.iter_mut().for_each(|byte| *byte ^= 1 + below(random, 255) as u8)
+            }
         }
     }
 }

@@ -1,9 +1,10 @@
-//! A model of the peer, QEMU 10, for comparison in the same run: what it does with a page on a CPU without AVX-512, where
-//! its encoder is scalar ([`peer512`](crate::peer512) is the other one). Written from a description of the method:
+//! A model of the peer, QEMU 10, for comparison in the same run: what it does with a page on a CPU
+//! without AVX-512, where its encoder is scalar ([`peer512`](crate::peer512) is the other one).
+//! Written from a description of the method:
 //!
 //! 1. copy the guest page to a scratch page;
-//! 2. encode scratch against the cached page, with maximal runs: eight bytes at a time while they are equal, or while
-//!    all eight differ; byte by byte up to the end of a run;
+//! 2. encode scratch against the cached page, with maximal runs: eight bytes at a time while they
+//!    are equal, or while all eight differ; byte by byte up to the end of a run;
 //! 3. if it changed, copy scratch over the cached page.
 //!
 //! The decoder reads a length, a length, and copies the run, one after the other.
@@ -124,7 +125,12 @@ pub fn decode(delta: &[u8], page: &mut Page) -> Result<(), DecodeError> {
         }
         position += gap;
         if position > PAGE_SIZE {
-            return Err(DecodeError::RunPastPage { offset, run_bytes: gap, position, page_bytes: PAGE_SIZE });
+            return Err(DecodeError::RunPastPage {
+                offset,
+                run_bytes: gap,
+                position,
+                page_bytes: PAGE_SIZE,
+            });
         }
         offset += gap_bytes;
         let (run, run_bytes) = length(delta, offset)?;
@@ -133,7 +139,12 @@ pub fn decode(delta: &[u8], page: &mut Page) -> Result<(), DecodeError> {
         }
         offset += run_bytes;
         if position + run > PAGE_SIZE || offset + run > delta.len() {
-            return Err(DecodeError::RunPastPage { offset, run_bytes: run, position, page_bytes: PAGE_SIZE });
+            return Err(DecodeError::RunPastPage {
+                offset,
+                run_bytes: run,
+                position,
+                page_bytes: PAGE_SIZE,
+            });
         }
         page[position..position + run].copy_from_slice(&delta[offset..offset + run]);
         position += run;
@@ -146,12 +157,15 @@ fn length(delta: &[u8], offset: usize) -> Result<(usize, usize), DecodeError> {
     match delta.get(offset..offset + 2) {
         None => Err(DecodeError::Truncated { offset }),
         Some(&[low, _]) if low < 128 => Ok((low.into(), 1)),
-        Some(&[low, high]) if high < 128 => Ok((usize::from(low & 0x7f) | usize::from(high) << 7, 2)),
+        Some(&[low, high]) if high < 128 => {
+            Ok((usize::from(low & 0x7f) | usize::from(high) << 7, 2))
+        }
         Some(_) => Err(DecodeError::LengthPast14Bits { offset }),
     }
 }
 
-/// Whether the model writes what the plain encoder of the codec crate writes, which reproduces recorded deltas.
+/// Whether the model writes what the plain encoder of the codec crate writes, which reproduces
+/// recorded deltas.
 pub fn agrees_with_plain(old: &Page, new: &Page) -> bool {
     let (mut model, mut expected) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
     let outcome = encode_still(old, new, &mut model);

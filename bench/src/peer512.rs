@@ -1,6 +1,7 @@
-//! A model of the peer, QEMU 10, on a CPU with AVX-512BW: as [`peer`](crate::peer), except that it compares 64 bytes at a time
-//! and walks over the mask of equal ones. Blocks that are all equal or all different are stepped over whole; runs are
-//! maximal, and copied one by one. For orientation: what is promised is measured against `peer`.
+//! A model of the peer, QEMU 10, on a CPU with AVX-512BW: as [`peer`](crate::peer), except that it
+//! compares 64 bytes at a time and walks over the mask of equal ones. Blocks that are all equal or
+//! all different are stepped over whole; runs are maximal, and copied one by one. For orientation:
+//! what is promised is measured against `peer`.
 //!
 //! Unsafe, for vector loads and for code that only some CPUs run.
 #![allow(unsafe_code)]
@@ -19,11 +20,18 @@ pub struct Peer512(());
 impl Peer512 {
     /// The proof, if the CPU gives it.
     pub fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("bmi1")).then_some(Self(()))
+        (is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("bmi1"))
+            .then_some(Self(()))
     }
 
     /// Encodes the page at `live` against `cached`, and brings `cached` up to date.
-    pub fn encode(self, cached: &mut Page, live: &Page, scratch: &mut Page, out: &mut Page) -> Outcome {
+    pub fn encode(
+        self,
+        cached: &mut Page,
+        live: &Page,
+        scratch: &mut Page,
+        out: &mut Page,
+    ) -> Outcome {
         encode_with(|old, new, out| self.encode_still(old, new, out), cached, live, scratch, out)
     }
 
@@ -42,18 +50,22 @@ impl Peer512 {
 #[target_feature(enable = "avx512bw,bmi1")]
 fn encode_still(old: &Page, new: &Page, out: &mut Page) -> Option<usize> {
     let (mut len, mut gap, mut run) = (0, 0, 0);
-    for (block, (old, bytes)) in old.as_chunks::<64>().0.iter().zip(new.as_chunks::<64>().0).enumerate() {
+    for (block, (old, bytes)) in
+        old.as_chunks::<64>().0.iter().zip(new.as_chunks::<64>().0).enumerate()
+    {
         // SAFETY: 64 bytes are read from each.
-        let (old, bytes) =
-            unsafe { (_mm512_loadu_si512(old.as_ptr().cast()), _mm512_loadu_si512(bytes.as_ptr().cast())) };
+        let (old, bytes) = unsafe {
+            (_mm512_loadu_si512(old.as_ptr().cast()), _mm512_loadu_si512(bytes.as_ptr().cast()))
+        };
         let equal = _mm512_cmpeq_epi8_mask(old, bytes);
         let mut at = 0;
         while at < 64 {
             let position = block * 64 + at;
             let ahead = equal >> at;
             let same = ahead & 1 == 1;
-            let count =
-                (if same { ahead.trailing_ones() } else { ahead.trailing_zeros() } as usize).min(64 - at);
+            let count = (if same { ahead.trailing_ones() } else { ahead.trailing_zeros() }
+                as usize)
+                .min(64 - at);
             if same {
                 if run > 0 {
                     len = put_run(new, position - run, run, out, len)?;
@@ -96,14 +108,21 @@ mod tests {
 
     #[test]
     fn the_model_writes_what_the_peer_does() {
-        let Some(peer) = Peer512::detect() else { return eprintln!("not run: this CPU has no AVX-512BW") };
+        let Some(peer) = Peer512::detect() else {
+            return eprintln!("not run: this CPU has no AVX-512BW");
+        };
         for pattern in Pattern::ALL {
             let (mut old, mut new) = (vec![[0; PAGE_SIZE]; 20], vec![[0; PAGE_SIZE]; 20]);
             pattern.fill(&mut old, &mut new);
             for (old, new) in old.iter().zip(&new) {
                 let (mut out, mut expected) = ([0; PAGE_SIZE], [0; PAGE_SIZE]);
                 let outcome = peer.encode_still(old, new, &mut out);
-                assert_eq!(outcome, xbzrle::plain::encode(old, new, &mut expected), "{}", pattern.name());
+                assert_eq!(
+                    outcome,
+                    xbzrle::plain::encode(old, new, &mut expected),
+                    "{}",
+                    pattern.name()
+                );
                 if let Outcome::Delta(len) = outcome {
                     assert!(out[..len] == expected[..len], "{}", pattern.name());
                 }

@@ -49,7 +49,8 @@ impl Policy for Ours {
     }
 }
 
-/// The peer (QEMU 10): direct-mapped. A page of another address gives way only if it was not found for two rounds.
+/// The peer (QEMU 10): direct-mapped. A page of another address gives way only if it was not found
+/// for two rounds.
 pub struct Peer {
     /// Page and the round in which it was last found or entered; round 0 = empty.
     slots: Vec<(u64, u64)>,
@@ -127,15 +128,21 @@ mod tests {
     fn no_trace_is_two_points_below_lru_and_skewed_ones_are_above_the_peer() {
         let mut traces: Vec<(String, Vec<Vec<u64>>)> =
             synthetic::all().into_iter().map(|(name, rounds)| (name.to_string(), rounds)).collect();
-        traces.extend(Trace::kept().unwrap().into_iter().map(|(name, trace)| (name, trace.numbers())));
+        traces.extend(
+            Trace::kept().unwrap().into_iter().map(|(name, trace)| (name, trace.numbers())),
+        );
         for (name, rounds) in traces {
             for mib in [1, 4, 16, 64, 256] {
                 let pages = mib << 8;
-                let (ours, lru) = (rate(&mut Ours::new(pages), &rounds), rate(&mut Lru::new(pages), &rounds));
+                let (ours, lru) =
+                    (rate(&mut Ours::new(pages), &rounds), rate(&mut Lru::new(pages), &rounds));
                 assert!(ours > lru - 2.0, "{name}, {mib} MiB: {ours:.1} % against {lru:.1} %");
                 if !matches!(&*name, "sweep" | "hot-set" | "random") {
                     let peer = rate(&mut Peer::new(pages), &rounds);
-                    assert!(ours > peer || ours == lru, "{name}, {mib} MiB: {ours:.1} % against {peer:.1} %");
+                    assert!(
+                        ours > peer || ours == lru,
+                        "{name}, {mib} MiB: {ours:.1} % against {peer:.1} %"
+                    );
                 }
             }
         }

@@ -11,7 +11,10 @@ impl Random {
     }
 
     /// The next number.
-    #[expect(clippy::should_implement_trait, reason = "an endless sequence, used as one number at a time")]
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "an endless sequence, used as one number at a time"
+    )]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;

@@ -16,8 +16,10 @@ pub struct Region {
 impl Region {
     /// Pages of zeros, all of them in memory. Huge pages are used if the kernel has them to give.
     pub fn new(pages: usize) -> io::Result<Self> {
-        // A huge page needs an aligned one; the kernel aligns a mapping of whole huge pages by itself.
-        let map = MmapOptions::new().len((pages * PAGE_SIZE).next_multiple_of(2 << 20)).map_anon()?;
+        // A huge page needs an aligned one; the kernel aligns a mapping of whole huge pages by
+        // itself.
+        let map =
+            MmapOptions::new().len((pages * PAGE_SIZE).next_multiple_of(2 << 20)).map_anon()?;
         // A kernel without huge pages refuses, and is measured as it is.
         let _ = map.advise(Advice::HugePage);
         let mut region = Self { map };

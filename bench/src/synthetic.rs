@@ -1,6 +1,7 @@
 //! Page traces from a rule: which pages a guest dirties in each round of a migration.
 //!
-//! A round is the set of pages dirtied since the last one, in ascending order, as the migration thread meets them.
+//! A round is the set of pages dirtied since the last one, in ascending order, as the migration
+//! thread meets them.
 
 use crate::random::Random;
 
@@ -28,7 +29,8 @@ pub fn sweep() -> Rounds {
 pub fn hot_set() -> Rounds {
     const RUN: u64 = 16;
     let mut random = Random::new(1);
-    let runs: Vec<u64> = (0..(48 << 8) / RUN).map(|_| random.below(GUEST_PAGES / RUN) * RUN).collect();
+    let runs: Vec<u64> =
+        (0..(48 << 8) / RUN).map(|_| random.below(GUEST_PAGES / RUN) * RUN).collect();
     let mut page = || match random.below(10) {
         0 => random.below(GUEST_PAGES),
         _ => runs[random.below(runs.len() as u64) as usize] + random.below(RUN),

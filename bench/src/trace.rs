@@ -13,8 +13,9 @@
 //!          4  seen only once    no content: it never occurs again, so nothing can be learned from its bytes
 //! ```
 //!
-//! Contents are deltas against the page's last version, in the codec under test: what cannot be told by a delta of a
-//! page's size is whole. The first version of a page that never occurs again is left out, which is most of a trace.
+//! Contents are deltas against the page's last version, in the codec under test: what cannot be
+//! told by a delta of a page's size is whole. The first version of a page that never occurs again
+//! is left out, which is most of a trace.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -73,7 +74,8 @@ impl Trace {
     pub fn read(path: &Path) -> io::Result<Trace> {
         let mut bytes = Vec::new();
         zstd::Decoder::new(std::fs::File::open(path)?)?.read_to_end(&mut bytes)?;
-        Trace::parse(&bytes).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a page trace"))
+        Trace::parse(&bytes)
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "not a page trace"))
     }
 
     /// Writes a trace file.
@@ -239,7 +241,10 @@ impl Recorder {
         };
         **before = *now;
         let round = self.rounds.last_mut().expect("a round was begun");
-        assert!(round.last().is_none_or(|(before, _)| *before < page), "page {page:#x} out of order");
+        assert!(
+            round.last().is_none_or(|(before, _)| *before < page),
+            "page {page:#x} out of order"
+        );
         round.push((page, change));
     }
 
@@ -278,7 +283,9 @@ impl Replay {
             Change::Same => {}
             Change::Zero => now.fill(0),
             Change::Whole(bytes) => **now = **bytes,
-            Change::Delta(delta) => xbzrle::decode(delta, now).expect("a delta from the version before"),
+            Change::Delta(delta) => {
+                xbzrle::decode(delta, now).expect("a delta from the version before")
+            }
             Change::Once => now.fill(0xa5),
         }
     }

@@ -1,4 +1,5 @@
-//! Any batches: a receiver that applies the records has after each one what memory held, and what the cache holds.
+//! Any batches: a receiver that applies the records has after each one what memory held, and what
+//! the cache holds.
 //!
 //! Each batch is four bytes: round, where it begins, how many pages, and how they change.
 #![no_main]

@@ -1,7 +1,9 @@
-//! Any steps: the page cache holds what a plain map says, whatever was inserted, dropped and resized.
+//! Any steps: the page cache holds what a plain map says, whatever was inserted, dropped and
+//! resized.
 //!
-//! The first byte chooses the size. Up to 8 pages it is one set, where every eviction is known exactly; larger caches may
-//! drop what they like, but what they hold is right. Each three bytes after it are a step: what, page, fill.
+//! The first byte chooses the size. Up to 8 pages it is one set, where every eviction is known
+//! exactly; larger caches may drop what they like, but what they hold is right. Each three bytes
+//! after it are a step: what, page, fill.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

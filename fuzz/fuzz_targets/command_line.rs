@@ -14,7 +14,10 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(config.memory.bytes > 0 && config.memory.bytes.is_multiple_of(4096));
             assert!(config.boot.is_some() || config.incoming.is_some());
             let known = |id: &String| config.chardevs.iter().any(|chardev| chardev.id == *id);
-            assert!(config.serial.iter().all(known) && config.monitors.iter().all(|m| known(&m.chardev)));
+            assert!(
+                config.serial.iter().all(known)
+                    && config.monitors.iter().all(|m| known(&m.chardev))
+            );
         }
         Ok(_) => {}
         Err(errors) => {

@@ -1,5 +1,5 @@
-//! Two pages: encoding against a cached copy, in place, gives what encoding two pages gives, and leaves the new page in
-//! the cache.
+//! Two pages: encoding against a cached copy, in place, gives what encoding two pages gives, and
+//! leaves the new page in the cache.
 #![no_main]
 
 use godwit_fuzz::{Aligned, pages};

@@ -1,7 +1,9 @@
-//! Any bytes on any connections to a target end in an error or a loaded guest, soon and in bounded memory.
+//! Any bytes on any connections to a target end in an error or a loaded guest, soon and in bounded
+//! memory.
 //!
-//! The first byte of the input: bit 0 switches capability `multifd` on, bits 1 and 2 are the number of channels. For each
-//! channel there are two bytes, a length (little-endian), and then so many bytes; what is left is the main channel.
+//! The first byte of the input: bit 0 switches capability `multifd` on, bits 1 and 2 are the number
+//! of channels. For each channel there are two bytes, a length (little-endian), and then so many
+//! bytes; what is left is the main channel.
 
 #![no_main]
 
@@ -96,7 +98,12 @@ impl Guest for Guestless {
 struct Sections(Option<load::Loader>);
 
 impl Loader for Sections {
-    fn section(&mut self, header: &SectionHeader, input: &[u8], offset: u64) -> Result<Step<()>, Error> {
+    fn section(
+        &mut self,
+        header: &SectionHeader,
+        input: &[u8],
+        offset: u64,
+    ) -> Result<Step<()>, Error> {
         self.0.as_mut().expect("not applied yet").section(header, input, offset)
     }
 
@@ -131,7 +138,8 @@ fn split(bytes: &[u8]) -> Option<(bool, Vec<&[u8]>)> {
 /// The source: all connections, all bytes, and an ear for the answers.
 fn feed(path: &str, channels: &[&[u8]]) {
     let mut connections = Vec::new();
-    // Behind the others one that is no main channel and no further channel, for a target that waits for either.
+    // Behind the others one that is no main channel and no further channel, for a target that waits
+    // for either.
     for bytes in channels.iter().copied().chain([[0; 196].as_slice()]) {
         let Ok(mut connection) = UnixStream::connect(path) else { break };
         let _ = connection.write_all(bytes);
@@ -152,7 +160,8 @@ fuzz_target!(|bytes: &[u8]| {
     let settings = Settings::default();
     let parameters = json!({"x-godwit-peer-timeout": PEER_TIMEOUT, "multifd-channels": channels.len().max(2) - 1});
     settings.set_parameters(settings.parameters().with(parameters.as_object().unwrap()).unwrap());
-    settings.set_capabilities(settings.capabilities().with(&[(Capability::Multifd, multifd)]).unwrap());
+    settings
+        .set_capabilities(settings.capabilities().with(&[(Capability::Multifd, multifd)]).unwrap());
     let ram = GuestRam::new(&config().memory).unwrap();
     let guest = Arc::new(Guestless { ram, state: Mutex::new(RunState::InMigrate) });
     let target = Target {

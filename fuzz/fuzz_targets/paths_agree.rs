@@ -1,4 +1,5 @@
-//! Two pages: every path gives the scalar path's outcome, byte for byte, with and without spare room.
+//! Two pages: every path gives the scalar path's outcome, byte for byte, with and without spare
+//! room.
 #![no_main]
 
 use godwit_fuzz::pages;

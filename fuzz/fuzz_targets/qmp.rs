@@ -1,5 +1,5 @@
-//! Any bytes: the session ends each message in an answer or a command, whatever the pieces it came in; what it read
-//! can be written and read again.
+//! Any bytes: the session ends each message in an answer or a command, whatever the pieces it came
+//! in; what it read can be written and read again.
 #![no_main]
 
 use godwit::qmp::json::{self, Reader};

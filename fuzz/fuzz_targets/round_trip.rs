@@ -1,5 +1,5 @@
-//! Two pages: what is encoded decodes to the new page, in no more bytes than the plain encoder takes, and the plain
-//! encoder's delta decodes too.
+//! Two pages: what is encoded decodes to the new page, in no more bytes than the plain encoder
+//! takes, and the plain encoder's delta decodes too.
 #![no_main]
 
 use godwit_fuzz::pages;

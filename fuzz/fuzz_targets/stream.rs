@@ -1,4 +1,5 @@
-//! Any bytes to the stream reader end in items or an error, the same in whatever portions they come.
+//! Any bytes to the stream reader end in items or an error, the same in whatever portions they
+//! come.
 
 #![no_main]
 

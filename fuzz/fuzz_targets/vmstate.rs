@@ -1,5 +1,5 @@
-//! Any bytes to the loader of device sections end in an error or a machine's state, and a section that is read is
-//! written back as one that reads the same.
+//! Any bytes to the loader of device sections end in an error or a machine's state, and a section
+//! that is read is written back as one that reads the same.
 
 #![no_main]
 
@@ -56,7 +56,8 @@ fn section<'a>(loader: &mut Loader, bytes: &'a [u8]) -> Option<&'a [u8]> {
         assert!(used <= payload.len());
         let mut written = Vec::new();
         write_section(&section, &mut written);
-        let (again, all) = read_section(&header, &written, 0, true).expect("what was written can be read");
+        let (again, all) =
+            read_section(&header, &written, 0, true).expect("what was written can be read");
         assert_eq!((&again, all), (&section, written.len()));
         let shown: usize = rows(&section).iter().map(|row| row.bytes).sum();
         assert_eq!(shown, written.len());

@@ -4,7 +4,9 @@ use super::error::{Error, Problem};
 use super::keys::{Key, Keys, split};
 use super::machine::into;
 use super::value;
-use crate::config::{Chardev, ChardevBackend, IpFamily, LogFile, Socket, SocketAddress, SocketRole};
+use crate::config::{
+    Chardev, ChardevBackend, IpFamily, LogFile, Socket, SocketAddress, SocketRole,
+};
 use std::path::PathBuf;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +127,11 @@ pub const CHARDEV: Keys<Draft> = Keys {
         }),
         Key::set("logfile", "PATH", |d, v| path(v, &mut d.log)),
         Key::set("logappend", "on|off", |d, v| into(v, &mut d.log_append)),
-        Key::only("mux", &["off"], "several users of one back-end are not built yet; give each its own"),
+        Key::only(
+            "mux",
+            &["off"],
+            "several users of one back-end are not built yet; give each its own",
+        ),
         Key::only("tight", &["on"], "not built; abstract names end where they end"),
         Key::only("telnet", &["off"], TELNET),
         Key::only("tn3270", &["off"], TELNET),
@@ -175,7 +181,8 @@ pub enum Short {
 }
 
 /// What the words before the colon (or alone) in a short form mean.
-const SHORT_FORMS: [&str; 9] = ["stdio", "null", "none", "pty", "file:", "unix:", "tcp:", "chardev:", "fd:"];
+const SHORT_FORMS: [&str; 9] =
+    ["stdio", "null", "none", "pty", "file:", "unix:", "tcp:", "chardev:", "fd:"];
 
 pub fn short(option: &str, text: &str) -> Result<Short, Error> {
     read_short(option, text).map_err(|mut error| {
@@ -200,7 +207,9 @@ fn read_short(option: &str, text: &str) -> Result<Short, Error> {
             draft.kind = Some(kind(word).map_err(nowhere)?);
             path(rest, &mut draft.path).map_err(nowhere)?;
         }
-        Some((word @ ("unix" | "tcp" | "fd"), rest)) => short_socket(option, word, rest, &mut draft)?,
+        Some((word @ ("unix" | "tcp" | "fd"), rest)) => {
+            short_socket(option, word, rest, &mut draft)?
+        }
         Some(("mon", _)) => {
             let reason = "a monitor cannot share this device; give each its own";
             return Err(nowhere(Problem::Refused(reason)));

@@ -8,8 +8,8 @@ use super::memory::MemoryDraft;
 use super::suggest::nearest;
 use super::value;
 use crate::config::{
-    Actions, Boot, Chardev, ChardevBackend, Config, Identity, Incoming, Kernel, Monitor, PanicAction,
-    RebootAction, ShutdownAction,
+    Actions, Boot, Chardev, ChardevBackend, Config, Identity, Incoming, Kernel, Monitor,
+    PanicAction, RebootAction, ShutdownAction,
 };
 use std::path::PathBuf;
 
@@ -133,7 +133,8 @@ impl Draft {
     }
 
     pub fn uuid(&mut self, option: &str, text: &str) -> Result<(), Error> {
-        self.identity.uuid = value::uuid(text).map_err(|problem| problem.at(format!("{option} {text}")))?;
+        self.identity.uuid =
+            value::uuid(text).map_err(|problem| problem.at(format!("{option} {text}")))?;
         Ok(())
     }
 
@@ -151,15 +152,22 @@ impl Draft {
             {
                 Incoming::Uri(text.into())
             }
-            _ if text.starts_with("rdma:") => return refuse("RDMA is not built; write tcp:HOST:PORT"),
-            _ if text.starts_with("vsock:") => return refuse("vsock is not built yet; write tcp: or unix:"),
+            _ if text.starts_with("rdma:") => {
+                return refuse("RDMA is not built; write tcp:HOST:PORT");
+            }
+            _ if text.starts_with("vsock:") => {
+                return refuse("vsock is not built yet; write tcp: or unix:");
+            }
             _ if text.starts_with('{') => {
-                return refuse("the JSON form is not built here; write a URI, or defer and migrate-incoming");
+                return refuse(
+                    "the JSON form is not built here; write a URI, or defer and migrate-incoming",
+                );
             }
             _ => {
                 let mut forms = SCHEMES.to_vec();
                 forms.push("defer");
-                let given = text.split_once(':').map_or(text.into(), |(scheme, _)| format!("{scheme}:"));
+                let given =
+                    text.split_once(':').map_or(text.into(), |(scheme, _)| format!("{scheme}:"));
                 return Err(value::unknown(&given, &forms).at(format!("{option} {text}")));
             }
         });
@@ -185,7 +193,12 @@ impl Draft {
     pub fn qmp(&mut self, option: &str, text: &str, pretty: bool) -> Result<(), Error> {
         let chardev = chardev::short(option, text)?;
         if chardev != Short::None {
-            self.monitors.push(MonitorDraft { place: format!("{option} {text}"), id: None, chardev, pretty });
+            self.monitors.push(MonitorDraft {
+                place: format!("{option} {text}"),
+                id: None,
+                chardev,
+                pretty,
+            });
         }
         Ok(())
     }
@@ -198,7 +211,12 @@ impl Draft {
         }
         let id = mon.chardev.ok_or_else(|| Problem::MissingKey("chardev=").at(option))?;
         let place = format!("{option} chardev={id}");
-        self.monitors.push(MonitorDraft { place, id: mon.id, chardev: Short::Named(id), pretty: mon.pretty });
+        self.monitors.push(MonitorDraft {
+            place,
+            id: mon.id,
+            chardev: Short::Named(id),
+            pretty: mon.pretty,
+        });
         Ok(())
     }
 
@@ -212,22 +230,24 @@ impl Draft {
         let boot = self.boot().map_err(&mut keep).ok();
         let wiring = self.wire().map_err(&mut keep).ok();
         match (board, cpu, memory, boot, wiring) {
-            (Some(board), Some(cpu), Some(memory), Some(boot), Some((serial, monitors))) => Ok(Config {
-                board,
-                kvm: self.machine.kvm,
-                cpu,
-                memory,
-                boot,
-                chardevs: self.chardevs,
-                serial: serial.filter(|_| board.isa_serial),
-                monitors,
-                incoming: self.incoming,
-                start_paused: self.start_paused,
-                actions: self.actions,
-                identity: self.identity,
-                pidfile: self.pidfile,
-                daemonize: self.daemonize,
-            }),
+            (Some(board), Some(cpu), Some(memory), Some(boot), Some((serial, monitors))) => {
+                Ok(Config {
+                    board,
+                    kvm: self.machine.kvm,
+                    cpu,
+                    memory,
+                    boot,
+                    chardevs: self.chardevs,
+                    serial: serial.filter(|_| board.isa_serial),
+                    monitors,
+                    incoming: self.incoming,
+                    start_paused: self.start_paused,
+                    actions: self.actions,
+                    identity: self.identity,
+                    pidfile: self.pidfile,
+                    daemonize: self.daemonize,
+                })
+            }
             _ => Err(Errors(errors)),
         }
     }
@@ -239,7 +259,8 @@ impl Draft {
                 (_, Some(_), _) => Err(Problem::NeedsOther("it", "-kernel").at("-append")),
                 (None, None, Some(_)) => Ok(None),
                 (None, None, None) => {
-                    let reason = "nothing to start; write -kernel FILE, -kernel builtin or -incoming URI";
+                    let reason =
+                        "nothing to start; write -kernel FILE, -kernel builtin or -incoming URI";
                     Err(Problem::Refused(reason).at(""))
                 }
             };
@@ -273,8 +294,9 @@ impl Draft {
         let stdio = |chardev: &&Chardev| matches!(chardev.backend, ChardevBackend::Stdio { .. });
         match self.chardevs.iter().filter(stdio).nth(1) {
             Some(second) => {
-                let problem =
-                    Problem::Refused("standard input and output are already taken by another device");
+                let problem = Problem::Refused(
+                    "standard input and output are already taken by another device",
+                );
                 Err(problem.at(format!("chardev {}", second.id)))
             }
             None => Ok((serial, monitors)),
@@ -310,7 +332,9 @@ impl Draft {
         let id = match short {
             Short::New(backend, log) => {
                 if self.chardevs.iter().any(|other| other.id == label) {
-                    return Err(Problem::DuplicateId("a character device").at(format!("{place} ({label})")));
+                    return Err(
+                        Problem::DuplicateId("a character device").at(format!("{place} ({label})"))
+                    );
                 }
                 self.chardevs.push(Chardev { id: label.clone(), backend, log });
                 label

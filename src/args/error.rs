@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-/// One thing wrong with a command line. Shown as `-M apci=off: microvm has no such property, did you mean acpi?`.
+/// One thing wrong with a command line. Shown as `-M apci=off: microvm has no such property, did
+/// you mean acpi?`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Error {
     /// The option and the part of its value, as typed. Empty if it is about the line as a whole.

@@ -30,7 +30,11 @@ impl<T> Key<T> {
         Key { name, value, does: Does::Set(set) }
     }
 
-    pub const fn only(name: &'static str, accepted: &'static [&'static str], reason: &'static str) -> Key<T> {
+    pub const fn only(
+        name: &'static str,
+        accepted: &'static [&'static str],
+        reason: &'static str,
+    ) -> Key<T> {
         Key { name, value: accepted[0], does: Does::Only(accepted, reason) }
     }
 
@@ -68,10 +72,17 @@ impl<T> Keys<T> {
     }
 
     /// Sets one key. A key without a value is a switch turned on, or off with `no` in front.
-    pub fn set(&self, option: &str, key: &str, value: Option<&str>, target: &mut T) -> Result<(), Error> {
+    pub fn set(
+        &self,
+        option: &str,
+        key: &str,
+        value: Option<&str>,
+        target: &mut T,
+    ) -> Result<(), Error> {
         let known = |name: &str| self.table.iter().find(|k| k.name == name);
         let bare = key.strip_prefix("no").and_then(known).map(|k| (k, "off"));
-        let found = known(key).map(|k| (k, value.unwrap_or("on"))).or(bare.filter(|_| value.is_none()));
+        let found =
+            known(key).map(|k| (k, value.unwrap_or("on"))).or(bare.filter(|_| value.is_none()));
         let place = match (value, self.implied == Some(key)) {
             (Some(value), true) => format!("{option} {value}"),
             (Some(value), false) => format!("{option} {key}={value}"),
@@ -94,7 +105,8 @@ impl<T> Keys<T> {
 
 fn only(value: &str, accepted: &[&'static str], reason: &'static str) -> Result<(), Problem> {
     let same = |name: &&str| {
-        *name == value || matches!((value::switch(name), value::switch(value)), (Ok(a), Ok(b)) if a == b)
+        *name == value
+            || matches!((value::switch(name), value::switch(value)), (Ok(a), Ok(b)) if a == b)
     };
     match accepted.iter().any(same) {
         true => Ok(()),
@@ -138,8 +150,14 @@ mod tests {
     #[test]
     fn pairs_are_split_and_double_commas_kept() {
         let pair = |k: &str, v: &str| (k.to_string(), Some(v.to_string()));
-        assert_eq!(split("microvm,acpi=off", Some("type")), [pair("type", "microvm"), pair("acpi", "off")]);
-        assert_eq!(split("path=a,,b=c,server", None), [pair("path", "a,b=c"), ("server".into(), None)]);
+        assert_eq!(
+            split("microvm,acpi=off", Some("type")),
+            [pair("type", "microvm"), pair("acpi", "off")]
+        );
+        assert_eq!(
+            split("path=a,,b=c,server", None),
+            [pair("path", "a,b=c"), ("server".into(), None)]
+        );
         assert_eq!(split("", Some("type")), []);
         assert_eq!(split(",,,", None), [(",".into(), None)]);
     }

@@ -20,7 +20,8 @@ pub struct MachineDraft {
 }
 
 const ACPI_REFUSED: &str = "ACPI and its event device are not built yet; write acpi=off";
-const USERSPACE_IRQCHIP: &str = "interrupt controllers are KVM's own here; only kernel-irqchip=on can be had";
+const USERSPACE_IRQCHIP: &str =
+    "interrupt controllers are KVM's own here; only kernel-irqchip=on can be had";
 
 pub const MACHINE: Keys<MachineDraft> = Keys {
     owner: "machine microvm",
@@ -59,7 +60,11 @@ pub const MACHINE: Keys<MachineDraft> = Keys {
         Key::set("dump-guest-core", "on|off", |m, v| into_some(v, &mut m.dump)),
         Key::only("kernel-irqchip", &["on"], USERSPACE_IRQCHIP),
         Key::only("option-roms", &["off", "on"], "expects on or off"),
-        Key::only("ioapic2", &["off", "auto"], "the second IOAPIC comes with ACPI; write ioapic2=off"),
+        Key::only(
+            "ioapic2",
+            &["off", "auto"],
+            "the second IOAPIC comes with ACPI; write ioapic2=off",
+        ),
         Key::only("graphics", &["off"], "there is no display; write graphics=off"),
         Key::only("pcie", &["off", "auto"], "PCI Express is not built; write pcie=off"),
         Key::only("usb", &["off"], "USB is not built; write usb=off"),
@@ -99,8 +104,8 @@ pub const KVM: Keys<MachineDraft> = Keys {
     ],
 };
 
-/// KVM keeps 64 entries free, and with Intel's page modification log 512 more; 65536 entries of 16 bytes for each vCPU
-/// is the kernel's limit.
+/// KVM keeps 64 entries free, and with Intel's page modification log 512 more; 65536 entries of 16
+/// bytes for each vCPU is the kernel's limit.
 const RING_ENTRIES_MIN: u64 = 1024;
 const RING_ENTRIES_MAX: u64 = 65536;
 
@@ -136,9 +141,8 @@ impl MachineDraft {
                 "means ACPI, whose event device is not built yet; write -M microvm,acpi=off",
             )
             .at("-M microvm")),
-            (false, _) => {
-                Err(Problem::Refused("no machine is named; write -M microvm,acpi=off").at(String::new()))
-            }
+            (false, _) => Err(Problem::Refused("no machine is named; write -M microvm,acpi=off")
+                .at(String::new())),
         }
     }
 }
@@ -148,7 +152,8 @@ pub fn cpu(option: &str, text: &str) -> Result<(), Error> {
     const MODELS: [&str; 2] = ["host", "max"];
     let (model, features) = text.split_once(',').unwrap_or((text, ""));
     if !MODELS.contains(&model) {
-        let reason = "CPU models are not built yet: guests see the host's processor; write -cpu host";
+        let reason =
+            "CPU models are not built yet: guests see the host's processor; write -cpu host";
         return Err(Problem::Refused(reason).at(format!("{option} {model}")));
     }
     for feature in features.split(',').filter(|f| !f.is_empty()) {

@@ -252,18 +252,25 @@ impl Object {
             (true, Some(bytes)) => Some(HugePages::Bytes(bytes)),
             (true, None) => Some(HugePages::Default),
             (false, None) => None,
-            (false, Some(_)) => return Err(Problem::NeedsOther("hugetlbsize=", "hugetlb=on").at(place)),
+            (false, Some(_)) => {
+                return Err(Problem::NeedsOther("hugetlbsize=", "hugetlb=on").at(place));
+            }
         };
         Ok(match self.kind {
             Kind::Ram => MemoryBackend::Anonymous { share: self.share.unwrap_or(false) },
-            Kind::Memfd => {
-                MemoryBackend::Memfd { share: self.share.unwrap_or(true), seal: self.seal, huge_pages }
-            }
+            Kind::Memfd => MemoryBackend::Memfd {
+                share: self.share.unwrap_or(true),
+                seal: self.seal,
+                huge_pages,
+            },
             Kind::File => {
-                let path = self.path.clone().ok_or_else(|| Problem::MissingKey("mem-path=").at(place))?;
+                let path =
+                    self.path.clone().ok_or_else(|| Problem::MissingKey("mem-path=").at(place))?;
                 let share = self.share.unwrap_or(false);
                 if self.readonly && share {
-                    return Err(Problem::Conflict("readonly=on", "share=on: guests write to RAM").at(place));
+                    return Err(
+                        Problem::Conflict("readonly=on", "share=on: guests write to RAM").at(place)
+                    );
                 }
                 MemoryBackend::File {
                     path,
@@ -282,9 +289,8 @@ impl MemoryDraft {
     pub fn memory(&self, machine: &MachineDraft) -> Result<Memory, Error> {
         if let Some(unused) = self.objects.iter().find(|o| o.id != machine.memory_backend) {
             let id = unused.id.as_deref().unwrap_or_default();
-            return Err(
-                Problem::Unused("name it with -M microvm,memory-backend=ID").at(format!("-object id={id}"))
-            );
+            return Err(Problem::Unused("name it with -M microvm,memory-backend=ID")
+                .at(format!("-object id={id}")));
         }
         let Some(id) = &machine.memory_backend else {
             return Ok(self.plain_memory(machine));
@@ -301,7 +307,9 @@ impl MemoryDraft {
         };
         let asked = self.bytes.unwrap_or(bytes.next_multiple_of(GRAIN_BYTES));
         if asked != bytes {
-            return Err(Problem::SizesDiffer { asked, backend: bytes }.at(format!("-object id={id}")));
+            return Err(
+                Problem::SizesDiffer { asked, backend: bytes }.at(format!("-object id={id}"))
+            );
         }
         Ok(Memory {
             bytes,

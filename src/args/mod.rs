@@ -1,7 +1,8 @@
 //! The command line of `godwit run`: QEMU's own spelling, read into a [`Config`].
 //!
-//! One table (`table::OPTIONS`) drives reading, help and suggestions. An option is written with one dash or two. What
-//! Godwit cannot honour is refused by name, with the nearest thing it can; nothing is ignored in silence.
+//! One table (`table::OPTIONS`) drives reading, help and suggestions. An option is written with one
+//! dash or two. What Godwit cannot honour is refused by name, with the nearest thing it can;
+//! nothing is ignored in silence.
 
 mod chardev;
 mod device;
@@ -51,16 +52,17 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Error
             let (opt, value) = match option(&word) {
                 Ok(found) => found,
                 Err(error) => {
-                    // What follows a word that means nothing is taken for its value, so that it draws no error of its own.
+                    // What follows a word that means nothing is taken for its value, so that it
+                    // draws no error of its own.
                     words.next_if(|next| next.as_ref().is_ok_and(|next| !next.starts_with('-')));
                     return Err(error);
                 }
             };
             let value = match (opt.value, value) {
                 (Some(_), Some(value)) => value,
-                (Some(placeholder), None) => {
-                    words.next().unwrap_or_else(|| Err(Problem::NeedsValue { placeholder }.at(&*word)))?
-                }
+                (Some(placeholder), None) => words
+                    .next()
+                    .unwrap_or_else(|| Err(Problem::NeedsValue { placeholder }.at(&*word)))?,
                 (None, Some(_)) => return Err(Problem::TakesNoValue.at(word)),
                 (None, None) => String::new(),
             };

@@ -2,13 +2,15 @@
 
 use std::cmp::Reverse;
 
-/// The candidate that takes the fewest typing slips to reach `given`, if they are few for a word of that length; else one that begins
-/// with all of `given`.
+/// The candidate that takes the fewest typing slips to reach `given`, if they are few for a word of
+/// that length; else one that begins with all of `given`.
 ///
-/// A slip is one character too many, missing or wrong, or two neighbours swapped. Of equals the one that begins like it wins.
+/// A slip is one character too many, missing or wrong, or two neighbours swapped. Of equals the one
+/// that begins like it wins.
 pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let given = given.to_lowercase();
-    // Names here are short; anything far longer is no slip, and comparing it would take quadratic time.
+    // Names here are short; anything far longer is no slip, and comparing it would take quadratic
+    // time.
     if given.is_empty() || given.len() > GIVEN_BYTES_MAX {
         return None;
     }
@@ -16,12 +18,17 @@ pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -
     let slip = candidates
         .iter()
         .map(|name| (slips(&given, &name.to_lowercase()), *name))
-        .filter(|(slips, name)| *slips <= given.chars().count().max(name.len()).div_ceil(3).min(SLIPS_MAX))
+        .filter(|(slips, name)| {
+            *slips <= given.chars().count().max(name.len()).div_ceil(3).min(SLIPS_MAX)
+        })
         .filter(|(slips, name)| *slips < name.len())
         .min_by_key(|(slips, name)| (*slips, Reverse(same_start(&given, name))))
         .map(|(_, name)| name);
-    let longer =
-        || candidates.iter().find(|name| given.len() >= BEGINNING_BYTES_MIN && name.starts_with(&given));
+    let longer = || {
+        candidates
+            .iter()
+            .find(|name| given.len() >= BEGINNING_BYTES_MIN && name.starts_with(&given))
+    };
     slip.or_else(|| longer().copied())
 }
 

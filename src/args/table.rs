@@ -78,10 +78,21 @@ const fn only(
     otherwise: &'static str,
 ) -> Opt {
     let value = Some(values[0]);
-    Opt { names, value, section: Section::Accepted, help: otherwise, does: Does::Only(values), keys: None }
+    Opt {
+        names,
+        value,
+        section: Section::Accepted,
+        help: otherwise,
+        does: Does::Only(values),
+        keys: None,
+    }
 }
 
-const fn refuse(names: &'static [&'static str], value: Option<&'static str>, reason: &'static str) -> Opt {
+const fn refuse(
+    names: &'static [&'static str],
+    value: Option<&'static str>,
+    reason: &'static str,
+) -> Opt {
     Opt { names, value, section: Section::NotBuilt, help: reason, does: Does::Refuse, keys: None }
 }
 

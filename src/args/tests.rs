@@ -85,7 +85,10 @@ fn every_optional_part_can_be_asked_for() {
          01020304-0506-0708-090a-0b0c0d0e0f10 -S -no-reboot -action panic=pause,shutdown=pause -pidfile P -kernel builtin \
          -append 'ws=64 rate=2000 pattern=zipf bytes=64 fill=text'",
     );
-    assert_eq!(c.board, Board { pit: false, pic: false, suppress_vmdesc: true, ..Board::default() });
+    assert_eq!(
+        c.board,
+        Board { pit: false, pic: false, suppress_vmdesc: true, ..Board::default() }
+    );
     assert_eq!(c.kvm.dirty_ring_entries, Some(4096));
     assert_eq!((c.cpu.count, c.memory.bytes, c.memory.block.as_str()), (4, 3 << 29, "microvm.ram"));
     assert_eq!(c.identity.name.as_deref(), Some("a,b"));
@@ -106,15 +109,18 @@ fn every_optional_part_can_be_asked_for() {
 
 #[test]
 fn memory_comes_from_where_it_was_said() {
-    let memory =
-        |extra: &str| config(&format!("-M microvm,acpi=off,memory-backend=m -kernel K {extra}")).memory;
-    let memfd =
-        memory("-object memory-backend-memfd,id=m,size=64M,hugetlb=on,hugetlbsize=2M,prealloc=on,share=on");
+    let memory = |extra: &str| {
+        config(&format!("-M microvm,acpi=off,memory-backend=m -kernel K {extra}")).memory
+    };
+    let memfd = memory(
+        "-object memory-backend-memfd,id=m,size=64M,hugetlb=on,hugetlbsize=2M,prealloc=on,share=on",
+    );
     let huge_pages = Some(HugePages::Bytes(2 << 20));
     assert_eq!(memfd.backend, MemoryBackend::Memfd { share: true, seal: true, huge_pages });
     assert_eq!((memfd.bytes, memfd.prealloc), (64 << 20, true));
-    let json =
-        memory(r#"-object '{"qom-type":"memory-backend-ram","id":"m","size":268435456,"share":true}'"#);
+    let json = memory(
+        r#"-object '{"qom-type":"memory-backend-ram","id":"m","size":268435456,"share":true}'"#,
+    );
     assert_eq!((json.backend, json.bytes), (MemoryBackend::Anonymous { share: true }, 256 << 20));
     let plain = config("-M microvm,acpi=off -kernel K").memory;
     assert_eq!(plain.backend, MemoryBackend::Anonymous { share: false });
@@ -145,7 +151,10 @@ fn character_devices_are_named_and_shared_out() {
     assert_eq!(config("-M microvm,acpi=off -kernel K -serial none").serial, None);
     let comma = config("-M microvm,acpi=off -kernel K -serial file:a,b=c");
     let path = PathBuf::from("a,b=c");
-    assert_eq!(comma.chardevs[0].backend, ChardevBackend::File { path, append: false, input: None });
+    assert_eq!(
+        comma.chardevs[0].backend,
+        ChardevBackend::File { path, append: false, input: None }
+    );
 }
 
 #[test]
@@ -196,10 +205,19 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-cpu Skylake",
             "-cpu Skylake: CPU models are not built yet: guests see the host's processor; write -cpu host",
         ),
-        ("-cpu host,-avx", "-cpu -avx: CPU features cannot be chosen one by one yet; write -cpu host"),
+        (
+            "-cpu host,-avx",
+            "-cpu -avx: CPU features cannot be chosen one by one yet; write -cpu host",
+        ),
         ("-smp 0", "-smp 0: expects a number from 1 to 254"),
-        ("-smp 4,threads=2", "-smp threads=2: all processors are cores of one socket; write cores=N alone"),
-        ("-smp 4,cores=2", "-smp: cores, threads and sockets multiply to 2, but there are 4 processors"),
+        (
+            "-smp 4,threads=2",
+            "-smp threads=2: all processors are cores of one socket; write cores=N alone",
+        ),
+        (
+            "-smp 4,cores=2",
+            "-smp: cores, threads and sockets multiply to 2, but there are 4 processors",
+        ),
         ("-smp 2,maxcpus=4", "-smp maxcpus=: processors cannot be added later yet; leave it out"),
         ("-m 12Q", "-m 12Q: expects a size: a number, with K, M, G or T behind it if you like"),
         ("-m 0", "-m 0: expects a size from 8K to 64T"),
@@ -232,13 +250,19 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-object id=m: mem-path= is missing",
         ),
         ("-object memory-backend-ram,size=1G", "-object: id= is missing"),
-        ("-object '{\"qom-type\":[]}'", "-object: expects a JSON object of strings, numbers and booleans"),
+        (
+            "-object '{\"qom-type\":[]}'",
+            "-object: expects a JSON object of strings, numbers and booleans",
+        ),
         (
             "-serial fil:x",
             "-serial fil:x: expects stdio, null, none, pty, file:, unix:, tcp:, chardev: or fd:, did you mean \
                            file:?",
         ),
-        ("-serial mon:stdio", "-serial mon:stdio: a monitor cannot share this device; give each its own"),
+        (
+            "-serial mon:stdio",
+            "-serial mon:stdio: a monitor cannot share this device; give each its own",
+        ),
         ("-serial chardev:x", "-serial chardev:x: there is no character device with this id"),
         ("-serial tcp:localhost", "-serial tcp:localhost: expects tcp:HOST:PORT"),
         ("-serial null -serial stdio", "-serial stdio: the machine has one serial port"),
@@ -277,7 +301,10 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-incoming tpc:h:1: expects tcp:, unix:, fd:, exec:, file: or defer, did you mean tcp:?",
         ),
         ("-uuid x", "-uuid x: expects a UUID: 32 hexadecimal digits in groups of 8-4-4-4-12"),
-        ("-action reboot=restart", "-action reboot=restart: expects reset or shutdown, did you mean reset?"),
+        (
+            "-action reboot=restart",
+            "-action reboot=restart: expects reset or shutdown, did you mean reset?",
+        ),
         (
             "-kernel builtin -append w=1",
             "-append w=1: the built-in guest knows no \"w=1\", did you mean ws=?",
@@ -295,12 +322,16 @@ fn refusals_say_what_and_why_and_what_instead() {
 #[test]
 fn acpi_must_be_refused_by_the_user_and_a_machine_named() {
     let said = |line: &str| parse(words(line)).unwrap_err().to_string();
-    let acpi = "-M microvm: means ACPI, whose event device is not built yet; write -M microvm,acpi=off";
+    let acpi =
+        "-M microvm: means ACPI, whose event device is not built yet; write -M microvm,acpi=off";
     assert_eq!(said("-M microvm -kernel K"), acpi);
     assert_eq!(said("-kernel K"), "no machine is named; write -M microvm,acpi=off");
     let nothing = "nothing to start; write -kernel FILE, -kernel builtin or -incoming URI";
     assert_eq!(said("-M microvm,acpi=off"), nothing);
-    assert_eq!(said("-M microvm,acpi=off -incoming defer -append x"), "-append: it goes only with -kernel");
+    assert_eq!(
+        said("-M microvm,acpi=off -incoming defer -append x"),
+        "-append: it goes only with -kernel"
+    );
 }
 
 #[test]

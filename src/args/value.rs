@@ -31,7 +31,9 @@ pub fn unknown(given: &str, accepted: &[&'static str]) -> Problem {
 /// A number in decimal or, after `0x`, in hexadecimal.
 pub fn number(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
-        Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => u64::from_str_radix(digits, 16),
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            u64::from_str_radix(digits, 16)
+        }
         _ if text.bytes().all(|b| b.is_ascii_digit()) => text.parse(),
         _ => return Err(Problem::OutOfRange { min, max }),
     };
@@ -39,11 +41,14 @@ pub fn number(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
 }
 
 pub fn power_of_two(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
-    number(text, min, max).ok().filter(|n| n.is_power_of_two()).ok_or(Problem::NotAPowerOfTwo { min, max })
+    number(text, min, max)
+        .ok()
+        .filter(|n| n.is_power_of_two())
+        .ok_or(Problem::NotAPowerOfTwo { min, max })
 }
 
-/// A size in bytes: digits, a fraction if wanted, and a suffix (B K M G T P E, powers of 1024). A number without a suffix
-/// counts units of `unit` bytes.
+/// A size in bytes: digits, a fraction if wanted, and a suffix (B K M G T P E, powers of 1024). A
+/// number without a suffix counts units of `unit` bytes.
 pub fn size(text: &str, unit: u64) -> Result<u64, Problem> {
     let bytes = if text.starts_with("0x") || text.starts_with("0X") {
         number(text, 0, u64::MAX).ok().and_then(|n| n.checked_mul(unit))
@@ -60,7 +65,10 @@ fn decimal_size(text: &str, unit: u64) -> Option<u64> {
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let plain = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty() || !plain(whole) || !plain(fraction) || (fraction.is_empty() && digits.contains('.'))
+    if whole.is_empty()
+        || !plain(whole)
+        || !plain(fraction)
+        || (fraction.is_empty() && digits.contains('.'))
     {
         return None;
     }
@@ -153,9 +161,13 @@ mod tests {
         let bytes = uuid("01234567-89ab-cdef-0123-456789ABCDEF").unwrap();
         assert_eq!(
             bytes,
-            [1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef]
+            [
+                1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd, 0xef, 1, 0x23, 0x45, 0x67, 0x89, 0xab, 0xcd,
+                0xef
+            ]
         );
-        for text in ["", "0123456789abcdef0123456789abcdef", "g1234567-89ab-cdef-0123-456789abcdef"] {
+        for text in ["", "0123456789abcdef0123456789abcdef", "g1234567-89ab-cdef-0123-456789abcdef"]
+        {
             assert_eq!(uuid(text), Err(Problem::NotAUuid), "{text}");
         }
     }

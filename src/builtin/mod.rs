@@ -1,14 +1,17 @@
-//! The built-in guest: a small kernel inside this binary that dirties memory and checks every page it dirtied.
+//! The built-in guest: a small kernel inside this binary that dirties memory and checks every page
+//! it dirtied.
 //!
-//! It makes the main job run with nothing but Godwit itself (`godwit run -kernel builtin`), and it is the measuring
-//! instrument of the tests: a page that was lost, torn, or came in an older version stops it with a message. It is a
-//! PVH kernel, so that other VMMs start it too: `godwit builtin-guest FILE` writes the ELF image.
+//! It makes the main job run with nothing but Godwit itself (`godwit run -kernel builtin`), and it
+//! is the measuring instrument of the tests: a page that was lost, torn, or came in an older
+//! version stops it with a message. It is a PVH kernel, so that other VMMs start it too: `godwit
+//! builtin-guest FILE` writes the ELF image.
 //!
 //! # What it does
 //!
-//! A *working set* of `ws=` MiB, from 4 MiB up, is divided among the processors. Each goes over its part in *rounds*,
-//! numbered from 1. In each round some of the pages are due; each of them is checked and then written: `bytes=` bytes in
-//! 8-byte words, spread evenly over the page, all with one *stamp*:
+//! A *working set* of `ws=` MiB, from 4 MiB up, is divided among the processors. Each goes over its
+//! part in *rounds*, numbered from 1. In each round some of the pages are due; each of them is
+//! checked and then written: `bytes=` bytes in 8-byte words, spread evenly over the page, all with
+//! one *stamp*:
 //!
 //! | bits | what |
 //! | --- | --- |
@@ -22,26 +25,30 @@
 //! | `hot` | an eighth in every round, scattered, each other one every 32 rounds | 32 |
 //! | `zipf` | 16 in every round, 16 every 2, 32 every 4 … the last every 256 rounds, scattered | 256 |
 //!
-//! At the end of a *sweep* each page has been checked at least once, and a line is written to the serial port:
-//! `sweep 12 pages 49152`, the second number being all pages written so far; `cpu 1 sweep …` when there are several
-//! processors. Lines come at most 64 times a second. Neither number ever goes back.
+//! At the end of a *sweep* each page has been checked at least once, and a line is written to the
+//! serial port: `sweep 12 pages 49152`, the second number being all pages written so far; `cpu 1
+//! sweep …` when there are several processors. Lines come at most 64 times a second. Neither number
+//! ever goes back.
 //!
-//! `rate=` pages per second (all processors together) are written, paced by the time stamp counter; without it as many
-//! as possible. `fill=` is what the rest of each page holds: what was there (`zero`), lines of text, or random bytes.
+//! `rate=` pages per second (all processors together) are written, paced by the time stamp counter;
+//! without it as many as possible. `fill=` is what the rest of each page holds: what was there
+//! (`zero`), lines of text, or random bytes.
 //!
 //! # Why a stale page is always seen
 //!
-//! There is no table of versions that could itself go back. Which version a page must have follows from the number of
-//! the round, which is a register, and the page's own number: written a *period* of rounds ago, where the period is a
-//! matter of the page's place in the pattern. While it runs the guest writes to no other memory: no stack, no variables
-//! (with several processors, a lock while a line is written). So every page it ever dirties is one that it checks, and
-//! registers that are older than memory are found out as memory that is newer than it may be.
+//! There is no table of versions that could itself go back. Which version a page must have follows
+//! from the number of the round, which is a register, and the page's own number: written a *period*
+//! of rounds ago, where the period is a matter of the page's place in the pattern. While it runs
+//! the guest writes to no other memory: no stack, no variables (with several processors, a lock
+//! while a line is written). So every page it ever dirties is one that it checks, and registers
+//! that are older than memory are found out as memory that is newer than it may be.
 //!
 //! ```text
 //! CORRUPT page 1234 at 512 expected 00000007400004d2 found 00000006400004d2
 //! ```
 //!
-//! names the page, the byte in it, and both stamps (here: version 7 and 6 of page 0x4d2), and the guest stops.
+//! names the page, the byte in it, and both stamps (here: version 7 and 6 of page 0x4d2), and the
+//! guest stops.
 
 #![allow(unsafe_code)] // One place: the assembled bytes are read from between two symbols.
 
@@ -65,8 +72,8 @@ pub fn code() -> &'static [u8] {
         static godwit_guest_end: u8;
     }
     let (start, end) = (&raw const godwit_guest_start, &raw const godwit_guest_end);
-    // SAFETY: guest.S puts both symbols into one read-only section, the second behind the first, and the bytes between
-    // them are part of this program's image for as long as it runs.
+    // SAFETY: guest.S puts both symbols into one read-only section, the second behind the first,
+    // and the bytes between them are part of this program's image for as long as it runs.
     unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
 }
 

@@ -3,9 +3,11 @@
 use crate::args::nearest;
 use std::str::FromStr;
 
-/// `ws=MIB rate=PAGES_PER_SECOND pattern=seq|random|hot|zipf bytes=N fill=zero|text|random`, in any order.
+/// `ws=MIB rate=PAGES_PER_SECOND pattern=seq|random|hot|zipf bytes=N fill=zero|text|random`, in any
+/// order.
 ///
-/// The guest reads the same text by itself; this is its host-side twin, so that a slip is refused before anything starts.
+/// The guest reads the same text by itself; this is its host-side twin, so that a slip is refused
+/// before anything starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameters {
     /// Size of the working set.
@@ -66,12 +68,17 @@ impl FromStr for Parameters {
 
 impl Parameters {
     fn set(&mut self, word: &str) -> Result<(), ParameterError> {
-        let unknown =
-            |word: &str, name| ParameterError::Unknown { word: word.into(), nearest: nearest(name, KEYS) };
+        let unknown = |word: &str, name| ParameterError::Unknown {
+            word: word.into(),
+            nearest: nearest(name, KEYS),
+        };
         let (key, value) = word.split_once('=').ok_or_else(|| unknown(word, word))?;
         match key {
             "ws" => self.ws_mib = number("ws", value, 1, 1 << 20, "MiB from 1 to 1048576")?,
-            "rate" => self.rate = number("rate", value, 0, 1 << 30, "pages per second, at most 1073741824")?,
+            "rate" => {
+                self.rate =
+                    number("rate", value, 0, 1 << 30, "pages per second, at most 1073741824")?
+            }
             "bytes" => {
                 self.bytes = number("bytes", value, 8, 4096, "a multiple of 8 from 8 to 4096")?;
                 if !self.bytes.is_multiple_of(8) {

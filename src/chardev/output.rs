@@ -1,9 +1,9 @@
 //! From vCPU threads to whoever reads: bytes that must not hold the guest up.
 //!
-//! A byte is written at once by the vCPU thread when the other side has room. What does not fit waits in a backlog
-//! that the control plane writes. When that is full too, the vCPU waits a moment, so that a slow reader loses nothing;
-//! a reader that does not move in that time loses what follows, until it reads again. With nobody connected, bytes
-//! are lost at once.
+//! A byte is written at once by the vCPU thread when the other side has room. What does not fit
+//! waits in a backlog that the control plane writes. When that is full too, the vCPU waits a
+//! moment, so that a slow reader loses nothing; a reader that does not move in that time loses what
+//! follows, until it reads again. With nobody connected, bytes are lost at once.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -17,9 +17,11 @@ use rustix::net::{SendFlags, send};
 use tokio::sync::Notify;
 
 const BACKLOG_BYTES: usize = 64 << 10;
-/// How long a vCPU waits for a reader: a reader that is alive needs less, and stopping the guest waits for it.
+/// How long a vCPU waits for a reader: a reader that is alive needs less, and stopping the guest
+/// waits for it.
 const PATIENCE: Duration = Duration::from_millis(20);
-/// Written at once to a terminal or pipe that says it has room; one that has any has room for this much.
+/// Written at once to a terminal or pipe that says it has room; one that has any has room for this
+/// much.
 const WRITE_BYTES: usize = 16;
 
 #[derive(Default)]
@@ -59,8 +61,8 @@ impl Output {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Sends everything to `to` from here on; what was not read by the last reader is lost. The number is for
-    /// [`Output::take`].
+    /// Sends everything to `to` from here on; what was not read by the last reader is lost. The
+    /// number is for [`Output::take`].
     pub fn connect(&self, to: To) -> u64 {
         let mut state = self.state();
         let connection = state.connection + 1;
@@ -129,7 +131,11 @@ impl Output {
         }
     }
 
-    fn wait_for_room<'a>(&'a self, mut state: MutexGuard<'a, State>, bytes: usize) -> MutexGuard<'a, State> {
+    fn wait_for_room<'a>(
+        &'a self,
+        mut state: MutexGuard<'a, State>,
+        bytes: usize,
+    ) -> MutexGuard<'a, State> {
         let end = Instant::now() + PATIENCE;
         while state.backlog.len() + bytes > BACKLOG_BYTES {
             let left = end.saturating_duration_since(Instant::now());
@@ -138,7 +144,11 @@ impl Output {
                 break;
             }
             self.filled.notify_waiters();
-            state = self.room.wait_timeout(state, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            state = self
+                .room
+                .wait_timeout(state, left)
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .0;
         }
         state
     }
@@ -257,7 +267,8 @@ mod tests {
                 while let Some(bytes) = drained.take(1).await {
                     let mut rest = &bytes[..];
                     while !rest.is_empty() {
-                        rest = &rest[rustix::net::send(&socket, rest, SendFlags::NOSIGNAL).unwrap()..];
+                        rest =
+                            &rest[rustix::net::send(&socket, rest, SendFlags::NOSIGNAL).unwrap()..];
                     }
                     drained.written(1);
                 }

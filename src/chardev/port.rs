@@ -29,7 +29,8 @@ pub struct Port {
 pub type Receiver<'a> = dyn Fn(&[u8]) -> usize + 'a;
 
 impl Port {
-    /// Connects a port to `chardev`. Output is accepted from here on, input once [`Port::run`] runs.
+    /// Connects a port to `chardev`. Output is accepted from here on, input once [`Port::run`]
+    /// runs.
     pub fn new(chardev: Chardev) -> io::Result<(Sink, Port)> {
         let status = chardev.status();
         status.used.store(true, Ordering::Relaxed);
@@ -45,7 +46,8 @@ impl Port {
         Ok((sink, Port { backend: chardev.backend, output, status }))
     }
 
-    /// Carries bytes for as long as the process runs. `room` is notified when the guest has room for input again.
+    /// Carries bytes for as long as the process runs. `room` is notified when the guest has room
+    /// for input again.
     pub async fn run(self, receive: &Receiver<'_>, room: &Notify) -> io::Result<()> {
         let Port { backend, output, status } = self;
         match backend {
@@ -155,10 +157,12 @@ async fn drain(output: Arc<Output>, connection: u64, to: RingFile) {
     let _ = to.close().await;
 }
 
-/// Makes a socket of a pair of files, for a monitor on a terminal or on the standard input and output. The task ends
-/// when the other end of the socket was closed and everything it sent is written.
+/// Makes a socket of a pair of files, for a monitor on a terminal or on the standard input and
+/// output. The task ends when the other end of the socket was closed and everything it sent is
+/// written.
 pub fn bridge(files: Files) -> io::Result<(OwnedFd, JoinHandle<()>)> {
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    let (ours, theirs) =
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let end = File::from(ours);
     let to_monitor = RingFile::from_std(end.try_clone()?);
     let output = RingFile::from_std(files.output.try_clone()?);

@@ -13,8 +13,8 @@ use rustix::net::{AddressFamily, SocketFlags, accept_with, sockopt};
 use super::Error;
 use crate::config::{IpFamily, SocketAddress};
 
-/// A listening socket, and the client that `wait=on` waited for. The path of a unix socket is removed when this is
-/// dropped.
+/// A listening socket, and the client that `wait=on` waited for. The path of a unix socket is
+/// removed when this is dropped.
 pub struct Listener {
     socket: OwnedFd,
     first: Option<OwnedFd>,
@@ -25,7 +25,8 @@ pub struct Listener {
 
 impl Listener {
     pub(super) fn open(id: &str, address: &SocketAddress, wait: bool) -> Result<Listener, Error> {
-        let failed = |source| Error::Listen { id: id.to_owned(), address: describe(address), source };
+        let failed =
+            |source| Error::Listen { id: id.to_owned(), address: describe(address), source };
         let socket = listen(address).map_err(failed)?;
         let name = bound_name(address, &socket);
         let path = match address {
@@ -89,7 +90,8 @@ enum Incoming {
 }
 
 impl AsyncListener {
-    /// Waits for the next client. What the kernel refuses for the moment (too many files) is waited out.
+    /// Waits for the next client. What the kernel refuses for the moment (too many files) is waited
+    /// out.
     pub async fn accept(&mut self) -> OwnedFd {
         if let Some(first) = self.first.take() {
             return first;
@@ -128,13 +130,21 @@ pub struct Client {
 }
 
 impl Client {
-    pub(super) fn open(id: &str, address: &SocketAddress, reconnect_ms: u64) -> Result<Client, Error> {
+    pub(super) fn open(
+        id: &str,
+        address: &SocketAddress,
+        reconnect_ms: u64,
+    ) -> Result<Client, Error> {
         let reconnect = (reconnect_ms > 0).then(|| Duration::from_millis(reconnect_ms));
         let first = match connect(address) {
             Ok(socket) => Some(socket),
             Err(_) if reconnect.is_some() => None,
             Err(source) => {
-                return Err(Error::Connect { id: id.to_owned(), address: describe(address), source });
+                return Err(Error::Connect {
+                    id: id.to_owned(),
+                    address: describe(address),
+                    source,
+                });
             }
         };
         Ok(Client { address: address.clone(), first, reconnect })
@@ -161,7 +171,9 @@ pub fn describe(address: &SocketAddress) -> String {
     match address {
         SocketAddress::Unix { path } => format!("unix:{}", path.display()),
         SocketAddress::Abstract { name } => format!("unix:@{name},abstract=on"),
-        SocketAddress::Tcp { host, port, .. } if host.contains(':') => format!("tcp:[{host}]:{port}"),
+        SocketAddress::Tcp { host, port, .. } if host.contains(':') => {
+            format!("tcp:[{host}]:{port}")
+        }
         SocketAddress::Tcp { host, port, .. } => format!("tcp:{host}:{port}"),
         SocketAddress::Fd(number) => format!("fd:{number}"),
     }
@@ -195,7 +207,8 @@ fn listen(address: &SocketAddress) -> io::Result<OwnedFd> {
 }
 
 fn listen_tcp(host: &str, port: u16, port_to: u16, family: IpFamily) -> io::Result<OwnedFd> {
-    let host = if host.is_empty() { if family == IpFamily::V6 { "::" } else { "0.0.0.0" } } else { host };
+    let host =
+        if host.is_empty() { if family == IpFamily::V6 { "::" } else { "0.0.0.0" } } else { host };
     let mut failure = io::ErrorKind::AddrNotAvailable.into();
     for port in port..=port_to.max(port) {
         for address in resolve(host, port, family)? {
@@ -238,8 +251,8 @@ fn resolve(
     Ok((host, port).to_socket_addrs()?.filter(fits))
 }
 
-/// A copy of a descriptor that we were started with. The number comes from the command line, so the kernel is asked
-/// for it by number: what is not open is refused.
+/// A copy of a descriptor that we were started with. The number comes from the command line, so the
+/// kernel is asked for it by number: what is not open is refused.
 fn inherited(number: i32) -> io::Result<OwnedFd> {
     use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
     let this = pidfd_open(getpid(), PidfdFlags::empty())?;

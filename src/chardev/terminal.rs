@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{
-    InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios, isatty, tcgetattr,
-    tcsetattr,
+    InputModes, LocalModes, OptionalActions, OutputModes, SpecialCodeIndex, Termios, isatty,
+    tcgetattr, tcsetattr,
 };
 
 /// Our own terminal, put back as it was when this is dropped.
@@ -15,8 +15,8 @@ pub struct Terminal {
 }
 
 impl Terminal {
-    /// Hands every key to the guest, without echo; `signal` leaves Ctrl-C to us. `None` if standard input is no
-    /// terminal.
+    /// Hands every key to the guest, without echo; `signal` leaves Ctrl-C to us. `None` if standard
+    /// input is no terminal.
     pub fn raw(signal: bool) -> Option<Terminal> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
@@ -49,7 +49,8 @@ fn make_raw(modes: &mut Termios) {
         | InputModes::IGNCR
         | InputModes::ICRNL
         | InputModes::IXON;
-    modes.local_modes -= LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::IEXTEN;
+    modes.local_modes -=
+        LocalModes::ECHO | LocalModes::ECHONL | LocalModes::ICANON | LocalModes::IEXTEN;
     modes.special_codes[SpecialCodeIndex::VMIN] = 1;
     modes.special_codes[SpecialCodeIndex::VTIME] = 0;
 }

@@ -1,7 +1,8 @@
 //! `godwit demo`: the main job, shown with nothing but this binary and `/dev/kvm`.
 //!
-//! A guest that dirties memory and checks it moves from one machine to another over TCP on this host, once with whole
-//! pages and once with XBZRLE; what counts is that it goes on counting and finds nothing corrupted.
+//! A guest that dirties memory and checks it moves from one machine to another over TCP on this
+//! host, once with whole pages and once with XBZRLE; what counts is that it goes on counting and
+//! finds nothing corrupted.
 
 mod guest;
 
@@ -90,8 +91,11 @@ pub fn run(demo: &Demo) -> Result<(), ClientError> {
     let interrupts = Interrupts::count()?;
     let folder = Folder::new()?;
     println!("{}", demo.introduction());
-    let plain =
-        How { max_bandwidth: demo.bandwidth, downtime_limit: Some(demo.downtime_limit), ..How::default() };
+    let plain = How {
+        max_bandwidth: demo.bandwidth,
+        downtime_limit: Some(demo.downtime_limit),
+        ..How::default()
+    };
     let cache = demo.memory.next_power_of_two().min(1 << 40);
     let xbzrle = How { xbzrle: Some(Some(cache)), ..plain.clone() };
     let first = demo.once("whole pages", &plain, &folder, &interrupts)?;
@@ -128,7 +132,9 @@ impl Demo {
     fn introduction(&self) -> String {
         let rate = match self.rate {
             0 => "as many pages as it can".into(),
-            rate => format!("{rate} pages a second ({})", bytes_per_second(f64::from(rate) * 4096.0)),
+            rate => {
+                format!("{rate} pages a second ({})", bytes_per_second(f64::from(rate) * 4096.0))
+            }
         };
         format!(
             "A guest with {} of RAM dirties {rate} in a working set of {}, and checks each one.\nIt moves over TCP on \
@@ -154,25 +160,29 @@ impl Demo {
         let uri = listen(&mut target.qmp)?;
 
         let mut progress = Progress::new(&format!("{label:>11}"));
-        let end = migrate::start(&mut source.qmp, &uri, &mut progress, interrupts, Some(self.patience));
+        let end =
+            migrate::start(&mut source.qmp, &uri, &mut progress, interrupts, Some(self.patience));
         progress.finish();
         let (_, end) = end?;
         let before = source.log.read();
         before.check()?;
         let sweeps = match end.status.as_str() {
             "completed" => {
-                // The sweep under way may have begun before; the second line after it is of pages checked here only.
+                // The sweep under way may have begun before; the second line after it is of pages
+                // checked here only.
                 let goal = before.least_sweep() + 2;
-                let after =
-                    target.log.wait_for(&mut target.child, "target", |log| log.least_sweep() >= goal)?;
+                let after = target
+                    .log
+                    .wait_for(&mut target.child, "target", |log| log.least_sweep() >= goal)?;
                 before.goes_on_in(&after)?;
                 (before.least_sweep(), after.least_sweep())
             }
             "cancelled" if interrupts.pressed() > 0 => return Err(ClientError::Cancelled),
             "cancelled" => {
                 let goal = before.least_sweep() + 2;
-                let after =
-                    source.log.wait_for(&mut source.child, "source", |log| log.least_sweep() >= goal)?;
+                let after = source
+                    .log
+                    .wait_for(&mut source.child, "source", |log| log.least_sweep() >= goal)?;
                 (before.least_sweep(), after.least_sweep())
             }
             _ => return Err(ClientError::Failed(end.error.unwrap_or_default())),
@@ -184,7 +194,12 @@ impl Demo {
         Ok(Outcome { end, sweeps })
     }
 
-    fn start(&self, side: &'static str, folder: &Folder, extra: &[&str]) -> Result<Side, ClientError> {
+    fn start(
+        &self,
+        side: &'static str,
+        folder: &Folder,
+        extra: &[&str],
+    ) -> Result<Side, ClientError> {
         let path = |what: &str| folder.0.join(format!("{side}.{what}"));
         let (serial, qmp, errors) = (path("serial"), path("qmp"), path("errors"));
         let stderr = File::create(&errors).map_err(Error::Folder)?;
@@ -243,13 +258,15 @@ impl Demo {
         Ok(Side { child, qmp, log: SerialLog::new(serial, errors) })
     }
 
-    /// The command and the kernel: this binary with the guest inside, or the other VMM with the guest in a file.
+    /// The command and the kernel: this binary with the guest inside, or the other VMM with the
+    /// guest in a file.
     fn program(&self, folder: &Folder) -> Result<Vec<OsString>, Error> {
         let kernel = folder.0.join("guest.elf");
         match &self.vmm {
             Some(command) => {
                 std::fs::write(&kernel, crate::builtin::elf()).map_err(Error::Folder)?;
-                let mut words: Vec<OsString> = command.split_whitespace().map(OsString::from).collect();
+                let mut words: Vec<OsString> =
+                    command.split_whitespace().map(OsString::from).collect();
                 words.extend(["-kernel".into(), kernel.into_os_string()]);
                 Ok(words)
             }
@@ -305,7 +322,10 @@ impl Running {
             Ok(Some(status)) => {
                 let words = std::fs::read_to_string(errors).unwrap_or_default();
                 let words = words.trim().replace('\n', "; ");
-                Err(Error::Ended { side, words: if words.is_empty() { status.to_string() } else { words } })
+                Err(Error::Ended {
+                    side,
+                    words: if words.is_empty() { status.to_string() } else { words },
+                })
             }
             _ => Ok(()),
         }

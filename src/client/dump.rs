@@ -1,6 +1,7 @@
 //! `godwit dump`: writes a machine's memory to a file, and shows how.
 //!
-//! The machine writes to FILE.part; the file gets its name when it is whole. After a failure nothing is left.
+//! The machine writes to FILE.part; the file gets its name when it is whole. After a failure
+//! nothing is left.
 
 use super::Error;
 use super::figures::{bytes, bytes_per_second, milliseconds};
@@ -85,8 +86,10 @@ pub fn run(dump: &Dump) -> Result<(), Error> {
             bytes(size),
             milliseconds(took.as_millis() as u64),
             bytes_per_second(rate),
-            downtime
-                .map_or(String::new(), |us| format!("; the guest stood still for {:.1} ms", us as f64 / 1e3))
+            downtime.map_or(String::new(), |us| format!(
+                "; the guest stood still for {:.1} ms",
+                us as f64 / 1e3
+            ))
         );
     }
     Ok(())
@@ -127,8 +130,9 @@ struct Part {
 }
 
 impl Part {
-    /// The machine has a working folder of its own, so it gets an absolute path. What an earlier dump left is
-    /// removed: it may belong to us and yet not be writable (the machine makes it with mode 0400).
+    /// The machine has a working folder of its own, so it gets an absolute path. What an earlier
+    /// dump left is removed: it may belong to us and yet not be writable (the machine makes it with
+    /// mode 0400).
     fn of(file: &Path) -> Result<Part, DumpError> {
         let absolute = std::path::absolute(file)
             .map_err(|source| DumpError::Folder { file: file.display().to_string(), source })?;
@@ -211,7 +215,9 @@ fn cancel(client: &mut Client, bar: &Bar) -> Result<(), Error> {
     match client.execute("x-dump-cancel", json!({})) {
         Ok(_) => bar.say("cancelling"),
         Err(qmp::Error::Refused { class, .. }) if class == "CommandNotFound" => {
-            bar.say("this VMM cannot cancel a dump; once more to leave it alone and remove its file");
+            bar.say(
+                "this VMM cannot cancel a dump; once more to leave it alone and remove its file",
+            );
         }
         Err(error) => return Err(error.into()),
     }
@@ -228,9 +234,13 @@ struct Bar {
 impl Bar {
     fn new() -> Bar {
         let bar = std::io::stderr().is_terminal().then(|| {
-            let bar = ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr_with_hz(10));
-            let style = ProgressStyle::with_template("{prefix} {bar:30.cyan/dim} {percent:>3} %  {msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─"));
+            let bar =
+                ProgressBar::with_draw_target(Some(1), ProgressDrawTarget::stderr_with_hz(10));
+            let style =
+                ProgressStyle::with_template("{prefix} {bar:30.cyan/dim} {percent:>3} %  {msg}");
+            bar.set_style(
+                style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("━━─"),
+            );
             bar.set_prefix("dumping");
             bar
         });
@@ -238,7 +248,8 @@ impl Bar {
     }
 
     fn show(&mut self, now: &Value) {
-        let (done, total) = (now["completed"].as_u64().unwrap_or(0), now["total"].as_u64().unwrap_or(0));
+        let (done, total) =
+            (now["completed"].as_u64().unwrap_or(0), now["total"].as_u64().unwrap_or(0));
         let rate = bytes_per_second(done as f64 / self.began.elapsed().as_secs_f64().max(1e-3));
         let line = format!("{} of {}, {rate}", bytes(done), bytes(total));
         match &self.bar {

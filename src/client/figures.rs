@@ -5,7 +5,8 @@ use std::time::Duration;
 
 /// `1.5 GiB`, `12 MiB`, `640 KiB`, `12 B`.
 pub fn bytes(count: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    const UNITS: [(&str, u64); 4] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|(_, unit)| count >= *unit) {
         Some((name, unit)) => {
             let value = count as f64 / *unit as f64;
@@ -33,7 +34,8 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     args::size(text, 1).map_err(|problem| problem.to_string())
 }
 
-/// A rate: bytes per second (`125M`), or bits per second as networks are sold (`1Gbit`, `100mbit/s`).
+/// A rate: bytes per second (`125M`), or bits per second as networks are sold (`1Gbit`,
+/// `100mbit/s`).
 pub fn parse_rate(text: &str) -> Result<u64, String> {
     let plain = text.strip_suffix("/s").unwrap_or(text);
     let lower = plain.to_lowercase();
@@ -53,7 +55,9 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
     };
     let plain = !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit() || c == '.');
     let number = digits.parse::<f64>().ok().filter(|n| plain && *n <= 1e9);
-    number.map(|n| (n * factor / 8.0) as u64).ok_or_else(|| "expected a rate such as 125M or 1Gbit".into())
+    number
+        .map(|n| (n * factor / 8.0) as u64)
+        .ok_or_else(|| "expected a rate such as 125M or 1Gbit".into())
 }
 
 /// A time such as `300ms` or `0.5s`; a number alone counts milliseconds.
@@ -64,7 +68,8 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
         (None, None) => (text, 1e-3),
     };
     let plain = !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit() || c == '.');
-    let seconds = digits.parse::<f64>().ok().filter(|n| plain && n * unit <= 2000.0).map(|n| n * unit);
+    let seconds =
+        digits.parse::<f64>().ok().filter(|n| plain && n * unit <= 2000.0).map(|n| n * unit);
     seconds
         .map(Duration::from_secs_f64)
         .ok_or_else(|| "expected a time such as 300ms or 0.5s, at most 2000s".into())

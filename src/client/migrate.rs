@@ -1,7 +1,9 @@
 //! `godwit migrate`: moves a running machine, and shows how.
 
 use super::Error;
-use super::figures::{bytes, bytes_per_second, milliseconds, parse_bytes, parse_rate, parse_time, per_cent};
+use super::figures::{
+    bytes, bytes_per_second, milliseconds, parse_bytes, parse_rate, parse_time, per_cent,
+};
 use super::interrupt::Interrupts;
 use super::progress::{Progress, Snapshot};
 use super::qmp::{Address, Client};
@@ -30,7 +32,8 @@ pub struct Migrate {
 /// How to migrate.
 #[derive(Args, Clone, Debug, Default)]
 pub struct How {
-    /// Send what changed in a page, not the page; CACHE is the memory for old pages (default: as it is set, 64M)
+    /// Send what changed in a page, not the page; CACHE is the memory for old pages (default: as it
+    /// is set, 64M)
     #[arg(long, value_name = "CACHE", num_args = 0..=1, require_equals = true, value_parser = parse_bytes)]
     pub xbzrle: Option<Option<u64>>,
     /// Use N connections
@@ -75,7 +78,11 @@ pub fn run(migrate: &Migrate) -> Result<(), Error> {
         "completed" if !migrate.json => print!("{}", summary(&end)),
         "completed" => {}
         "cancelled" => return Err(Error::Cancelled),
-        _ => return Err(Error::Failed(end.error.unwrap_or_else(|| "the machine gave no reason".into()))),
+        _ => {
+            return Err(Error::Failed(
+                end.error.unwrap_or_else(|| "the machine gave no reason".into()),
+            ));
+        }
     }
     Ok(())
 }
@@ -89,8 +96,10 @@ impl How {
             ("multifd", self.multifd.is_some()),
             ("auto-converge", self.auto_converge),
         ];
-        let list: Vec<Value> =
-            wanted.iter().map(|(name, state)| json!({"capability": name, "state": state})).collect();
+        let list: Vec<Value> = wanted
+            .iter()
+            .map(|(name, state)| json!({"capability": name, "state": state}))
+            .collect();
         client.execute("migrate-set-capabilities", json!({"capabilities": list}))?;
         let mut parameters = json!({"max-bandwidth": self.max_bandwidth});
         if let Some(time) = self.downtime_limit {
@@ -121,7 +130,8 @@ fn power_of_two_below(bytes: u64) -> u64 {
     1 << bytes.max(4096).ilog2()
 }
 
-/// Starts a migration and follows it to its end, whatever that is. `patience`: cancel it after so long.
+/// Starts a migration and follows it to its end, whatever that is. `patience`: cancel it after so
+/// long.
 pub fn start(
     source: &mut Client,
     uri: &str,
@@ -185,7 +195,8 @@ impl Advice {
             self.given = true;
             return Some(advice);
         }
-        let losing = now.round > 2 && now.throughput > 0.0 && now.dirty_rate >= 0.95 * now.throughput;
+        let losing =
+            now.round > 2 && now.throughput > 0.0 && now.dirty_rate >= 0.95 * now.throughput;
         if self.given || elapsed < ADVICE_TIME || !losing || now.throttle_per_cent.is_some() {
             return None;
         }
@@ -197,10 +208,16 @@ impl Advice {
         let cache = self.working_set.max(1 << 20).next_power_of_two();
         let help = match now.xbzrle {
             None => {
-                format!("--xbzrle={} or --auto-converge may help, or more --max-bandwidth", size_word(cache))
+                format!(
+                    "--xbzrle={} or --auto-converge may help, or more --max-bandwidth",
+                    size_word(cache)
+                )
             }
             Some(x) if x.miss_rate > 0.1 && cache > x.cache_bytes => {
-                format!("the XBZRLE cache is too small for it: --xbzrle={} would do", size_word(cache))
+                format!(
+                    "the XBZRLE cache is too small for it: --xbzrle={} would do",
+                    size_word(cache)
+                )
             }
             Some(_) => return None,
         };

@@ -1,7 +1,7 @@
 //! The friendly verbs: QMP clients that talk to Godwit, and to QEMU, from a shell.
 //!
-//! Plain blocking sockets; nothing here runs inside a machine's process. Progress goes to stderr, as a bar on a terminal
-//! and as lines elsewhere; results go to stdout.
+//! Plain blocking sockets; nothing here runs inside a machine's process. Progress goes to stderr,
+//! as a bar on a terminal and as lines elsewhere; results go to stdout.
 
 pub mod demo;
 pub mod dump;

@@ -19,7 +19,8 @@ impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Address, String> {
-        // What stands behind a comma belongs to the server's side (server=on,wait=off); people paste it.
+        // What stands behind a comma belongs to the server's side (server=on,wait=off); people
+        // paste it.
         let plain = text.split(',').next().unwrap_or(text);
         match plain.split_once(':') {
             Some(("unix", path)) if !path.is_empty() => Ok(Address::Unix(path.into())),
@@ -85,14 +86,18 @@ impl Client {
                 let socket = UnixStream::connect(path).map_err(refused)?;
                 let (reader, clock) =
                     (socket.try_clone().map_err(refused)?, socket.try_clone().map_err(refused)?);
-                Client::over(Box::new(reader), Box::new(socket), move |time| clock.set_read_timeout(time))
+                Client::over(Box::new(reader), Box::new(socket), move |time| {
+                    clock.set_read_timeout(time)
+                })
             }
             Address::Tcp(place) => {
                 let socket = TcpStream::connect(place).map_err(refused)?;
                 socket.set_nodelay(true).map_err(refused)?;
                 let (reader, clock) =
                     (socket.try_clone().map_err(refused)?, socket.try_clone().map_err(refused)?);
-                Client::over(Box::new(reader), Box::new(socket), move |time| clock.set_read_timeout(time))
+                Client::over(Box::new(reader), Box::new(socket), move |time| {
+                    clock.set_read_timeout(time)
+                })
             }
         };
         client.version = match client.message(Some(GREETING_TIME)) {
@@ -199,7 +204,12 @@ impl Client {
                 }
                 Ok(_) => continue,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
+                    ) =>
+                {
                     return Ok(None);
                 }
                 Err(error) => return Err(error),
@@ -208,7 +218,9 @@ impl Client {
             if line.iter().all(u8::is_ascii_whitespace) {
                 continue;
             }
-            return serde_json::from_slice(&line).map(Some).map_err(|_| io::ErrorKind::InvalidData.into());
+            return serde_json::from_slice(&line)
+                .map(Some)
+                .map_err(|_| io::ErrorKind::InvalidData.into());
         }
     }
 }

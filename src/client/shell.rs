@@ -22,7 +22,8 @@ pub struct Shell {
     /// Print events as they come, until the machine ends
     #[arg(long)]
     pub events: bool,
-    /// The command, then its arguments as NAME=VALUE (VALUE is JSON, or text as it stands); or one JSON object
+    /// The command, then its arguments as NAME=VALUE (VALUE is JSON, or text as it stands); or one
+    /// JSON object
     #[arg(value_name = "WORD")]
     pub words: Vec<String>,
 }
@@ -95,7 +96,9 @@ fn request(words: &[String]) -> Value {
         return request;
     }
     let argument = |word: &String| match word.split_once('=') {
-        Some((name, text)) => (name.to_string(), serde_json::from_str(text).unwrap_or_else(|_| json!(text))),
+        Some((name, text)) => {
+            (name.to_string(), serde_json::from_str(text).unwrap_or_else(|_| json!(text)))
+        }
         None => (word.clone(), Value::Bool(true)),
     };
     let arguments: Map<String, Value> = words[1..].iter().map(argument).collect();
@@ -117,7 +120,13 @@ mod tests {
             of(&["migrate", "uri=tcp:h:1", "detach"]),
             json!({"execute": "migrate", "arguments": {"uri": "tcp:h:1", "detach": true}})
         );
-        assert_eq!(of(&["x", "n=5", "l=[1]"]), json!({"execute": "x", "arguments": {"n": 5, "l": [1]}}));
-        assert_eq!(of(&["{\"execute\": \"cont\", \"id\": 1}"]), json!({"execute": "cont", "id": 1}));
+        assert_eq!(
+            of(&["x", "n=5", "l=[1]"]),
+            json!({"execute": "x", "arguments": {"n": 5, "l": [1]}})
+        );
+        assert_eq!(
+            of(&["{\"execute\": \"cont\", \"id\": 1}"]),
+            json!({"execute": "cont", "id": 1})
+        );
     }
 }

@@ -62,7 +62,10 @@ fn page(facts: &Value) -> String {
         lines.push(("migration", migration(&Snapshot::read(&facts["migration"]))));
     }
     for chardev in facts["chardevs"].as_array().into_iter().flatten() {
-        lines.push(("device", format!("{} at {}", text(&chardev["label"]), text(&chardev["filename"]))));
+        lines.push((
+            "device",
+            format!("{} at {}", text(&chardev["label"]), text(&chardev["filename"])),
+        ));
     }
     lines.iter().map(|(label, value)| format!("{label:<11} {value}\n")).collect()
 }
@@ -84,7 +87,9 @@ fn migration(now: &Snapshot) -> String {
             format!("completed in {}, downtime {}", time(now.total_ms), time(now.downtime_ms))
         }
         (_, Some(error)) => format!("{}: {error}", now.status),
-        ("active" | "device" | "pre-switchover", _) => format!("{}, {}", per_cent(now.done()), now.line()),
+        ("active" | "device" | "pre-switchover", _) => {
+            format!("{}, {}", per_cent(now.done()), now.line())
+        }
         (status, _) => status.into(),
     }
 }

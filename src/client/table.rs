@@ -1,6 +1,7 @@
 //! A small table on a terminal or in a file.
 
-/// Rows under a heading, columns as wide as their widest cell; the first column flush left, the others flush right.
+/// Rows under a heading, columns as wide as their widest cell; the first column flush left, the
+/// others flush right.
 pub struct Table {
     rows: Vec<Vec<String>>,
 }
@@ -59,7 +60,8 @@ mod tests {
 total time    12 s    7.5 s
 downtime     40 ms     9 ms
 ";
-        let lines = |text: &str| text.lines().map(|l| l.trim_end().chars().count()).collect::<Vec<_>>();
+        let lines =
+            |text: &str| text.lines().map(|l| l.trim_end().chars().count()).collect::<Vec<_>>();
         assert_eq!(lines(&table.to_string()).len(), lines(expected).len());
         assert!(table.to_string().contains("total time    12 s    7.5 s"), "{table}");
     }

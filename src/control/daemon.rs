@@ -1,7 +1,8 @@
-//! `-daemonize`: the command returns when the machine is built, and the machine goes on without a terminal.
+//! `-daemonize`: the command returns when the machine is built, and the machine goes on without a
+//! terminal.
 //!
-//! KVM binds a VM to the process that made it, so the process that stays has to be there first. It is a second run of
-//! the same command line; the first waits for its word on a pipe.
+//! KVM binds a VM to the process that made it, so the process that stays has to be there first. It
+//! is a second run of the same command line; the first waits for its word on a pipe.
 
 use std::fs::File;
 use std::io::{self, Read, Write};

@@ -2,7 +2,8 @@
 
 use std::io;
 
-/// Enough for every read and write that waits at one time; the ring submits earlier when it is full.
+/// Enough for every read and write that waits at one time; the ring submits earlier when it is
+/// full.
 const ENTRIES: u32 = 64;
 
 /// The kernel refused `io_uring_setup`.
@@ -19,7 +20,10 @@ pub fn runtime() -> Result<tokio_uring::Runtime, Unavailable> {
     builder.entries(ENTRIES);
     tokio_uring::Runtime::new(&builder).map_err(|source| {
         let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").ok();
-        Unavailable { advice: advice(source.raw_os_error(), disabled.as_deref().map(str::trim)), source }
+        Unavailable {
+            advice: advice(source.raw_os_error(), disabled.as_deref().map(str::trim)),
+            source,
+        }
     })
 }
 
@@ -31,11 +35,15 @@ fn advice(errno: Option<i32>, disabled: Option<&str>) -> String {
         (Some(libc::EPERM), Some("2")) => {
             "it is switched off; as root: sysctl -w kernel.io_uring_disabled=0".to_owned()
         }
-        (Some(libc::EPERM), Some("1")) => "it is kept for one group; add this user to the group that \
+        (Some(libc::EPERM), Some("1")) => {
+            "it is kept for one group; add this user to the group that \
              sysctl kernel.io_uring_group names, or as root: sysctl -w kernel.io_uring_disabled=0"
-            .to_owned(),
+                .to_owned()
+        }
         (Some(libc::ENOSYS), _) => {
-            format!("a filter on system calls forbids it, or this kernel is older than 5.10; {SECCOMP}")
+            format!(
+                "a filter on system calls forbids it, or this kernel is older than 5.10; {SECCOMP}"
+            )
         }
         (Some(libc::EPERM | libc::EACCES), _) => {
             format!("a filter on system calls forbids it; {SECCOMP}")
@@ -43,7 +51,9 @@ fn advice(errno: Option<i32>, disabled: Option<&str>) -> String {
         (Some(libc::ENOMEM), _) => {
             "no memory for it; raise the limit on locked memory (ulimit -l) or free some".to_owned()
         }
-        (Some(libc::EMFILE | libc::ENFILE), _) => "raise the limit on open files (ulimit -n)".to_owned(),
+        (Some(libc::EMFILE | libc::ENFILE), _) => {
+            "raise the limit on open files (ulimit -n)".to_owned()
+        }
         _ => "the kernel refused it".to_owned(),
     }
 }

@@ -11,7 +11,8 @@ pub trait Device: Send + Sync {
     /// Takes `data` at `offset`.
     fn write(&self, offset: u64, data: &[u8]);
 
-    /// Takes a burst: `data` in pieces of `size` bytes, one after the other at the same `offset` (REP OUTS).
+    /// Takes a burst: `data` in pieces of `size` bytes, one after the other at the same `offset`
+    /// (REP OUTS).
     fn write_burst(&self, offset: u64, size: usize, data: &[u8]) {
         for piece in data.chunks_exact(size) {
             self.write(offset, piece);
@@ -19,7 +20,8 @@ pub trait Device: Send + Sync {
     }
 }
 
-/// Windows that do not overlap, in ascending order. Where nobody answers, reads float to all ones and writes are lost.
+/// Windows that do not overlap, in ascending order. Where nobody answers, reads float to all ones
+/// and writes are lost.
 #[derive(Default)]
 pub struct Bus {
     windows: Vec<(Range<u64>, Arc<dyn Device>)>,
@@ -33,8 +35,9 @@ impl Bus {
     pub fn insert(&mut self, start: u64, bytes: u64, device: Arc<dyn Device>) {
         let window = start..start + bytes;
         let at = self.windows.partition_point(|(w, _)| w.start < start);
-        let free =
-            |w: Option<&(Range<u64>, _)>| w.is_none_or(|(w, _)| w.end <= start || w.start >= window.end);
+        let free = |w: Option<&(Range<u64>, _)>| {
+            w.is_none_or(|(w, _)| w.end <= start || w.start >= window.end)
+        };
         assert!(
             free(self.windows.get(at)) && (at == 0 || free(self.windows.get(at - 1))),
             "{window:#x?} is taken"

@@ -7,7 +7,8 @@
 //! | 0x514 | 4 bytes, big-endian | high half of the address of a DMA request; reading gives `QEMU CFG` |
 //! | 0x518 | 4 bytes, big-endian | low half; writing it starts the request |
 //!
-//! (docs/specs/fw_cfg of QEMU.) The guest writes items by DMA only, and only those that are made for it ([`Writable`]).
+//! (docs/specs/fw_cfg of QEMU.) The guest writes items by DMA only, and only those that are made
+//! for it ([`Writable`]).
 
 use super::bus::Device;
 use crate::memory::GuestRam;
@@ -197,8 +198,8 @@ impl FwCfg {
         byte
     }
 
-    /// Carries out the request at `gpa`: be32 control, be32 length, be64 address; the control word is overwritten with
-    /// the outcome.
+    /// Carries out the request at `gpa`: be32 control, be32 length, be64 address; the control word
+    /// is overwritten with the outcome.
     fn dma(&self, state: &mut FwCfgState, gpa: u64) {
         let mut request = [0; 16];
         if self.ram.read(gpa, &mut request).is_err() {
@@ -274,7 +275,9 @@ impl Device for FwCfg {
         let mut state = self.lock();
         match (offset, data) {
             (0, &[a, b]) => self.select(&mut state, u16::from_le_bytes([a, b])),
-            (4, &[a, b, c, d]) => state.dma_addr = u64::from(u32::from_be_bytes([a, b, c, d])) << 32,
+            (4, &[a, b, c, d]) => {
+                state.dma_addr = u64::from(u32::from_be_bytes([a, b, c, d])) << 32
+            }
             (8, &[a, b, c, d]) => {
                 let gpa = state.dma_addr | u64::from(u32::from_be_bytes([a, b, c, d]));
                 state.dma_addr = 0;
@@ -306,7 +309,8 @@ mod tests {
     fn device() -> FwCfg {
         let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
         let block = "microvm.ram".into();
-        let memory = Memory { bytes: 1 << 20, block, backend, prealloc: false, merge: false, dump: true };
+        let memory =
+            Memory { bytes: 1 << 20, block, backend, prealloc: false, merge: false, dump: true };
         let mut items = Items::new();
         items.add_file("etc/e820", vec![7; 20]);
         items.add_file("bootorder", vec![]);

@@ -1,6 +1,8 @@
-//! The devices of the microvm that live in this process. Timers and interrupt controllers live in KVM.
+//! The devices of the microvm that live in this process. Timers and interrupt controllers live in
+//! KVM.
 //!
-//! A device is a value behind a lock that answers on a [`bus`]; each has a plain struct with all of its state.
+//! A device is a value behind a lock that answers on a [`bus`]; each has a plain struct with all of
+//! its state.
 
 pub mod bus;
 pub mod fw_cfg;

@@ -1,10 +1,11 @@
 //! The 16550A serial port.
 //!
-//! Bytes leave as soon as the guest writes them: the transmitter is always empty again before the guest can look. What
-//! comes in waits in the receive FIFO (16 bytes, one without FIFO mode) until the guest reads it.
+//! Bytes leave as soon as the guest writes them: the transmitter is always empty again before the
+//! guest can look. What comes in waits in the receive FIFO (16 bytes, one without FIFO mode) until
+//! the guest reads it.
 //!
-//! Our own, because `vm_superio::Serial` cannot hold all that QEMU's `serial` section carries (FIFO control, trigger
-//! level, owed interrupts).
+//! Our own, because `vm_superio::Serial` cannot hold all that QEMU's `serial` section carries (FIFO
+//! control, trigger level, owed interrupts).
 
 use super::IrqLine;
 use super::bus::Device;
@@ -71,8 +72,8 @@ pub struct SerialState {
     pub timeout_ipending: bool,
     /// Bytes received and not yet read, oldest first; at most 16.
     pub recv_fifo: Vec<u8>,
-    /// Bytes the guest wrote and that did not leave yet, oldest first; at most 16. Always empty here, sent at once when
-    /// a stream brings some.
+    /// Bytes the guest wrote and that did not leave yet, oldest first; at most 16. Always empty
+    /// here, sent at once when a stream brings some.
     pub xmit_fifo: Vec<u8>,
 }
 
@@ -135,8 +136,8 @@ impl Serial {
         taken
     }
 
-    /// `wake` is called from vCPU threads whenever the guest has read something: there is room for input. It may call
-    /// [`Serial::enqueue`].
+    /// `wake` is called from vCPU threads whenever the guest has read something: there is room for
+    /// input. It may call [`Serial::enqueue`].
     pub fn on_room(&self, wake: Wake) {
         *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
     }
@@ -258,10 +259,11 @@ impl Port {
         self.regs.lsr |= LSR_READY;
     }
 
-    /// Sends a burst. The interrupt line goes low and high again, as it does between bytes: an IOAPIC pin that triggers
-    /// on edges would miss the next interrupt otherwise.
+    /// Sends a burst. The interrupt line goes low and high again, as it does between bytes: an
+    /// IOAPIC pin that triggers on edges would miss the next interrupt otherwise.
     fn send(&mut self, bytes: &[u8]) {
-        // A sink that fails has nobody who could be told; the guest's bytes are lost as on a pulled cable.
+        // A sink that fails has nobody who could be told; the guest's bytes are lost as on a pulled
+        // cable.
         let _ = self.sink.write_all(bytes).and_then(|()| self.sink.flush());
         self.regs.thr_ipending = false;
         self.update_irq();

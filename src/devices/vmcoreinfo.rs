@@ -1,4 +1,5 @@
-//! `-device vmcoreinfo`: the fw_cfg file `etc/vmcoreinfo`, in which a guest says where its crash note lies.
+//! `-device vmcoreinfo`: the fw_cfg file `etc/vmcoreinfo`, in which a guest says where its crash
+//! note lies.
 //!
 //! | offset | bytes | field, little-endian |
 //! |---|---|---|
@@ -7,8 +8,8 @@
 //! | 4 | 4 | bytes of the note |
 //! | 8 | 8 | its guest-physical address |
 //!
-//! (docs/specs/vmcoreinfo of QEMU.) The guest writes all 16 bytes at once; whatever else it writes takes back what it
-//! said before.
+//! (docs/specs/vmcoreinfo of QEMU.) The guest writes all 16 bytes at once; whatever else it writes
+//! takes back what it said before.
 
 use super::fw_cfg::Writable;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -96,7 +97,9 @@ impl Writable for VmCoreInfo {
     fn write(&self, offset: usize, data: &[u8]) {
         let mut state = self.lock();
         let mut bytes = state.bytes();
-        let Some(part) = bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..data.len())) else { return };
+        let Some(part) = bytes.get_mut(offset..).and_then(|rest| rest.get_mut(..data.len())) else {
+            return;
+        };
         part.copy_from_slice(data);
         *state = VmCoreInfoState::from_bytes(&bytes, data.len() == BYTES);
     }
@@ -113,7 +116,10 @@ mod tests {
         let said = [1, 0, 1, 0, 0x20, 1, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0];
         device.write(0, &said);
         let found = device.state();
-        assert_eq!((found.present, found.guest_format, found.size, found.paddr), (true, 1, 0x120, 0x1000));
+        assert_eq!(
+            (found.present, found.guest_format, found.size, found.paddr),
+            (true, 1, 0x120, 0x1000)
+        );
         assert_eq!(device.content(), said);
         device.write(8, &[0; 8]);
         assert!(!device.state().present);

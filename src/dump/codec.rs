@@ -26,7 +26,8 @@ impl Codec {
     }
 }
 
-/// libdeflate's level that is no larger than zlib's level 1, which QEMU uses, on every kind of data measured.
+/// libdeflate's level that is no larger than zlib's level 1, which QEMU uses, on every kind of data
+/// measured.
 const ZLIB_LEVEL: i32 = 1;
 /// zstd's fastest ordinary level.
 const ZSTD_LEVEL: i32 = 1;
@@ -67,9 +68,12 @@ impl Compressor {
     /// The compressed page, or nothing if that is not smaller than the page.
     pub fn page(&mut self, page: &[u8]) -> Option<&[u8]> {
         let written = match &mut self.engine {
-            // One byte less than a page: libdeflate gives up as soon as the result cannot be smaller.
+            // One byte less than a page: libdeflate gives up as soon as the result cannot be
+            // smaller.
             Engine::Zlib(zlib) => zlib.zlib_compress(page, &mut self.out[..PAGE - 1]).ok()?,
-            Engine::Lzo(dict) => lzokay::compress::compress_no_alloc(page, &mut self.out, dict).ok()?,
+            Engine::Lzo(dict) => {
+                lzokay::compress::compress_no_alloc(page, &mut self.out, dict).ok()?
+            }
             Engine::Snappy(snappy) => snappy.compress(page, &mut self.out).ok()?,
             Engine::Zstd(zstd) => zstd.compress_to_buffer(page, &mut self.out[..PAGE - 1]).ok()?,
         };

@@ -1,7 +1,8 @@
 //! The registers that a dump holds, as plain values.
 
-/// A segment register. `limit` counts bytes; `flags` is the descriptor's second dword as the CPU holds it: type
-/// in bits 8 to 11, S 12, DPL 13 and 14, P 15, limit 16 to 19, AVL 20, L 21, D/B 22, G 23.
+/// A segment register. `limit` counts bytes; `flags` is the descriptor's second dword as the CPU
+/// holds it: type in bits 8 to 11, S 12, DPL 13 and 14, P 15, limit 16 to 19, AVL 20, L 21, D/B 22,
+/// G 23.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Segment {
     pub selector: u16,
@@ -68,7 +69,8 @@ pub enum Paging {
 }
 
 impl Cpu {
-    /// Is the CPU in 64-bit or compatibility mode? CPU 0's answer decides the kind of the whole dump.
+    /// Is the CPU in 64-bit or compatibility mode? CPU 0's answer decides the kind of the whole
+    /// dump.
     pub fn long_mode(&self) -> bool {
         self.efer & EFER_LMA != 0
     }

@@ -8,8 +8,8 @@
 //! | from the next page on | memory in ascending order, each byte at its guest-physical address modulo 4096 |
 //! | last, only with 65535 program headers or more | two section headers, the first of which counts them, and `.shstrtab` |
 //!
-//! Class 64 and machine `EM_X86_64` if CPU 0 is in long mode, else `EM_386`, with class 32 if every address and
-//! every file offset fits in 32 bits.
+//! Class 64 and machine `EM_X86_64` if CPU 0 is in long mode, else `EM_386`, with class 32 if every
+//! address and every file offset fits in 32 bits.
 
 use rayon::ThreadPool;
 
@@ -29,8 +29,8 @@ const PT_NOTE: u32 = 4;
 const PN_XNUM: u16 = 0xffff;
 const SHT_STRTAB: u32 = 3;
 const SHSTRTAB: &[u8] = b"\0.shstrtab\0";
-/// Program headers are written in pieces of about this size, memory is read in pieces of this size: small enough
-/// that what was read is still in the second-level cache when it is written.
+/// Program headers are written in pieces of about this size, memory is read in pieces of this size:
+/// small enough that what was read is still in the second-level cache when it is written.
 const CHUNK_BYTES: u64 = BUFFER_BYTES as u64;
 
 /// Writes the core. `memory` is sorted, disjoint, joined and not empty.
@@ -69,7 +69,10 @@ pub fn write(
 
 /// Without paging, memory is seen at its own addresses.
 fn identity(memory: &[Range]) -> Vec<Mapping> {
-    memory.iter().map(|range| Mapping { pa: range.start, va: range.start, len: range.len }).collect()
+    memory
+        .iter()
+        .map(|range| Mapping { pa: range.start, va: range.start, len: range.len })
+        .collect()
 }
 
 /// A chunk of memory, and which of its pages need writing.
@@ -127,7 +130,8 @@ fn write_memory(
 /// The runs of pages that hold something other than zeros.
 fn runs(start: u64, bytes: &[u8]) -> Vec<std::ops::Range<usize>> {
     let mut runs: Vec<std::ops::Range<usize>> = Vec::new();
-    for page in pipeline::pages(start, bytes).filter(|page| !xbzrle::is_zero(&bytes[page.clone()])) {
+    for page in pipeline::pages(start, bytes).filter(|page| !xbzrle::is_zero(&bytes[page.clone()]))
+    {
         match runs.last_mut() {
             Some(last) if last.end == page.start => last.end = page.end,
             _ => runs.push(page),
@@ -160,7 +164,10 @@ impl Class {
         match self {
             Class::Bits64 => out.extend(value.to_le_bytes()),
             Class::Bits32 => {
-                debug_assert!(u32::try_from(value).is_ok(), "{value:#x} in an ELF file of class 32");
+                debug_assert!(
+                    u32::try_from(value).is_ok(),
+                    "{value:#x} in an ELF file of class 32"
+                );
                 out.extend((value as u32).to_le_bytes());
             }
         }
@@ -184,9 +191,15 @@ struct Layout<'m> {
 }
 
 impl<'m> Layout<'m> {
-    fn new(long_mode: bool, memory: &'m [Range], mappings: &[Mapping], notes_bytes: u64) -> Layout<'m> {
+    fn new(
+        long_mode: bool,
+        memory: &'m [Range],
+        mappings: &[Mapping],
+        notes_bytes: u64,
+    ) -> Layout<'m> {
         let machine = if long_mode { EM_X86_64 } else { EM_386 };
-        let layout = |class| Layout::in_class(class, machine, memory, mappings.len() as u64, notes_bytes);
+        let layout =
+            |class| Layout::in_class(class, machine, memory, mappings.len() as u64, notes_bytes);
         let narrow = !long_mode && memory.iter().all(|range| range.end() <= u64::from(u32::MAX));
         if narrow {
             let layout = layout(Class::Bits32);
@@ -197,7 +210,13 @@ impl<'m> Layout<'m> {
         layout(Class::Bits64)
     }
 
-    fn in_class(class: Class, machine: u16, memory: &'m [Range], loads: u64, notes_bytes: u64) -> Layout<'m> {
+    fn in_class(
+        class: Class,
+        machine: u16,
+        memory: &'m [Range],
+        loads: u64,
+        notes_bytes: u64,
+    ) -> Layout<'m> {
         let segments = loads + 1;
         let notes_at = class.header_bytes() + segments * class.program_header_bytes();
         let page = PAGE as u64;
@@ -248,8 +267,11 @@ impl<'m> Layout<'m> {
             class.word(&mut out, value);
         }
         out.extend(0u32.to_le_bytes());
-        let sections =
-            if self.sections_at.is_some() { [class.section_header_bytes() as u16, 2, 1] } else { [0; 3] };
+        let sections = if self.sections_at.is_some() {
+            [class.section_header_bytes() as u16, 2, 1]
+        } else {
+            [0; 3]
+        };
         let segments = u16::try_from(self.segments).unwrap_or(PN_XNUM);
         let counts = [class.header_bytes() as u16, class.program_header_bytes() as u16, segments];
         for value in counts.into_iter().chain(sections) {
@@ -260,7 +282,10 @@ impl<'m> Layout<'m> {
     }
 
     /// The program headers in pieces.
-    fn program_headers<'s>(&'s self, mappings: &'s [Mapping]) -> impl Iterator<Item = Vec<u8>> + 's {
+    fn program_headers<'s>(
+        &'s self,
+        mappings: &'s [Mapping],
+    ) -> impl Iterator<Item = Vec<u8>> + 's {
         let mut note = Vec::new();
         self.program_header(&mut note, PT_NOTE, self.notes_at, 0, 0, self.notes_bytes);
         let loads = mappings.chunks(CHUNK_BYTES as usize / 64).map(|part| {
@@ -273,7 +298,15 @@ impl<'m> Layout<'m> {
         std::iter::once(note).chain(loads)
     }
 
-    fn program_header(&self, out: &mut Vec<u8>, kind: u32, offset: u64, va: u64, pa: u64, len: u64) {
+    fn program_header(
+        &self,
+        out: &mut Vec<u8>,
+        kind: u32,
+        offset: u64,
+        va: u64,
+        pa: u64,
+        len: u64,
+    ) {
         let [flags, align] = [0u32, 0];
         out.extend(kind.to_le_bytes());
         if self.class == Class::Bits64 {
@@ -288,7 +321,8 @@ impl<'m> Layout<'m> {
         self.class.word(out, align.into());
     }
 
-    /// Section 0 with the count of program headers, the string table's header, and the string table.
+    /// Section 0 with the count of program headers, the string table's header, and the string
+    /// table.
     fn sections(&self) -> Vec<u8> {
         let strings_at = self.memory_end + 2 * self.class.section_header_bytes();
         let mut out = Vec::new();
@@ -298,7 +332,13 @@ impl<'m> Layout<'m> {
         out
     }
 
-    fn section_header(&self, out: &mut Vec<u8>, name_kind: [u32; 2], offset_size: [u64; 2], info: u32) {
+    fn section_header(
+        &self,
+        out: &mut Vec<u8>,
+        name_kind: [u32; 2],
+        offset_size: [u64; 2],
+        info: u32,
+    ) {
         let [flags, address, align, entry_bytes] = [0; 4];
         let link = 0u32;
         out.extend(name_kind.iter().flat_map(|value| value.to_le_bytes()));

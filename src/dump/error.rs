@@ -69,7 +69,8 @@ pub enum Error {
     Ring(crate::io::Error),
     #[error("dump: {0}")]
     Read(#[from] ReadFailed),
-    /// Page tables can describe far more mappings than there is memory, above all when they refer to themselves.
+    /// Page tables can describe far more mappings than there is memory, above all when they refer
+    /// to themselves.
     #[error(
         "dump: the guest's page tables describe more than {limit} separate mappings; dump without paging"
     )]
@@ -96,8 +97,10 @@ mod tests {
 
     #[test]
     fn a_write_error_reads_as_qemu_prints_it() {
-        let error =
-            Error::Write { what: What::ElfHeader, source: io::Error::from_raw_os_error(libc::ENOSPC) };
+        let error = Error::Write {
+            what: What::ElfHeader,
+            source: io::Error::from_raw_os_error(libc::ENOSPC),
+        };
         assert_eq!(error.to_string(), "dump: failed to write elf header: No space left on device");
     }
 }

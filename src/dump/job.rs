@@ -14,8 +14,8 @@
 //! idle ───────────► claimed ───────► image fixed ───────► guest runs ────► RAM unprotected ────► idle
 //! ```
 //!
-//! A claim is taken before anything is opened, so that of two commands one is refused; it ends when it is dropped.
-//! The guest runs again after every outcome if it ran before.
+//! A claim is taken before anything is opened, so that of two commands one is refused; it ends when
+//! it is dropped. The guest runs again after every outcome if it ran before.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -27,8 +27,8 @@ use crate::memory::{GuestRam, Snapshot as Image, Unavailable};
 pub trait Target: Send + Sync {
     /// Is the guest running now?
     fn runs(&self) -> bool;
-    /// Stops every vCPU for a dump (run state `save-vm`); false if the guest stood still already. Nobody resets it or
-    /// writes its memory from then on.
+    /// Stops every vCPU for a dump (run state `save-vm`); false if the guest stood still already.
+    /// Nobody resets it or writes its memory from then on.
     fn pause(&self) -> Result<bool, String>;
     /// Ends what [`Target::pause`] began, which returned `ran`: a guest that ran goes on.
     fn resume(&self, ran: bool);
@@ -193,7 +193,8 @@ impl Dumps {
         super::ranges::cut(&ranges, filter).iter().map(|range| range.len).sum()
     }
 
-    /// Ends the dump in progress and waits for its end: with the process, or it would keep vCPUs in page faults.
+    /// Ends the dump in progress and waits for its end: with the process, or it would keep vCPUs in
+    /// page faults.
     pub fn end(&self) {
         self.cancel();
         let mut state = self.state();
@@ -217,11 +218,18 @@ impl Dumps {
 }
 
 impl Claim {
-    /// Stops the guest, writes the dump and lets the guest go on; a live dump lets it go on first. With `detach` it
-    /// returns as soon as the guest stands still (live: runs again) and the arguments have been found good; the rest
-    /// happens on a thread of its own.
-    pub fn run(self, output: Output, options: Options, detach: bool, done: Done) -> Result<(), Failure> {
-        let dump = if options.live { self.fix_image(options.filter)? } else { self.stop(options.filter)? };
+    /// Stops the guest, writes the dump and lets the guest go on; a live dump lets it go on first.
+    /// With `detach` it returns as soon as the guest stands still (live: runs again) and the
+    /// arguments have been found good; the rest happens on a thread of its own.
+    pub fn run(
+        self,
+        output: Output,
+        options: Options,
+        detach: bool,
+        done: Done,
+    ) -> Result<(), Failure> {
+        let dump =
+            if options.live { self.fix_image(options.filter)? } else { self.stop(options.filter)? };
         let progress = Arc::new(Progress::default());
         progress.begin(dump.claim.dumps.memory_bytes(options.filter));
         dump.claim.dumps.begin(&progress);
@@ -229,7 +237,11 @@ impl Claim {
             return dump.write(output, &options, &progress, done);
         }
         let job = move || drop(dump.write(output, &options, &progress, done));
-        std::thread::Builder::new().name("dump".into()).spawn(job).map(drop).map_err(Failure::Thread)
+        std::thread::Builder::new()
+            .name("dump".into())
+            .spawn(job)
+            .map(drop)
+            .map_err(Failure::Thread)
     }
 
     /// The guest stands still until the dump is written.
@@ -274,7 +286,10 @@ impl Claim {
         })
     }
 
-    fn refused_if_failed<T>(&self, step: impl FnOnce() -> Result<T, Failure>) -> Result<T, Failure> {
+    fn refused_if_failed<T>(
+        &self,
+        step: impl FnOnce() -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
         step().inspect_err(|_| {
             self.dumps.state().last = Snapshot { status: Status::Failed, ..Snapshot::default() };
         })
@@ -301,7 +316,8 @@ impl Drop for Stopped {
     }
 }
 
-/// A dump that can be written. Its parts end in this order: the next dump must find the guest as this one found it.
+/// A dump that can be written. Its parts end in this order: the next dump must find the guest as
+/// this one found it.
 struct Dump {
     source: Source,
     claim: Claim,
@@ -327,17 +343,22 @@ impl Dump {
     ) -> Result<(), Failure> {
         let Dump { source, claim } = self;
         let target = &claim.dumps.target;
-        // What ends with this: the guest's stop, which lasts until all is told, or the image, which goes first.
+        // What ends with this: the guest's stop, which lasts until all is told, or the image, which
+        // goes first.
         let (result, _stopped) = match source {
             Source::Live { image, cpus, vmcoreinfo } => {
                 let view = RamView::of(&target.ram(), image).map_err(machine_failure);
-                (view.and_then(|view| make(&view, &cpus, vmcoreinfo, options, output, progress)), None)
+                (
+                    view.and_then(|view| make(&view, &cpus, vmcoreinfo, options, output, progress)),
+                    None,
+                )
             }
             Source::Stopped(stopped) => {
                 let cpus = target.cpus().map_err(Failure::Machine);
                 let view = RamView::new(&target.ram()).map_err(machine_failure);
-                let made =
-                    cpus.and_then(|cpus| make(&view?, &cpus, target.vmcoreinfo(), options, output, progress));
+                let made = cpus.and_then(|cpus| {
+                    make(&view?, &cpus, target.vmcoreinfo(), options, output, progress)
+                });
                 (made, Some(stopped))
             }
         };
@@ -424,8 +445,14 @@ mod tests {
 
     fn fake(running: bool) -> (Arc<Fake>, Arc<Dumps>) {
         let backend = MemoryBackend::Anonymous { share: false };
-        let config =
-            Memory { bytes: BYTES, block: "ram".into(), backend, prealloc: false, merge: false, dump: true };
+        let config = Memory {
+            bytes: BYTES,
+            block: "ram".into(),
+            backend,
+            prealloc: false,
+            merge: false,
+            dump: true,
+        };
         let ram = GuestRam::new(&config).unwrap();
         let fake = Arc::new(Fake { ram, running: AtomicBool::new(running) });
         (fake.clone(), Dumps::new(fake))
@@ -456,8 +483,12 @@ mod tests {
             });
             let file = tempfile::tempfile().unwrap();
             dumps.claim().unwrap().run(output(file), elf(), false, done).unwrap();
-            let complete =
-                Snapshot { status: Status::Completed, completed: BYTES, total: BYTES, downtime: None };
+            let complete = Snapshot {
+                status: Status::Completed,
+                completed: BYTES,
+                total: BYTES,
+                downtime: None,
+            };
             assert_eq!(
                 receive.recv().unwrap(),
                 (complete, false),
@@ -496,7 +527,10 @@ mod tests {
             let file = tempfile::tempfile().unwrap();
             let done: Done = Box::new(|_, _| panic!("nothing was written"));
             let error = dumps.claim().unwrap().run(output(file), options, false, done).unwrap_err();
-            assert_eq!(dumps.snapshot(), Snapshot { status: Status::Failed, ..Snapshot::default() });
+            assert_eq!(
+                dumps.snapshot(),
+                Snapshot { status: Status::Failed, ..Snapshot::default() }
+            );
             assert!(guest.running.load(SeqCst) && !dumps.is_busy());
             error.to_string()
         };
@@ -521,6 +555,10 @@ mod tests {
         assert_eq!(dumps.claim().err(), Some(Busy));
         drop(claim);
         assert!(dumps.claim().is_ok());
-        dumps.claim().unwrap().run(output(tempfile::tempfile().unwrap()), elf(), false, nobody()).unwrap();
+        dumps
+            .claim()
+            .unwrap()
+            .run(output(tempfile::tempfile().unwrap()), elf(), false, nobody())
+            .unwrap();
     }
 }

@@ -1,4 +1,5 @@
-//! Registers for a dump, and the place of the guest's note: from the machine, and from the sections of a migration stream.
+//! Registers for a dump, and the place of the guest's note: from the machine, and from the sections
+//! of a migration stream.
 
 use kvm_bindings::{kvm_dtable, kvm_segment};
 
@@ -48,7 +49,8 @@ impl Target for Machine {
 impl VmCoreInfo {
     /// What the guest said before it was migrated; `None` if it said nothing.
     pub fn from_section(state: &vmstate::VmCoreInfoState) -> Option<VmCoreInfo> {
-        let said = VmCoreInfo { guest_format: state.guest_format, size: state.size, address: state.paddr };
+        let said =
+            VmCoreInfo { guest_format: state.guest_format, size: state.size, address: state.paddr };
         state.has_vmcoreinfo.then_some(said)
     }
 }
@@ -88,7 +90,8 @@ impl From<&VcpuState> for Cpu {
     }
 }
 
-/// KVM keeps the attributes of a segment one by one; a dump has them as the descriptor's second dword.
+/// KVM keeps the attributes of a segment one by one; a dump has them as the descriptor's second
+/// dword.
 fn segment(from: &kvm_segment) -> Segment {
     let limit_high = from.limit >> if from.g != 0 { 28 } else { 16 } & 0xf;
     let bits = [
@@ -171,8 +174,15 @@ mod tests {
         assert_eq!(segment(&code).flags, 0x00af_9b00);
         let busy = kvm_segment { limit: 0xffff, type_: 0xb, present: 1, ..Default::default() };
         assert_eq!(segment(&busy).flags, 0x8b00);
-        let user =
-            kvm_segment { limit: 0xf_ffff, type_: 3, present: 1, s: 1, dpl: 3, db: 1, ..Default::default() };
+        let user = kvm_segment {
+            limit: 0xf_ffff,
+            type_: 3,
+            present: 1,
+            s: 1,
+            dpl: 3,
+            db: 1,
+            ..Default::default()
+        };
         assert_eq!(segment(&user).flags, 0x004f_f300);
     }
 }

@@ -5,10 +5,11 @@
 //! ranges::Range  →  view::GuestView  →  codec::Compressor →  elf, kdump       →  output::Writer → io::FileWriter
 //! ```
 //!
-//! The formats know nothing of KVM: a dump is made from a [`GuestView`] (which ranges of guest-physical memory
-//! exist, and their bytes) and plain register structs ([`Cpu`]). A stopped machine is one view; a migration file
-//! that is being turned into a core is another. [`Dumps`] makes the dumps of a machine that lives, one at a time.
-//! [`read`] is an independent reader of the same formats, for tests and fuzzing.
+//! The formats know nothing of KVM: a dump is made from a [`GuestView`] (which ranges of
+//! guest-physical memory exist, and their bytes) and plain register structs ([`Cpu`]). A stopped
+//! machine is one view; a migration file that is being turned into a core is another. [`Dumps`]
+//! makes the dumps of a machine that lives, one at a time. [`read`] is an independent reader of the
+//! same formats, for tests and fuzzing.
 //!
 //! The layouts are QEMU 10's with these differences, each of which made a reader fail:
 //!
@@ -23,8 +24,8 @@
 //! | kdump `utsname` | empty, machine "Unknown" | filled, with the guest's release if it told us |
 //! | kdump `phys_base` | parsed as hexadecimal | signed decimal, as Linux writes it |
 //!
-//! A firmware ROM that is part of the guest's memory map is dumped as memory, as QEMU does; Godwit's own direct
-//! boot has none. Windows dumps are not made.
+//! A firmware ROM that is part of the guest's memory map is dumped as memory, as QEMU does;
+//! Godwit's own direct boot has none. Windows dumps are not made.
 
 mod codec;
 mod cpu;
@@ -101,11 +102,13 @@ pub fn memory_bytes(view: &dyn GuestView, filter: Option<Filter>) -> u64 {
     ranges::cut(view.ranges(), filter).iter().map(|range| range.len).sum()
 }
 
-/// Writes a dump of `guest` to `output`, in the order a pipe can take unless the format is a raw kdump.
+/// Writes a dump of `guest` to `output`, in the order a pipe can take unless the format is a raw
+/// kdump.
 ///
-/// `progress` counts bytes of guest memory and is asked for a cancel once per chunk. The memory used is bounded:
-/// the writer's buffers of 8 MiB, for a kdump three chunks of 4 MiB and their compressed copies, and the page-table
-/// mappings of a `paging` dump (24 bytes each, at most `walk::MAPPINGS_MAX`).
+/// `progress` counts bytes of guest memory and is asked for a cancel once per chunk. The memory
+/// used is bounded: the writer's buffers of 8 MiB, for a kdump three chunks of 4 MiB and their
+/// compressed copies, and the page-table mappings of a `paging` dump (24 bytes each, at most
+/// `walk::MAPPINGS_MAX`).
 pub fn write(
     guest: &Guest<'_>,
     options: &Options,

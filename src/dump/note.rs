@@ -1,8 +1,9 @@
 //! The notes of a dump.
 //!
-//! All `CORE` notes in CPU order, then all `QEMU` notes in the same order, then at most one note of the guest's
-//! own. Each is a header of three u32 (name bytes, descriptor bytes, type), the name and the descriptor, both
-//! padded to four bytes. CPU 0's mode decides the shape of every `CORE` note.
+//! All `CORE` notes in CPU order, then all `QEMU` notes in the same order, then at most one note of
+//! the guest's own. Each is a header of three u32 (name bytes, descriptor bytes, type), the name
+//! and the descriptor, both padded to four bytes. CPU 0's mode decides the shape of every `CORE`
+//! note.
 
 use super::{Cpu, Segment};
 
@@ -147,7 +148,8 @@ fn qemu(cpu: &Cpu) -> Vec<u8> {
     for register in general.iter().chain(&cpu.r8_15).chain(&[cpu.rip, cpu.rflags]) {
         desc.extend(register.to_le_bytes());
     }
-    let segments = [cpu.cs, cpu.ds, cpu.es, cpu.fs, cpu.gs, cpu.ss, cpu.ldt, cpu.tr, cpu.gdt, cpu.idt];
+    let segments =
+        [cpu.cs, cpu.ds, cpu.es, cpu.fs, cpu.gs, cpu.ss, cpu.ldt, cpu.tr, cpu.gdt, cpu.idt];
     for segment in segments {
         for word in [u32::from(segment.selector), segment.limit, segment.flags, 0] {
             desc.extend(word.to_le_bytes());

@@ -1,4 +1,5 @@
-//! Where a dump goes: a file that can have holes, one that cannot, or a stream; and how it is written there.
+//! Where a dump goes: a file that can have holes, one that cannot, or a stream; and how it is
+//! written there.
 
 use std::fs::File;
 use std::io::{self, Seek};
@@ -31,7 +32,8 @@ enum Kind {
 }
 
 impl Output {
-    /// Looks at what `file` is. A regular file is cut off at its current offset, where the dump will begin.
+    /// Looks at what `file` is. A regular file is cut off at its current offset, where the dump
+    /// will begin.
     pub fn new(mut file: File) -> Result<Output, Error> {
         let kind = Kind::of(&mut file).map_err(Error::Target)?;
         Ok(Output { file, kind })
@@ -53,9 +55,9 @@ impl Output {
 
 /// An output that is being written, by the thread that opened it.
 ///
-/// What lies between two writes reads as zeros: a hole in an empty regular file, written zeros elsewhere. A stream
-/// takes offsets in rising order only. Writes that are small and follow each other leave together. A failure may be
-/// told by a later call.
+/// What lies between two writes reads as zeros: a hole in an empty regular file, written zeros
+/// elsewhere. A stream takes offsets in rising order only. Writes that are small and follow each
+/// other leave together. A failure may be told by a later call.
 pub(super) struct Writer {
     file: Arc<OwnedFd>,
     kind: Kind,
@@ -95,7 +97,8 @@ impl Writer {
         self.io.buffer().map_err(Error::from)
     }
 
-    /// Puts the first `len` bytes of `buffer` at `offset`. Outside of `runs` they are zeros, which may stay a hole.
+    /// Puts the first `len` bytes of `buffer` at `offset`. Outside of `runs` they are zeros, which
+    /// may stay a hole.
     pub fn put_runs(
         &mut self,
         what: What,
@@ -107,7 +110,8 @@ impl Writer {
         self.fill_to(what, offset)?;
         self.hand_on()?;
         let base = self.base();
-        let piece = |bytes: Span<usize>| Piece { offset: base + offset + bytes.start as u64, bytes };
+        let piece =
+            |bytes: Span<usize>| Piece { offset: base + offset + bytes.start as u64, bytes };
         if self.any_order() {
             self.io.write(what, buffer, runs.iter().cloned().map(piece))?;
         } else {
@@ -117,8 +121,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Ends the dump at `size`: a hole at the end becomes part of the file. The file's own offset is left there,
-    /// so that whoever shares it goes on behind the dump.
+    /// Ends the dump at `size`: a hole at the end becomes part of the file. The file's own offset
+    /// is left there, so that whoever shares it goes on behind the dump.
     pub fn finish(mut self, size: u64) -> Result<(), Error> {
         self.fill_to(What::FileEnd, size)?;
         self.hand_on()?;
@@ -218,7 +222,8 @@ impl Kind {
     }
 }
 
-/// Was the file opened with `O_APPEND`? Positioned writes would then go to its end (pwrite(2), "BUGS").
+/// Was the file opened with `O_APPEND`? Positioned writes would then go to its end (pwrite(2),
+/// "BUGS").
 fn appends(file: &File) -> io::Result<bool> {
     let path = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
     let Ok(text) = std::fs::read_to_string(path) else {

@@ -1,8 +1,8 @@
 //! Chunks of guest memory, prepared in parallel and written one after the other.
 //!
-//! While one chunk is handed to the writer, the next one is read and encoded: at most two chunks exist besides what the
-//! writer's own buffers hold, so the memory of a dump does not depend on the guest's size. Nothing is queued; the
-//! writer's pace is everyone's pace.
+//! While one chunk is handed to the writer, the next one is read and encoded: at most two chunks
+//! exist besides what the writer's own buffers hold, so the memory of a dump does not depend on the
+//! guest's size. Nothing is queued; the writer's pace is everyone's pace.
 
 use std::collections::BTreeMap;
 
@@ -31,8 +31,8 @@ pub trait Sink: Send {
     fn put(&mut self, chunk: Self::Chunk) -> Result<(), Error>;
 }
 
-/// Takes chunks of at most `chunk_bytes` from `order`, calls `encode` for each on the pool and hands the results to
-/// `sink`, in order and on this thread.
+/// Takes chunks of at most `chunk_bytes` from `order`, calls `encode` for each on the pool and
+/// hands the results to `sink`, in order and on this thread.
 pub fn run<S: Sink>(
     pool: &ThreadPool,
     mut order: Order<'_>,
@@ -82,7 +82,8 @@ pub struct Order<'v> {
 }
 
 impl<'v> Order<'v> {
-    /// Rising. Chunks end at multiples of `chunk_bytes`, so that only the first and the last of a range are short.
+    /// Rising. Chunks end at multiples of `chunk_bytes`, so that only the first and the last of a
+    /// range are short.
     pub fn rising(ranges: &[Range], chunk_bytes: u64) -> Order<'v> {
         let left = ranges.iter().map(|range| (range.start, range.end())).collect();
         Order { left, chunk_bytes, view: None, skips_holes: false }
@@ -105,8 +106,11 @@ impl<'v> Order<'v> {
         match view.extent(start, end - start) {
             Extent::Hole(len) if len >= self.chunk_bytes => {
                 // Whole chunks, so that those that follow end where they would.
-                let len =
-                    if start + len < end { len - (start + len) % self.chunk_bytes } else { end - start };
+                let len = if start + len < end {
+                    len - (start + len) % self.chunk_bytes
+                } else {
+                    end - start
+                };
                 self.left.remove(&start);
                 if start + len < end {
                     self.left.insert(start + len, end);
@@ -168,7 +172,8 @@ pub fn read(view: &dyn GuestView, start: u64, out: &mut [u8]) -> Result<bool, Re
     Ok(any)
 }
 
-/// The page-sized pieces of `bytes`, which stands at `start`; the first and the last may be parts of pages.
+/// The page-sized pieces of `bytes`, which stands at `start`; the first and the last may be parts
+/// of pages.
 pub fn pages(start: u64, bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
     let len = bytes.len();
     let mut at = 0;
@@ -215,8 +220,13 @@ mod tests {
         let mut notes = Notes { seen: Vec::new(), room: 9 };
         let order = Order::rising(&ranges, 0x1000);
         run(&pool(2).unwrap(), order, &progress, |chunk, ()| Ok(chunk), &mut notes).unwrap();
-        let expected =
-            [(0x800, 0x800), (0x1000, 0x1000), (0x2000, 0x1000), (0x3000, 0x800), (0x10000, 0x1000)];
+        let expected = [
+            (0x800, 0x800),
+            (0x1000, 0x1000),
+            (0x2000, 0x1000),
+            (0x3000, 0x800),
+            (0x10000, 0x1000),
+        ];
         assert_eq!(notes.seen, expected);
         assert_eq!(progress.completed(), 0x4000);
     }

@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::io::Waker;
 
-/// Shared between the dump's thread and whoever asks. Counts bytes of guest memory, before compression.
+/// Shared between the dump's thread and whoever asks. Counts bytes of guest memory, before
+/// compression.
 ///
 /// Relaxed throughout: the numbers are for people.
 #[derive(Debug, Default)]
@@ -23,8 +24,8 @@ impl Progress {
         self.total.load(Relaxed)
     }
 
-    /// Asks the dump to end with [`Error::Cancelled`](super::Error::Cancelled): at its next chunk, or in the write that
-    /// is blocked.
+    /// Asks the dump to end with [`Error::Cancelled`](super::Error::Cancelled): at its next chunk,
+    /// or in the write that is blocked.
     pub fn cancel(&self) {
         self.waker.cancel();
     }

@@ -3,12 +3,12 @@
 use super::{Extent, GuestView, Range, ReadFailed};
 use crate::memory::{self, GuestRam, PAGE_BYTES, PageSet, Snapshot};
 
-/// RAM of a guest that stands still for as long as the view is used, or as it was at one moment. Blocks that the guest
-/// does not see are left out.
+/// RAM of a guest that stands still for as long as the view is used, or as it was at one moment.
+/// Blocks that the guest does not see are left out.
 ///
-/// Which pages are holes is found out once, so that dumping memory that was never touched does not allocate it. Of a
-/// guest that runs this is sound too: what is a hole after the moment was one before, and what was one and is written
-/// reads as the snapshot's zeros.
+/// Which pages are holes is found out once, so that dumping memory that was never touched does not
+/// allocate it. Of a guest that runs this is sound too: what is a hole after the moment was one
+/// before, and what was one and is written reads as the snapshot's zeros.
 pub struct RamView {
     ram: GuestRam,
     snapshot: Option<Snapshot>,
@@ -55,7 +55,9 @@ impl GuestView for RamView {
     }
 
     fn release(&self, range: Range) {
-        if let (Some(snapshot), Some(offset)) = (&self.snapshot, self.ram.main().offset(range.start)) {
+        if let (Some(snapshot), Some(offset)) =
+            (&self.snapshot, self.ram.main().offset(range.start))
+        {
             snapshot.release(offset..offset + range.len);
         }
     }
@@ -73,8 +75,8 @@ impl GuestView for RamView {
             let end = (end * PAGE_BYTES).min(block.bytes());
             (end - offset).clamp(1, len)
         };
-        // A block's regions need not touch in the guest's addresses; what is said holds for the block's bytes, and
-        // no caller asks beyond a range.
+        // A block's regions need not touch in the guest's addresses; what is said holds for the
+        // block's bytes, and no caller asks beyond a range.
         match data.next(page) {
             Some(next) if next == page => Extent::Data(known(data.next_absent(page))),
             Some(next) => Extent::Hole(known(next)),
@@ -92,8 +94,14 @@ mod tests {
     fn holes_are_told_and_memory_on_both_sides_of_the_gap_is_read() {
         let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
         let bytes = (3 << 30) + (2 << 20);
-        let config =
-            Memory { bytes, block: "microvm.ram".into(), backend, prealloc: false, merge: false, dump: true };
+        let config = Memory {
+            bytes,
+            block: "microvm.ram".into(),
+            backend,
+            prealloc: false,
+            merge: false,
+            dump: true,
+        };
         let ram = GuestRam::new(&config).unwrap();
         ram.write(0x5000, b"low").unwrap();
         ram.write((4 << 30) + 0x1000, b"high").unwrap();

@@ -15,16 +15,16 @@ impl Range {
     }
 }
 
-/// The part of memory that `begin` and `length` ask for, byte exact. `begin` may be negative, as QMP's integers
-/// may: then the range starts below memory and what lies in it is dumped.
+/// The part of memory that `begin` and `length` ask for, byte exact. `begin` may be negative, as
+/// QMP's integers may: then the range starts below memory and what lies in it is dumped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Filter {
     pub begin: i64,
     pub length: i64,
 }
 
-/// `ranges` sorted, neighbours joined, cut to `filter`. Empty ranges and whatever would end past 2^63 vanish;
-/// of two that overlap the second loses what the first has.
+/// `ranges` sorted, neighbours joined, cut to `filter`. Empty ranges and whatever would end past
+/// 2^63 vanish; of two that overlap the second loses what the first has.
 pub fn cut(ranges: &[Range], filter: Option<Filter>) -> Vec<Range> {
     let (low, high) = filter.map_or((0, i128::from(i64::MAX)), |filter| {
         (i128::from(filter.begin), i128::from(filter.begin) + i128::from(filter.length))
@@ -35,7 +35,8 @@ pub fn cut(ranges: &[Range], filter: Option<Filter>) -> Vec<Range> {
     for range in sorted {
         let done = out.last().map_or(0, Range::end);
         let start = i128::from(range.start.max(done)).max(low);
-        let end = (i128::from(range.start) + i128::from(range.len)).min(high).min(i128::from(i64::MAX));
+        let end =
+            (i128::from(range.start) + i128::from(range.len)).min(high).min(i128::from(i64::MAX));
         if start >= end {
             continue;
         }
@@ -118,7 +119,8 @@ mod tests {
 
     #[test]
     fn overlapping_and_endless_ranges_do_no_harm() {
-        let ranges = [range(0, 0x3000), range(0x1000, 0x4000), Range { start: u64::MAX - 1, len: u64::MAX }];
+        let ranges =
+            [range(0, 0x3000), range(0x1000, 0x4000), Range { start: u64::MAX - 1, len: u64::MAX }];
         assert_eq!(cut(&ranges, None), [range(0, 0x4000)]);
     }
 

@@ -2,7 +2,8 @@
 
 use super::Range;
 
-/// What is known about a piece of memory without reading it. The number is its length in bytes, at least 1.
+/// What is known about a piece of memory without reading it. The number is its length in bytes, at
+/// least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
     /// Never written: reads as zeros, and is better not read, since reading may allocate it.
@@ -23,15 +24,18 @@ pub trait GuestView: Sync {
     /// The ranges that hold memory; their order does not matter.
     fn ranges(&self) -> &[Range];
 
-    /// Fills `out` from guest-physical `address`. The whole of it lies within one or several touching ranges.
+    /// Fills `out` from guest-physical `address`. The whole of it lies within one or several
+    /// touching ranges.
     fn read(&self, address: u64, out: &mut [u8]) -> Result<(), ReadFailed>;
 
-    /// What to read next, if it matters: whole pages that the view would like to be rid of. Asked between chunks.
+    /// What to read next, if it matters: whole pages that the view would like to be rid of. Asked
+    /// between chunks.
     fn urgent(&self) -> Option<Range> {
         None
     }
 
-    /// The bytes of `range`, and of every page that it touches, were read and will not be asked for again.
+    /// The bytes of `range`, and of every page that it touches, were read and will not be asked for
+    /// again.
     fn release(&self, range: Range) {
         let _ = range;
     }
@@ -54,7 +58,8 @@ impl<'a> Slices<'a> {
     pub fn new(parts: impl IntoIterator<Item = (u64, &'a [u8])>) -> Slices<'a> {
         let mut parts: Vec<_> = parts.into_iter().collect();
         parts.sort_by_key(|(start, _)| *start);
-        let ranges = parts.iter().map(|(start, bytes)| Range { start: *start, len: bytes.len() as u64 });
+        let ranges =
+            parts.iter().map(|(start, bytes)| Range { start: *start, len: bytes.len() as u64 });
         Slices { ranges: ranges.collect(), bytes: parts.iter().map(|(_, bytes)| *bytes).collect() }
     }
 }

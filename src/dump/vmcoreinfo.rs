@@ -1,7 +1,7 @@
 //! VMCOREINFO: the note in which a Linux guest describes itself.
 //!
-//! The guest's `qemu_fw_cfg` driver writes its address to the fw_cfg file `etc/vmcoreinfo`. It is an ordinary ELF
-//! note in guest memory; what it holds is text, one `KEY=VALUE` on a line.
+//! The guest's `qemu_fw_cfg` driver writes its address to the fw_cfg file `etc/vmcoreinfo`. It is
+//! an ordinary ELF note in guest memory; what it holds is text, one `KEY=VALUE` on a line.
 
 use super::note::GuestNote;
 use super::{GuestView, PAGE, ReadFailed};
@@ -47,7 +47,8 @@ impl VmCoreInfo {
         }
         let mut bytes = vec![0; self.size as usize];
         read_memory(view, self.address, &mut bytes)?;
-        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        let word =
+            |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
         let (name, desc) = (word(0), word(4));
         let padded = |len: u32| u64::from(len).next_multiple_of(4);
         let used = u64::from(HEADER_BYTES) + padded(name) + padded(desc);
@@ -68,19 +69,21 @@ fn read_memory(view: &dyn GuestView, address: u64, out: &mut [u8]) -> Result<(),
     if !ranges.iter().any(|range| range.start <= address && end <= range.end()) {
         return Err(outside());
     }
-    out.chunks_mut(PAGE).zip((address..).step_by(PAGE)).try_for_each(|(part, at)| view.read(at, part))
+    out.chunks_mut(PAGE)
+        .zip((address..).step_by(PAGE))
+        .try_for_each(|(part, at)| view.read(at, part))
 }
 
 /// The value of `key` in the text of a note.
 pub(super) fn value<'t>(text: &'t [u8], key: &str) -> Option<&'t str> {
-    let line = text
-        .split(|byte| *byte == b'\n')
-        .find_map(|line| line.strip_prefix(key.as_bytes()).and_then(|rest| rest.strip_prefix(b"=")))?;
+    let line = text.split(|byte| *byte == b'\n').find_map(|line| {
+        line.strip_prefix(key.as_bytes()).and_then(|rest| rest.strip_prefix(b"="))
+    })?;
     std::str::from_utf8(line).ok()
 }
 
-/// Where the kernel's text was moved to, as kdump readers want it: Linux prints a signed decimal, and a kernel
-/// placed below its link address has a negative one.
+/// Where the kernel's text was moved to, as kdump readers want it: Linux prints a signed decimal,
+/// and a kernel placed below its link address has a negative one.
 pub(super) fn phys_base(text: &[u8]) -> Option<i64> {
     value(text, "NUMBER(phys_base)")?.trim().parse().ok()
 }

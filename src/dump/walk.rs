@@ -1,7 +1,7 @@
 //! Page-table walks: which virtual addresses a stopped guest has mapped to its memory.
 //!
-//! Each CPU that pages contributes its mappings. A guest may point its tables anywhere, also at themselves, so
-//! both the tables visited and the mappings kept are bounded.
+//! Each CPU that pages contributes its mappings. A guest may point its tables anywhere, also at
+//! themselves, so both the tables visited and the mappings kept are bounded.
 
 use std::collections::HashSet;
 
@@ -16,8 +16,9 @@ pub struct Mapping {
     pub len: u64,
 }
 
-/// Mappings that a dump may have, 24 bytes each: what keeps a dump's memory below 64 MiB. A 64-bit Linux guest has
-/// some hundreds; a guest of 8 GiB with every page mapped by itself, in no order, reaches it.
+/// Mappings that a dump may have, 24 bytes each: what keeps a dump's memory below 64 MiB. A 64-bit
+/// Linux guest has some hundreds; a guest of 8 GiB with every page mapped by itself, in no order,
+/// reaches it.
 pub const MAPPINGS_MAX: usize = 2 << 20;
 
 /// Page tables visited: 4 GiB of them.
@@ -28,9 +29,14 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
 
-/// Everything mapped to `memory` (sorted, disjoint), sorted by physical address and joined where both addresses
-/// run on. None if no CPU pages. CPUs before the first one that pages count as not yet started.
-pub fn mappings(view: &dyn GuestView, cpus: &[Cpu], memory: &[Range]) -> Result<Option<Vec<Mapping>>, Error> {
+/// Everything mapped to `memory` (sorted, disjoint), sorted by physical address and joined where
+/// both addresses run on. None if no CPU pages. CPUs before the first one that pages count as not
+/// yet started.
+pub fn mappings(
+    view: &dyn GuestView,
+    cpus: &[Cpu],
+    memory: &[Range],
+) -> Result<Option<Vec<Mapping>>, Error> {
     mappings_up_to(view, cpus, memory, MAPPINGS_MAX)
 }
 
@@ -44,8 +50,15 @@ fn mappings_up_to(
         return Ok(None);
     }
     let tables = ranges::cut(view.ranges(), None);
-    let mut walk =
-        Walk { view, tables: &tables, memory, limit, visited: 0, seen: HashSet::new(), found: Vec::new() };
+    let mut walk = Walk {
+        view,
+        tables: &tables,
+        memory,
+        limit,
+        visited: 0,
+        seen: HashSet::new(),
+        found: Vec::new(),
+    };
     for cpu in cpus {
         walk.cpu(cpu)?;
     }
@@ -64,7 +77,8 @@ struct Walk<'a> {
     memory: &'a [Range],
     limit: usize,
     visited: usize,
-    /// tables above the last level that were walked, with the virtual address they stand for: CPUs share most
+    /// tables above the last level that were walked, with the virtual address they stand for: CPUs
+    /// share most
     seen: HashSet<(Paging, u64, u64)>,
     found: Vec<Mapping>,
 }
@@ -96,8 +110,8 @@ impl Walk<'_> {
                 continue;
             }
             let va = canonical(mode, va | (index as u64) << shift);
-            let leaf =
-                level == 1 || (entry & LARGE != 0 && (level == 2 || (level == 3 && mode != Paging::Pae)));
+            let leaf = level == 1
+                || (entry & LARGE != 0 && (level == 2 || (level == 3 && mode != Paging::Pae)));
             if leaf {
                 let size = 1 << shift;
                 self.map(va, entry & ADDRESS & !(size - 1), size)?;
@@ -122,8 +136,8 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// A directory of 1024 entries: tables of 4 KiB pages, or 4 MiB pages with address bits 32 to 39 in bits 13
-    /// to 20 (PSE-36).
+    /// A directory of 1024 entries: tables of 4 KiB pages, or 4 MiB pages with address bits 32 to
+    /// 39 in bits 13 to 20 (PSE-36).
     fn directory_32(&mut self, mode: Paging, at: u64, large: bool) -> Result<(), Error> {
         if !self.seen.insert((mode, 0, at)) {
             return Ok(());
@@ -163,7 +177,8 @@ impl Walk<'_> {
     /// Keeps the parts of a mapping that lie in memory: one for each range it touches.
     fn map(&mut self, va: u64, pa: u64, len: u64) -> Result<(), Error> {
         for part in ranges::overlaps(self.memory, pa, len) {
-            let mapping = Mapping { pa: part.start, va: va.wrapping_add(part.start - pa), len: part.len };
+            let mapping =
+                Mapping { pa: part.start, va: va.wrapping_add(part.start - pa), len: part.len };
             match self.found.last_mut() {
                 Some(last) if runs_on(last, &mapping) => last.len += mapping.len,
                 _ => self.found.push(mapping),
@@ -180,8 +195,8 @@ impl Walk<'_> {
 
     /// Joins mappings that show the same memory at the same distance and touch or overlap.
     ///
-    /// Two that touch in virtual but not in physical memory differ in that distance, so sorting by it puts all
-    /// that can be joined side by side.
+    /// Two that touch in virtual but not in physical memory differ in that distance, so sorting by
+    /// it puts all that can be joined side by side.
     fn join(&mut self) {
         let distance = |mapping: &Mapping| mapping.va.wrapping_sub(mapping.pa);
         self.found.sort_unstable_by_key(|mapping| (distance(mapping), mapping.va));
@@ -227,7 +242,8 @@ fn runs_on(last: &Mapping, next: &Mapping) -> bool {
     last.va.wrapping_add(last.len) == next.va && last.pa + last.len == next.pa
 }
 
-/// Do both addresses lie in one range? Neighbouring ranges have been joined, so touching mappings always do.
+/// Do both addresses lie in one range? Neighbouring ranges have been joined, so touching mappings
+/// always do.
 fn same_range(memory: &[Range], a: u64, b: u64) -> bool {
     let of = |pa: u64| memory.partition_point(|range| range.end() <= pa);
     of(a) == of(b)
@@ -294,8 +310,10 @@ mod tests {
             .entry(0x2000, 0, 0x3003)
             .entry(0x3000, 1, 0x20_0083);
         let found = memory.walk(&[cpu(0x1000, PAE, LMA)], &all(&memory)).unwrap();
-        let expected =
-            [mapping(0x20_0000, 0x20_0000, 2 << 20), mapping(0xffff_ff80_0020_0000, 0x20_0000, 2 << 20)];
+        let expected = [
+            mapping(0x20_0000, 0x20_0000, 2 << 20),
+            mapping(0xffff_ff80_0020_0000, 0x20_0000, 2 << 20),
+        ];
         assert_eq!(found, expected);
     }
 
@@ -309,9 +327,14 @@ mod tests {
             .entry(0x4000, 0, 0x5003)
             .entry(0x5000, 3, 0x6000 | PRESENT | 1 << 63 | 0x7ff << 52);
         let found = memory.walk(&[cpu(0x1000, PAE | LA57, LMA)], &all(&memory)).unwrap();
-        let expected =
-            [mapping(0x0001_ff80_0000_3000, 0x6000, 0x1000), mapping(0xffff_ff80_0000_3000, 0x6000, 0x1000)];
-        assert_eq!(found, expected, "no-execute, keys and software bits are no part of the address");
+        let expected = [
+            mapping(0x0001_ff80_0000_3000, 0x6000, 0x1000),
+            mapping(0xffff_ff80_0000_3000, 0x6000, 0x1000),
+        ];
+        assert_eq!(
+            found, expected,
+            "no-execute, keys and software bits are no part of the address"
+        );
     }
 
     #[test]
@@ -332,7 +355,10 @@ mod tests {
             .entry(0x3000, 2, 0x7003)
             .entry(0x3000, 3, 0x8003);
         let found = memory.walk(&[cpu(0x1020, PAE, 0)], &all(&memory)).unwrap();
-        assert_eq!(found, [mapping(0xc000_2000, 0x7000, 0x2000), mapping(0xffe0_0000, 0x40_0000, 2 << 20)]);
+        assert_eq!(
+            found,
+            [mapping(0xc000_2000, 0x7000, 0x2000), mapping(0xffe0_0000, 0x40_0000, 2 << 20)]
+        );
     }
 
     #[test]
@@ -342,7 +368,10 @@ mod tests {
             .entry_32(0x1000, 1, 0x2003)
             .entry_32(0x2000, 1023, 0x5003);
         let found = memory.walk(&[cpu(0x1000, PSE, 0)], &all(&memory)).unwrap();
-        assert_eq!(found, [mapping(0x7f_f000, 0x5000, 0x1000), mapping(0xc000_0000, 0x40_0000, 4 << 20)]);
+        assert_eq!(
+            found,
+            [mapping(0x7f_f000, 0x5000, 0x1000), mapping(0xc000_0000, 0x40_0000, 4 << 20)]
+        );
         // Without PSE bit 7 means nothing, and 0x400000 is a table: empty.
         let found = memory.walk(&[cpu(0x1000, 0, 0)], &all(&memory)).unwrap();
         assert_eq!(found, [mapping(0x7f_f000, 0x5000, 0x1000)]);
@@ -357,20 +386,26 @@ mod tests {
             .entry(0x3000, 0, 0x4003)
             .entry(0x4000, 0, 0x83);
         let off = Cpu::default();
-        let found = memory.walk(&[off, cpu(0x1000, PAE, LMA), cpu(0x2000, PAE, LMA)], &all(&memory)).unwrap();
+        let found = memory
+            .walk(&[off, cpu(0x1000, PAE, LMA), cpu(0x2000, PAE, LMA)], &all(&memory))
+            .unwrap();
         assert_eq!(found, [mapping(0, 0, 2 << 20), mapping(0xffff_8000_0000_0000, 0, 2 << 20)]);
     }
 
     #[test]
     fn pages_mapped_downwards_stay_apart_and_in_order() {
-        let mut memory =
-            Memory::new(8 << 20).entry(0x1000, 0, 0x2003).entry(0x2000, 0, 0x3003).entry(0x3000, 0, 0x4003);
+        let mut memory = Memory::new(8 << 20)
+            .entry(0x1000, 0, 0x2003)
+            .entry(0x2000, 0, 0x3003)
+            .entry(0x3000, 0, 0x4003);
         for page in 0..4 {
             memory = memory.entry(0x4000, page, 0x10_0003 - page as u64 * 0x1000);
         }
         let found = memory.walk(&[cpu(0x1000, PAE, LMA)], &all(&memory)).unwrap();
-        let expected: Vec<_> =
-            (0..4).rev().map(|page| mapping(page * 0x1000, 0x10_0000 - page * 0x1000, 0x1000)).collect();
+        let expected: Vec<_> = (0..4)
+            .rev()
+            .map(|page| mapping(page * 0x1000, 0x10_0000 - page * 0x1000, 0x1000))
+            .collect();
         assert_eq!(found, expected);
     }
 

@@ -1,4 +1,5 @@
-//! A hash of all RAM, for comparing source and target. Zero pages count nothing, so that holes need not be touched.
+//! A hash of all RAM, for comparing source and target. Zero pages count nothing, so that holes need
+//! not be touched.
 //!
 //! Unsafe because guest memory is read by address; the guest stands still.
 #![allow(unsafe_code)]
@@ -8,7 +9,8 @@ use crate::memory::{Error, GuestRam, PAGE_BYTES};
 /// Odd, with bits well spread (the golden ratio's).
 const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// The sum over all pages that are not zero of a hash of their place and content. The guest must stand still.
+/// The sum over all pages that are not zero of a hash of their place and content. The guest must
+/// stand still.
 pub fn hash_ram(ram: &GuestRam) -> Result<u64, Error> {
     let mut sum = 0u64;
     let mut first_page = 0;
@@ -17,7 +19,8 @@ pub fn hash_ram(ram: &GuestRam) -> Result<u64, Error> {
         while let Some(data) = block.next_data(at)? {
             let pages = data.start / PAGE_BYTES..data.end.div_ceil(PAGE_BYTES);
             for page in pages {
-                // SAFETY: the page lies in the block's mapping; the guest stands still and nobody else writes.
+                // SAFETY: the page lies in the block's mapping; the guest stands still and nobody
+                // else writes.
                 let bytes = unsafe {
                     let start = block.host().add((page * PAGE_BYTES) as usize);
                     &*start.cast::<[u8; PAGE_BYTES as usize]>()

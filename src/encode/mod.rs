@@ -1,5 +1,5 @@
-//! Pages on their way out: what is read of guest memory, and the records it becomes. No I/O but the question where
-//! memory has holes.
+//! Pages on their way out: what is read of guest memory, and the records it becomes. No I/O but the
+//! question where memory has holes.
 
 mod hash;
 mod layout;

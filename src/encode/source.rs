@@ -1,7 +1,7 @@
 //! Pages read from a block of guest memory: holes, zeros, bytes in place.
 //!
-//! Unsafe because pages are read by address while vCPUs write them. A torn page is harmless: its dirty bit was cleared
-//! before, so the write that tore it has made it dirty again.
+//! Unsafe because pages are read by address while vCPUs write them. A torn page is harmless: its
+//! dirty bit was cleared before, so the write that tore it has made it dirty again.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -66,7 +66,8 @@ impl PageSource {
         self.block.pages()
     }
 
-    /// Whether there may be pages that this process has never mapped: anonymous memory comes by being mapped.
+    /// Whether there may be pages that this process has never mapped: anonymous memory comes by
+    /// being mapped.
     pub fn may_be_unmapped(&self) -> bool {
         self.block.is_shared()
     }
@@ -76,8 +77,8 @@ impl PageSource {
         self.first_page + page
     }
 
-    /// Which pages of a chunk may hold something else than zeros. Asking is reading: their dirty bits must have been
-    /// cleared.
+    /// Which pages of a chunk may hold something else than zeros. Asking is reading: their dirty
+    /// bits must have been cleared.
     pub fn data_mask(&mut self, chunk: u64) -> Result<ChunkMask, Error> {
         #[cfg(feature = "sabotage")]
         if let Some(mask) = self.early.as_mut().and_then(|answers| answers.take(chunk)) {
@@ -93,7 +94,8 @@ impl PageSource {
         if self.block.touched(start..end, touched)? {
             return Ok(mask);
         }
-        // Finding where data end takes as long as there are pages; that there are any, or no hole, is known sooner.
+        // Finding where data end takes as long as there are pages; that there are any, or no hole,
+        // is known sooner.
         if !self.data.contains(&start) && self.block.is_in_memory(start..end) {
             set_range(&mut mask, 0..(end - start) / PAGE_BYTES);
             return Ok(mask);
@@ -120,7 +122,8 @@ impl PageSource {
         Ok(mask)
     }
 
-    /// Has the pages in `mask`, none of them a hole, mapped into this process, so that reading them takes no fault.
+    /// Has the pages in `mask`, none of them a hole, mapped into this process, so that reading them
+    /// takes no fault.
     pub fn map(&self, chunk: u64, mask: &ChunkMask) {
         let pages: Vec<u64> = mask_pages(mask).collect();
         for group in pages.chunk_by(|a, b| a / GROUP_PAGES == b / GROUP_PAGES) {
@@ -144,8 +147,8 @@ impl PageSource {
 
     /// Page `page` for the delta encoder.
     pub fn live(&self, page: u64) -> LivePage<'_> {
-        // SAFETY: the page lies in the block's mapping, which lives as long as `self.block` and is neither cache nor
-        // output; only the guest and devices write it.
+        // SAFETY: the page lies in the block's mapping, which lives as long as `self.block` and is
+        // neither cache nor output; only the guest and devices write it.
         unsafe { LivePage::new(self.number(page), self.at(page)) }
     }
 
@@ -153,8 +156,8 @@ impl PageSource {
     pub fn gather(&self, pages: Range<u64>, gather: &mut Gather) {
         let bytes = (pages.end - pages.start) * PAGE_BYTES;
         assert!(pages.end <= self.block.pages() && pages.start < pages.end);
-        // SAFETY: the range lies in the block's mapping. A lane drops its sources after its writer has let go of all
-        // sends, and the machine keeps its RAM longer than any migration runs.
+        // SAFETY: the range lies in the block's mapping. A lane drops its sources after its writer
+        // has let go of all sends, and the machine keeps its RAM longer than any migration runs.
         unsafe { gather.memory(self.at(pages.start), bytes as usize) };
     }
 
@@ -237,7 +240,10 @@ mod tests {
             let data = source.data_mask(1).unwrap();
             assert_eq!(mask_ranges(&data).collect::<Vec<_>>(), [44..45, 46..47], "{backend:?}");
             let zeros = source.zero_mask(1, &data);
-            assert_eq!(mask_ranges(&zeros).collect::<Vec<_>>(), std::iter::once(46..47).collect::<Vec<_>>());
+            assert_eq!(
+                mask_ranges(&zeros).collect::<Vec<_>>(),
+                std::iter::once(46..47).collect::<Vec<_>>()
+            );
             ram.write(0, &[1]).unwrap();
             assert_eq!(source.data_mask(0).unwrap()[0], 1, "a hole is asked for again");
         }

@@ -42,7 +42,8 @@ impl Channel {
             return Err(channel.refuse("multifd hello", "magic", Problem::Ends));
         }
         let hello = channel.source.input().first_chunk().expect("filled");
-        let hello = Hello::parse(hello).map_err(|error| Failure::Stream(channel.path.clone(), error))?;
+        let hello =
+            Hello::parse(hello).map_err(|error| Failure::Stream(channel.path.clone(), error))?;
         channel.report.id = hello.channel;
         channel.consume(HELLO_BYTES);
         Ok(channel)
@@ -100,7 +101,11 @@ impl Channel {
         };
         if let Some(&found) = packet.offsets.iter().find(|offset| **offset >= blocks[block].bytes) {
             let limit = blocks[block].bytes - PAGE_BYTES as u64;
-            return Err(self.refuse("multifd packet", "page offset", Problem::TooLarge { found, limit }));
+            return Err(self.refuse(
+                "multifd packet",
+                "page offset",
+                Problem::TooLarge { found, limit },
+            ));
         }
         let bytes = packet.data_bytes as usize;
         if !self.fill(bytes)? {
@@ -119,10 +124,15 @@ impl Channel {
         for (offset, page) in packet.normal_pages().iter().zip(data.as_chunks().0) {
             image.write(*offset, page).map_err(Failure::Image)?;
         }
-        packet.zero_pages().iter().try_for_each(|offset| image.zero(*offset)).map_err(Failure::Image)
+        packet
+            .zero_pages()
+            .iter()
+            .try_for_each(|offset| image.zero(*offset))
+            .map_err(Failure::Image)
     }
 
-    /// A recorded TLS connection may end with a few bytes of its own; anything shorter than a magic is not a packet.
+    /// A recorded TLS connection may end with a few bytes of its own; anything shorter than a magic
+    /// is not a packet.
     fn is_tls_end(&self) -> bool {
         self.source.input().first_chunk().is_none_or(|magic| u32::from_be_bytes(*magic) != MAGIC)
             && self.source.input().len() < 64
@@ -142,8 +152,14 @@ impl Channel {
     }
 }
 
-/// Unpacks exactly `wanted` bytes; the rest of the compressor's stream follows with the next packet.
-fn unpack(unpacker: &mut Unpacker, method: Method, packed: &[u8], wanted: usize) -> Result<Vec<u8>, String> {
+/// Unpacks exactly `wanted` bytes; the rest of the compressor's stream follows with the next
+/// packet.
+fn unpack(
+    unpacker: &mut Unpacker,
+    method: Method,
+    packed: &[u8],
+    wanted: usize,
+) -> Result<Vec<u8>, String> {
     if wanted == 0 {
         return Ok(Vec::new());
     }
@@ -159,7 +175,8 @@ fn unpack(unpacker: &mut Unpacker, method: Method, packed: &[u8], wanted: usize)
         }
         Method::Zstd => {
             if !matches!(unpacker, Unpacker::Zstd(_)) {
-                *unpacker = Unpacker::Zstd(Box::new(Decoder::new().map_err(|error| error.to_string())?));
+                *unpacker =
+                    Unpacker::Zstd(Box::new(Decoder::new().map_err(|error| error.to_string())?));
             }
             let Unpacker::Zstd(decoder) = unpacker else { return Err("no decoder".into()) };
             decode_all(decoder, packed, &mut out)?;
@@ -180,8 +197,8 @@ fn inflate_all(inflate: &mut Decompress, packed: &[u8], out: &mut [u8]) -> Resul
         let status = inflate
             .decompress(&packed[taken..], &mut out[made..], FlushDecompress::Sync)
             .map_err(|error| error.to_string())?;
-        let stuck =
-            inflate.total_in() - in_start == taken as u64 && inflate.total_out() - out_start == made as u64;
+        let stuck = inflate.total_in() - in_start == taken as u64
+            && inflate.total_out() - out_start == made as u64;
         if stuck || status == Status::StreamEnd {
             return Err("fewer pages than the header says".into());
         }

@@ -76,7 +76,8 @@ impl Part {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let path = PathBuf::from(part);
-        let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        let file =
+            File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         Ok(Part { file, path, kept: false })
     }
 
@@ -97,7 +98,8 @@ impl Drop for Part {
 
 /// A file without a name in the folder of `path`, for an image that nobody asked to keep.
 pub fn unnamed_beside(path: &Path) -> io::Result<File> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(folder)
 }
 
@@ -112,7 +114,10 @@ impl ImageView {
         let bytes = file.metadata()?.len();
         let low = Range { start: 0, len: bytes.min(LOW_END) };
         let high = Range { start: HIGH_START, len: bytes - low.len };
-        Ok(ImageView { file, ranges: [low, high].into_iter().filter(|range| range.len > 0).collect() })
+        Ok(ImageView {
+            file,
+            ranges: [low, high].into_iter().filter(|range| range.len > 0).collect(),
+        })
     }
 }
 

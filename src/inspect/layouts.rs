@@ -1,5 +1,5 @@
-//! Where device payloads end, also of devices that are not ours: by the description at the end of the stream, or by
-//! looking for the footer.
+//! Where device payloads end, also of devices that are not ours: by the description at the end of
+//! the stream, or by looking for the footer.
 
 use crate::stream::{Error, Extent, Layouts, PAYLOAD_BYTES_MAX, Problem, SectionHeader};
 use crate::vmstate::{Known, Section};
@@ -30,7 +30,8 @@ impl AnyLayout {
 
     fn of_tail(tail: &[u8]) -> Self {
         let mut found = Self::default();
-        let starts = tail.windows(2).enumerate().rev().filter(|(_, two)| *two == b"{\"").map(|(at, _)| at);
+        let starts =
+            tail.windows(2).enumerate().rev().filter(|(_, two)| *two == b"{\"").map(|(at, _)| at);
         let length = |at: usize| tail[at - 4..at].try_into().map(u32::from_be_bytes).unwrap_or(0);
         let Some(start) = starts
             .filter(|at| *at > 5 && tail[at - 5] == 6)
@@ -55,7 +56,8 @@ fn described_bytes(layout: &Value) -> Option<usize> {
     let mut bytes: usize = 0;
     for field in layout["fields"].as_array().into_iter().flatten() {
         let size = usize::try_from(field["size"].as_u64()?).ok()?;
-        let count = field["array_len"].as_u64().map_or(Some(1), |count| usize::try_from(count).ok())?;
+        let count =
+            field["array_len"].as_u64().map_or(Some(1), |count| usize::try_from(count).ok())?;
         bytes = bytes.checked_add(size.checked_mul(count)?)?;
     }
     for subsection in layout["subsections"].as_array().into_iter().flatten() {
@@ -67,8 +69,8 @@ fn described_bytes(layout: &Value) -> Option<usize> {
 
 impl Layouts for AnyLayout {
     fn extent(&self, section: &SectionHeader, input: &[u8], offset: u64) -> Result<Extent, Error> {
-        let ours =
-            Section::named(&section.name).map(|ours| (ours.version(), Known.extent(section, input, offset)));
+        let ours = Section::named(&section.name)
+            .map(|ours| (ours.version(), Known.extent(section, input, offset)));
         if let Some((_, Ok(extent))) = ours {
             return Ok(extent);
         }

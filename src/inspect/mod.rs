@@ -1,7 +1,8 @@
 //! `godwit inspect`: the structure and the memory of a migration stream.
 //!
-//! Reads what QEMU or Godwit wrote: main channels with their multifd channels, connections that resume an interrupted
-//! postcopy, mapped-ram files, and return paths. Files are read once from front to back, whatever they declare.
+//! Reads what QEMU or Godwit wrote: main channels with their multifd channels, connections that
+//! resume an interrupted postcopy, mapped-ram files, and return paths. Files are read once from
+//! front to back, whatever they declare.
 
 mod channels;
 mod core;
@@ -37,7 +38,8 @@ pub struct Options {
     /// The block for --ram
     #[arg(long, value_name = "NAME", default_value = "microvm.ram")]
     pub block: String,
-    /// Write a dump of the guest as it would have arrived to this file: memory, and the registers of every vCPU
+    /// Write a dump of the guest as it would have arrived to this file: memory, and the registers
+    /// of every vCPU
     #[arg(long, value_name = "OUT")]
     pub core: Option<PathBuf>,
     /// The dump's format for --core: elf, kdump-zlib, kdump-raw-zlib, ... (see `godwit dump`)
@@ -69,7 +71,9 @@ pub enum Failure {
     Machine(String),
     #[error("--core needs the image of {}; leave out --block", core::BLOCK)]
     OtherBlock,
-    #[error("--core needs the registers of the vCPUs, and the stream holds none that could be read")]
+    #[error(
+        "--core needs the registers of the vCPUs, and the stream holds none that could be read"
+    )]
     NoRegisters,
     #[error("{file}: {1}", file = .0.display())]
     Core(PathBuf, #[source] io::Error),
@@ -93,7 +97,8 @@ fn read_failure(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
     move |error| Failure::Read(path.to_owned(), error)
 }
 
-/// Reads everything; what was found before a failure is in the report, and the failure's text in its `error`.
+/// Reads everything; what was found before a failure is in the report, and the failure's text in
+/// its `error`.
 pub fn inspect(options: &Options) -> (Report, Result<(), Failure>) {
     let mut report = Report::default();
     let mut arrived = core::Arrived::default();
@@ -120,7 +125,9 @@ pub fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let (report, result) = inspect(options);
     let mut out = io::BufWriter::new(io::stdout().lock());
     let printed = if options.json {
-        serde_json::to_writer_pretty(&mut out, &report).map_err(io::Error::from).and_then(|()| writeln!(out))
+        serde_json::to_writer_pretty(&mut out, &report)
+            .map_err(io::Error::from)
+            .and_then(|()| writeln!(out))
     } else {
         let color = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
         text::print(&report, text::Style { color }, &mut out)

@@ -27,14 +27,23 @@ impl Style {
     }
 
     fn paint(self, code: &str, text: &str) -> String {
-        if self.color && !text.is_empty() { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+        if self.color && !text.is_empty() {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
     }
 }
 
 pub fn print(report: &Report, style: Style, out: &mut impl Write) -> io::Result<()> {
     head(report, style, out)?;
     for connection in &report.connections {
-        writeln!(out, "\n{}  {}", style.bold(&connection.file), style.dim(&size(connection.bytes)))?;
+        writeln!(
+            out,
+            "\n{}  {}",
+            style.bold(&connection.file),
+            style.dim(&size(connection.bytes))
+        )?;
         let width = connection.entries.iter().map(title_width).max().unwrap_or(0).min(60);
         for entry in &connection.entries {
             print_entry(entry, width, style, out)?;
@@ -71,7 +80,9 @@ fn head(report: &Report, style: Style, out: &mut impl Write) -> io::Result<()> {
     for (at, block) in report.blocks.iter().enumerate() {
         let title = if at == 0 { "memory      " } else { "            " };
         let mapped = match (block.mapped_pages_offset, block.mapped_pages) {
-            (Some(offset), Some(pages)) => format!("  {pages} pages in the file from {offset:#x} on"),
+            (Some(offset), Some(pages)) => {
+                format!("  {pages} pages in the file from {offset:#x} on")
+            }
             _ => String::new(),
         };
         writeln!(out, "{}  {} {}{mapped}", style.bold(title), block.name, size(block.bytes))?;
@@ -108,12 +119,19 @@ fn print_entry(entry: &Entry, width: usize, style: Style, out: &mut impl Write) 
             ..
         } => {
             let title = title(name, *instance);
-            let title = format!("{}{}", style.name(&title), " ".repeat(width.saturating_sub(title.len())));
-            let version =
-                if *kind == "START" || *kind == "FULL" { format!("v{version}") } else { String::new() };
+            let title =
+                format!("{}{}", style.name(&title), " ".repeat(width.saturating_sub(title.len())));
+            let version = if *kind == "START" || *kind == "FULL" {
+                format!("v{version}")
+            } else {
+                String::new()
+            };
             let device = note.as_ref().map_or_else(|| (*device).to_owned(), |note| style.bad(note));
             let contents = ram.map_or(device, |counts| ram_text(&counts));
-            writeln!(out, "{offset}  {indent}{kind:<5} {title} {version:<4} {bytes:>10}  {contents}")?;
+            writeln!(
+                out,
+                "{offset}  {indent}{kind:<5} {title} {version:<4} {bytes:>10}  {contents}"
+            )?;
             for name in subsections.iter().filter(|_| fields.is_empty()) {
                 writeln!(out, "{:>12}  {indent}      {}", "", style.dim(name))?;
             }
@@ -138,7 +156,8 @@ fn print_entry(entry: &Entry, width: usize, style: Style, out: &mut impl Write) 
 
 fn ram_text(counts: &RamCounts) -> String {
     let mut parts = Vec::new();
-    for (count, what) in [(counts.pages, "pages"), (counts.zero, "zero"), (counts.deltas, "deltas")] {
+    for (count, what) in [(counts.pages, "pages"), (counts.zero, "zero"), (counts.deltas, "deltas")]
+    {
         if count > 0 {
             parts.push(format!("{count} {what}"));
         }

@@ -13,8 +13,8 @@ use crate::dump::VmCoreInfo;
 use crate::stream::mapped::MappedHeader;
 use crate::stream::return_path::{BITMAP_END, Reply};
 use crate::stream::{
-    Command, DESCRIPTION_BYTES_MAX, Error, Item, PAGE_BYTES, PageAt, Problem, Reader, Record, SectionHeader,
-    SectionKind, Step,
+    Command, DESCRIPTION_BYTES_MAX, Error, Item, PAGE_BYTES, PageAt, Problem, Reader, Record,
+    SectionHeader, SectionKind, Step,
 };
 use crate::vmstate::{self, Section, Stop};
 use std::fs::File;
@@ -34,12 +34,15 @@ pub fn walk(options: &Options, report: &mut Report, arrived: &mut Arrived) -> Re
             return Err(Failure::OtherBlock);
         }
         (Some(path), _) => Some(Image::create(path).map_err(Failure::Image)?),
-        (None, Some(path)) => Some(Image::unnamed(core::unnamed_beside(path).map_err(Failure::Image)?)),
+        (None, Some(path)) => {
+            Some(Image::unnamed(core::unnamed_beside(path).map_err(Failure::Image)?))
+        }
         (None, None) => None,
     };
     let wanted = if options.ram.is_some() { &options.block } else { core::BLOCK };
     let layouts = AnyLayout::of(source.file()).unwrap_or_default();
-    let channels = options.channels.iter().map(|path| Channel::open(path)).collect::<Result<Vec<_>, _>>()?;
+    let channels =
+        options.channels.iter().map(|path| Channel::open(path)).collect::<Result<Vec<_>, _>>()?;
     let mut walker = Walker {
         options,
         report,
@@ -55,7 +58,8 @@ pub fn walk(options: &Options, report: &mut Report, arrived: &mut Arrived) -> Re
         description: Vec::new(),
     };
     let mut reader = Reader::new(layouts, Vec::new());
-    let mut result = walker.connection(&options.main, source, &mut reader, !options.resume.is_empty());
+    let mut result =
+        walker.connection(&options.main, source, &mut reader, !options.resume.is_empty());
     for path in &options.resume {
         result?;
         reader = reader.resumed();
@@ -87,7 +91,8 @@ struct Walker<'a> {
 }
 
 impl Walker<'_> {
-    /// Reads one connection's file to its end. `may_break`: it may have been cut off by an interruption.
+    /// Reads one connection's file to its end. `may_break`: it may have been cut off by an
+    /// interruption.
     fn connection(
         &mut self,
         path: &Path,
@@ -103,8 +108,10 @@ impl Walker<'_> {
             let at = reader.offset();
             match reader.next(source.input()).map_err(refused)? {
                 Step::Item(item, used) => {
-                    let skip = if let Item::Ram(Record::Skip { to }) = item { Some(to) } else { None };
-                    self.item(item, at, reader, source.file()).map_err(|failure| failure.of(path))?;
+                    let skip =
+                        if let Item::Ram(Record::Skip { to }) = item { Some(to) } else { None };
+                    self.item(item, at, reader, source.file())
+                        .map_err(|failure| failure.of(path))?;
                     source.consume(used);
                     if let Some(to) = skip {
                         source.seek(to).map_err(read_failure(path))?;
@@ -118,7 +125,12 @@ impl Walker<'_> {
                         return Ok(());
                     }
                     let end = reader.offset() + source.input().len() as u64;
-                    return Err(refused(Error::new(reader.place(), "end of file", end, Problem::Ends)));
+                    return Err(refused(Error::new(
+                        reader.place(),
+                        "end of file",
+                        end,
+                        Problem::Ends,
+                    )));
                 }
             }
         }
@@ -163,7 +175,12 @@ impl Walker<'_> {
         Ok(())
     }
 
-    fn record(&mut self, record: Record<'_>, reader: &Reader<AnyLayout>, file: &File) -> Result<(), Failure> {
+    fn record(
+        &mut self,
+        record: Record<'_>,
+        reader: &Reader<AnyLayout>,
+        file: &File,
+    ) -> Result<(), Failure> {
         match record {
             Record::Blocks { .. } => self.report.blocks.clear(),
             Record::Block { block } => self.block(block, reader, file)?,
@@ -202,8 +219,9 @@ impl Walker<'_> {
             passes.push(RamCounts::default());
         }
         self.last = Some(at);
-        for counts in
-            [&mut self.part, &mut self.report.total].into_iter().chain(self.report.passes.last_mut())
+        for counts in [&mut self.part, &mut self.report.total]
+            .into_iter()
+            .chain(self.report.passes.last_mut())
         {
             add(counts);
         }
@@ -220,7 +238,12 @@ impl Walker<'_> {
         }
     }
 
-    fn block(&mut self, number: u32, reader: &Reader<AnyLayout>, file: &File) -> Result<(), Failure> {
+    fn block(
+        &mut self,
+        number: u32,
+        reader: &Reader<AnyLayout>,
+        file: &File,
+    ) -> Result<(), Failure> {
         let block = &reader.blocks()[number as usize];
         if let Some((image, wanted)) = self.image.as_mut().filter(|_| block.name == self.wanted) {
             image.resize(block.bytes).map_err(Failure::Image)?;
@@ -261,8 +284,9 @@ impl Walker<'_> {
         let mut pages = 0;
         let (total, mut words) = (block_bytes / PAGE_BYTES as u64, [0; 4096]);
         for first in (0..total).step_by(words.len() * 8) {
-            let bytes =
-                MappedHeader::bitmap_bytes((total - first).min(8 * words.len() as u64) * PAGE_BYTES as u64);
+            let bytes = MappedHeader::bitmap_bytes(
+                (total - first).min(8 * words.len() as u64) * PAGE_BYTES as u64,
+            );
             let words = &mut words[..bytes as usize];
             read(words, header.bitmap_offset + first / 8)?;
             for (at, byte) in words.iter().enumerate().filter(|(_, byte)| **byte != 0) {
@@ -272,7 +296,9 @@ impl Walker<'_> {
                         continue;
                     }
                     pages += 1;
-                    if let Some((image, _)) = self.image.as_mut().filter(|(_, wanted)| *wanted == number) {
+                    if let Some((image, _)) =
+                        self.image.as_mut().filter(|(_, wanted)| *wanted == number)
+                    {
                         let mut bytes = [0; PAGE_BYTES];
                         read(&mut bytes, header.pages_offset + page * PAGE_BYTES as u64)?;
                         image.write(page * PAGE_BYTES as u64, &bytes).map_err(Failure::Image)?;
@@ -296,11 +322,14 @@ impl Walker<'_> {
         };
         match &found {
             Some(Section::Cpu(state)) => self.arrived.cpu(header.instance, state.into()),
-            Some(Section::VmCoreInfo(state)) => self.arrived.vmcoreinfo = VmCoreInfo::from_section(state),
+            Some(Section::VmCoreInfo(state)) => {
+                self.arrived.vmcoreinfo = VmCoreInfo::from_section(state)
+            }
             _ => {}
         }
         let rows = found.as_ref().map_or_else(Vec::new, vmstate::rows);
-        let subsections = rows.iter().filter(|row| row.is_subsection()).map(|row| row.name.clone()).collect();
+        let subsections =
+            rows.iter().filter(|row| row.is_subsection()).map(|row| row.name.clone()).collect();
         let fields = if self.options.fields {
             let field = |row: vmstate::Row| Field {
                 offset: row.offset,
@@ -329,7 +358,8 @@ impl Walker<'_> {
         self.entry(at, what);
     }
 
-    /// Behind a section of `ram`; devices have taken theirs already. `at` is where the footer stands.
+    /// Behind a section of `ram`; devices have taken theirs already. `at` is where the footer
+    /// stands.
     fn section_end(&mut self, at: u64) {
         let Some((kind, header, start)) = self.section.take() else { return };
         let named = matches!(kind, SectionKind::Start | SectionKind::Full);
@@ -382,7 +412,8 @@ impl Walker<'_> {
         }
         let json = serde_json::from_slice::<serde_json::Value>(&self.description).ok();
         let devices = json.and_then(|json| json["devices"].as_array().map(Vec::len));
-        self.report.description = Some(Description { bytes: self.description.len() as u64, devices });
+        self.report.description =
+            Some(Description { bytes: self.description.len() as u64, devices });
     }
 
     fn drain_channels(&mut self, reader: &Reader<AnyLayout>) -> Result<(), Failure> {
@@ -431,7 +462,11 @@ fn is_return_path(input: &[u8]) -> bool {
 fn return_path(path: &Path, mut source: Source, report: &mut Report) -> Result<(), Failure> {
     report.kind = "return-path";
     let bytes = source.file().metadata().map_or(0, |metadata| metadata.len());
-    report.connections.push(Connection { file: path.display().to_string(), bytes, ..Connection::default() });
+    report.connections.push(Connection {
+        file: path.display().to_string(),
+        bytes,
+        ..Connection::default()
+    });
     let mut at = 0;
     let refused = |error| Failure::Stream(path.to_owned(), error);
     let ends = |at| refused(Error::new("return path", "end of file", at, Problem::Ends));
@@ -446,7 +481,9 @@ fn return_path(path: &Path, mut source: Source, report: &mut Report) -> Result<(
         source.consume(used);
         let mut length = used as u64;
         let detail = match &reply {
-            Reply::Shut(value) | Reply::Pong(value) | Reply::ResumeAck(value) => format!("{value:#x}"),
+            Reply::Shut(value) | Reply::Pong(value) | Reply::ResumeAck(value) => {
+                format!("{value:#x}")
+            }
             Reply::PagesWanted { block, start, length } => {
                 format!("{} {start:#x} +{length:#x}", block.as_deref().unwrap_or("same block"))
             }
@@ -483,7 +520,8 @@ fn bitmap(source: &mut Source, bytes: u64) -> std::io::Result<(u64, u64)> {
         if !source.fill(piece)? {
             return Err(std::io::ErrorKind::UnexpectedEof.into());
         }
-        received += source.input()[..piece].iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
+        received +=
+            source.input()[..piece].iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
         source.consume(piece);
         left -= piece as u64;
     }

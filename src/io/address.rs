@@ -1,5 +1,5 @@
-//! Migration addresses: the URI forms of `migrate` and `-incoming`, and the `channels` form of QMP, parsed once.
-//! The error texts are QEMU's.
+//! Migration addresses: the URI forms of `migrate` and `-incoming`, and the `channels` form of QMP,
+//! parsed once. The error texts are QEMU's.
 
 use serde_json::Value;
 
@@ -68,7 +68,9 @@ impl Address {
         match protocol {
             "tcp" => Ok(Self::Tcp(Tcp::parse(rest)?)),
             "unix" if rest.is_empty() => Err(AddressError::EmptyUnix),
-            "unix" => Ok(Self::Unix(rest.split_once(',').map_or(rest, |(path, _)| path).to_owned())),
+            "unix" => {
+                Ok(Self::Unix(rest.split_once(',').map_or(rest, |(path, _)| path).to_owned()))
+            }
             "fd" if rest.is_empty() => Err(AddressError::EmptyFd),
             "fd" => Ok(Self::Fd(rest.to_owned())),
             "exec" => Ok(Self::Exec(vec!["/bin/sh".into(), "-c".into(), rest.to_owned()])),
@@ -79,8 +81,12 @@ impl Address {
         }
     }
 
-    /// From the arguments `uri` and `channels` of `migrate` and `migrate-incoming`: exactly one of them.
-    pub fn from_arguments(uri: Option<&str>, channels: Option<&Value>) -> Result<Self, AddressError> {
+    /// From the arguments `uri` and `channels` of `migrate` and `migrate-incoming`: exactly one of
+    /// them.
+    pub fn from_arguments(
+        uri: Option<&str>,
+        channels: Option<&Value>,
+    ) -> Result<Self, AddressError> {
         let channels = channels.filter(|list| list.as_array().is_none_or(|list| !list.is_empty()));
         match (uri, channels) {
             (Some(uri), None) => Self::from_uri(uri),
@@ -116,14 +122,16 @@ impl Address {
             "exec" => {
                 let args = address.member("args")?;
                 let args = args.as_array().ok_or_else(|| wrong(address.path("args"), "array"))?;
-                let words: Option<Vec<_>> = args.iter().map(|arg| arg.as_str().map(str::to_owned)).collect();
+                let words: Option<Vec<_>> =
+                    args.iter().map(|arg| arg.as_str().map(str::to_owned)).collect();
                 let words = words.ok_or_else(|| wrong(address.path("args"), "string"))?;
                 if words.is_empty() { Err(AddressError::EmptyExec) } else { Ok(Self::Exec(words)) }
             }
             "file" => {
                 let path = address.string("filename")?.to_owned();
                 let offset = address.member("offset")?;
-                let offset = offset.as_u64().ok_or_else(|| wrong(address.path("offset"), "integer"))?;
+                let offset =
+                    offset.as_u64().ok_or_else(|| wrong(address.path("offset"), "integer"))?;
                 Ok(Self::File { path, offset })
             }
             "rdma" => Err(AddressError::NotBuilt("rdma")),
@@ -307,14 +315,17 @@ mod tests {
 
     #[test]
     fn channels_are_read_and_refused_as_qemu_does() {
-        let unix =
-            json!([{"channel-type": "main", "addr": {"transport": "socket", "type": "unix", "path": "/p"}}]);
+        let unix = json!([{"channel-type": "main", "addr": {"transport": "socket", "type": "unix", "path": "/p"}}]);
         assert_eq!(Address::from_channels(&unix).unwrap(), Address::Unix("/p".into()));
-        let exec = json!({"channel-type": "main", "addr": {"transport": "exec", "args": ["/bin/true"]}});
+        let exec =
+            json!({"channel-type": "main", "addr": {"transport": "exec", "args": ["/bin/true"]}});
         for (channels, text) in [
             (json!([exec, exec]), "Channel list has more than one main entry"),
             (json!([{"addr": {}}]), "Parameter 'channels[0].channel-type' is missing"),
-            (json!([{"channel-type": "other"}]), "Parameter 'channel-type' does not accept value 'other'"),
+            (
+                json!([{"channel-type": "other"}]),
+                "Parameter 'channel-type' does not accept value 'other'",
+            ),
             (
                 json!([{"channel-type": "main", "addr": {"transport": "nope"}}]),
                 "Parameter 'transport' does not accept value 'nope'",
@@ -327,11 +338,17 @@ mod tests {
                 json!([{"channel-type": "main", "addr": {"transport": "exec", "args": []}}]),
                 "exec needs at least one argument",
             ),
-            (json!([{"channel-type": "cpr", "addr": {}}]), "migration over a cpr channel is not built in"),
+            (
+                json!([{"channel-type": "cpr", "addr": {}}]),
+                "migration over a cpr channel is not built in",
+            ),
         ] {
             assert_eq!(Address::from_channels(&channels).unwrap_err().to_string(), text);
         }
-        assert_eq!(Address::from_arguments(None, Some(&json!([]))).unwrap_err(), AddressError::Missing);
+        assert_eq!(
+            Address::from_arguments(None, Some(&json!([]))).unwrap_err(),
+            AddressError::Missing
+        );
         assert_eq!(
             Address::from_arguments(Some("unix:x"), Some(&json!([]))).unwrap(),
             Address::Unix("x".into())

@@ -1,10 +1,13 @@
-//! Files, pipes and sockets written from registered buffers of our own, and files read at positions.
+//! Files, pipes and sockets written from registered buffers of our own, and files read at
+//! positions.
 //!
-//! Writes to a file go in any order, several in flight. A stream takes one at a time, in the order in which they were
-//! handed over, whatever was queued behind. Every completion is looked at: a short write goes on where it ended, an
-//! error ends the writer. A full pool holds the caller back until a buffer is free.
+//! Writes to a file go in any order, several in flight. A stream takes one at a time, in the order
+//! in which they were handed over, whatever was queued behind. Every completion is looked at: a
+//! short write goes on where it ended, an error ends the writer. A full pool holds the caller back
+//! until a buffer is free.
 //!
-//! Unsafe because the kernel reads a buffer until its completion; a buffer is out of the pool for exactly that time.
+//! Unsafe because the kernel reads a buffer until its completion; a buffer is out of the pool for
+//! exactly that time.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -73,7 +76,8 @@ pub struct FileWriter<T> {
     ring: Ring,
     fd: Arc<OwnedFd>,
     order: Order,
-    /// The kernel has the buffers' pages; it may refuse to (`RLIMIT_MEMLOCK`), and then looks them up each time.
+    /// The kernel has the buffers' pages; it may refuse to (`RLIMIT_MEMLOCK`), and then looks them
+    /// up each time.
     registered: bool,
     free: Vec<Buffer>,
     /// By index, buffers being written and how many of their pieces are left.
@@ -102,7 +106,8 @@ impl<T: Copy> FileWriter<T> {
             .iter_mut()
             .map(|b| libc::iovec { iov_base: b.map.as_mut_ptr().cast(), iov_len: BUFFER_BYTES })
             .collect();
-        // SAFETY: the pool is our own memory; registered pages stay pinned even if it is unmapped before the ring ends.
+        // SAFETY: the pool is our own memory; registered pages stay pinned even if it is unmapped
+        // before the ring ends.
         let registered = unsafe { ring.register(&iovecs) }.is_ok();
         let busy = (0..BUFFERS).map(|_| None).collect();
         Ok(Self { ring, fd, order, registered, free, busy, writes: VecDeque::new() })
@@ -119,7 +124,8 @@ impl<T: Copy> FileWriter<T> {
         }
     }
 
-    /// Starts writing `pieces` of `buffer`, which do not overlap. The buffer comes back to the pool when all are done.
+    /// Starts writing `pieces` of `buffer`, which do not overlap. The buffer comes back to the pool
+    /// when all are done.
     pub fn write(
         &mut self,
         what: T,
@@ -128,8 +134,13 @@ impl<T: Copy> FileWriter<T> {
     ) -> std::result::Result<(), Failed<T>> {
         let index = buffer.index;
         let pieces = pieces.into_iter().filter(|piece| !piece.bytes.is_empty());
-        let writes =
-            pieces.map(|Piece { bytes, offset }| Write { what, buffer: index, bytes, offset, token: None });
+        let writes = pieces.map(|Piece { bytes, offset }| Write {
+            what,
+            buffer: index,
+            bytes,
+            offset,
+            token: None,
+        });
         let before = self.writes.len();
         self.writes.extend(writes);
         match self.writes.len() - before {
@@ -163,7 +174,8 @@ impl<T: Copy> FileWriter<T> {
 
     fn start(&mut self, at: usize) -> Result<Token> {
         let write = &self.writes[at];
-        let (buffer, _) = self.busy[usize::from(write.buffer)].as_ref().expect("it is being written");
+        let (buffer, _) =
+            self.busy[usize::from(write.buffer)].as_ref().expect("it is being written");
         let bytes = &buffer.map[write.bytes.clone()];
         let (address, len) = (bytes.as_ptr(), bytes.len() as u32);
         let fd = types::Fd(self.fd.as_raw_fd());
@@ -173,15 +185,17 @@ impl<T: Copy> FileWriter<T> {
         } else {
             opcode::Write::new(fd, address, len).offset(offset).build()
         };
-        // SAFETY: the buffer stays in `busy` until the token's result is there: `reap` waits for it, and so do `fail`
-        // and `drop`.
+        // SAFETY: the buffer stays in `busy` until the token's result is there: `reap` waits for
+        // it, and so do `fail` and `drop`.
         unsafe { self.ring.submit(entry) }
     }
 
     /// Waits for the oldest write and deals with its result.
     fn reap(&mut self) -> std::result::Result<(), Failed<T>> {
         self.submit()?;
-        let Some(token) = self.writes.front_mut().and_then(|write| write.token.take()) else { return Ok(()) };
+        let Some(token) = self.writes.front_mut().and_then(|write| write.token.take()) else {
+            return Ok(());
+        };
         let done = match self.ring.wait(token) {
             Ok(result) => result,
             Err(error) => return Err(self.fail(0, error)),
@@ -193,7 +207,11 @@ impl<T: Copy> FileWriter<T> {
                 Err(error) => return Err(self.fail(0, error)),
             },
             error if error > 0 => return Err(self.fail(0, Error::from_result(done))),
-            0 => return Err(self.fail(0, std::io::Error::from(std::io::ErrorKind::WriteZero).into())),
+            0 => {
+                return Err(
+                    self.fail(0, std::io::Error::from(std::io::ErrorKind::WriteZero).into())
+                );
+            }
             _ => done as usize,
         };
         let write = self.writes.front_mut().expect("it was waited for");
@@ -264,7 +282,8 @@ mod tests {
         for chunk in (0..24u64).rev() {
             let mut buffer = writer.buffer().unwrap();
             buffer.room()[..70_000].fill(chunk as u8);
-            let piece = |at: usize| Piece { bytes: at..at + 700, offset: chunk * 70_000 + at as u64 };
+            let piece =
+                |at: usize| Piece { bytes: at..at + 700, offset: chunk * 70_000 + at as u64 };
             writer.write("chunk", buffer, (0..70_000).step_by(700).rev().map(piece)).unwrap();
         }
         writer.finish().unwrap();
@@ -292,13 +311,17 @@ mod tests {
             for number in 0..20u8 {
                 let mut buffer = writer.buffer().unwrap();
                 buffer.room().fill(number);
-                writer.write("chunk", buffer, [Piece { bytes: 0..BUFFER_BYTES, offset: 0 }]).unwrap();
+                writer
+                    .write("chunk", buffer, [Piece { bytes: 0..BUFFER_BYTES, offset: 0 }])
+                    .unwrap();
             }
             writer.finish().unwrap();
             drop(writer);
             let all = thread.join().unwrap();
             assert_eq!(all.len(), 20 * BUFFER_BYTES);
-            assert!(all.chunks(BUFFER_BYTES).enumerate().all(|(i, c)| c.iter().all(|b| *b == i as u8)));
+            assert!(
+                all.chunks(BUFFER_BYTES).enumerate().all(|(i, c)| c.iter().all(|b| *b == i as u8))
+            );
         }
     }
 
@@ -313,7 +336,9 @@ mod tests {
         });
         let failed = failed.expect("the pool is smaller than that");
         assert_eq!(failed.what, "headers");
-        assert!(matches!(failed.error, Error::System(error) if error.raw_os_error() == Some(libc::ENOSPC)));
+        assert!(
+            matches!(failed.error, Error::System(error) if error.raw_os_error() == Some(libc::ENOSPC))
+        );
         assert_eq!(writer.free.len(), BUFFERS);
     }
 
@@ -321,7 +346,8 @@ mod tests {
     fn a_cancel_ends_a_blocked_write() {
         let (_reader, target) = pipe().unwrap();
         let waker = Waker::new();
-        let mut writer = FileWriter::new(Arc::new(target.into()), Order::Stream, waker.clone()).unwrap();
+        let mut writer =
+            FileWriter::new(Arc::new(target.into()), Order::Stream, waker.clone()).unwrap();
         let buffer = writer.buffer().unwrap();
         writer.write("all", buffer, [Piece { bytes: 0..BUFFER_BYTES, offset: 0 }]).unwrap();
         let thread = std::thread::spawn(move || {

@@ -1,7 +1,8 @@
 //! One vectored send: own bytes and pieces of guest memory, in the order they go out.
 //!
-//! Unsafe because pieces of guest memory are named by address: a vCPU may write them while the kernel reads, which is
-//! harmless (a page written after its dirty bit was cleared is dirty again), but they must stay mapped.
+//! Unsafe because pieces of guest memory are named by address: a vCPU may write them while the
+//! kernel reads, which is harmless (a page written after its dirty bit was cleared is dirty again),
+//! but they must stay mapped.
 #![allow(unsafe_code)]
 
 /// Pieces one `sendmsg` takes at most (`UIO_MAXIOV`).
@@ -22,7 +23,8 @@ enum Piece {
     Memory { address: *const u8, bytes: usize },
 }
 
-// SAFETY: the addresses are only handed to the kernel; whoever put them in promised that they stay mapped.
+// SAFETY: the addresses are only handed to the kernel; whoever put them in promised that they stay
+// mapped.
 unsafe impl Send for Gather {}
 
 impl Gather {
@@ -39,7 +41,9 @@ impl Gather {
         self.seal();
         self.bytes += bytes;
         match self.pieces.last_mut() {
-            Some(Piece::Memory { address: before, bytes: have }) if before.wrapping_add(*have) == address => {
+            Some(Piece::Memory { address: before, bytes: have })
+                if before.wrapping_add(*have) == address =>
+            {
                 *have += bytes
             }
             _ => self.pieces.push(Piece::Memory { address, bytes }),

@@ -1,10 +1,12 @@
-//! The bandwidth limit: a bucket that may go into debt by one batch, and says when the next batch may leave.
+//! The bandwidth limit: a bucket that may go into debt by one batch, and says when the next batch
+//! may leave.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Time a sender may make up for when it was held up elsewhere; more would be a burst. QEMU's period.
+/// Time a sender may make up for when it was held up elsewhere; more would be a burst. QEMU's
+/// period.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// A limit in bytes per second shared by all streams of one migration, changeable while they run.
@@ -16,7 +18,10 @@ pub struct Limit {
 impl Limit {
     /// `bytes_per_second` 0 is no limit.
     pub fn new(bytes_per_second: u64) -> Self {
-        Self { bytes_per_second: AtomicU64::new(bytes_per_second), paid_until: Mutex::new(Instant::now()) }
+        Self {
+            bytes_per_second: AtomicU64::new(bytes_per_second),
+            paid_until: Mutex::new(Instant::now()),
+        }
     }
 
     pub fn set(&self, bytes_per_second: u64) {
@@ -65,7 +70,10 @@ mod tests {
         }
         let end = limit.ready_at(now).unwrap();
         let took = end - start;
-        assert!(took > Duration::from_millis(890) && took <= Duration::from_millis(1001), "{took:?}");
+        assert!(
+            took > Duration::from_millis(890) && took <= Duration::from_millis(1001),
+            "{took:?}"
+        );
     }
 
     #[test]

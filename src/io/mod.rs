@@ -56,7 +56,10 @@ impl Error {
         match self {
             Error::Closed => true,
             Error::System(error) => {
-                matches!(error.kind(), BrokenPipe | ConnectionReset | ConnectionAborted | NotConnected)
+                matches!(
+                    error.kind(),
+                    BrokenPipe | ConnectionReset | ConnectionAborted | NotConnected
+                )
             }
             _ => false,
         }

@@ -89,7 +89,10 @@ pub(super) fn resolve_aside(
     }
 }
 
-pub(super) fn resolve(tcp: &Tcp, passive: bool) -> std::result::Result<Vec<SocketAddress>, OpenError> {
+pub(super) fn resolve(
+    tcp: &Tcp,
+    passive: bool,
+) -> std::result::Result<Vec<SocketAddress>, OpenError> {
     let fail = |text: String| OpenError::Resolve { address: tcp.to_string(), text };
     let family = match (tcp.ipv4, tcp.ipv6) {
         (true, false) => libc::AF_INET,
@@ -101,7 +104,8 @@ pub(super) fn resolve(tcp: &Tcp, passive: bool) -> std::result::Result<Vec<Socke
     hints.ai_family = family;
     hints.ai_socktype = libc::SOCK_STREAM;
     hints.ai_flags = if passive { libc::AI_PASSIVE } else { 0 };
-    let c_string = |text: &str| CString::new(text).map_err(|_| fail("Name or service not known".into()));
+    let c_string =
+        |text: &str| CString::new(text).map_err(|_| fail("Name or service not known".into()));
     let (host, port) = (c_string(&tcp.host)?, c_string(&tcp.port)?);
     let host_pointer = if tcp.host.is_empty() { std::ptr::null() } else { host.as_ptr() };
     if tcp.port.parse::<u64>().is_ok_and(|port| port > 65535) {
@@ -125,7 +129,11 @@ pub(super) fn resolve(tcp: &Tcp, passive: bool) -> std::result::Result<Vec<Socke
         let length = (info.ai_addrlen as usize).min(size_of::<libc::sockaddr_storage>());
         // SAFETY: `ai_addr` has `ai_addrlen` bytes and the storage has room for `length`.
         unsafe {
-            std::ptr::copy_nonoverlapping(info.ai_addr.cast::<u8>(), (&raw mut storage).cast::<u8>(), length)
+            std::ptr::copy_nonoverlapping(
+                info.ai_addr.cast::<u8>(),
+                (&raw mut storage).cast::<u8>(),
+                length,
+            )
         };
         found.push(SocketAddress { storage, length: length as u32 });
         entry = info.ai_next;
@@ -136,5 +144,8 @@ pub(super) fn resolve(tcp: &Tcp, passive: bool) -> std::result::Result<Vec<Socke
 }
 
 pub(super) fn no_address(tcp: &Tcp) -> OpenError {
-    OpenError::Resolve { address: tcp.to_string(), text: "No address associated with hostname".into() }
+    OpenError::Resolve {
+        address: tcp.to_string(),
+        text: "No address associated with hostname".into(),
+    }
 }

@@ -1,9 +1,10 @@
-//! The ring: submissions are numbered, completions are collected by number, and an eventfd in the ring wakes a
-//! blocked wait when somebody else cancels or changes a parameter.
+//! The ring: submissions are numbered, completions are collected by number, and an eventfd in the
+//! ring wakes a blocked wait when somebody else cancels or changes a parameter.
 //!
-//! Unsafe because the kernel reads and writes the memory a submission names until its completion arrives. Everything
-//! above this file keeps one rule: whoever submits an operation owns its memory (or borrows guest memory that stays
-//! mapped) until [`Ring::wait`] or [`Ring::cancel`] has returned its result.
+//! Unsafe because the kernel reads and writes the memory a submission names until its completion
+//! arrives. Everything above this file keeps one rule: whoever submits an operation owns its memory
+//! (or borrows guest memory that stays mapped) until [`Ring::wait`] or [`Ring::cancel`] has
+//! returned its result.
 #![allow(unsafe_code)]
 
 use std::os::fd::AsRawFd;
@@ -16,7 +17,8 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::{Error, Result};
 
-/// Operations one ring holds at most. A migration has four in flight: a send, a receive, the waker, a cancel.
+/// Operations one ring holds at most. A migration has four in flight: a send, a receive, the waker,
+/// a cancel.
 pub const ENTRIES: u32 = 64;
 
 /// Token of the poll on the waker's eventfd; operations start above it.
@@ -114,7 +116,8 @@ impl Ring {
         &self.waker
     }
 
-    /// How long one operation may take from now on before [`Ring::wait`] takes it back; `None` is for ever.
+    /// How long one operation may take from now on before [`Ring::wait`] takes it back; `None` is
+    /// for ever.
     pub fn set_patience(&mut self, time: Option<Duration>) {
         self.patience = time;
     }
@@ -136,8 +139,9 @@ impl Ring {
     /// Registers memory that [`opcode::WriteFixed`] and [`opcode::ReadFixed`] name by index.
     ///
     /// # Safety
-    /// The memory stays mapped until the ring is dropped. It must be the program's own: registering pins pages, so
-    /// guest memory would lose its holes and part from the guest at the first punched hole.
+    /// The memory stays mapped until the ring is dropped. It must be the program's own: registering
+    /// pins pages, so guest memory would lose its holes and part from the guest at the first
+    /// punched hole.
     pub unsafe fn register(&self, buffers: &[libc::iovec]) -> Result<()> {
         // SAFETY: the caller keeps the memory mapped for the ring's life.
         Ok(unsafe { self.uring.submitter().register_buffers(buffers) }?)
@@ -146,8 +150,8 @@ impl Ring {
     /// Queues one operation and hands it to the kernel.
     ///
     /// # Safety
-    /// All memory that `entry` names stays valid, and is used by nobody else where the kernel writes it, until the
-    /// token's result was returned by this ring.
+    /// All memory that `entry` names stays valid, and is used by nobody else where the kernel
+    /// writes it, until the token's result was returned by this ring.
     pub unsafe fn submit(&mut self, entry: squeue::Entry) -> Result<Token> {
         let token = self.next;
         self.next += 1;
@@ -162,9 +166,9 @@ impl Ring {
         Some(self.finished.swap_remove(at).1)
     }
 
-    /// Blocks until `token` is done. A cancel meanwhile takes the operation back and ends in [`Error::Cancelled`], the
-    /// end of patience in [`Error::TimedOut`]; in any case the kernel has let go of the memory. What was moved in part
-    /// when patience ended counts as done.
+    /// Blocks until `token` is done. A cancel meanwhile takes the operation back and ends in
+    /// [`Error::Cancelled`], the end of patience in [`Error::TimedOut`]; in any case the kernel has
+    /// let go of the memory. What was moved in part when patience ended counts as done.
     pub fn wait(&mut self, token: Token) -> Result<i32> {
         let deadline = self.patience.map(|time| (Instant::now() + time, time));
         loop {
@@ -222,8 +226,8 @@ impl Ring {
     }
 
     fn push(&mut self, entry: squeue::Entry) -> Result<()> {
-        // SAFETY: what the entry names is vouched for by the caller of `submit`; the ring's own entries name the
-        // eventfd, which the waker keeps open, or nothing.
+        // SAFETY: what the entry names is vouched for by the caller of `submit`; the ring's own
+        // entries name the eventfd, which the waker keeps open, or nothing.
         while unsafe { self.uring.submission().push(&entry) }.is_err() {
             self.uring.submit()?;
         }
@@ -298,7 +302,8 @@ mod tests {
         let waker = Waker::new();
         let mut ring = Ring::new(waker.clone()).unwrap();
         let silent = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
-        let poll = || opcode::PollAdd::new(types::Fd(silent.as_raw_fd()), libc::POLLIN as u32).build();
+        let poll =
+            || opcode::PollAdd::new(types::Fd(silent.as_raw_fd()), libc::POLLIN as u32).build();
         ring.set_patience(Some(Duration::from_millis(20)));
         // SAFETY: a poll names no memory.
         let token = unsafe { ring.submit(poll()) }.unwrap();

@@ -1,8 +1,10 @@
-//! Streams: sockets, pipes, and files written from their position on. One order per stream: io_uring does not keep the
-//! order of several sends on one stream and reports no error, so exactly one vectored send is in flight, its length is
-//! checked, and what a short write left is sent again before anything else.
+//! Streams: sockets, pipes, and files written from their position on. One order per stream:
+//! io_uring does not keep the order of several sends on one stream and reports no error, so exactly
+//! one vectored send is in flight, its length is checked, and what a short write left is sent again
+//! before anything else.
 //!
-//! Unsafe because operations name memory; each one is finished or cancelled before its memory is let go.
+//! Unsafe because operations name memory; each one is finished or cancelled before its memory is
+//! let go.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -15,11 +17,12 @@ use super::gather::{Gather, PIECES_MAX};
 use super::ring::{Ring, Token};
 use super::{Error, Limit, Result};
 
-/// Bytes one receive into the reader's own buffer asks for: large enough that calls cost nothing, small enough that
-/// what was received is still in the cache when it is copied on.
+/// Bytes one receive into the reader's own buffer asks for: large enough that calls cost nothing,
+/// small enough that what was received is still in the cache when it is copied on.
 pub const READ_BYTES: usize = 512 << 10;
 
-/// Bytes moved to the front before a receive rather than that it has less room: a page and its header.
+/// Bytes moved to the front before a receive rather than that it has less room: a page and its
+/// header.
 const LEFT_OVER_BYTES: usize = 8 << 10;
 
 /// Bytes one receive straight into guest memory asks for.
@@ -53,7 +56,8 @@ struct Message {
     first: usize,
 }
 
-// SAFETY: the addresses are only handed to the kernel and live as long as the flight that owns them.
+// SAFETY: the addresses are only handed to the kernel and live as long as the flight that owns
+// them.
 unsafe impl Send for Message {}
 
 impl SocketWriter {
@@ -64,8 +68,8 @@ impl SocketWriter {
         Self { fd, socket, limit, flight: None, spare, sent: 0, start }
     }
 
-    /// An empty gather: the pool has two, one being filled while the other is in flight. Waits for the one in flight
-    /// when there is no other.
+    /// An empty gather: the pool has two, one being filled while the other is in flight. Waits for
+    /// the one in flight when there is no other.
     pub fn gather(&mut self, ring: &mut Ring) -> Result<Gather> {
         if self.spare.is_empty() {
             self.finish(ring)?;
@@ -78,7 +82,8 @@ impl SocketWriter {
         self.sent
     }
 
-    /// Starts sending `gather` once the one before is out and the limit allows. An empty one comes back at once.
+    /// Starts sending `gather` once the one before is out and the limit allows. An empty one comes
+    /// back at once.
     pub fn send(&mut self, ring: &mut Ring, mut gather: Gather) -> Result<()> {
         self.finish(ring)?;
         if gather.is_empty() {
@@ -153,17 +158,19 @@ impl SocketWriter {
             let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
             opcode::SendMsg::new(fd, &message.header).flags(flags).build()
         } else {
-            // Files are written by position: with the file's own (-1) the kernel leaves it where it was when a write
-            // ends short, and what follows would go over what is there. Pipes have none.
+            // Files are written by position: with the file's own (-1) the kernel leaves it where it
+            // was when a write ends short, and what follows would go over what is there. Pipes have
+            // none.
             let at = self.start.map_or(u64::MAX, |start| start + self.sent);
             opcode::Writev::new(fd, left.as_ptr(), left.len() as u32).offset(at).build()
         };
-        // SAFETY: message and gather stay in `self.flight`, boxed, until the token was waited for or cancelled.
+        // SAFETY: message and gather stay in `self.flight`, boxed, until the token was waited for
+        // or cancelled.
         unsafe { ring.submit(entry) }
     }
 
-    /// Whether a pipe that broke is a TCP connection that timed out. The kernel gives that reason once, and a send that
-    /// had moved a part before ends as a short one and takes it along.
+    /// Whether a pipe that broke is a TCP connection that timed out. The kernel gives that reason
+    /// once, and a send that had moved a part before ends as a short one and takes it along.
     fn timed_out(&self, since: Instant) -> bool {
         let mut ms: libc::c_uint = 0;
         let mut length = size_of_val(&ms) as libc::socklen_t;
@@ -180,15 +187,18 @@ impl SocketWriter {
         result == 0 && ms > 0 && since.elapsed() >= Duration::from_millis(u64::from(ms) / 2)
     }
 
-    /// A file's own position follows what was written, as with write(2): whoever shares the descriptor goes on there.
+    /// A file's own position follows what was written, as with write(2): whoever shares the
+    /// descriptor goes on there.
     fn move_position(&self) {
-        if let Some(at) = self.start.and_then(|start| libc::off_t::try_from(start + self.sent).ok()) {
+        if let Some(at) = self.start.and_then(|start| libc::off_t::try_from(start + self.sent).ok())
+        {
             // SAFETY: lseek has no memory arguments.
             unsafe { libc::lseek(self.fd.as_raw_fd(), at, libc::SEEK_SET) };
         }
     }
 
-    /// Takes back what is in flight. Must be called before the writer is dropped when `send` was not finished.
+    /// Takes back what is in flight. Must be called before the writer is dropped when `send` was
+    /// not finished.
     pub fn abandon(&mut self, ring: &mut Ring) {
         if let Some(flight) = self.flight.take() {
             ring.cancel(flight.token);
@@ -198,7 +208,8 @@ impl SocketWriter {
 
 impl Drop for SocketWriter {
     fn drop(&mut self) {
-        // The ring is gone or going, and only it could wait. The memory must outlive the kernel's use of it.
+        // The ring is gone or going, and only it could wait. The memory must outlive the kernel's
+        // use of it.
         if let Some(flight) = self.flight.take() {
             std::mem::forget(flight);
         }
@@ -239,7 +250,14 @@ impl SocketReader {
     /// With a buffer of `bytes` bytes.
     pub fn with_buffer(fd: Arc<OwnedFd>, bytes: usize) -> Self {
         let socket = is_socket(fd.as_raw_fd());
-        Self { fd, socket, buffer: vec![0; bytes].into_boxed_slice(), start: 0, end: 0, received: 0 }
+        Self {
+            fd,
+            socket,
+            buffer: vec![0; bytes].into_boxed_slice(),
+            start: 0,
+            end: 0,
+            received: 0,
+        }
     }
 
     /// What was received and not consumed.
@@ -269,20 +287,24 @@ impl SocketReader {
 
     fn fill_by(&mut self, ring: &mut Ring, deadline: Option<(Instant, Duration)>) -> Result<usize> {
         // What is left of a record or a page moves to the front, so that receives stay large.
-        if self.start > 0 && (self.end - self.start < LEFT_OVER_BYTES || self.end == self.buffer.len()) {
+        if self.start > 0
+            && (self.end - self.start < LEFT_OVER_BYTES || self.end == self.buffer.len())
+        {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
         }
         assert!(self.end < self.buffer.len(), "nothing was consumed of a full buffer");
         let room = &mut self.buffer[self.end..];
         let (address, bytes) = (room.as_mut_ptr(), room.len());
-        // SAFETY: the buffer is this reader's, and `receive` returns only when the kernel is done with it.
+        // SAFETY: the buffer is this reader's, and `receive` returns only when the kernel is done
+        // with it.
         let got = unsafe { self.receive(ring, address, bytes, 0, deadline) }?;
         self.end += got;
         Ok(got)
     }
 
-    /// Receives until `bytes` bytes are there to look at. The buffer grows to hold them: the caller bounds `bytes`.
+    /// Receives until `bytes` bytes are there to look at. The buffer grows to hold them: the caller
+    /// bounds `bytes`.
     pub fn need(&mut self, ring: &mut Ring, bytes: usize) -> Result<&[u8]> {
         if bytes > self.buffer.len() {
             let mut larger = vec![0; bytes.next_power_of_two()].into_boxed_slice();
@@ -300,14 +322,24 @@ impl SocketReader {
         Ok(&self.buffer[self.start..self.start + bytes])
     }
 
-    /// Receives exactly `bytes` bytes to `address`: what is buffered is copied, the rest comes straight from the kernel.
+    /// Receives exactly `bytes` bytes to `address`: what is buffered is copied, the rest comes
+    /// straight from the kernel.
     ///
     /// # Safety
-    /// The memory is mapped and writable, and stays so. Others may read and write it meanwhile: it is guest memory.
-    pub unsafe fn read_to(&mut self, ring: &mut Ring, address: *mut u8, bytes: usize) -> Result<()> {
+    /// The memory is mapped and writable, and stays so. Others may read and write it meanwhile: it
+    /// is guest memory.
+    pub unsafe fn read_to(
+        &mut self,
+        ring: &mut Ring,
+        address: *mut u8,
+        bytes: usize,
+    ) -> Result<()> {
         let buffered = bytes.min(self.end - self.start);
-        // SAFETY: both ranges are valid for `buffered` bytes; the buffer is private, so they do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(self.buffer[self.start..].as_ptr(), address, buffered) };
+        // SAFETY: both ranges are valid for `buffered` bytes; the buffer is private, so they do not
+        // overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.buffer[self.start..].as_ptr(), address, buffered)
+        };
         self.start += buffered;
         let mut done = buffered;
         while done < bytes {
@@ -335,7 +367,8 @@ impl SocketReader {
             } else {
                 opcode::Read::new(fd, address, bytes as u32).offset(u64::MAX).build()
             };
-            // SAFETY: the caller keeps the memory until this returns, and both ways out below wait for the kernel.
+            // SAFETY: the caller keeps the memory until this returns, and both ways out below wait
+            // for the kernel.
             let token = unsafe { ring.submit(entry) }?;
             let result = match deadline {
                 None => ring.wait(token)?,
@@ -363,7 +396,9 @@ fn wait_until(ring: &mut Ring, token: Token, deadline: Instant, time: Duration) 
         if Instant::now() >= deadline {
             // The answer may have come in the meantime; then it counts.
             return match ring.cancel(token) {
-                result if result == -libc::ECANCELED || result == -libc::EINTR => Err(Error::TimedOut(time)),
+                result if result == -libc::ECANCELED || result == -libc::EINTR => {
+                    Err(Error::TimedOut(time))
+                }
                 result => Ok(result),
             };
         }
@@ -374,23 +409,28 @@ fn wait_until(ring: &mut Ring, token: Token, deadline: Instant, time: Duration) 
     }
 }
 
-/// Why nothing more can be received. A receive that waits for all it asked for (MSG_WAITALL) and got a part of it says so, and
-/// the error that ended it is gone: the next one finds the end alone. But a TCP connection that its peer closed waits for
-/// our end to close, and one that died is closed.
+/// Why nothing more can be received. A receive that waits for all it asked for (MSG_WAITALL) and
+/// got a part of it says so, and the error that ended it is gone: the next one finds the end alone.
+/// But a TCP connection that its peer closed waits for our end to close, and one that died is
+/// closed.
 fn end_of(fd: RawFd) -> Error {
     /// From net/tcp_states.h.
     const TCP_CLOSE: u8 = 7;
-    // SAFETY: all zeros is a valid tcp_info; the call writes no more than `bytes` into it. On what is no TCP it fails.
+    // SAFETY: all zeros is a valid tcp_info; the call writes no more than `bytes` into it. On what
+    // is no TCP it fails.
     let (rc, state) = unsafe {
         let mut info = std::mem::zeroed::<libc::tcp_info>();
         let mut bytes = size_of::<libc::tcp_info>() as libc::socklen_t;
         let to = (&raw mut info).cast();
-        (libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut bytes), info.tcpi_state)
+        (
+            libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut bytes),
+            info.tcpi_state,
+        )
     };
     match rc {
-        0 if state == TCP_CLOSE => {
-            Error::System(std::io::Error::other("the connection was lost: it timed out, or was reset"))
-        }
+        0 if state == TCP_CLOSE => Error::System(std::io::Error::other(
+            "the connection was lost: it timed out, or was reset",
+        )),
         _ => Error::Closed,
     }
 }
@@ -499,7 +539,8 @@ mod tests {
             });
             let (mut ring, mut memory) = (ring(), [0; 10]);
             // SAFETY: `memory` has that many bytes.
-            let error = unsafe { reader.read_to(&mut ring, memory.as_mut_ptr(), memory.len()) }.unwrap_err();
+            let error = unsafe { reader.read_to(&mut ring, memory.as_mut_ptr(), memory.len()) }
+                .unwrap_err();
             assert_eq!(matches!(error, Error::Closed), !dies, "{error}");
             thread.join().unwrap();
         }
@@ -520,7 +561,8 @@ mod tests {
     #[test]
     fn a_limit_holds_sends_back() {
         let (fd, mut peer) = pair();
-        let reader = std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()).unwrap());
+        let reader =
+            std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()).unwrap());
         let mut ring = ring();
         let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(1 << 20)));
         let started = Instant::now();

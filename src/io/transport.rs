@@ -1,5 +1,6 @@
-//! Addresses opened. What may block runs where it may: `fd:`, `file:` and `exec:` open at once, in the command that
-//! asked; names are resolved on a helper thread and connections made in the ring, both of which a cancel ends.
+//! Addresses opened. What may block runs where it may: `fd:`, `file:` and `exec:` open at once, in
+//! the command that asked; names are resolved on a helper thread and connections made in the ring,
+//! both of which a cancel ends.
 //!
 //! Unsafe for getaddrinfo and for socket calls that std does not offer.
 #![allow(unsafe_code)]
@@ -80,8 +81,8 @@ impl Connection {
         Self { fd: self.fd.clone(), medium: self.medium, child: None }
     }
 
-    /// The first four bytes, left where they are; they tell the main channel from the others. Waits for them as long as
-    /// the ring's patience lasts.
+    /// The first four bytes, left where they are; they tell the main channel from the others. Waits
+    /// for them as long as the ring's patience lasts.
     pub fn peek(&self, ring: &mut Ring) -> Result<u32> {
         let deadline = ring.patience().map(|time| (Instant::now() + time, time));
         loop {
@@ -90,7 +91,8 @@ impl Connection {
             let entry = opcode::Recv::new(types::Fd(self.fd.as_raw_fd()), bytes.as_mut_ptr(), 4)
                 .flags(libc::MSG_PEEK)
                 .build();
-            // SAFETY: `bytes` outlives the operation: `wait` returns when the kernel is done with it.
+            // SAFETY: `bytes` outlives the operation: `wait` returns when the kernel is done with
+            // it.
             let token = unsafe { ring.submit(entry) }?;
             match ring.wait(token)? {
                 4 => return Ok(u32::from_be_bytes(bytes)),
@@ -121,7 +123,8 @@ impl Connection {
         matches!(self.medium, Medium::Tcp | Medium::Socket)
     }
 
-    /// Sets how long sent bytes may stay unacknowledged before the connection counts as broken. TCP only.
+    /// Sets how long sent bytes may stay unacknowledged before the connection counts as broken. TCP
+    /// only.
     pub fn set_user_timeout(&self, time: Duration) -> std::io::Result<()> {
         if self.medium != Medium::Tcp {
             return Ok(());
@@ -149,7 +152,8 @@ impl Connection {
             }
             Medium::Socket => {
                 // Without the privilege the host's limit (net.core.wmem_max) holds.
-                let option = |option| set_option(&self.fd, libc::SOL_SOCKET, option, &SEND_BUFFER_BYTES);
+                let option =
+                    |option| set_option(&self.fd, libc::SOL_SOCKET, option, &SEND_BUFFER_BYTES);
                 let _ = option(libc::SO_SNDBUFFORCE).or_else(|_| option(libc::SO_SNDBUF));
             }
             _ => {}
@@ -170,8 +174,8 @@ impl Drop for Connection {
 /// Until what has come in part is looked at again.
 const PEEK_AGAIN: Duration = Duration::from_millis(2);
 
-/// What the kernel holds between two processes on one host. Its own default, 208 KiB, makes the two take turns ten
-/// thousand times per gigabyte. TCP finds its own size.
+/// What the kernel holds between two processes on one host. Its own default, 208 KiB, makes the two
+/// take turns ten thousand times per gigabyte. TCP finds its own size.
 const SEND_BUFFER_BYTES: i32 = 4 << 20;
 
 /// What can be opened without waiting: everything but sockets. `fds` finds descriptors by name.
@@ -198,7 +202,11 @@ pub enum Direction {
     In,
 }
 
-fn open_file(path: &str, offset: u64, direction: Direction) -> std::result::Result<Connection, OpenError> {
+fn open_file(
+    path: &str,
+    offset: u64,
+    direction: Direction,
+) -> std::result::Result<Connection, OpenError> {
     let (opened, fail): (_, fn(String, std::io::Error) -> OpenError) = match direction {
         Direction::Out => (
             OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path),
@@ -262,7 +270,8 @@ fn connect_to(
     let fd = to.socket().map_err(fail)?;
     let (name, length) = to.parts();
     let entry = opcode::Connect::new(types::Fd(fd.as_raw_fd()), name, length).build();
-    // SAFETY: `to` is borrowed until `wait` returns, and `wait` returns only when the kernel is done.
+    // SAFETY: `to` is borrowed until `wait` returns, and `wait` returns only when the kernel is
+    // done.
     let token = unsafe { ring.submit(entry) }?;
     match ring.wait(token) {
         Ok(0..) => Ok(Connection::from_fd(fd).tune()),
@@ -301,7 +310,8 @@ impl Listener {
         let address = SocketAddress::unix(path)?;
         // A file left behind by an earlier process would make bind fail.
         let _ = std::fs::remove_file(path);
-        let socket = address.socket().and_then(|fd| address.listen(&fd).map(|()| fd)).map_err(fail)?;
+        let socket =
+            address.socket().and_then(|fd| address.listen(&fd).map(|()| fd)).map_err(fail)?;
         let bound = BoundAddress::Unix { path: path.to_owned() };
         Ok(Self { sockets: vec![socket], addresses: vec![bound], path: Some(path.to_owned()) })
     }
@@ -323,7 +333,9 @@ impl Listener {
                     listener.addresses.push(bound_address(&fd)?);
                     listener.sockets.push(fd);
                 }
-                Err(source) => failure = Some(OpenError::BindTcp { address: tcp.to_string(), source }),
+                Err(source) => {
+                    failure = Some(OpenError::BindTcp { address: tcp.to_string(), source })
+                }
             }
             // One port chosen by the kernel cannot be had twice for sure.
             if tcp.port == "0" && !listener.sockets.is_empty() {
@@ -372,7 +384,12 @@ impl Listener {
         let socket = &self.sockets[ready?];
         // SAFETY: null pointers: the peer's address is not asked for.
         let fd = unsafe {
-            libc::accept4(socket.as_raw_fd(), std::ptr::null_mut(), std::ptr::null_mut(), libc::SOCK_CLOEXEC)
+            libc::accept4(
+                socket.as_raw_fd(),
+                std::ptr::null_mut(),
+                std::ptr::null_mut(),
+                libc::SOCK_CLOEXEC,
+            )
         };
         if fd < 0 {
             return Err(std::io::Error::last_os_error().into());
@@ -394,7 +411,11 @@ fn bound_address(fd: &OwnedFd) -> Result<BoundAddress> {
     // A clone, because std's listener would close the descriptor.
     let socket = std::net::TcpListener::from(fd.try_clone()?);
     let address = socket.local_addr()?;
-    Ok(BoundAddress::Inet { host: address.ip().to_string(), port: address.port(), ipv6: address.is_ipv6() })
+    Ok(BoundAddress::Inet {
+        host: address.ip().to_string(),
+        port: address.port(),
+        ipv6: address.is_ipv6(),
+    })
 }
 
 fn medium(fd: &OwnedFd) -> Medium {
@@ -403,7 +424,13 @@ fn medium(fd: &OwnedFd) -> Medium {
     let raw = fd.as_raw_fd();
     // SAFETY: SO_DOMAIN writes one int, whose size is given.
     let result = unsafe {
-        libc::getsockopt(raw, libc::SOL_SOCKET, libc::SO_DOMAIN, (&raw mut domain).cast(), &mut length)
+        libc::getsockopt(
+            raw,
+            libc::SOL_SOCKET,
+            libc::SO_DOMAIN,
+            (&raw mut domain).cast(),
+            &mut length,
+        )
     };
     if result == 0 {
         return if domain == libc::AF_INET || domain == libc::AF_INET6 {
@@ -419,7 +446,13 @@ fn medium(fd: &OwnedFd) -> Medium {
 fn set_option<T>(fd: &impl AsRawFd, level: i32, option: i32, value: &T) -> std::io::Result<()> {
     // SAFETY: the value is borrowed for the call and its size is given.
     let result = unsafe {
-        libc::setsockopt(fd.as_raw_fd(), level, option, (&raw const *value).cast(), size_of::<T>() as u32)
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            option,
+            (&raw const *value).cast(),
+            size_of::<T>() as u32,
+        )
     };
     if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
 }
@@ -440,7 +473,9 @@ mod tests {
     fn over(address: &Address) -> Medium {
         let listener = Listener::bind(address).unwrap();
         let mut to = address.clone();
-        if let (Address::Tcp(tcp), BoundAddress::Inet { port, .. }) = (&mut to, &listener.addresses()[0]) {
+        if let (Address::Tcp(tcp), BoundAddress::Inet { port, .. }) =
+            (&mut to, &listener.addresses()[0])
+        {
             tcp.port = port.to_string();
         }
         let source = std::thread::spawn(move || {
@@ -471,20 +506,37 @@ mod tests {
 
     #[test]
     fn failures_have_qemus_texts() {
-        let refused =
-            |uri: &str| connect(&mut ring(), &Address::from_uri(uri).unwrap()).err().unwrap().to_string();
-        assert_eq!(refused("unix:/no/such"), "Failed to connect to '/no/such': No such file or directory");
-        assert_eq!(refused("tcp:127.0.0.1:1"), "Failed to connect to '127.0.0.1:1': Connection refused");
+        let refused = |uri: &str| {
+            connect(&mut ring(), &Address::from_uri(uri).unwrap()).err().unwrap().to_string()
+        };
+        assert_eq!(
+            refused("unix:/no/such"),
+            "Failed to connect to '/no/such': No such file or directory"
+        );
+        assert_eq!(
+            refused("tcp:127.0.0.1:1"),
+            "Failed to connect to '127.0.0.1:1': Connection refused"
+        );
         let long = "a".repeat(200);
-        assert_eq!(refused(&format!("unix:{long}")), format!("UNIX socket path '{long}' is too long"));
+        assert_eq!(
+            refused(&format!("unix:{long}")),
+            format!("UNIX socket path '{long}' is too long")
+        );
         assert!(
-            refused("tcp:localhost:x").starts_with("address resolution failed for localhost:x: Servname")
+            refused("tcp:localhost:x")
+                .starts_with("address resolution failed for localhost:x: Servname")
         );
         let open = |uri: &str| {
-            open_now(&Address::from_uri(uri).unwrap(), Direction::Out, &mut none).err().unwrap().to_string()
+            open_now(&Address::from_uri(uri).unwrap(), Direction::Out, &mut none)
+                .err()
+                .unwrap()
+                .to_string()
         };
         assert_eq!(open("fd:missing"), "File descriptor named 'missing' has not been found");
-        assert_eq!(open("file:/no/dir/f"), "Could not create '/no/dir/f': No such file or directory");
+        assert_eq!(
+            open("file:/no/dir/f"),
+            "Could not create '/no/dir/f': No such file or directory"
+        );
         let program = Address::Exec(vec!["/nonexistent/program".into()]);
         assert_eq!(
             open_now(&program, Direction::Out, &mut none).err().unwrap().to_string(),

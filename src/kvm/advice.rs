@@ -63,7 +63,8 @@ mod tests {
 
     #[test]
     fn whoever_may_not_open_the_device_is_told_how_to_become_one_who_may() {
-        let advice = |mode, gid| on_permissions("/dev/kvm".as_ref(), mode, gid, "root:x:0:\nkvm:x:104:me\n");
+        let advice =
+            |mode, gid| on_permissions("/dev/kvm".as_ref(), mode, gid, "root:x:0:\nkvm:x:104:me\n");
         assert!(advice(0o20660, 104).contains("usermod -aG kvm"));
         assert!(advice(0o20660, 999).contains("--group-add 999"));
         assert!(advice(0o20600, 104).contains("chmod 660 /dev/kvm"));

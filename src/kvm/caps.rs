@@ -3,11 +3,13 @@
 use super::Error;
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_DIRTY_LOG_INITIALLY_SET, KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+    KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_DIRTY_LOG_INITIALLY_SET,
+    KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
 };
 use kvm_ioctls::{Cap, Kvm};
 
-/// Capabilities that decide how something is done. What no machine can do without is checked by [`Caps::of`].
+/// Capabilities that decide how something is done. What no machine can do without is checked by
+/// [`Caps::of`].
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
     pub vcpus_max: u32,
@@ -29,7 +31,8 @@ pub struct Caps {
     pub xsave2: bool,
     /// Flags of `KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2` that this host knows.
     pub manual_dirty_protect: u64,
-    /// Bytes of the largest dirty ring of a vCPU, and the capability to enable; `None` without rings.
+    /// Bytes of the largest dirty ring of a vCPU, and the capability to enable; `None` without
+    /// rings.
     pub dirty_ring: Option<DirtyRingCap>,
 }
 
@@ -59,7 +62,8 @@ impl Caps {
         }
         let raw = |cap: u32| kvm.check_extension_raw(cap.into()).max(0) as u32;
         let xsave2 = kvm.check_extension_int(Cap::Xsave2).max(0) as usize;
-        let ring = |cap| Some(DirtyRingCap { cap, bytes_max: raw(cap) }).filter(|r| r.bytes_max > 0);
+        let ring =
+            |cap| Some(DirtyRingCap { cap, bytes_max: raw(cap) }).filter(|r| r.bytes_max > 0);
         let manual = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET;
         Ok(Caps {
             vcpus_max: kvm.get_max_vcpus() as u32,
@@ -78,7 +82,8 @@ impl Caps {
             xsave_bytes: xsave2.max(4096),
             xsave2: xsave2 > 0,
             manual_dirty_protect: u64::from(raw(KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2) & manual),
-            dirty_ring: ring(KVM_CAP_DIRTY_LOG_RING_ACQ_REL).or_else(|| ring(KVM_CAP_DIRTY_LOG_RING)),
+            dirty_ring: ring(KVM_CAP_DIRTY_LOG_RING_ACQ_REL)
+                .or_else(|| ring(KVM_CAP_DIRTY_LOG_RING)),
         })
     }
 }

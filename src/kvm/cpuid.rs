@@ -1,5 +1,5 @@
-//! The CPUID table of a vCPU: what the host's KVM supports, with the vCPU's own ids, and without what could not
-//! follow a guest to another host.
+//! The CPUID table of a vCPU: what the host's KVM supports, with the vCPU's own ids, and without
+//! what could not follow a guest to another host.
 
 use super::Caps;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
@@ -15,16 +15,20 @@ const HTT: u32 = 1 << 28;
 /// Leaf 0x80000001, ECX.
 const CMP_LEGACY: u32 = 1 << 1;
 const SVM: u32 = 1 << 2;
-/// Leaf 0x80000007, EDX. A guest that sees it reads the TSC without asking anybody; after a move to a host with another
-/// frequency it would be wrong.
+/// Leaf 0x80000007, EDX. A guest that sees it reads the TSC without asking anybody; after a move to
+/// a host with another frequency it would be wrong.
 const INVARIANT_TSC: u32 = 1 << 8;
 
 /// The table of vCPU `index` of `count`: one package, one thread per core, APIC id = index.
 ///
 /// Nested virtualization (VMX, SVM) is left out: its state cannot be moved yet.
 pub fn for_vcpu(supported: &CpuId, index: u32, count: u32, caps: &Caps) -> CpuId {
-    let mut entries: Vec<kvm_cpuid_entry2> =
-        supported.as_slice().iter().filter(|e| !matches!(e.function, 0xb | 0x1f)).copied().collect();
+    let mut entries: Vec<kvm_cpuid_entry2> = supported
+        .as_slice()
+        .iter()
+        .filter(|e| !matches!(e.function, 0xb | 0x1f))
+        .copied()
+        .collect();
     let leaves_max = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
     for entry in &mut entries {
         patch(entry, index, count, caps);
@@ -116,7 +120,9 @@ mod tests {
             let cpuid = for_vcpu(&supported, index, 3, &caps);
             let one = entry(&cpuid, 1, 0);
             assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff), (index, 3));
-            assert!(one.ecx & HYPERVISOR != 0 && one.ecx & (VMX | MONITOR) == 0 && one.edx & HTT != 0);
+            assert!(
+                one.ecx & HYPERVISOR != 0 && one.ecx & (VMX | MONITOR) == 0 && one.edx & HTT != 0
+            );
             if entry(&cpuid, 0, 0).eax >= 0xb {
                 let cores = entry(&cpuid, 0xb, 1);
                 assert_eq!((cores.eax, cores.ebx, cores.ecx, cores.edx), (2, 3, 0x201, index));
@@ -128,7 +134,8 @@ mod tests {
     #[test]
     fn one_vcpu_is_no_multiprocessor() {
         let kvm = Kvm::new().unwrap();
-        let cpuid = for_vcpu(&kvm.get_supported_cpuid(256).unwrap(), 0, 1, &Caps::of(&kvm).unwrap());
+        let cpuid =
+            for_vcpu(&kvm.get_supported_cpuid(256).unwrap(), 0, 1, &Caps::of(&kvm).unwrap());
         assert_eq!(entry(&cpuid, 1, 0).edx & HTT, 0);
     }
 }

@@ -1,21 +1,26 @@
-//! Which pages the guest wrote: KVM's dirty log, as bitmaps or as rings, joined with this process's own writes.
+//! Which pages the guest wrote: KVM's dirty log, as bitmaps or as rings, joined with this process's
+//! own writes.
 //!
 //! ```text
 //! start ──► harvest ──► clear(chunk) ──► read the chunk's pages ──► clear(next chunk) … ──► harvest ──► … ──► stop
 //! ```
 //!
-//! The first [`DirtyLog::harvest`] after the start brings every page. A page must be cleared before it is read:
+//! The first [`DirtyLog::harvest`] after the start brings every page. A page must be cleared before
+//! it is read:
 //!
-//! - **Bitmap with manual protection** (Linux 5.0): harvesting leaves the bits set, [`DirtyLog::clear`] clears them
-//!   chunk by chunk and protects the pages again. With `KVM_DIRTY_LOG_INITIALLY_SET` (5.6) KVM starts with all bits set
-//!   and protects nothing until a chunk is cleared: no storm of faults at the start.
+//! - **Bitmap with manual protection** (Linux 5.0): harvesting leaves the bits set,
+//!   [`DirtyLog::clear`] clears them chunk by chunk and protects the pages again. With
+//!   `KVM_DIRTY_LOG_INITIALLY_SET` (5.6) KVM starts with all bits set and protects nothing until a
+//!   chunk is cleared: no storm of faults at the start.
 //! - **Bitmap without it**: harvesting clears, [`DirtyLog::clear`] has nothing left to do.
-//! - **Rings**: harvesting collects all rings and resets them, in this order; [`DirtyLog::clear`] has nothing left to
-//!   do. A vCPU whose ring is full leaves the guest and does the same for all. KVM keeps some entries free for what
-//!   happens until then; a software KVM that runs many instructions at a time can fill these, too, and go on over
-//!   the first ones. The two sides are out of step then, pages are lost, and every harvest says so.
+//! - **Rings**: harvesting collects all rings and resets them, in this order; [`DirtyLog::clear`]
+//!   has nothing left to do. A vCPU whose ring is full leaves the guest and does the same for all.
+//!   KVM keeps some entries free for what happens until then; a software KVM that runs many
+//!   instructions at a time can fill these, too, and go on over the first ones. The two sides are
+//!   out of step then, pages are lost, and every harvest says so.
 //!
-//! What was harvested is a debt: pages that will not be handed over after all go back with [`DirtyLog::give_back`].
+//! What was harvested is a debt: pages that will not be handed over after all go back with
+//! [`DirtyLog::give_back`].
 
 use super::caps::Caps;
 use super::ioctl::{self, Ring};
@@ -35,7 +40,8 @@ pub const CLEAR_ALIGN_PAGES: u64 = 64;
 pub struct DirtyLog {
     vm: Arc<Vm>,
     kind: Kind,
-    /// Pages to be harvested whatever KVM says: all of them at first where KVM does not do that, and those given back.
+    /// Pages to be harvested whatever KVM says: all of them at first where KVM does not do that,
+    /// and those given back.
     owed: PageSet,
     /// Scratch for one slot's bits.
     words: Vec<u64>,
@@ -50,7 +56,8 @@ enum Kind {
 }
 
 impl DirtyLog {
-    /// Switches logging on. One log at a time: a second one would clear bits that the first still needs.
+    /// Switches logging on. One log at a time: a second one would clear bits that the first still
+    /// needs.
     pub fn start(vm: Arc<Vm>) -> Result<DirtyLog, Error> {
         let pages = vm.ram().main().pages();
         let protect = vm.caps().manual_dirty_protect;
@@ -72,10 +79,12 @@ impl DirtyLog {
         Ok(DirtyLog { vm, kind, owed, words: Vec::new(), on: true })
     }
 
-    /// Adds to `into` every page written since it was last cleared (or, without manual protection, harvested).
+    /// Adds to `into` every page written since it was last cleared (or, without manual protection,
+    /// harvested).
     ///
     /// # Errors
-    /// [`Error::RingOverflow`] from then on, once a ring has lost pages: what was collected is not all.
+    /// [`Error::RingOverflow`] from then on, once a ring has lost pages: what was collected is not
+    /// all.
     ///
     /// # Panics
     /// If `into` is not bounded by the pages of the main block.
@@ -100,14 +109,18 @@ impl DirtyLog {
         Ok(())
     }
 
-    /// Clears the dirty bits of the members of `set` in `pages`, which must happen before these pages are read. Pages
-    /// outside `set` keep their bits.
+    /// Clears the dirty bits of the members of `set` in `pages`, which must happen before these
+    /// pages are read. Pages outside `set` keep their bits.
     ///
     /// # Panics
-    /// If `pages.start` is not a multiple of [`CLEAR_ALIGN_PAGES`], or `pages.end` is neither that nor the block's end.
+    /// If `pages.start` is not a multiple of [`CLEAR_ALIGN_PAGES`], or `pages.end` is neither that
+    /// nor the block's end.
     pub fn clear(&mut self, set: &PageSet, pages: Range<u64>) -> Result<(), Error> {
         let aligned = |p: u64| p.is_multiple_of(CLEAR_ALIGN_PAGES);
-        assert!(aligned(pages.start) && (aligned(pages.end) || pages.end == set.bound()), "{pages:?}");
+        assert!(
+            aligned(pages.start) && (aligned(pages.end) || pages.end == set.bound()),
+            "{pages:?}"
+        );
         if self.kind != Kind::ManualBitmap {
             return Ok(());
         }
@@ -196,13 +209,14 @@ impl Rings {
 
     /// Adds the ring of a new vCPU.
     pub(super) fn add(&self, vcpu: &VcpuFd) -> Result<(), Error> {
-        let ring = Ring::map(vcpu.as_raw_fd(), self.entries).map_err(Error::raw("mmap of a dirty ring"))?;
+        let ring = Ring::map(vcpu.as_raw_fd(), self.entries)
+            .map_err(Error::raw("mmap of a dirty ring"))?;
         self.lock().rings.push(ring);
         Ok(())
     }
 
-    /// Collects every ring, then resets: from here on a write to a collected page is logged again. Returns how many
-    /// entries became free.
+    /// Collects every ring, then resets: from here on a write to a collected page is logged again.
+    /// Returns how many entries became free.
     pub(super) fn collect(&self, vm: &Vm) -> Result<u32, Error> {
         let mut inner = self.lock();
         let Collected { rings, pages } = &mut *inner;
@@ -248,8 +262,8 @@ impl Rings {
 }
 
 impl Vm {
-    /// Makes room in the dirty rings, for a vCPU that left the guest because its ring is full; returns how many entries
-    /// became free.
+    /// Makes room in the dirty rings, for a vCPU that left the guest because its ring is full;
+    /// returns how many entries became free.
     pub fn drain_rings(&self) -> Result<u32, Error> {
         match self.rings() {
             Some(rings) => rings.collect(self),
@@ -257,8 +271,8 @@ impl Vm {
         }
     }
 
-    /// A ring is full and stays full although nothing in it can be taken: KVM and we have lost each other. Every
-    /// harvest fails from here on.
+    /// A ring is full and stays full although nothing in it can be taken: KVM and we have lost each
+    /// other. Every harvest fails from here on.
     pub fn give_up_rings(&self) {
         if let Some(rings) = self.rings() {
             rings.give_up();

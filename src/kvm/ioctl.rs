@@ -20,23 +20,31 @@ ioctl_ior_nr!(KVM_X86_GET_MCE_CAP_SUPPORTED, KVMIO, 0x9d, u64);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 
-/// Reads the dirty bits of a slot of `pages` pages into `words`. With manual protection they stay set in KVM.
+/// Reads the dirty bits of a slot of `pages` pages into `words`. With manual protection they stay
+/// set in KVM.
 ///
 /// # Panics
 /// If `words` is shorter than one bit for each page.
-pub fn get_dirty_log(vm: &impl AsRawFd, slot: u32, pages: u64, words: &mut [u64]) -> io::Result<()> {
+pub fn get_dirty_log(
+    vm: &impl AsRawFd,
+    slot: u32,
+    pages: u64,
+    words: &mut [u64],
+) -> io::Result<()> {
     assert!(words.len() as u64 * 64 >= pages, "the kernel writes one bit for each page");
     let log = kvm_dirty_log {
         slot,
         padding1: 0,
         __bindgen_anon_1: kvm_dirty_log__bindgen_ty_1 { dirty_bitmap: words.as_mut_ptr().cast() },
     };
-    // SAFETY: `words` has room for the slot's bits, rounded up to words (checked above; `pages` is the slot's size).
+    // SAFETY: `words` has room for the slot's bits, rounded up to words (checked above; `pages` is
+    // the slot's size).
     check(unsafe { ioctl_with_ref(vm, KVM_GET_DIRTY_LOG(), &log) })
 }
 
-/// Clears the dirty bits that are set in `words`, pages `first` to `first + pages` of a slot, and write-protects them.
-/// `first` is a multiple of 64, and so is `pages` unless the range ends where the slot does (else `EINVAL`).
+/// Clears the dirty bits that are set in `words`, pages `first` to `first + pages` of a slot, and
+/// write-protects them. `first` is a multiple of 64, and so is `pages` unless the range ends where
+/// the slot does (else `EINVAL`).
 ///
 /// # Panics
 /// If `words` is shorter than one bit for each page.
@@ -56,7 +64,8 @@ pub fn clear_dirty_log(
             dirty_bitmap: words.as_ptr().cast_mut().cast(),
         },
     };
-    // SAFETY: the kernel only reads the bitmap, and no further than `pages` bits rounded up to words.
+    // SAFETY: the kernel only reads the bitmap, and no further than `pages` bits rounded up to
+    // words.
     check(unsafe { ioctl_with_ref(vm, KVM_CLEAR_DIRTY_LOG(), &log) })
 }
 
@@ -68,7 +77,8 @@ pub fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<u32> {
         if count >= 0 {
             return Ok(count as u32);
         }
-        // Since Linux 6.17 a signal, such as a kick of the vCPU that calls, ends the reset half way.
+        // Since Linux 6.17 a signal, such as a kick of the vCPU that calls, ends the reset half
+        // way.
         let error = io::Error::last_os_error();
         if error.kind() != io::ErrorKind::Interrupted {
             return Err(error);
@@ -96,8 +106,9 @@ fn check(rc: i32) -> io::Result<()> {
 
 /// The dirty ring of one vCPU, shared with the kernel.
 ///
-/// The kernel fills entries in order and sets DIRTY; we take them in the same order and set RESET. The flags word is
-/// the hand-over in both directions: acquire when we see DIRTY, release when we set RESET.
+/// The kernel fills entries in order and sets DIRTY; we take them in the same order and set RESET.
+/// The flags word is the hand-over in both directions: acquire when we see DIRTY, release when we
+/// set RESET.
 pub struct Ring {
     entries: NonNull<kvm_dirty_gfn>,
     count: u32,
@@ -107,7 +118,8 @@ pub struct Ring {
 // SAFETY: the mapping belongs to this value alone; entries are handed over through atomic flags.
 unsafe impl Send for Ring {}
 
-/// `KVM_DIRTY_GFN_F_DIRTY` and `KVM_DIRTY_GFN_F_RESET` (linux/kvm.h; bindgen skips shifted constants).
+/// `KVM_DIRTY_GFN_F_DIRTY` and `KVM_DIRTY_GFN_F_RESET` (linux/kvm.h; bindgen skips shifted
+/// constants).
 const GFN_DIRTY: u32 = 1;
 const GFN_RESET: u32 = 2;
 
@@ -118,25 +130,29 @@ impl Ring {
         let offset = i64::from(KVM_DIRTY_LOG_PAGE_OFFSET) * 4096;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a fresh shared mapping of the ring's pages; the kernel checks the length.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), bytes, prot, libc::MAP_SHARED, vcpu, offset) };
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, prot, libc::MAP_SHARED, vcpu, offset)
+        };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        let entries = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("ring mapped at zero"))?;
+        let entries =
+            NonNull::new(at.cast()).ok_or_else(|| io::Error::other("ring mapped at zero"))?;
         Ok(Ring { entries, count, next: 0 })
     }
 
     /// Takes the entries the kernel has filled, as (slot, page of the slot). They are in use until
-    /// [`reset_dirty_rings`]. False: every single one was filled, although the kernel keeps some free, so that others
-    /// are likely to be lost.
+    /// [`reset_dirty_rings`]. False: every single one was filled, although the kernel keeps some
+    /// free, so that others are likely to be lost.
     pub fn drain(&mut self, mut f: impl FnMut(u32, u64)) -> bool {
         // A ring's worth at most: the kernel cannot refill entries that were not reset.
         for _ in 0..self.count {
             if !self.is_dirty(self.next) {
                 return true;
             }
-            // SAFETY: `next` is below `count`, so the entry lies in the mapping. Its flags word is only accessed
-            // atomically; slot and offset are stable from DIRTY (acquired above) to RESET (released here).
+            // SAFETY: `next` is below `count`, so the entry lies in the mapping. Its flags word is
+            // only accessed atomically; slot and offset are stable from DIRTY (acquired above) to
+            // RESET (released here).
             unsafe {
                 let entry = self.entries.as_ptr().add(self.next as usize);
                 f((*entry).slot, (*entry).offset);
@@ -147,8 +163,9 @@ impl Ring {
         false
     }
 
-    /// Whether an entry is filled behind one that is not. The kernel fills them in order, so that it has gone round,
-    /// over entries that were not reset, and what comes next is not what was written next. Looks at every entry.
+    /// Whether an entry is filled behind one that is not. The kernel fills them in order, so that
+    /// it has gone round, over entries that were not reset, and what comes next is not what was
+    /// written next. Looks at every entry.
     pub fn is_out_of_step(&self) -> bool {
         (1..self.count).any(|ahead| self.is_dirty((self.next + ahead) % self.count))
             && !self.is_dirty(self.next)
@@ -158,7 +175,8 @@ impl Ring {
     /// If there is no such entry.
     fn is_dirty(&self, index: u32) -> bool {
         assert!(index < self.count);
-        // SAFETY: the entry lies in the mapping (checked). Its flags word is only accessed atomically.
+        // SAFETY: the entry lies in the mapping (checked). Its flags word is only accessed
+        // atomically.
         let flags = unsafe {
             let entry = self.entries.as_ptr().add(index as usize);
             AtomicU32::from_ptr(&raw mut (*entry).flags)

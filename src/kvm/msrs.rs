@@ -1,4 +1,5 @@
-//! Model specific registers: which there are, and reading and writing many although KVM refuses some.
+//! Model specific registers: which there are, and reading and writing many although KVM refuses
+//! some.
 
 use super::Error;
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
@@ -7,7 +8,8 @@ use kvm_ioctls::{Kvm, VcpuFd};
 pub const TSC_DEADLINE: u32 = 0x6e0;
 pub const FEATURE_CONTROL: u32 = 0x3a;
 
-/// Machine check banks a vCPU gets, as in QEMU: MCG_CAP's count byte, with MCG_CTL_P (8) and MCG_SER_P (24).
+/// Machine check banks a vCPU gets, as in QEMU: MCG_CAP's count byte, with MCG_CTL_P (8) and
+/// MCG_SER_P (24).
 const MCE_BANKS: u64 = 10;
 const MCE_CAP: u64 = MCE_BANKS | 1 << 8 | 1 << 24;
 
@@ -16,12 +18,13 @@ pub fn mce_cap(supported: u64, banks: u32) -> u64 {
     (MCE_CAP & !0xff & supported) | MCE_BANKS.min(banks.into())
 }
 
-/// All MSRs that make up a vCPU's state: KVM's own list, and those that older kernels leave out of it (MTRRs, PAT,
-/// machine check banks).
+/// All MSRs that make up a vCPU's state: KVM's own list, and those that older kernels leave out of
+/// it (MTRRs, PAT, machine check banks).
 pub fn list(kvm: &Kvm, mce_cap: u64) -> Result<Vec<u32>, Error> {
     let listed = kvm.get_msr_index_list().map_err(Error::call("KVM_GET_MSR_INDEX_LIST"))?;
     let mut list = listed.as_slice().to_vec();
-    let mtrrs = [0x250, 0x258, 0x259, 0x277, 0x2ff].into_iter().chain(0x268..=0x26f).chain(0x200..=0x20f);
+    let mtrrs =
+        [0x250, 0x258, 0x259, 0x277, 0x2ff].into_iter().chain(0x268..=0x26f).chain(0x200..=0x20f);
     let banks = (mce_cap & 0xff) as u32;
     for msr in mtrrs.chain(0x400..0x400 + 4 * banks) {
         if !list.contains(&msr) {
@@ -60,8 +63,11 @@ pub fn write(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<Vec<(u32, u64)>, Er
     let mut refused = Vec::new();
     let mut rest = values;
     while !rest.is_empty() {
-        let entries: Vec<_> =
-            rest.iter().take(KVM_MAX_MSR_ENTRIES).map(|&(index, data)| entry(index, data)).collect();
+        let entries: Vec<_> = rest
+            .iter()
+            .take(KVM_MAX_MSR_ENTRIES)
+            .map(|&(index, data)| entry(index, data))
+            .collect();
         let done = vcpu.set_msrs(&batch(&entries)).map_err(Error::call("KVM_SET_MSRS"))?;
         rest = &rest[done..];
         if done < entries.len() {

@@ -8,8 +8,8 @@ use kvm_bindings::{
     KVM_MP_STATE_SIPI_RECEIVED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD,
     KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM,
     KVM_VCPUEVENT_VALID_TRIPLE_FAULT, Xsave, kvm_clock_data, kvm_debugregs, kvm_ioapic_state,
-    kvm_lapic_state, kvm_mp_state, kvm_pic_state, kvm_pit_state2, kvm_regs, kvm_sregs, kvm_vcpu_events,
-    kvm_xcrs, kvm_xsave,
+    kvm_lapic_state, kvm_mp_state, kvm_pic_state, kvm_pit_state2, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// One vCPU.
@@ -20,8 +20,8 @@ pub struct VcpuState {
     /// The XSAVE area, at least 4096 bytes; longer where the host's `KVM_CAP_XSAVE2` says so.
     pub xsave: Vec<u8>,
     pub xcrs: kvm_xcrs,
-    /// Every MSR of `KVM_GET_MSR_INDEX_LIST` that could be read, by index, in the kernel's order; then MTRRs and
-    /// machine check banks, if the list lacks them.
+    /// Every MSR of `KVM_GET_MSR_INDEX_LIST` that could be read, by index, in the kernel's order;
+    /// then MTRRs and machine check banks, if the list lacks them.
     pub msrs: Vec<(u32, u64)>,
     /// MSRs of the list that KVM would not read.
     pub refused_msrs: Vec<u32>,
@@ -69,7 +69,8 @@ pub struct TscRates {
 impl TscRates {
     /// Within what KVM takes for the same rate: 250 ppm, its module's `tsc_tolerance_ppm`.
     pub fn are_close(&self) -> bool {
-        u64::from(self.host_khz.abs_diff(self.guest_khz)) <= u64::from(self.host_khz) * 250 / 1_000_000
+        u64::from(self.host_khz.abs_diff(self.guest_khz))
+            <= u64::from(self.host_khz) * 250 / 1_000_000
     }
 }
 
@@ -84,8 +85,9 @@ impl std::fmt::Display for TscRates {
     }
 }
 
-/// Whether a guest may go on where its time stamp counter runs at another rate. kvmclock tells its users the new one;
-/// who counts on the TSC itself (Linux with tsc=reliable, a guest's TSC deadline timer) is fast or slow from then on.
+/// Whether a guest may go on where its time stamp counter runs at another rate. kvmclock tells its
+/// users the new one; who counts on the TSC itself (Linux with tsc=reliable, a guest's TSC deadline
+/// timer) is fast or slow from then on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForeignTsc {
     /// There is somewhere else it can go on.
@@ -102,7 +104,8 @@ pub struct Unwritten {
     pub tsc: Option<TscRates>,
 }
 
-/// MSRs that a write turns into something else than a state: commands, and counters that are set elsewhere.
+/// MSRs that a write turns into something else than a state: commands, and counters that are set
+/// elsewhere.
 const NEVER_WRITTEN: [u32; 2] = [
     0x10b, // IA32_FLUSH_CMD: writing is the command
     0x49,  // IA32_PRED_CMD
@@ -112,7 +115,8 @@ impl Vcpu {
     /// Reads everything. The last exit must have been completed.
     pub fn read_state(&self, vm: &Vm) -> Result<VcpuState, Error> {
         let (fd, caps) = (self.fd(), vm.caps());
-        // MP state first: reading it makes KVM accept pending INIT and SIPI, which changes registers.
+        // MP state first: reading it makes KVM accept pending INIT and SIPI, which changes
+        // registers.
         let mp_state = fd.get_mp_state().map_err(Error::call("KVM_GET_MP_STATE"))?;
         let msrs = msrs::read(fd, vm.msr_list())?;
         Ok(VcpuState {
@@ -136,15 +140,21 @@ impl Vcpu {
         })
     }
 
-    /// Writes everything, in the order KVM wants. The clock and the shared chips follow ([`Vm::write_state`]) once all
-    /// vCPUs are written.
-    pub fn write_state(&self, vm: &Vm, state: &VcpuState, foreign: ForeignTsc) -> Result<Unwritten, Error> {
+    /// Writes everything, in the order KVM wants. The clock and the shared chips follow
+    /// ([`Vm::write_state`]) once all vCPUs are written.
+    pub fn write_state(
+        &self,
+        vm: &Vm,
+        state: &VcpuState,
+        foreign: ForeignTsc,
+    ) -> Result<Unwritten, Error> {
         let (fd, caps) = (self.fd(), vm.caps());
         let tsc = self.set_tsc_khz(vm, state.tsc_khz);
         if let (Some(rates), ForeignTsc::Refuse) = (tsc, foreign) {
             return Err(Error::TscRate(rates));
         }
-        let early: Vec<_> = state.msrs.iter().copied().filter(|(i, _)| *i == msrs::FEATURE_CONTROL).collect();
+        let early: Vec<_> =
+            state.msrs.iter().copied().filter(|(i, _)| *i == msrs::FEATURE_CONTROL).collect();
         let mut refused = msrs::write(fd, &early)?;
         // An INIT that is still on its way would undo what follows.
         fd.set_mp_state(kvm_mp_state::default()).map_err(Error::call("KVM_SET_MP_STATE"))?;
@@ -173,7 +183,8 @@ impl Vcpu {
         Ok(Unwritten { msrs: refused, tsc })
     }
 
-    /// Sets the TSC's rate; the two rates, if the host's is outside KVM's tolerance and cannot be scaled.
+    /// Sets the TSC's rate; the two rates, if the host's is outside KVM's tolerance and cannot be
+    /// scaled.
     fn set_tsc_khz(&self, vm: &Vm, wanted: Option<u32>) -> Option<TscRates> {
         let guest_khz = wanted.filter(|&khz| khz != 0)?;
         let host_khz = if vm.caps().get_tsc_khz { self.fd().get_tsc_khz().unwrap_or(0) } else { 0 };
@@ -192,7 +203,8 @@ impl Vcpu {
             return Ok(xsave.region.iter().flat_map(|w| w.to_le_bytes()).collect());
         }
         let mut xsave = empty_xsave(bytes)?;
-        // SAFETY: the area is as long as KVM_CAP_XSAVE2 said, and no dynamic feature was enabled since.
+        // SAFETY: the area is as long as KVM_CAP_XSAVE2 said, and no dynamic feature was enabled
+        // since.
         unsafe { self.fd().get_xsave2(&mut xsave) }.map_err(Error::call("KVM_GET_XSAVE2"))?;
         let head = xsave.as_fam_struct_ref().xsave.region;
         Ok(head.iter().chain(xsave.as_slice()).flat_map(|w| w.to_le_bytes()).collect())
@@ -201,7 +213,8 @@ impl Vcpu {
     fn write_xsave(&self, vm: &Vm, bytes: &[u8]) -> Result<(), Error> {
         let wanted = vm.caps().xsave_bytes;
         let found = bytes.len();
-        // A longer area is fine if its tail is unused: the source's host knew more features than the guest used.
+        // A longer area is fine if its tail is unused: the source's host knew more features than
+        // the guest used.
         if found < 4096 || bytes.get(wanted..).is_some_and(|tail| tail.iter().any(|&b| b != 0)) {
             return Err(Error::Xsave { found, wanted });
         }
@@ -209,8 +222,8 @@ impl Vcpu {
         let mut xsave = empty_xsave(wanted)?;
         let mut head = kvm_xsave::default();
         head.region.fill_with(|| words.next().unwrap_or(0));
-        // SAFETY: only the fixed part is replaced; the length of the flexible one, which is what must stay true, is not
-        // in it.
+        // SAFETY: only the fixed part is replaced; the length of the flexible one, which is what
+        // must stay true, is not in it.
         unsafe { xsave.as_mut_fam_struct() }.xsave.region = head.region;
         xsave.as_mut_slice().fill_with(|| words.next().unwrap_or(0));
         // SAFETY: the area is as long as the host's KVM reads.
@@ -221,7 +234,8 @@ impl Vcpu {
 /// The events with flags that say which of them are valid, as QEMU sets them.
 fn settable_events(state: &VcpuState, triple_fault: bool) -> kvm_vcpu_events {
     let mut events = state.events;
-    let carried = KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_PAYLOAD;
+    let carried =
+        KVM_VCPUEVENT_VALID_SHADOW | KVM_VCPUEVENT_VALID_SMM | KVM_VCPUEVENT_VALID_PAYLOAD;
     events.flags = (events.flags & carried) | KVM_VCPUEVENT_VALID_NMI_PENDING;
     if state.mp_state.mp_state == KVM_MP_STATE_SIPI_RECEIVED {
         events.flags |= KVM_VCPUEVENT_VALID_SIPI_VECTOR;

@@ -1,15 +1,16 @@
 //! One vCPU: running it, and getting it out of the guest again.
 //!
-//! Unsafe because it reads the `kvm_run` page that the kernel shares, and because a kick reaches into it from another
-//! thread.
+//! Unsafe because it reads the `kvm_run` page that the kernel shares, and because a kick reaches
+//! into it from another thread.
 #![allow(unsafe_code)]
 
 use super::{Error, msrs};
 use kvm_bindings::{
-    KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR,
-    KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN,
-    KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET,
-    KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_mp_state, kvm_regs, kvm_run, kvm_sregs,
+    KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR,
+    KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO,
+    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_CRASH,
+    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_mp_state, kvm_regs,
+    kvm_run, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
@@ -58,13 +59,15 @@ pub struct Vcpu {
     index: u32,
 }
 
-/// Gets a vCPU out of `KVM_RUN`, from another thread, together with a signal to the thread that runs it.
+/// Gets a vCPU out of `KVM_RUN`, from another thread, together with a signal to the thread that
+/// runs it.
 ///
-/// The kicker writes its request, sets the flag, sends the signal. The vCPU's thread clears the flag, reads the request,
-/// enters KVM. Whatever the order, one of them sees the other: if the request was read too early, the flag was set after
-/// it was cleared, and KVM returns at once.
+/// The kicker writes its request, sets the flag, sends the signal. The vCPU's thread clears the
+/// flag, reads the request, enters KVM. Whatever the order, one of them sees the other: if the
+/// request was read too early, the flag was set after it was cleared, and KVM returns at once.
 ///
-/// Points into the vCPU's `kvm_run` page, so that it lives beside its [`Vcpu`] in [`Shared`], and nowhere else.
+/// Points into the vCPU's `kvm_run` page, so that it lives beside its [`Vcpu`] in [`Shared`], and
+/// nowhere else.
 struct Kick(*const AtomicU8);
 
 // SAFETY: the byte is only accessed atomically by us, and read by the kernel.
@@ -105,8 +108,9 @@ impl Vcpu {
         Kick(unsafe { (&raw mut (*run).immediate_exit).cast() })
     }
 
-    /// Finishes the last exit, so that the registers can be read: an IN's value is in its register only after the next
-    /// `KVM_RUN`. Exits that this brings up (the rest of a long access) go to `f`.
+    /// Finishes the last exit, so that the registers can be read: an IN's value is in its register
+    /// only after the next `KVM_RUN`. Exits that this brings up (the rest of a long access) go to
+    /// `f`.
     pub fn complete(&mut self, mut f: impl FnMut(Exit<'_>) -> bool) {
         self.fd.set_kvm_immediate_exit(1);
         loop {
@@ -121,11 +125,13 @@ impl Vcpu {
         }
     }
 
-    /// Makes KVM look for pending interrupts when the guest runs next. Only after an access, so that it is known to run.
+    /// Makes KVM look for pending interrupts when the guest runs next. Only after an access, so
+    /// that it is known to run.
     ///
-    /// KVM does not look by itself when a guest unmasks LINT0 while the PIC already asks: Linux without ACPI masks LINT0
-    /// for a moment after it started the PIT, and a tick that arrives just then would be the last one for ever. Setting
-    /// the state that the vCPU has is the cheapest call that makes it look.
+    /// KVM does not look by itself when a guest unmasks LINT0 while the PIC already asks: Linux
+    /// without ACPI masks LINT0 for a moment after it started the PIT, and a tick that arrives just
+    /// then would be the last one for ever. Setting the state that the vCPU has is the cheapest
+    /// call that makes it look.
     pub fn look_for_interrupts(&self) {
         // KVM refuses only states that a vCPU cannot have.
         let _ = self.fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE });
@@ -177,8 +183,8 @@ impl Vcpu {
         msrs::write(&self.fd, values)
     }
 
-    /// The kvmclock page tells the guest that it stood still, so that its watchdogs keep quiet. Refused (and needless)
-    /// while the guest does not use kvmclock.
+    /// The kvmclock page tells the guest that it stood still, so that its watchdogs keep quiet.
+    /// Refused (and needless) while the guest does not use kvmclock.
     pub fn announce_pause(&self) {
         let _ = self.fd.kvmclock_ctrl();
     }
@@ -210,8 +216,9 @@ fn read_exit(run: &mut kvm_run) -> Exit<'_> {
             let io = unsafe { run.__bindgen_anon_1.io };
             let size = usize::from(io.size);
             let bytes = size * io.count as usize;
-            // SAFETY: the kernel puts the data `data_offset` bytes behind the start of the run structure, inside the
-            // mapping that the vCPU owns, and leaves it alone until the next KVM_RUN, which needs `&mut Vcpu`.
+            // SAFETY: the kernel puts the data `data_offset` bytes behind the start of the run
+            // structure, inside the mapping that the vCPU owns, and leaves it alone until the next
+            // KVM_RUN, which needs `&mut Vcpu`.
             let data = unsafe {
                 let start = base.cast::<u8>().add(io.data_offset as usize);
                 std::slice::from_raw_parts_mut(start, bytes)
@@ -248,7 +255,9 @@ fn read_exit(run: &mut kvm_run) -> Exit<'_> {
             // SAFETY: as above.
             let fail = unsafe { run.__bindgen_anon_1.fail_entry };
             let reason = fail.hardware_entry_failure_reason;
-            Exit::Broken(format!("the processor refused to enter the guest (hardware reason {reason:#x})"))
+            Exit::Broken(format!(
+                "the processor refused to enter the guest (hardware reason {reason:#x})"
+            ))
         }
         KVM_EXIT_INTERNAL_ERROR => {
             // SAFETY: as above.
@@ -279,7 +288,8 @@ pub fn thread_id() -> i32 {
 /// `CLOCK_MONOTONIC` in ns: the clock that KVM's PIT counts from.
 pub fn monotonic_ns() -> i64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the kernel fills one timespec. This clock exists everywhere, so that the call cannot fail.
+    // SAFETY: the kernel fills one timespec. This clock exists everywhere, so that the call cannot
+    // fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     now.tv_sec * 1_000_000_000 + now.tv_nsec
 }
@@ -296,12 +306,14 @@ impl Shared {
         Shared { vcpu: Mutex::new(vcpu), kick }
     }
 
-    /// The vCPU's thread holds it while the guest runs; whoever gets it otherwise knows that the vCPU stands still.
+    /// The vCPU's thread holds it while the guest runs; whoever gets it otherwise knows that the
+    /// vCPU stands still.
     pub fn lock(&self) -> MutexGuard<'_, Vcpu> {
         self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The next or current `KVM_RUN` returns. Write the request first, send the thread a signal afterwards.
+    /// The next or current `KVM_RUN` returns. Write the request first, send the thread a signal
+    /// afterwards.
     pub fn kick(&self) {
         self.kick.set();
     }

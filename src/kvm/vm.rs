@@ -9,10 +9,11 @@ use super::{Caps, Error, Vcpu, cpuid, ioctl, msrs};
 use crate::config;
 use crate::memory::GuestRam;
 use kvm_bindings::{
-    CpuId, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_IRQ_ROUTING_IRQCHIP,
-    KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KVM_MAX_CPUID_ENTRIES,
-    KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting, kvm_clock_data, kvm_enable_cap,
-    kvm_irq_routing_entry, kvm_irqchip, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
+    CpuId, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting,
+    kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_irqchip, kvm_pit_config,
+    kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use std::ffi::CString;
@@ -21,7 +22,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Three pages for real mode on Intel and one for its page table, below the IOAPIC (QEMU's addresses).
+/// Three pages for real mode on Intel and one for its page table, below the IOAPIC (QEMU's
+/// addresses).
 const IDENTITY_MAP: u64 = 0xfeff_c000;
 const TSS: usize = 0xfeff_d000;
 /// Pins of the in-kernel IOAPIC.
@@ -125,7 +127,8 @@ impl Vm {
 
     /// Drives an interrupt line of PIC and IOAPIC.
     pub fn set_irq(&self, gsi: u32, level: bool) {
-        // The only errors are a missing chip and a GSI without a route; neither can happen to a built machine.
+        // The only errors are a missing chip and a GSI without a route; neither can happen to a
+        // built machine.
         let _ = self.fd.set_irq_line(gsi, level);
     }
 
@@ -225,7 +228,8 @@ impl Vm {
                 memory_size: region.bytes,
                 userspace_addr: main.host() as u64 + region.offset,
             };
-            // SAFETY: the range lies in the block's mapping, which `self.ram` keeps for as long as the VM.
+            // SAFETY: the range lies in the block's mapping, which `self.ram` keeps for as long as
+            // the VM.
             unsafe { self.fd.set_user_memory_region(slot) }
                 .map_err(Error::call("KVM_SET_USER_MEMORY_REGION"))?;
         }
@@ -248,12 +252,13 @@ impl Vm {
     }
 }
 
-/// PC wiring, as QEMU has it: ISA interrupts reach both chips, except that the timer (0) arrives at IOAPIC pin 2 and
-/// the cascade (2) at no pin.
+/// PC wiring, as QEMU has it: ISA interrupts reach both chips, except that the timer (0) arrives at
+/// IOAPIC pin 2 and the cascade (2) at no pin.
 fn isa_routes() -> KvmIrqRouting {
     let mut routes = Vec::new();
     let mut route = |gsi, irqchip, pin| {
-        let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
+        let mut entry =
+            kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_IRQCHIP, ..Default::default() };
         entry.u.irqchip.irqchip = irqchip;
         entry.u.irqchip.pin = pin;
         routes.push(entry);

@@ -17,14 +17,15 @@ const LAPIC_LINT0: usize = 0x350;
 const LAPIC_LINT1: usize = 0x360;
 const MODE_EXTINT: u32 = 7 << 8;
 const MODE_NMI: u32 = 4 << 8;
-/// IA32_MTRR_DEF_TYPE: enabled, write-back. Firmware sets it; without it Linux believes that RAM is uncached.
+/// IA32_MTRR_DEF_TYPE: enabled, write-back. Firmware sets it; without it Linux believes that RAM is
+/// uncached.
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLED_WRITE_BACK: u64 = 0x806;
 
 impl Machine {
-    /// Makes the VM, its RAM, devices and vCPU threads (standing still), and loads the kernel unless the guest comes by
-    /// migration. The run state is then `prelaunch`, or `inmigrate` with `-incoming`; [`Machine::cont`] starts the
-    /// guest.
+    /// Makes the VM, its RAM, devices and vCPU threads (standing still), and loads the kernel
+    /// unless the guest comes by migration. The run state is then `prelaunch`, or `inmigrate` with
+    /// `-incoming`; [`Machine::cont`] starts the guest.
     pub fn build(config: &Config, outside: Outside) -> Result<Arc<Machine>, Error> {
         let count = u32::from(config.cpu.count);
         let ram = GuestRam::new(&config.memory)?;
@@ -48,7 +49,8 @@ impl Machine {
         let threads = Threads::start(&cpus)?;
         let infos = threads.ids.iter().enumerate();
         let infos = infos.map(|(i, &thread_id)| VcpuInfo { index: i as u32, thread_id }).collect();
-        let state = if config.incoming.is_some() { RunState::InMigrate } else { RunState::Prelaunch };
+        let state =
+            if config.incoming.is_some() { RunState::InMigrate } else { RunState::Prelaunch };
         let built = Arc::new(Machine {
             config: config.clone(),
             cpus,
@@ -132,7 +134,8 @@ fn power_on(config: &Config, vm: &Vm, vcpus: &[Vcpu]) -> Result<(), Error> {
     Ok(())
 }
 
-/// Local interrupts wired for a PIC and an NMI button, memory cached; the first vCPU at the kernel's entry.
+/// Local interrupts wired for a PIC and an NMI button, memory cached; the first vCPU at the
+/// kernel's entry.
 fn firmware_state(vcpu: &Vcpu, entry: Option<boot::Entry>) -> Result<(), Error> {
     let mut lapic = vcpu.lapic()?;
     for (register, mode) in [(LAPIC_LINT0, MODE_EXTINT), (LAPIC_LINT1, MODE_NMI)] {
@@ -155,9 +158,13 @@ fn firmware_state(vcpu: &Vcpu, entry: Option<boot::Entry>) -> Result<(), Error> 
 fn grant(machine: &OnceLock<Weak<Machine>>, wish: Wish) {
     let Some(machine) = machine.get().and_then(Weak::upgrade) else { return };
     let fallback = machine.clone();
-    let granted = std::thread::Builder::new().name("guest-wish".into()).spawn(move || machine.fulfil(wish));
+    let granted =
+        std::thread::Builder::new().name("guest-wish".into()).spawn(move || machine.fulfil(wish));
     if let Err(e) = granted {
         // The vCPU stays held; a person sees why, and can reset.
-        (fallback.events)(Event::InternalError { vcpu: 0, why: format!("cannot start a thread: {e}") });
+        (fallback.events)(Event::InternalError {
+            vcpu: 0,
+            why: format!("cannot start a thread: {e}"),
+        });
     }
 }

@@ -10,18 +10,20 @@ use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 
-/// vCPU threads call into devices, sinks and event handlers, none of which recurses. Untouched pages cost nothing.
+/// vCPU threads call into devices, sinks and event handlers, none of which recurses. Untouched
+/// pages cost nothing.
 const STACK_BYTES: usize = 256 << 10;
 /// Time a throttled vCPU runs between two naps (QEMU's `CPU_THROTTLE_TIMESLICE_NS`).
 pub const THROTTLE_SLICE: Duration = Duration::from_millis(10);
 
-/// A ring that is full again and again without anything in it that could be taken has overflowed, and stays full. Once
-/// or twice only means that another thread was faster.
+/// A ring that is full again and again without anything in it that could be taken has overflowed,
+/// and stays full. Once or twice only means that another thread was faster.
 const RING_FULL_MAX: u32 = 1000;
 /// How often an access is followed by [`Vcpu::look_for_interrupts`]: less than a tick of any guest.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// What the guest, or KVM, wants from the machine; the vCPU that says it stands still until it is done.
+/// What the guest, or KVM, wants from the machine; the vCPU that says it stands still until it is
+/// done.
 pub enum Wish {
     Reset,
     Shutdown,
@@ -178,7 +180,9 @@ impl Cpus {
                 Err(Unserved::Reset) => return Some(Wish::Reset),
                 Err(Unserved::Shutdown) => return Some(Wish::Shutdown),
                 Err(Unserved::Panic) => return Some(Wish::Panic),
-                Err(Unserved::Broken(why)) => return Some(Wish::Broken { vcpu: index as u32, why }),
+                Err(Unserved::Broken(why)) => {
+                    return Some(Wish::Broken { vcpu: index as u32, why });
+                }
             }
         }
     }

@@ -63,14 +63,15 @@ pub enum Event {
     Stop,
     Resume,
     Reset(StopCause),
-    /// The guest is over. With [`crate::config::ShutdownAction::Poweroff`] the process should end; the machine stands
-    /// still either way.
+    /// The guest is over. With [`crate::config::ShutdownAction::Poweroff`] the process should end;
+    /// the machine stands still either way.
     Shutdown(StopCause),
     Powerdown,
     GuestPanicked {
         action: Panic,
     },
-    /// A vCPU cannot go on; the run state is `internal-error`. Not a QMP event: a sentence for stderr.
+    /// A vCPU cannot go on; the run state is `internal-error`. Not a QMP event: a sentence for
+    /// stderr.
     InternalError {
         vcpu: u32,
         why: String,

@@ -54,7 +54,8 @@ struct State {
 struct Place {
     /// The vCPU's thread stands at the gate and has let go of the vCPU.
     parked: bool,
-    /// It stays there even though the gate is open: the guest asked for something that must happen first.
+    /// It stays there even though the gate is open: the guest asked for something that must happen
+    /// first.
     held: bool,
 }
 
@@ -90,7 +91,8 @@ impl Gate {
         }
     }
 
-    /// Closes the gate; `kick` is called for each vCPU, with its PARK request in place. Returns when all stand still.
+    /// Closes the gate; `kick` is called for each vCPU, with its PARK request in place. Returns
+    /// when all stand still.
     pub fn close(&self, kick: impl Fn(usize)) {
         let mut state = self.lock();
         state.open = false;

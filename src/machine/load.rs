@@ -1,4 +1,5 @@
-//! The sections of a migration stream as a machine's state: decoded and checked as they come, applied once.
+//! The sections of a migration stream as a machine's state: decoded and checked as they come,
+//! applied once.
 
 use super::convert::cpu::Misfit;
 use super::convert::xsave::XsaveLayout;
@@ -6,7 +7,9 @@ use super::convert::{chips, cpu, port};
 use super::save::MACHINE;
 use super::{RunState, SavedState};
 use crate::config::{Board, Config};
-use crate::stream::{Configuration, Error, ListedBlock, PAYLOAD_BYTES_MAX, Problem, SectionHeader, Step};
+use crate::stream::{
+    Configuration, Error, ListedBlock, PAYLOAD_BYTES_MAX, Problem, SectionHeader, Step,
+};
 use crate::vmstate::{ApicState, CpuState, Section, Stop, read_section};
 use std::collections::BTreeMap;
 
@@ -27,8 +30,8 @@ impl HostCpu {
     }
 }
 
-/// Takes the parts of a stream as they come and refuses what does not fit this machine. Nothing is changed before
-/// [`Loader::into_state`].
+/// Takes the parts of a stream as they come and refuses what does not fit this machine. Nothing is
+/// changed before [`Loader::into_state`].
 #[derive(Debug)]
 pub struct Loader {
     board: Board,
@@ -56,14 +59,15 @@ impl Loader {
     /// Checks what opens the stream. `offset` is where the configuration begins.
     pub fn configuration(&self, found: &Configuration, offset: u64) -> Result<(), Error> {
         if found.machine != MACHINE {
-            let why = format!("the stream is of a machine \"{}\", this is a {MACHINE}", found.machine);
+            let why =
+                format!("the stream is of a machine \"{}\", this is a {MACHINE}", found.machine);
             return Err(Error::new("configuration", "machine name", offset, Problem::Says(why)));
         }
         Ok(())
     }
 
-    /// Whether the stream's block is the guest's RAM (true) or memory that belongs to no device here (false).
-    /// `offset` is where the entry ends.
+    /// Whether the stream's block is the guest's RAM (true) or memory that belongs to no device
+    /// here (false). `offset` is where the entry ends.
     pub fn block(&self, block: &ListedBlock, offset: u64) -> Result<bool, Error> {
         if block.name != self.block {
             return Ok(false);
@@ -91,17 +95,27 @@ impl Loader {
             return Ok(());
         }
         let names: Vec<&str> = blocks.iter().map(|block| block.name.as_str()).collect();
-        let why =
-            format!("no block \"{}\", which is this machine's RAM, but {}", self.block, names.join(", "));
+        let why = format!(
+            "no block \"{}\", which is this machine's RAM, but {}",
+            self.block,
+            names.join(", ")
+        );
         Err(Error::new("section ram", "block list", offset, Problem::Says(why)))
     }
 
-    /// Decodes the payload at the front of `input`, which stands at `offset` of the stream and goes on behind it (with
-    /// the footer). `Item((), n)`: n bytes were taken. `Need`: so many bytes of input are needed.
+    /// Decodes the payload at the front of `input`, which stands at `offset` of the stream and goes
+    /// on behind it (with the footer). `Item((), n)`: n bytes were taken. `Need`: so many bytes of
+    /// input are needed.
     ///
     /// # Errors
-    /// A section of a device that this machine does not have, or twice, or of an unknown version or form.
-    pub fn section(&mut self, header: &SectionHeader, input: &[u8], offset: u64) -> Result<Step<()>, Error> {
+    /// A section of a device that this machine does not have, or twice, or of an unknown version or
+    /// form.
+    pub fn section(
+        &mut self,
+        header: &SectionHeader,
+        input: &[u8],
+        offset: u64,
+    ) -> Result<Step<()>, Error> {
         let refuse = |field: &str, why: String| {
             Error::new(format!("section {header}"), field, offset, Problem::Says(why))
         };
@@ -110,8 +124,12 @@ impl Loader {
         }
         let (section, used) = match read_section(header, input, offset, false) {
             Ok(read) => read,
-            Err(Stop::Short(needed)) if needed <= PAYLOAD_BYTES_MAX => return Ok(Step::Need(needed)),
-            Err(Stop::Short(needed)) => return Err(refuse("payload", format!("more than {needed} bytes"))),
+            Err(Stop::Short(needed)) if needed <= PAYLOAD_BYTES_MAX => {
+                return Ok(Step::Need(needed));
+            }
+            Err(Stop::Short(needed)) => {
+                return Err(refuse("payload", format!("more than {needed} bytes")));
+            }
             Err(Stop::Refused(error)) => return Err(*error),
         };
         self.check(&section).map_err(|(field, why)| refuse(field, why))?;
@@ -130,9 +148,14 @@ impl Loader {
         };
         let instance = header.instance;
         match section {
-            Section::Cpu(_) | Section::CpuCommon(_) | Section::Apic(_) if instance >= self.vcpus => {
+            Section::Cpu(_) | Section::CpuCommon(_) | Section::Apic(_)
+                if instance >= self.vcpus =>
+            {
                 let count = self.vcpus;
-                Some(("instance", format!("this machine has {count} vCPUs (-smp {count}), the stream more")))
+                Some((
+                    "instance",
+                    format!("this machine has {count} vCPUs (-smp {count}), the stream more"),
+                ))
             }
             Section::Ioapic(_) if instance == 1 => none("a second I/O APIC, part of acpi=on"),
             Section::Ged(_) => none("the ACPI event device, part of acpi=on"),
@@ -140,7 +163,9 @@ impl Loader {
             Section::Pit(_) if !self.board.pit => none("pit=on is missing in -M"),
             Section::Rtc(_) => none("the MC146818 clock of rtc=on is not built yet"),
             Section::Serial(_) if !self.serial => none("-serial none"),
-            Section::VmCoreInfo(_) if !self.board.vmcoreinfo => none("-device vmcoreinfo is missing"),
+            Section::VmCoreInfo(_) if !self.board.vmcoreinfo => {
+                none("-device vmcoreinfo is missing")
+            }
             Section::Virtio(state) => none(state.kind.what()),
             Section::Pic(_) if instance < 2 => None,
             Section::Cpu(_) | Section::CpuCommon(_) | Section::Apic(_) => None,
@@ -164,13 +189,14 @@ impl Loader {
         self.sections.get(&(name.to_owned(), instance))
     }
 
-    /// Checks that everything is there without which the guest cannot go on. A device that is not mentioned keeps the
-    /// state it has after a reset, as in QEMU.
+    /// Checks that everything is there without which the guest cannot go on. A device that is not
+    /// mentioned keeps the state it has after a reset, as in QEMU.
     pub fn validate(&self) -> Result<(), Error> {
         for index in 0..self.vcpus {
             for name in ["cpu", "apic"] {
                 if self.get(name, index).is_none() {
-                    let header = SectionHeader { id: 0, name: name.into(), instance: index, version: 0 };
+                    let header =
+                        SectionHeader { id: 0, name: name.into(), instance: index, version: 0 };
                     let why = format!("missing; this machine has {} vCPUs (-smp {0})", self.vcpus);
                     return Err(Error::new(
                         format!("section {header}"),
@@ -203,8 +229,8 @@ impl Loader {
         enabled.then_some(ClockPage { address: cpu.system_time_msr & !1, tsc: cpu.tsc })
     }
 
-    /// The machine's state: the stream's, over `fresh`, which holds that of this machine as it was built. `monotonic_ns`
-    /// is this host's clock now.
+    /// The machine's state: the stream's, over `fresh`, which holds that of this machine as it was
+    /// built. `monotonic_ns` is this host's clock now.
     ///
     /// # Errors
     /// What can only be told here: registers that this host's processor lacks.
@@ -235,7 +261,8 @@ impl Loader {
         let HostCpu { xsave, physical_bits } = &self.host;
         cpu::from_section(&registers, (apic.base, apic.tpr), xsave, *physical_bits, vcpu).map_err(
             |(field, why)| {
-                let header = SectionHeader { id: 0, name: "cpu".into(), instance: index, version: 0 };
+                let header =
+                    SectionHeader { id: 0, name: "cpu".into(), instance: index, version: 0 };
                 Error::new(format!("section {header}"), field, 0, Problem::Says(why))
             },
         )?;
@@ -256,7 +283,8 @@ impl Loader {
             state.vm.pit = chips::from_pit(pit, state.monotonic_ns.wrapping_sub(state.virtual_ns));
         }
         if let Some(Section::KvmClock(clock)) = self.get("kvmclock", 0) {
-            state.vm.clock = kvm_bindings::kvm_clock_data { clock: clock.clock_ns, ..Default::default() };
+            state.vm.clock =
+                kvm_bindings::kvm_clock_data { clock: clock.clock_ns, ..Default::default() };
         }
         if let Some(Section::Serial(serial)) = self.get("serial", 0) {
             state.serial = Some(port::from_serial(serial));
@@ -277,7 +305,9 @@ const MP_STATE_HALTED: u32 = 3;
 /// Software emulation has no MP state: a vCPU that stands still says so elsewhere.
 fn mp_state(cpu: &CpuState, halted: u32, apic: &ApicState) -> u32 {
     match cpu.mp_state {
-        MP_STATE_RUNNABLE if apic.sipi.is_some_and(|sipi| sipi.waiting != 0) => MP_STATE_UNINITIALIZED,
+        MP_STATE_RUNNABLE if apic.sipi.is_some_and(|sipi| sipi.waiting != 0) => {
+            MP_STATE_UNINITIALIZED
+        }
         MP_STATE_RUNNABLE if halted != 0 => MP_STATE_HALTED,
         other => other,
     }
@@ -292,8 +322,8 @@ pub struct ClockPage {
     pub tsc: u64,
 }
 
-/// The time that the guest reads at [`ClockPage::tsc`], from the 32 bytes of its clock page (`pvclock_vcpu_time_info`
-/// of the kernel's ABI); `None` if they make no sense.
+/// The time that the guest reads at [`ClockPage::tsc`], from the 32 bytes of its clock page
+/// (`pvclock_vcpu_time_info` of the kernel's ABI); `None` if they make no sense.
 pub fn clock_from_guest(page: &ClockPage, bytes: &[u8; 32]) -> Option<u64> {
     let quad = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
     let (tsc_then, time_then) = (quad(8), quad(16));

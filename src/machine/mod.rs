@@ -45,11 +45,11 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 
 /// What a machine is connected to when it is built.
 pub struct Outside {
-    /// Where the serial port's output goes. `None` with no serial port, or to lose it. `write` is called on vCPU
-    /// threads with one byte at a time, or a few; it should not block for long.
+    /// Where the serial port's output goes. `None` with no serial port, or to lose it. `write` is
+    /// called on vCPU threads with one byte at a time, or a few; it should not block for long.
     pub serial: Option<Box<dyn Write + Send>>,
-    /// Called for each event, in order, on whichever thread caused it, while the machine is busy: it may ask for the
-    /// run state, but must not stop, start, save or load.
+    /// Called for each event, in order, on whichever thread caused it, while the machine is busy:
+    /// it may ask for the run state, but must not stop, start, save or load.
     pub events: Box<dyn Fn(Event) + Send + Sync>,
 }
 
@@ -61,8 +61,8 @@ pub struct VcpuInfo {
     pub thread_id: i32,
 }
 
-/// One virtual machine. All methods may be called from any thread but a vCPU's; those that stop vCPUs wait until all
-/// stand still.
+/// One virtual machine. All methods may be called from any thread but a vCPU's; those that stop
+/// vCPUs wait until all stand still.
 pub struct Machine {
     config: Config,
     cpus: Arc<Cpus>,
@@ -87,7 +87,8 @@ struct Control {
     /// The virtual clock: its value when it last stood still, and since when it runs.
     virtual_ns: i64,
     running_since: Option<i64>,
-    /// Guest time of a guest that stood still, put back when it goes on. `None` before the first start.
+    /// Guest time of a guest that stood still, put back when it goes on. `None` before the first
+    /// start.
     stopped_time: Option<StoppedTime>,
     gone: bool,
     /// A dump reads memory and vCPUs of the guest, which stands still.
@@ -112,8 +113,9 @@ impl Machine {
         RunState::ALL[usize::from(self.state.load(Ordering::Acquire))]
     }
 
-    /// Stops all vCPUs and goes to state `to`; emits STOP if the guest ran. False: it stood still already. The state
-    /// changes then, too, except that `paused` does not replace another standing state (QEMU's `vm_stop`).
+    /// Stops all vCPUs and goes to state `to`; emits STOP if the guest ran. False: it stood still
+    /// already. The state changes then, too, except that `paused` does not replace another standing
+    /// state (QEMU's `vm_stop`).
     pub fn stop(&self, to: RunState) -> Result<bool, Error> {
         let mut control = self.control();
         if !control.state.is_running() {
@@ -150,8 +152,9 @@ impl Machine {
         Ok(true)
     }
 
-    /// Keeps the guest as it is for a dump: stops one that runs (state `save-vm`), and has resets and the guest's own
-    /// reset and shutdown wait until [`Machine::thaw`]. False: it stood still already. One at a time.
+    /// Keeps the guest as it is for a dump: stops one that runs (state `save-vm`), and has resets
+    /// and the guest's own reset and shutdown wait until [`Machine::thaw`]. False: it stood still
+    /// already. One at a time.
     pub fn freeze(&self) -> Result<bool, Error> {
         let mut control = self.control();
         let runs = control.state.is_running();
@@ -164,7 +167,8 @@ impl Machine {
         Ok(runs)
     }
 
-    /// Ends [`Machine::freeze`], which returned `ran`. A guest that ran goes on, unless its state has changed since.
+    /// Ends [`Machine::freeze`], which returned `ran`. A guest that ran goes on, unless its state
+    /// has changed since.
     pub fn thaw(&self, ran: bool) -> Result<(), ContRefused> {
         let mut control = self.control();
         control.frozen = false;
@@ -175,7 +179,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Changes the state of a machine that stands still (`inmigrate` → `paused` …). A running machine stays as it is.
+    /// Changes the state of a machine that stands still (`inmigrate` → `paused` …). A running
+    /// machine stays as it is.
     pub fn set_state(&self, to: RunState) {
         let mut control = self.control();
         if !control.state.is_running() && !to.is_running() {
@@ -183,8 +188,8 @@ impl Machine {
         }
     }
 
-    /// `system_reset`: the kernel is loaded again, vCPUs and devices start over, RAM stays. Emits RESET. Waits while the
-    /// guest is frozen.
+    /// `system_reset`: the kernel is loaded again, vCPUs and devices start over, RAM stays. Emits
+    /// RESET. Waits while the guest is frozen.
     pub fn reset(&self) -> Result<(), Error> {
         self.reset_for(StopCause::HostQmpSystemReset)
     }
@@ -235,7 +240,12 @@ impl Machine {
 
     /// Where the guest said that its crash note is; `None` without `-device vmcoreinfo` too.
     pub fn vmcoreinfo(&self) -> Option<VmCoreInfoState> {
-        self.cpus.board.vmcoreinfo.as_ref().map(|device| device.state()).filter(|state| state.present)
+        self.cpus
+            .board
+            .vmcoreinfo
+            .as_ref()
+            .map(|device| device.state())
+            .filter(|state| state.present)
     }
 
     /// The VM in the kernel.
@@ -262,7 +272,8 @@ impl Machine {
         self.cpus.board.serial.as_ref().map_or(bytes.len(), |serial| serial.enqueue(bytes))
     }
 
-    /// Called (on a vCPU thread) whenever the guest has read from the port: there is room for input again.
+    /// Called (on a vCPU thread) whenever the guest has read from the port: there is room for input
+    /// again.
     pub fn on_serial_room(&self, wake: Box<dyn Fn() + Send + Sync>) {
         if let Some(serial) = &self.cpus.board.serial {
             serial.on_room(wake);
@@ -286,7 +297,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Lets guest time go on where it stood, and opens the gate, unless somebody waits to reset the guest or end it.
+    /// Lets guest time go on where it stood, and opens the gate, unless somebody waits to reset the
+    /// guest or end it.
     fn go(&self, control: &mut Control) -> Result<(), crate::kvm::Error> {
         if let Some(time) = control.stopped_time.take() {
             let vm = self.vm();

@@ -74,7 +74,8 @@ impl RunState {
         self == RunState::Running
     }
 
-    /// True if only a reset, and not `cont`, leads out of this state (QEMU's `runstate_needs_reset`).
+    /// True if only a reset, and not `cont`, leads out of this state (QEMU's
+    /// `runstate_needs_reset`).
     pub fn needs_reset(self) -> bool {
         matches!(self, RunState::InternalError | RunState::Shutdown)
     }

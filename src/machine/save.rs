@@ -6,7 +6,8 @@ use super::{RunState, SavedState};
 use crate::config::Board;
 use crate::stream::{SectionHeader, SectionKind};
 use crate::vmstate::{
-    CpuCommonState, Description, GlobalState, KvmClockState, Section, TimerState, TprOptState, write_section,
+    CpuCommonState, Description, GlobalState, KvmClockState, Section, TimerState, TprOptState,
+    write_section,
 };
 
 /// The machine type that every stream names.
@@ -19,12 +20,21 @@ pub struct DeviceSections {
 }
 
 impl DeviceSections {
-    /// Of a machine that stands still. `run_state` is what the guest did before it was stopped for this: the target
-    /// goes on with it.
-    pub fn of(state: &SavedState, board: &Board, layout: &XsaveLayout, run_state: RunState) -> Self {
+    /// Of a machine that stands still. `run_state` is what the guest did before it was stopped for
+    /// this: the target goes on with it.
+    pub fn of(
+        state: &SavedState,
+        board: &Board,
+        layout: &XsaveLayout,
+        run_state: RunState,
+    ) -> Self {
         let mut made = Self { sections: Vec::new() };
         let now = state.virtual_ns;
-        made.push("timer", 0, Section::Timer(TimerState { cpu_ticks_offset: now, cpu_clock_offset: now }));
+        made.push(
+            "timer",
+            0,
+            Section::Timer(TimerState { cpu_ticks_offset: now, cpu_clock_offset: now }),
+        );
         made.push("fw_cfg", 0, Section::FwCfg(port::fw_cfg(&state.fw_cfg)));
         made.push_vcpus(state, layout);
         made.push("ioapic", 0, Section::Ioapic(chips::ioapic(&state.vm.ioapic)));
@@ -49,7 +59,8 @@ impl DeviceSections {
     }
 
     fn push_vcpus(&mut self, state: &SavedState, layout: &XsaveLayout) {
-        let mut cpus: Vec<_> = state.vcpus.iter().map(|vcpu| cpu::to_section(vcpu, layout)).collect();
+        let mut cpus: Vec<_> =
+            state.vcpus.iter().map(|vcpu| cpu::to_section(vcpu, layout)).collect();
         one_tsc(&mut cpus);
         for (index, (vcpu, registers)) in (0u32..).zip(state.vcpus.iter().zip(cpus)) {
             self.push("cpu_common", index, Section::CpuCommon(CpuCommonState::default()));
@@ -63,7 +74,8 @@ impl DeviceSections {
     }
 
     fn push(&mut self, name: &str, instance: u32, section: Section) {
-        let header = SectionHeader { id: 0, name: name.to_owned(), instance, version: section.version() };
+        let header =
+            SectionHeader { id: 0, name: name.to_owned(), instance, version: section.version() };
         self.sections.push((header, section));
     }
 
@@ -71,7 +83,8 @@ impl DeviceSections {
         self.sections.iter()
     }
 
-    /// Appends every section with its header and footer; ids count from `first_id`. Returns the description.
+    /// Appends every section with its header and footer; ids count from `first_id`. Returns the
+    /// description.
     pub fn write(&self, first_id: u32, out: &mut Vec<u8>) -> String {
         let mut description = Description::new(MACHINE);
         for (id, (header, section)) in (first_id..).zip(&self.sections) {
@@ -85,11 +98,12 @@ impl DeviceSections {
     }
 }
 
-/// vCPUs were read one after the other, while the TSC ran on. If their clocks differ by less than a second they are
-/// one clock, and one reading serves all.
+/// vCPUs were read one after the other, while the TSC ran on. If their clocks differ by less than a
+/// second they are one clock, and one reading serves all.
 fn one_tsc(cpus: &mut [crate::vmstate::CpuState]) {
     let Some((first, rest)) = cpus.split_first_mut() else { return };
-    let second = first.more.tsc_khz.and_then(|khz| u64::try_from(khz).ok()).unwrap_or(1_000_000) * 1000;
+    let second =
+        first.more.tsc_khz.and_then(|khz| u64::try_from(khz).ok()).unwrap_or(1_000_000) * 1000;
     for cpu in rest.iter_mut().filter(|cpu| cpu.tsc.abs_diff(first.tsc) < second) {
         cpu.tsc = first.tsc;
     }
@@ -103,9 +117,11 @@ mod tests {
     use crate::vmstate::Known;
 
     fn machine(vcpus: usize) -> SavedState {
-        let mut state = SavedState { serial: Some(Default::default()), virtual_ns: 5, ..Default::default() };
+        let mut state =
+            SavedState { serial: Some(Default::default()), virtual_ns: 5, ..Default::default() };
         for index in 0..vcpus {
-            let mut vcpu = VcpuState { xsave: vec![0; 4096], tsc_khz: Some(2_000_000), ..Default::default() };
+            let mut vcpu =
+                VcpuState { xsave: vec![0; 4096], tsc_khz: Some(2_000_000), ..Default::default() };
             vcpu.set_msr(0x10, 1_000_000 + 100 * index as u64);
             vcpu.lapic.regs[0x23] = index as _;
             state.vcpus.push(vcpu);
@@ -115,10 +131,15 @@ mod tests {
 
     #[test]
     fn sections_stand_in_qemus_order_and_are_read_back() {
-        let sections =
-            DeviceSections::of(&machine(2), &Board::default(), &XsaveLayout::default(), RunState::Running);
+        let sections = DeviceSections::of(
+            &machine(2),
+            &Board::default(),
+            &XsaveLayout::default(),
+            RunState::Running,
+        );
         let mut out = Vec::new();
-        crate::stream::Configuration { machine: MACHINE.into(), ..Default::default() }.write(&mut out);
+        crate::stream::Configuration { machine: MACHINE.into(), ..Default::default() }
+            .write(&mut out);
         sections.write(3, &mut out);
         end_of_states(&mut out);
         let mut reader = Reader::new(Known, Vec::new());
@@ -153,11 +174,17 @@ mod tests {
     fn one_reading_of_the_tsc_serves_all_vcpus() {
         let mut state = machine(3);
         state.vcpus[2].set_msr(0x10, 9_000_000_000_000);
-        let sections =
-            DeviceSections::of(&state, &Board::default(), &XsaveLayout::default(), RunState::Paused);
+        let sections = DeviceSections::of(
+            &state,
+            &Board::default(),
+            &XsaveLayout::default(),
+            RunState::Paused,
+        );
         let tscs: Vec<u64> = sections
             .iter()
-            .filter_map(|(_, section)| if let Section::Cpu(cpu) = section { Some(cpu.tsc) } else { None })
+            .filter_map(
+                |(_, section)| if let Section::Cpu(cpu) = section { Some(cpu.tsc) } else { None },
+            )
             .collect();
         assert_eq!(tscs, [1_000_000, 1_000_000, 9_000_000_000_000]);
     }

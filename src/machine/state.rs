@@ -3,14 +3,14 @@
 use super::{Error, LoadReport, Machine, SavedState, StoppedTime, monotonic_ns};
 use crate::kvm::state::{ForeignTsc, VcpuState};
 
-/// vCPUs whose time stamp counters are this close were never set apart by the guest; they differ because they are read
-/// one after the other.
+/// vCPUs whose time stamp counters are this close were never set apart by the guest; they differ
+/// because they are read one after the other.
 const TSC_READING_MS: u64 = 1000;
 const MSR_TSC: u32 = 0x10;
 
 impl Machine {
-    /// Reads all KVM and device state. The guest must stand still. Reading can write guest memory: harvest the dirty
-    /// logs afterwards.
+    /// Reads all KVM and device state. The guest must stand still. Reading can write guest memory:
+    /// harvest the dirty logs afterwards.
     pub fn save_raw(&self) -> Result<SavedState, Error> {
         let control = self.control();
         if control.state.is_running() {
@@ -37,24 +37,30 @@ impl Machine {
         })
     }
 
-    /// Writes all KVM and device state, in KVM's order. The guest must stand still and all RAM be there. Guest time goes
-    /// on from the state's clock at the next [`Machine::cont`].
+    /// Writes all KVM and device state, in KVM's order. The guest must stand still and all RAM be
+    /// there. Guest time goes on from the state's clock at the next [`Machine::cont`].
     pub fn load_raw(&self, state: &SavedState, foreign: ForeignTsc) -> Result<LoadReport, Error> {
         let mut control = self.control();
         if control.state.is_running() {
             return Err(Error::Running);
         }
         if state.vcpus.len() != self.cpus.vcpus.len() {
-            return Err(Error::CpuCount { found: state.vcpus.len(), wanted: self.cpus.vcpus.len() });
+            return Err(Error::CpuCount {
+                found: state.vcpus.len(),
+                wanted: self.cpus.vcpus.len(),
+            });
         }
         let mut report = LoadReport::default();
         for (index, (vcpu, state)) in self.cpus.vcpus.iter().zip(&state.vcpus).enumerate() {
             let unwritten = vcpu.lock().write_state(self.vm(), state, foreign)?;
-            report.refused_msrs.extend(unwritten.msrs.into_iter().map(|(msr, v)| (index as u32, msr, v)));
+            report
+                .refused_msrs
+                .extend(unwritten.msrs.into_iter().map(|(msr, v)| (index as u32, msr, v)));
             report.tsc = report.tsc.or(unwritten.tsc);
         }
         self.vm().write_state(&state.vm)?;
-        // KVM writes the pvclock page with the clock it has now, so that it must be right at once, not only at `cont`.
+        // KVM writes the pvclock page with the clock it has now, so that it must be right at once,
+        // not only at `cont`.
         self.vm().set_clock(state.vm.clock.clock)?;
         let board = &self.cpus.board;
         if let (Some(serial), Some(state)) = (&board.serial, &state.serial) {
@@ -65,7 +71,8 @@ impl Machine {
             device.set_state(state);
         }
         control.virtual_ns = state.virtual_ns;
-        control.stopped_time = Some(StoppedTime { clock_ns: state.vm.clock.clock, pit: state.vm.pit });
+        control.stopped_time =
+            Some(StoppedTime { clock_ns: state.vm.clock.clock, pit: state.vm.pit });
         Ok(report)
     }
 }

@@ -52,7 +52,8 @@ impl Machine {
                 std::thread::park_timeout(THROTTLE_SLICE * 100 / (100 - percent.min(99)));
             }
         };
-        let thread = std::thread::Builder::new().name("throttle".into()).stack_size(64 << 10).spawn(main);
+        let thread =
+            std::thread::Builder::new().name("throttle".into()).stack_size(64 << 10).spawn(main);
         // Without the thread the guest is not slowed down, and the migration takes longer.
         thread.ok().map(|thread| (end, thread))
     }

@@ -42,8 +42,8 @@ pub struct Backing {
     page_map: OnceLock<Option<File>>,
 }
 
-// SAFETY: the mapping is plain memory that stays where it is until `drop`; all access to its bytes goes through raw
-// pointers or vm-memory's volatile accessors, which answer for their own races.
+// SAFETY: the mapping is plain memory that stays where it is until `drop`; all access to its bytes
+// goes through raw pointers or vm-memory's volatile accessors, which answer for their own races.
 unsafe impl Send for Backing {}
 // SAFETY: as for `Send`; no method takes a reference into the mapping.
 unsafe impl Sync for Backing {}
@@ -54,15 +54,16 @@ impl Backing {
             MemoryBackend::Anonymous { share: false } => {
                 Backing::map(bytes, None, 0, PAGE_BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
             }
-            // Shared memory may be there without a page table, so that only a descriptor can say where its holes are.
+            // Shared memory may be there without a page table, so that only a descriptor can say
+            // where its holes are.
             MemoryBackend::Anonymous { share: true } => {
                 let made = memfd(name, bytes, false, None);
                 let (file, page_bytes) = made.map_err(|source| Error::Map { bytes, source })?;
                 Backing::map(bytes, Some(file), 0, page_bytes, libc::MAP_SHARED)
             }
             MemoryBackend::Memfd { share, seal, huge_pages } => {
-                let (file, page_bytes) =
-                    memfd(name, bytes, *seal, *huge_pages).map_err(|source| Error::Map { bytes, source })?;
+                let (file, page_bytes) = memfd(name, bytes, *seal, *huge_pages)
+                    .map_err(|source| Error::Map { bytes, source })?;
                 if !bytes.is_multiple_of(page_bytes) {
                     return Err(Error::PageSize { bytes, page_bytes });
                 }
@@ -71,7 +72,8 @@ impl Backing {
             MemoryBackend::File { readonly: true, .. } => Err(Error::ReadOnly),
             MemoryBackend::File { path, share, offset, discard_at_exit, .. } => {
                 let (file, page_bytes) = open(path, *offset, bytes)?;
-                let mut backing = Backing::map(bytes, Some(file), *offset, page_bytes, kind(*share))?;
+                let mut backing =
+                    Backing::map(bytes, Some(file), *offset, page_bytes, kind(*share))?;
                 backing.discard_at_exit = *discard_at_exit && *share;
                 Ok(backing)
             }
@@ -113,11 +115,14 @@ impl Backing {
         after.checked_sub(1).is_some_and(|at| range.end <= ranges[at].end)
     }
 
-    /// Whether whole pages of `range` are better written through the descriptor than through the mapping: memory that
-    /// is not there yet is then not cleared before it is overwritten, and no page table has to be made for it. hugetlbfs
-    /// cannot be written to.
+    /// Whether whole pages of `range` are better written through the descriptor than through the
+    /// mapping: memory that is not there yet is then not cleared before it is overwritten, and no
+    /// page table has to be made for it. hugetlbfs cannot be written to.
     pub fn is_filled_by_descriptor(&self, range: &Range<u64>) -> bool {
-        self.file.is_some() && self.shared && self.page_bytes == PAGE_BYTES && !self.is_mapped(range)
+        self.file.is_some()
+            && self.shared
+            && self.page_bytes == PAGE_BYTES
+            && !self.is_mapped(range)
     }
 
     /// Notes which ranges, ascending, have page tables and memory. Only the first call counts.
@@ -130,9 +135,11 @@ impl Backing {
         self.mapped.get().is_some()
     }
 
-    /// Whether a page of the file that is there can be written to as soon as it is mapped, without asking a file system.
+    /// Whether a page of the file that is there can be written to as soon as it is mapped, without
+    /// asking a file system.
     pub(super) fn is_shared_tmpfs(&self) -> bool {
-        let on_tmpfs = |file: &File| file_system(file).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
+        let on_tmpfs =
+            |file: &File| file_system(file).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
         self.shared && self.file.as_ref().is_some_and(on_tmpfs)
     }
 
@@ -148,7 +155,8 @@ impl Backing {
                 let mut at = self.file_offset + offset;
                 let end = at + bytes as u64;
                 while at < end {
-                    let written = rustix::io::retry_on_intr(|| rustix::io::pwritev(file, pieces, at))?;
+                    let written =
+                        rustix::io::retry_on_intr(|| rustix::io::pwritev(file, pieces, at))?;
                     if written == 0 {
                         return Err(io::ErrorKind::WriteZero.into());
                     }
@@ -159,9 +167,11 @@ impl Backing {
             _ => {
                 let mut at = offset as usize;
                 for piece in pieces {
-                    // SAFETY: the range lies in the mapping, as was checked above; a piece is borrowed memory, which
-                    // no part of guest RAM ever is.
-                    unsafe { self.host().add(at).copy_from_nonoverlapping(piece.as_ptr(), piece.len()) };
+                    // SAFETY: the range lies in the mapping, as was checked above; a piece is
+                    // borrowed memory, which no part of guest RAM ever is.
+                    unsafe {
+                        self.host().add(at).copy_from_nonoverlapping(piece.as_ptr(), piece.len())
+                    };
                     at += piece.len();
                 }
             }
@@ -170,7 +180,8 @@ impl Backing {
     }
 
     /// Where the first data in `range` (bytes) begin, `None` if it holds only holes. In contrast to
-    /// [`Backing::next_data`] its cost does not grow with the data, nor, beyond the range, with the hole.
+    /// [`Backing::next_data`] its cost does not grow with the data, nor, beyond the range, with the
+    /// hole.
     pub fn first_data(&self, range: Range<u64>) -> io::Result<Option<u64>> {
         let range = range.start..range.end.min(self.bytes);
         if range.is_empty() {
@@ -193,25 +204,29 @@ impl Backing {
         }
     }
 
-    /// True if all of `range` (bytes, whole pages) is in memory, and so has no hole. Costs some nanoseconds per page.
-    /// False says nothing, as on kernels before 6.5.
+    /// True if all of `range` (bytes, whole pages) is in memory, and so has no hole. Costs some
+    /// nanoseconds per page. False says nothing, as on kernels before 6.5.
     pub fn is_in_memory(&self, range: Range<u64>) -> bool {
-        /// From linux/mman.h: the range asked about, and counts of pages, the first of those in memory.
+        /// From linux/mman.h: the range asked about, and counts of pages, the first of those in
+        /// memory.
         #[repr(C)]
         struct CacheRange(u64, u64);
-        let Some(file) = self.file.as_ref().filter(|_| self.shared && self.page_bytes == PAGE_BYTES) else {
+        let Some(file) =
+            self.file.as_ref().filter(|_| self.shared && self.page_bytes == PAGE_BYTES)
+        else {
             return false;
         };
         let (bytes, mut counts) = (range.end - range.start, [0u64; 5]);
         let asked = CacheRange(self.file_offset + range.start, bytes);
         // SAFETY: cachestat reads a range and writes five counts, both of which outlive the call.
-        let done =
-            unsafe { libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const asked, &raw mut counts, 0) };
+        let done = unsafe {
+            libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const asked, &raw mut counts, 0)
+        };
         done == 0 && counts[0] == bytes / PAGE_BYTES
     }
 
-    /// The first range at or after `from` that may hold something else than zeros; `None` if only holes follow.
-    /// Nothing is touched. Where the kernel cannot tell, all is data.
+    /// The first range at or after `from` that may hold something else than zeros; `None` if only
+    /// holes follow. Nothing is touched. Where the kernel cannot tell, all is data.
     pub fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
         if from >= self.bytes {
             return Ok(None);
@@ -225,7 +240,9 @@ impl Backing {
 
     fn next_data_in_file(&self, file: &File, from: u64) -> io::Result<Option<Range<u64>>> {
         let end = self.file_offset + self.bytes;
-        let Some(start) = seek(file, self.file_offset + from, libc::SEEK_DATA)? else { return Ok(None) };
+        let Some(start) = seek(file, self.file_offset + from, libc::SEEK_DATA)? else {
+            return Ok(None);
+        };
         if start >= end {
             return Ok(None);
         }
@@ -233,8 +250,9 @@ impl Backing {
         Ok(Some(start - self.file_offset..stop - self.file_offset))
     }
 
-    /// Private anonymous memory has no holes to seek; the page map says which pages were ever touched. Where there is much
-    /// of it, a part is returned, so that one call does not take as long as there are pages.
+    /// Private anonymous memory has no holes to seek; the page map says which pages were ever
+    /// touched. Where there is much of it, a part is returned, so that one call does not take as
+    /// long as there are pages.
     fn next_present(&self, from: u64) -> io::Result<Option<Range<u64>>> {
         const PART_BYTES: u64 = 256 << 20;
         let (mut start, mut end) = (None, self.bytes);
@@ -252,8 +270,9 @@ impl Backing {
         Ok(start.map(|start| start..end))
     }
 
-    /// Says which pages of `range` (bytes) were ever touched, by their offset, and that it could: only of private anonymous
-    /// memory is this the whole answer. Costs one read of the page map for 512 pages.
+    /// Says which pages of `range` (bytes) were ever touched, by their offset, and that it could:
+    /// only of private anonymous memory is this the whole answer. Costs one read of the page map
+    /// for 512 pages.
     pub fn touched(&self, range: Range<u64>, mut say: impl FnMut(u64)) -> io::Result<bool> {
         if self.file.is_some() || self.page_map().is_none() {
             return Ok(false);
@@ -307,7 +326,9 @@ impl Backing {
             return Ok(());
         }
         match &self.file {
-            Some(file) if self.shared => punch(file, self.file_offset + range.start, range.end - range.start),
+            Some(file) if self.shared => {
+                punch(file, self.file_offset + range.start, range.end - range.start)
+            }
             Some(_) => Err(io::ErrorKind::Unsupported.into()),
             None => self.advise(range, libc::MADV_DONTNEED),
         }
@@ -326,8 +347,8 @@ impl Backing {
     /// For kernels before 5.14, which do not know `MADV_POPULATE_WRITE`.
     fn touch(&self) {
         for offset in (0..self.bytes).step_by(self.page_bytes as usize) {
-            // SAFETY: `offset` is inside the mapping; called before anything else uses the memory, so that reading a
-            // byte and writing it back races with nobody.
+            // SAFETY: `offset` is inside the mapping; called before anything else uses the memory,
+            // so that reading a byte and writing it back races with nobody.
             unsafe {
                 let byte = self.host().add(offset as usize);
                 byte.write_volatile(byte.read_volatile());
@@ -338,7 +359,8 @@ impl Backing {
     /// `madvise` on a range of the mapping.
     pub fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
         assert!(range.start <= range.end && range.end <= self.bytes);
-        // SAFETY: the range lies in our mapping (checked); callers pass only advice that keeps it mapped.
+        // SAFETY: the range lies in our mapping (checked); callers pass only advice that keeps it
+        // mapped.
         let rc = unsafe {
             let start = self.host().add(range.start as usize);
             libc::madvise(start.cast(), (range.end - range.start) as usize, advice)
@@ -379,7 +401,8 @@ impl Drop for Backing {
         if self.discard_at_exit {
             let _ = self.discard(0..self.bytes);
         }
-        // SAFETY: the mapping is ours and whole. Whoever holds a pointer into it holds the block, too.
+        // SAFETY: the mapping is ours and whole. Whoever holds a pointer into it holds the block,
+        // too.
         unsafe { libc::munmap(self.host.as_ptr().cast(), self.bytes as usize) };
     }
 }
@@ -388,12 +411,14 @@ fn kind(share: bool) -> i32 {
     if share { libc::MAP_SHARED } else { libc::MAP_PRIVATE }
 }
 
-/// Whether a page map entry is that of a page that was ever touched (Documentation/admin-guide/mm/pagemap.rst). Bit 63:
-/// present, bit 62: swapped out, bits 0 to 54: where to.
+/// Whether a page map entry is that of a page that was ever touched
+/// (Documentation/admin-guide/mm/pagemap.rst). Bit 63: present, bit 62: swapped out, bits 0 to 54:
+/// where to.
 ///
-/// A page that was never touched and is write-protected by userfaultfd (bit 57) seems to be swapped out. The place of its
-/// marker is none of a swap file: type 31 (`SWP_PTE_MARKER`), offset 1 (`PTE_MARKER_UFFD_WP`, linux/swapops.h). The kernel
-/// shows places to root (CAP_SYS_ADMIN) only; for others such a page counts as touched.
+/// A page that was never touched and is write-protected by userfaultfd (bit 57) seems to be swapped
+/// out. The place of its marker is none of a swap file: type 31 (`SWP_PTE_MARKER`), offset 1
+/// (`PTE_MARKER_UFFD_WP`, linux/swapops.h). The kernel shows places to root (CAP_SYS_ADMIN) only;
+/// for others such a page counts as touched.
 fn is_there(entry: u64) -> bool {
     const PRESENT: u64 = 1 << 63;
     const SWAPPED: u64 = 1 << 62;
@@ -424,10 +449,17 @@ fn map_aligned(
     let (before, after) = (start - base as usize, base as usize + room - start - bytes);
     let prot = libc::PROT_READ | libc::PROT_WRITE;
     let fd = file.map_or(-1, AsRawFd::as_raw_fd);
-    // SAFETY: MAP_FIXED replaces a part of the reservation made above, which nobody else knows; the two munmap calls
-    // (or the one on failure) cover what is left of it.
+    // SAFETY: MAP_FIXED replaces a part of the reservation made above, which nobody else knows; the
+    // two munmap calls (or the one on failure) cover what is left of it.
     unsafe {
-        let at = libc::mmap(start as *mut _, bytes, prot, flags | libc::MAP_FIXED, fd, offset as libc::off_t);
+        let at = libc::mmap(
+            start as *mut _,
+            bytes,
+            prot,
+            flags | libc::MAP_FIXED,
+            fd,
+            offset as libc::off_t,
+        );
         if at == libc::MAP_FAILED {
             let e = io::Error::last_os_error();
             libc::munmap(base, room);
@@ -475,7 +507,8 @@ fn memfd(name: &str, bytes: u64, seal: bool, huge: Option<HugePages>) -> io::Res
     Ok((file, page_bytes))
 }
 
-/// Opens or makes the file; a directory gives an unnamed file in it. A file that is too short grows.
+/// Opens or makes the file; a directory gives an unnamed file in it. A file that is too short
+/// grows.
 fn open(path: &Path, offset: u64, bytes: u64) -> Result<(File, u64), Error> {
     let mut options = File::options();
     options.read(true).write(true);
@@ -503,7 +536,11 @@ fn unnamed(dir: &Path) -> io::Result<File> {
     options.read(true).write(true);
     match options.clone().custom_flags(libc::O_TMPFILE).open(dir) {
         Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {
-            let path = dir.join(format!("godwit.{}.{:x}", std::process::id(), &raw const options as usize));
+            let path = dir.join(format!(
+                "godwit.{}.{:x}",
+                std::process::id(),
+                &raw const options as usize
+            ));
             let file = options.create_new(true).mode(0o600).open(&path)?;
             std::fs::remove_file(&path)?;
             Ok(file)
@@ -539,7 +576,9 @@ fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
     match io::Error::last_os_error() {
         e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
         // No support for seeking holes: everything is data.
-        e if e.raw_os_error() == Some(libc::EINVAL) => Ok((whence == libc::SEEK_DATA).then_some(offset)),
+        e if e.raw_os_error() == Some(libc::EINVAL) => {
+            Ok((whence == libc::SEEK_DATA).then_some(offset))
+        }
         e => Err(e),
     }
 }
@@ -547,6 +586,8 @@ fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
 fn punch(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
     // SAFETY: fallocate takes integers only.
-    let rc = unsafe { libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, bytes as libc::off_t) };
+    let rc = unsafe {
+        libc::fallocate(file.as_raw_fd(), mode, offset as libc::off_t, bytes as libc::off_t)
+    };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

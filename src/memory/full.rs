@@ -1,5 +1,5 @@
-//! What happens when the host has no page for guest memory: a full tmpfs or hugetlbfs ends in SIGBUS at the first touch,
-//! which would kill the process without a word.
+//! What happens when the host has no page for guest memory: a full tmpfs or hugetlbfs ends in
+//! SIGBUS at the first touch, which would kill the process without a word.
 //!
 //! Unsafe because a signal handler may only make plain system calls.
 #![allow(unsafe_code)]

@@ -1,6 +1,6 @@
-//! Page tables made in advance, for memory that is there but was never mapped: a file that an earlier run filled, or pages
-//! that came through the descriptor. A page that has to be mapped when it is wanted costs the guest a fault, and a migration as
-//! much again as sending it.
+//! Page tables made in advance, for memory that is there but was never mapped: a file that an
+//! earlier run filled, or pages that came through the descriptor. A page that has to be mapped when
+//! it is wanted costs the guest a fault, and a migration as much again as sending it.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +14,8 @@ const STEP_BYTES: u64 = 4 << 20;
 const RANGES_MAX: usize = 1024;
 
 impl RamBlock {
-    /// Maps the memory that is there already, until `stop` is set, and remembers it, for a target that has time before its
-    /// guest comes. No memory is added.
+    /// Maps the memory that is there already, until `stop` is set, and remembers it, for a target
+    /// that has time before its guest comes. No memory is added.
     pub fn map_what_is_there(&self, stop: &AtomicBool) {
         let backing = self.backing();
         if !backing.is_noted() && backing.is_shared_tmpfs() {
@@ -23,13 +23,16 @@ impl RamBlock {
         }
     }
 
-    /// Maps the memory that is there already on a thread of its own, which takes only time that nobody else wants. No memory is
-    /// added. Nothing ends the thread but its work and the end of the process, so that memory that is to be discarded then is
-    /// left alone.
+    /// Maps the memory that is there already on a thread of its own, which takes only time that
+    /// nobody else wants. No memory is added. Nothing ends the thread but its work and the end of
+    /// the process, so that memory that is to be discarded then is left alone.
     pub fn map_in_background(&self) {
         let all = 0..self.bytes();
         let nothing_to_do = self.is_mapped(&all) || matches!(self.first_data(all), Ok(None));
-        if !self.backing().is_shared_tmpfs() || self.backing().is_discarded_at_exit() || nothing_to_do {
+        if !self.backing().is_shared_tmpfs()
+            || self.backing().is_discarded_at_exit()
+            || nothing_to_do
+        {
             return;
         }
         let block = self.clone();
@@ -74,7 +77,8 @@ mod tests {
 
     fn ram(bytes: u64, backend: MemoryBackend) -> GuestRam {
         let block = "microvm.ram".into();
-        GuestRam::new(&Memory { bytes, block, backend, prealloc: false, merge: false, dump: true }).unwrap()
+        GuestRam::new(&Memory { bytes, block, backend, prealloc: false, merge: false, dump: true })
+            .unwrap()
     }
 
     fn memfd() -> MemoryBackend {
@@ -89,9 +93,16 @@ mod tests {
         block.map_what_is_there(&AtomicBool::new(false));
         assert!(block.is_mapped(&(8 << 20..16 << 20)) && block.is_mapped(&(9 << 20..10 << 20)));
         for range in [0..4096, (8 << 20) - 4096..9 << 20, 15 << 20..17 << 20, 20 << 20..21 << 20] {
-            assert!(!block.is_mapped(&range) && block.is_filled_by_descriptor(&range), "{range:x?}");
+            assert!(
+                !block.is_mapped(&range) && block.is_filled_by_descriptor(&range),
+                "{range:x?}"
+            );
         }
-        assert_eq!(block.data_pages().unwrap().count(), (8 << 20) / PAGE_BYTES, "no memory is added");
+        assert_eq!(
+            block.data_pages().unwrap().count(),
+            (8 << 20) / PAGE_BYTES,
+            "no memory is added"
+        );
     }
 
     #[test]
@@ -113,6 +124,10 @@ mod tests {
             assert!(std::time::Instant::now() < end, "not mapped");
             std::thread::yield_now();
         }
-        assert_eq!(block.data_pages().unwrap().count(), (8 << 20) / PAGE_BYTES, "no memory is added");
+        assert_eq!(
+            block.data_pages().unwrap().count(),
+            (8 << 20) / PAGE_BYTES,
+            "no memory is added"
+        );
     }
 }

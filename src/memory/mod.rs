@@ -1,13 +1,15 @@
-//! Guest RAM: where it comes from, where the guest sees it, and which of its pages this process wrote.
+//! Guest RAM: where it comes from, where the guest sees it, and which of its pages this process
+//! wrote.
 //!
-//! A machine has one [`GuestRam`]. It is made of [`RamBlock`]s, the unit migration streams name and number pages in;
-//! each block is one mapping in this process and appears to the guest in one or more [`Region`]s (RAM above 3 GiB
-//! continues at 4 GiB). KVM logs what vCPUs write; everything this process writes by guest address goes through
-//! [`GuestRam::write`], or `vm-memory` between [`GuestRam::ask_to_write`] and the end of the write, and is marked in a
-//! bitmap of its own, see [`GuestRam::take_vmm_dirty`].
+//! A machine has one [`GuestRam`]. It is made of [`RamBlock`]s, the unit migration streams name and
+//! number pages in; each block is one mapping in this process and appears to the guest in one or
+//! more [`Region`]s (RAM above 3 GiB continues at 4 GiB). KVM logs what vCPUs write; everything
+//! this process writes by guest address goes through [`GuestRam::write`], or `vm-memory` between
+//! [`GuestRam::ask_to_write`] and the end of the write, and is marked in a bitmap of its own, see
+//! [`GuestRam::take_vmm_dirty`].
 //!
-//! A [`Snapshot`] is RAM as it was at one moment, read while the guest goes on; whoever writes is made to wait until
-//! the page was copied.
+//! A [`Snapshot`] is RAM as it was at one moment, read while the guest goes on; whoever writes is
+//! made to wait until the page was copied.
 
 mod backing;
 mod full;
@@ -39,7 +41,9 @@ pub enum Error {
     Open { path: PathBuf, source: std::io::Error },
     #[error("cannot set the size of guest RAM file {}: {source}", path.display())]
     Resize { path: PathBuf, source: std::io::Error },
-    #[error("guest RAM of {bytes} bytes is not a multiple of the {page_bytes}-byte pages of its backend")]
+    #[error(
+        "guest RAM of {bytes} bytes is not a multiple of the {page_bytes}-byte pages of its backend"
+    )]
     PageSize { bytes: u64, page_bytes: u64 },
     #[error("guest RAM cannot be read-only (readonly=on)")]
     ReadOnly,
@@ -49,9 +53,14 @@ pub enum Error {
     Address { gpa: u64, bytes: usize },
     #[error("block {0:?} is already there with another size")]
     BlockExists(String),
-    #[error("block {name:?} of {bytes} bytes belongs to no device here and is too large to be kept")]
+    #[error(
+        "block {name:?} of {bytes} bytes belongs to no device here and is too large to be kept"
+    )]
     BlockTooLarge { name: String, bytes: u64 },
-    #[error("no memory for the guest at {offset:#x} of block {block:?}: {source}{}", advice(source))]
+    #[error(
+        "no memory for the guest at {offset:#x} of block {block:?}: {source}{}",
+        advice(source)
+    )]
     Full { block: String, offset: u64, source: std::io::Error },
     #[error("the image of guest RAM was lost: write faults could not be answered")]
     SnapshotLost,

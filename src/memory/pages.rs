@@ -2,10 +2,11 @@
 
 use std::ops::Range;
 
-/// A set of page numbers below a fixed bound, kept as words of 64 so that joining and walking sets costs a few
-/// instructions per 256 KiB of guest RAM.
+/// A set of page numbers below a fixed bound, kept as words of 64 so that joining and walking sets
+/// costs a few instructions per 256 KiB of guest RAM.
 ///
-/// Pages are numbered from the start of a RAM block. Bits at and above [`PageSet::bound`] are always clear.
+/// Pages are numbered from the start of a RAM block. Bits at and above [`PageSet::bound`] are
+/// always clear.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PageSet {
     words: Vec<u64>,
@@ -23,7 +24,8 @@ impl PageSet {
         PageSet::from_words(vec![u64::MAX; words_for(bound)], bound)
     }
 
-    /// A set from words whose lowest bit is the lowest page. Bits past `bound` are dropped, missing words are empty.
+    /// A set from words whose lowest bit is the lowest page. Bits past `bound` are dropped, missing
+    /// words are empty.
     pub fn from_words(mut words: Vec<u64>, bound: u64) -> PageSet {
         words.resize(words_for(bound), 0);
         let mut set = PageSet { words, bound };
@@ -110,7 +112,8 @@ impl PageSet {
         }
     }
 
-    /// Adds the pages of `word`, the members 64·`index` to 64·`index`+63. Bits past the bound are dropped.
+    /// Adds the pages of `word`, the members 64·`index` to 64·`index`+63. Bits past the bound are
+    /// dropped.
     pub fn union_word(&mut self, index: usize, word: u64) {
         if let Some(w) = self.words.get_mut(index) {
             *w |= word;

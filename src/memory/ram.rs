@@ -13,12 +13,15 @@ use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 use vm_memory::bitmap::AtomicBitmap;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
+use vm_memory::{
+    Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
+};
 
 /// RAM as vm-memory and the crates built upon it see it. Writes through it mark their pages.
 pub type Mem = GuestMemoryMmap<AtomicBitmap>;
 
-/// RAM below the 4 GiB hole ends here at the latest; the rest starts at [`HIGH_START`] (QEMU's microvm).
+/// RAM below the 4 GiB hole ends here at the latest; the rest starts at [`HIGH_START`] (QEMU's
+/// microvm).
 const LOW_END: u64 = 3 << 30;
 const HIGH_START: u64 = 4 << 30;
 /// Firmware, the only memory that a stream brings without a device here, is smaller.
@@ -61,8 +64,8 @@ impl RamBlock {
         self.bytes() / PAGE_BYTES
     }
 
-    /// Start of the mapping in this process; valid as long as a clone of the block lives. vCPUs write there at any
-    /// time, so no Rust reference may be made to these bytes while they run.
+    /// Start of the mapping in this process; valid as long as a clone of the block lives. vCPUs
+    /// write there at any time, so no Rust reference may be made to these bytes while they run.
     pub fn host(&self) -> *mut u8 {
         self.inner.backing.host()
     }
@@ -82,7 +85,8 @@ impl RamBlock {
         self.inner.backing.is_shared()
     }
 
-    /// Bytes of one page of the backend: 4096, or more on hugetlbfs. Discarding works in these units.
+    /// Bytes of one page of the backend: 4096, or more on hugetlbfs. Discarding works in these
+    /// units.
     pub fn page_bytes(&self) -> u64 {
         self.inner.backing.page_bytes()
     }
@@ -92,36 +96,40 @@ impl RamBlock {
         &self.inner.regions
     }
 
-    /// The first range at or after `from` (bytes into the block) that may hold something else than zeros; `None` if
-    /// only holes follow. Asking is reading: clear the dirty bits of the range first. Touches no page.
+    /// The first range at or after `from` (bytes into the block) that may hold something else than
+    /// zeros; `None` if only holes follow. Asking is reading: clear the dirty bits of the range
+    /// first. Touches no page.
     pub fn next_data(&self, from: u64) -> Result<Option<Range<u64>>, Error> {
         self.inner.backing.next_data(from).map_err(|source| self.hole_error(source))
     }
 
-    /// Where the first data in a range (bytes) begin, by [`RamBlock::next_data`]'s rules, at a cost that does not grow with
-    /// the data, nor, beyond the range, with the hole.
+    /// Where the first data in a range (bytes) begin, by [`RamBlock::next_data`]'s rules, at a cost
+    /// that does not grow with the data, nor, beyond the range, with the hole.
     pub fn first_data(&self, range: Range<u64>) -> Result<Option<u64>, Error> {
         self.inner.backing.first_data(range).map_err(|source| self.hole_error(source))
     }
 
-    /// Says which pages of a range (bytes) were ever touched, by their offset, at a cost of the range's length alone. False: this
-    /// memory cannot tell, and [`RamBlock::next_data`] is to be asked.
+    /// Says which pages of a range (bytes) were ever touched, by their offset, at a cost of the
+    /// range's length alone. False: this memory cannot tell, and [`RamBlock::next_data`] is to be
+    /// asked.
     pub fn touched(&self, range: Range<u64>, say: impl FnMut(u64)) -> Result<bool, Error> {
         self.inner.backing.touched(range, say).map_err(|source| self.hole_error(source))
     }
 
-    /// True if all of a range (bytes, whole pages) is in memory, and so has no hole, at a cost that is small beside that
-    /// of reading it. False says nothing.
+    /// True if all of a range (bytes, whole pages) is in memory, and so has no hole, at a cost that
+    /// is small beside that of reading it. False says nothing.
     pub fn is_in_memory(&self, range: Range<u64>) -> bool {
         self.inner.backing.is_in_memory(range)
     }
 
-    /// Whether [`RamBlock::fill`] writes a range through the descriptor, and so beats writing to [`RamBlock::host`].
+    /// Whether [`RamBlock::fill`] writes a range through the descriptor, and so beats writing to
+    /// [`RamBlock::host`].
     pub fn is_filled_by_descriptor(&self, range: &Range<u64>) -> bool {
         self.inner.backing.is_filled_by_descriptor(range)
     }
 
-    /// Whether a range is known to have page tables and memory, so that writing there takes no fault.
+    /// Whether a range is known to have page tables and memory, so that writing there takes no
+    /// fault.
     pub fn is_mapped(&self, range: &Range<u64>) -> bool {
         self.inner.backing.is_mapped(range)
     }
@@ -136,8 +144,8 @@ impl RamBlock {
         &self.inner.backing
     }
 
-    /// Writes whole pages into RAM of a guest that does not run, `pieces` one after another from `offset` (bytes into
-    /// the block) on. Does not mark pages dirty.
+    /// Writes whole pages into RAM of a guest that does not run, `pieces` one after another from
+    /// `offset` (bytes into the block) on. Does not mark pages dirty.
     ///
     /// # Panics
     /// When they do not lie in the block.
@@ -173,7 +181,8 @@ impl RamBlock {
 
     /// Guest physical address of a byte of the block.
     pub fn gpa(&self, offset: u64) -> Option<u64> {
-        let region = self.regions().iter().find(|r| (r.offset..r.offset + r.bytes).contains(&offset))?;
+        let region =
+            self.regions().iter().find(|r| (r.offset..r.offset + r.bytes).contains(&offset))?;
         Some(region.gpa + (offset - region.offset))
     }
 
@@ -207,7 +216,8 @@ impl GuestRam {
     /// Maps RAM as configured.
     ///
     /// # Errors
-    /// [`Error::Map`] when memory is short, [`Error::Open`] and [`Error::Resize`] for files, [`Error::PageSize`].
+    /// [`Error::Map`] when memory is short, [`Error::Open`] and [`Error::Resize`] for files,
+    /// [`Error::PageSize`].
     pub fn new(config: &Memory) -> Result<GuestRam, Error> {
         let backing = Backing::new(&config.block, config.bytes, &config.backend)?;
         advise(&backing, config);
@@ -241,8 +251,8 @@ impl GuestRam {
         self.blocks().iter().find(|b| b.name() == name)
     }
 
-    /// The block `name`, made if it is not there: memory that belongs to no device here (`pc.bios`) and is kept
-    /// because a stream brought it. One such block at most; the guest does not see it.
+    /// The block `name`, made if it is not there: memory that belongs to no device here (`pc.bios`)
+    /// and is kept because a stream brought it. One such block at most; the guest does not see it.
     pub fn keep_block(&self, name: &str, bytes: u64) -> Result<&RamBlock, Error> {
         if self.block(name).is_none() && self.inner.with_kept.get().is_none() {
             if bytes > KEPT_BYTES_MAX {
@@ -276,12 +286,14 @@ impl GuestRam {
     pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Error> {
         let len = bytes.len();
         let _leave = self.ask_to_write(gpa, len as u64);
-        self.mem().write_slice(bytes, GuestAddress(gpa)).map_err(|_| Error::Address { gpa, bytes: len })
+        self.mem()
+            .write_slice(bytes, GuestAddress(gpa))
+            .map_err(|_| Error::Address { gpa, bytes: len })
     }
 
-    /// Announces that this process will write `bytes` bytes at `gpa` by another way than [`GuestRam::write`]: through
-    /// [`GuestRam::mem`], or by DMA, which keeps the leave from before its submission until its completion. Memory that
-    /// is not there is not asked for.
+    /// Announces that this process will write `bytes` bytes at `gpa` by another way than
+    /// [`GuestRam::write`]: through [`GuestRam::mem`], or by DMA, which keeps the leave from before
+    /// its submission until its completion. Memory that is not there is not asked for.
     pub fn ask_to_write(&self, gpa: u64, bytes: u64) -> Leave<'_> {
         let main = self.main();
         let region = main.regions().iter().find(|r| (r.gpa..r.gpa + r.bytes).contains(&gpa));
@@ -311,7 +323,8 @@ impl GuestRam {
         self.inner.watch.set(asked);
     }
 
-    /// Write protection for the main block. It must not outlive this RAM: whoever takes it keeps a clone.
+    /// Write protection for the main block. It must not outlive this RAM: whoever takes it keeps a
+    /// clone.
     pub(super) fn watch_main(&self) -> Result<Uffd, Unavailable> {
         let main = self.main();
         let anonymous = main.fd().is_none();
@@ -319,18 +332,21 @@ impl GuestRam {
         unsafe { Uffd::watch(main.host(), main.bytes(), anonymous) }
     }
 
-    /// Marks pages that were written through a raw pointer (`bytes` from `offset` in the main block).
+    /// Marks pages that were written through a raw pointer (`bytes` from `offset` in the main
+    /// block).
     pub fn mark(&self, offset: u64, bytes: u64) {
         for (region, map) in self.main().regions().iter().zip(self.mem().iter()) {
             let start = offset.max(region.offset);
             let end = (offset + bytes).min(region.offset + region.bytes);
             if start < end {
-                map.bitmap().set_addr_range((start - region.offset) as usize, (end - start) as usize);
+                map.bitmap()
+                    .set_addr_range((start - region.offset) as usize, (end - start) as usize);
             }
         }
     }
 
-    /// Adds the pages of the main block that this process wrote since the last call to `into`, and forgets them.
+    /// Adds the pages of the main block that this process wrote since the last call to `into`, and
+    /// forgets them.
     pub fn take_vmm_dirty(&self, into: &mut PageSet) {
         for (region, map) in self.main().regions().iter().zip(self.mem().iter()) {
             let first = (region.offset / PAGE_BYTES) as usize / 64;
@@ -362,8 +378,8 @@ fn lay_over(block: &RamBlock) -> Result<Mem, Error> {
     for region in block.regions() {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = if block.is_shared() { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
-        // SAFETY: the range lies inside the block's mapping, which `RamInner` keeps for as long as the `Mem`: both
-        // are its fields, and a raw region is not unmapped when it is dropped.
+        // SAFETY: the range lies inside the block's mapping, which `RamInner` keeps for as long as
+        // the `Mem`: both are its fields, and a raw region is not unmapped when it is dropped.
         let map = unsafe {
             MmapRegion::build_raw(
                 block.host().add(region.offset as usize),
@@ -400,7 +416,14 @@ mod tests {
     use super::*;
 
     fn config(bytes: u64, backend: MemoryBackend) -> Memory {
-        Memory { bytes, block: "microvm.ram".into(), backend, prealloc: false, merge: false, dump: true }
+        Memory {
+            bytes,
+            block: "microvm.ram".into(),
+            backend,
+            prealloc: false,
+            merge: false,
+            dump: true,
+        }
     }
 
     fn memfd() -> MemoryBackend {
@@ -460,7 +483,10 @@ mod tests {
                 let range = pages.start * PAGE_BYTES..pages.end * PAGE_BYTES;
                 ram.main().first_data(range).unwrap().map(|at| at / PAGE_BYTES)
             };
-            assert_eq!((first(0..4096), first(6..7), first(7..4096)), (Some(5), Some(6), Some(600)));
+            assert_eq!(
+                (first(0..4096), first(6..7), first(7..4096)),
+                (Some(5), Some(6), Some(600))
+            );
             assert_eq!(
                 (first(0..5), first(7..600), first(601..4096), first(4096..9000)),
                 (None, None, None, None)
@@ -500,7 +526,10 @@ mod tests {
             ram.write(5 * PAGE_BYTES, &[1; 8192]).unwrap();
             let mut entry = [0; 8];
             let page = main.host() as u64 / PAGE_BYTES + 5;
-            std::fs::File::open("/proc/self/pagemap").unwrap().read_exact_at(&mut entry, page * 8).unwrap();
+            std::fs::File::open("/proc/self/pagemap")
+                .unwrap()
+                .read_exact_at(&mut entry, page * 8)
+                .unwrap();
             let places_are_shown = u64::from_ne_bytes(entry) << 9 != 0;
             let watch = ram.watch_main().unwrap();
             watch.protect(0..main.bytes(), true).unwrap();
@@ -548,7 +577,8 @@ mod tests {
 
     #[test]
     fn short_memory_is_said_with_advice() {
-        let e = GuestRam::new(&config(1 << 46, MemoryBackend::Anonymous { share: false })).unwrap_err();
+        let e =
+            GuestRam::new(&config(1 << 46, MemoryBackend::Anonymous { share: false })).unwrap_err();
         assert!(e.to_string().contains("-m"), "{e}");
     }
 

@@ -6,25 +6,29 @@
 //!            (runs on) page opened as hit  (stands) is what is in memory   (runs on)
 //! ```
 //!
-//! RAM is write-protected by userfaultfd. Whoever hits a page sleeps until its old bytes are copied into a pool; then
-//! the page is open. The reader takes a page's bytes from memory while it is protected, from the pool if it was hit;
-//! what it has read it releases, and writes to it cost nothing more.
+//! RAM is write-protected by userfaultfd. Whoever hits a page sleeps until its old bytes are copied
+//! into a pool; then the page is open. The reader takes a page's bytes from memory while it is
+//! protected, from the pool if it was hit; what it has read it releases, and writes to it cost
+//! nothing more.
 //!
-//! Protecting takes 20 ms per GiB of touched memory, so it is done while the guest runs. What the guest writes in that
-//! time is opened again and noted, and only that is protected anew while the guest stands still.
+//! Protecting takes 20 ms per GiB of touched memory, so it is done while the guest runs. What the
+//! guest writes in that time is opened again and noted, and only that is protected anew while the
+//! guest stands still.
 //!
-//! **Reading a page that somebody is about to write.** The fault thread copies the page, marks it kept, and opens it,
-//! in this order. The reader reads the page first and looks at the mark afterwards: if there is none, the page was not
-//! open while it was read; if there is one, the copy is right and what was read is thrown away.
+//! **Reading a page that somebody is about to write.** The fault thread copies the page, marks it
+//! kept, and opens it, in this order. The reader reads the page first and looks at the mark
+//! afterwards: if there is none, the page was not open while it was read; if there is one, the copy
+//! is right and what was read is thrown away.
 //!
-//! **The pool is bounded** ([`POOL_BYTES`]). When it is full, who hits one more page waits until the reader has
-//! released a kept one; the fault thread itself never waits, and what is released meanwhile is opened at once. The
-//! reader asks [`Snapshot::urgent`] what to read next, so that it empties the pool instead of visiting pages in order.
-//! A page of zeros needs no place in the pool.
+//! **The pool is bounded** ([`POOL_BYTES`]). When it is full, who hits one more page waits until
+//! the reader has released a kept one; the fault thread itself never waits, and what is released
+//! meanwhile is opened at once. The reader asks [`Snapshot::urgent`] what to read next, so that it
+//! empties the pool instead of visiting pages in order. A page of zeros needs no place in the pool.
 //!
-//! **Who may wait for whom.** A thread that sleeps in a fault, or in [`BeforeWrite::before_write`], may hold any lock
-//! of the machine. So the fault thread takes one lock only, [`Shared::state`], which nobody holds while writing guest
-//! memory; and the reader's threads do not write guest memory and take no lock of the machine while the snapshot lives.
+//! **Who may wait for whom.** A thread that sleeps in a fault, or in [`BeforeWrite::before_write`],
+//! may hold any lock of the machine. So the fault thread takes one lock only, [`Shared::state`],
+//! which nobody holds while writing guest memory; and the reader's threads do not write guest
+//! memory and take no lock of the machine while the snapshot lives.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -48,7 +52,8 @@ const SLOTS: usize = POOL_BYTES / PAGE;
 const UNIT_PAGES: u64 = 64;
 /// Protected in pieces, so that a fault waits for one piece at most.
 const PIECE_BYTES: u64 = 16 << 20;
-/// Runs of opened pages this close are protected anew in one call: a call costs as much as so many pages.
+/// Runs of opened pages this close are protected anew in one call: a call costs as much as so many
+/// pages.
 const GAP_PAGES: u64 = 64;
 
 /// The image of a guest's main block. Ends all protection when it is dropped.
@@ -107,7 +112,8 @@ enum Kept {
 }
 
 impl Snapshot {
-    /// Protects the main block of `ram` while the guest runs. The image is fixed by [`Snapshot::fix`].
+    /// Protects the main block of `ram` while the guest runs. The image is fixed by
+    /// [`Snapshot::fix`].
     pub fn prepare(ram: &GuestRam) -> Result<Snapshot, Unavailable> {
         let block = ram.main();
         if block.page_bytes() != PAGE_BYTES {
@@ -134,7 +140,9 @@ impl Snapshot {
         });
         let faults = {
             let shared = shared.clone();
-            std::thread::Builder::new().name("dump-faults".into()).spawn(move || shared.answer_faults())
+            std::thread::Builder::new()
+                .name("dump-faults".into())
+                .spawn(move || shared.answer_faults())
         };
         let snapshot = Snapshot { faults: Some(faults.map_err(Unavailable::Thread)?), shared };
         snapshot.shared.ram.set_watch(Some(snapshot.shared.clone()));
@@ -149,7 +157,8 @@ impl Snapshot {
     /// Fixes the image. The guest stands still, and no DMA into its memory is on its way.
     pub fn fix(&self) -> Result<(), Unavailable> {
         let shared = &self.shared;
-        // Whoever is writing in this process is let finish: the watch changes hands between writes only.
+        // Whoever is writing in this process is let finish: the watch changes hands between writes
+        // only.
         shared.ram.set_watch(Some(shared.clone()));
         let mut state = shared.state();
         let opened = std::mem::take(&mut state.opened);
@@ -161,7 +170,8 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Fills `out` from `offset` of the block with the image's bytes. Nothing of the range was released.
+    /// Fills `out` from `offset` of the block with the image's bytes. Nothing of the range was
+    /// released.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), super::Error> {
         self.shared.ram.read_main(offset, out)?;
         // Pairs with the fault thread's lock and ioctl: a write that was seen came after the mark.
@@ -185,7 +195,8 @@ impl Snapshot {
     /// Gives up the image of all pages that `bytes` touches: they were read, or are not wanted.
     pub fn release(&self, bytes: Range<u64>) {
         let shared = &self.shared;
-        let pages = bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES).min(shared.ram.main().pages());
+        let pages =
+            bytes.start / PAGE_BYTES..bytes.end.div_ceil(PAGE_BYTES).min(shared.ram.main().pages());
         if pages.is_empty() {
             return;
         }
@@ -206,7 +217,8 @@ impl Snapshot {
         }
     }
 
-    /// What should be read next because the pool fills up: bytes of the block, whole pages. `None`: anything.
+    /// What should be read next because the pool fills up: bytes of the block, whole pages. `None`:
+    /// anything.
     pub fn urgent(&self) -> Option<Range<u64>> {
         let state = self.shared.state();
         if state.waiting.is_empty() && state.pool.free.len() >= SLOTS / 2 {
@@ -223,7 +235,8 @@ impl Drop for Snapshot {
     fn drop(&mut self) {
         let shared = &self.shared;
         shared.state().phase = Phase::Over;
-        // Whoever waits for room goes on, and the fault thread opens every page; only then can the watch be taken away.
+        // Whoever waits for room goes on, and the fault thread opens every page; only then can the
+        // watch be taken away.
         shared.room.notify_all();
         shared.look_again();
         shared.ram.set_watch(None);
@@ -412,7 +425,14 @@ mod tests {
         const ROUNDS: usize = 300;
         let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
         let bytes = 8 * PAGE_BYTES;
-        let config = Memory { bytes, block: "ram".into(), backend, prealloc: true, merge: false, dump: true };
+        let config = Memory {
+            bytes,
+            block: "ram".into(),
+            backend,
+            prealloc: true,
+            merge: false,
+            dump: true,
+        };
         let ram = GuestRam::new(&config).unwrap();
         for round in 0..ROUNDS {
             let snapshot = Snapshot::prepare(&ram).unwrap();
@@ -431,8 +451,9 @@ mod tests {
                 over.store(true, Ordering::Relaxed);
             });
             let state = snapshot.shared.state();
-            let lost: Vec<_> =
-                (0..8).filter(|page| !state.kept.contains(*page) && !is_protected(&ram, *page)).collect();
+            let lost: Vec<_> = (0..8)
+                .filter(|page| !state.kept.contains(*page) && !is_protected(&ram, *page))
+                .collect();
             assert!(lost.is_empty(), "round {round}: pages {lost:?}");
         }
     }

@@ -1,8 +1,8 @@
-//! Write protection by userfaultfd: whoever writes a protected page, in the guest, in this process or in the kernel on
-//! behalf of either, sleeps until the page is released.
+//! Write protection by userfaultfd: whoever writes a protected page, in the guest, in this process
+//! or in the kernel on behalf of either, sleeps until the page is released.
 //!
-//! Unsafe because the ioctls name memory by address; the caller keeps it mapped. Structures, numbers and features are
-//! those of `linux/userfaultfd.h`.
+//! Unsafe because the ioctls name memory by address; the caller keeps it mapped. Structures,
+//! numbers and features are those of `linux/userfaultfd.h`.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -94,7 +94,8 @@ impl Uffd {
     /// The mapping stays where it is for as long as the value lives.
     pub unsafe fn watch(host: *mut u8, bytes: u64, anonymous: bool) -> Result<Uffd, Unavailable> {
         let fd = open()?;
-        let wanted = FEATURE_WP | FEATURE_WP_SHMEM | if anonymous { FEATURE_WP_UNPOPULATED } else { 0 };
+        let wanted =
+            FEATURE_WP | FEATURE_WP_SHMEM | if anonymous { FEATURE_WP_UNPOPULATED } else { 0 };
         let mut api = Api { api: API, features: wanted, ioctls: 0 };
         ioctl(fd.as_raw_fd(), IOCTL_API, &mut api).map_err(|_| {
             Unavailable::Feature(if anonymous {
@@ -109,8 +110,8 @@ impl Uffd {
         Ok(Uffd { fd, start, bytes })
     }
 
-    /// Protects or releases `range`, in bytes from the start of the mapping and in whole pages. A release wakes who
-    /// waits for one of its pages.
+    /// Protects or releases `range`, in bytes from the start of the mapping and in whole pages. A
+    /// release wakes who waits for one of its pages.
     pub fn protect(&self, range: Range<u64>, on: bool) -> io::Result<()> {
         assert!(range.start <= range.end && range.end <= self.bytes);
         if range.is_empty() {
@@ -122,7 +123,9 @@ impl Uffd {
         loop {
             match ioctl(self.fd.as_raw_fd(), IOCTL_WRITEPROTECT, &mut request) {
                 // The address space is changing (a fork); the kernel asks to try again.
-                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => std::thread::yield_now(),
+                Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                    std::thread::yield_now()
+                }
                 done => return done,
             }
         }
@@ -143,7 +146,9 @@ impl Uffd {
         }
         let mut messages = [0u8; MESSAGES * MESSAGE_BYTES];
         // SAFETY: the buffer is as long as said.
-        let got = unsafe { libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), messages.len()) };
+        let got = unsafe {
+            libc::read(self.fd.as_raw_fd(), messages.as_mut_ptr().cast(), messages.len())
+        };
         if got < 0 {
             let error = io::Error::last_os_error();
             // Somebody released the page meanwhile.
@@ -162,7 +167,8 @@ impl Uffd {
 
 impl Drop for Uffd {
     fn drop(&mut self) {
-        // Pages are released first: before Linux 6.0, ending the watch left their mark in the page tables.
+        // Pages are released first: before Linux 6.0, ending the watch left their mark in the page
+        // tables.
         let released = self.protect(0..self.bytes, false);
         let mut range = [self.start, self.bytes];
         let ended = ioctl(self.fd.as_raw_fd(), IOCTL_UNREGISTER, &mut range);
@@ -173,7 +179,8 @@ impl Drop for Uffd {
     }
 }
 
-/// The device node needs no privilege but access to it; the system call needs privilege or a sysctl.
+/// The device node needs no privilege but access to it; the system call needs privilege or a
+/// sysctl.
 fn open() -> Result<OwnedFd, Unavailable> {
     let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
     // SAFETY: the call takes flags only.

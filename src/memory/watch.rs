@@ -1,8 +1,8 @@
 //! Writes of this process into guest memory, announced before they happen.
 //!
-//! While a snapshot is kept, a page's old bytes must be copied before its first write. vCPUs are caught by a page
-//! fault; this process asks first, because a thread of its own that slept in a page fault could be the one that the
-//! snapshot waits for.
+//! While a snapshot is kept, a page's old bytes must be copied before its first write. vCPUs are
+//! caught by a page fault; this process asks first, because a thread of its own that slept in a
+//! page fault could be the one that the snapshot waits for.
 
 use std::fmt;
 use std::ops::Range;
@@ -18,10 +18,11 @@ pub trait BeforeWrite: Send + Sync {
 #[derive(Default)]
 pub struct Watch(RwLock<Option<Arc<dyn BeforeWrite>>>);
 
-/// Leave to write. The watch does not change while it is held, so it must end soon: a DMA holds it from before its
-/// submission until its completion.
+/// Leave to write. The watch does not change while it is held, so it must end soon: a DMA holds it
+/// from before its submission until its completion.
 pub struct Leave<'w>(
-    #[expect(dead_code, reason = "held, not used")] RwLockReadGuard<'w, Option<Arc<dyn BeforeWrite>>>,
+    #[expect(dead_code, reason = "held, not used")]
+    RwLockReadGuard<'w, Option<Arc<dyn BeforeWrite>>>,
 );
 
 impl Watch {

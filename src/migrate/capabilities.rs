@@ -99,8 +99,8 @@ impl Capability {
         Self::ALL.into_iter().find(|capability| capability.name() == name)
     }
 
-    /// Whether turning it on does something here. `late-block-activate`, `zero-blocks` and `release-ram` are accepted:
-    /// they promise nothing that is not kept anyway.
+    /// Whether turning it on does something here. `late-block-activate`, `zero-blocks` and
+    /// `release-ram` are accepted: they promise nothing that is not kept anyway.
     fn is_built(self) -> bool {
         matches!(
             self,
@@ -144,15 +144,17 @@ impl Capabilities {
         Capability::ALL.into_iter().map(move |capability| (capability, self.has(capability)))
     }
 
-    /// With `changes` made in order. The rules hold for the result, and all is refused or all is made. Unlike QEMU,
-    /// multifd goes with xbzrle: between two Godwits deltas travel on several channels.
+    /// With `changes` made in order. The rules hold for the result, and all is refused or all is
+    /// made. Unlike QEMU, multifd goes with xbzrle: between two Godwits deltas travel on several
+    /// channels.
     pub fn with(self, changes: &[(Capability, bool)]) -> Result<Self, CapabilityError> {
         let mut result = self;
         for &(capability, on) in changes {
             let bit = 1 << capability as u8;
             result.0 = if on { result.0 | bit } else { result.0 & !bit };
         }
-        if let Some((capability, _)) = result.states().find(|(capability, on)| *on && !capability.is_built())
+        if let Some((capability, _)) =
+            result.states().find(|(capability, on)| *on && !capability.is_built())
         {
             return Err(CapabilityError::NotBuilt(capability));
         }
@@ -179,7 +181,10 @@ mod tests {
     #[test]
     fn off_is_always_accepted_and_on_only_when_built() {
         for capability in Capability::ALL {
-            assert_eq!(Capabilities::default().with(&[(capability, false)]), Ok(Capabilities::default()));
+            assert_eq!(
+                Capabilities::default().with(&[(capability, false)]),
+                Ok(Capabilities::default())
+            );
         }
         let error = Capabilities::default().with(&[(PostcopyRam, true)]).unwrap_err();
         assert_eq!(error.to_string(), "capability 'postcopy-ram' is not built in");

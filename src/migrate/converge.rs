@@ -8,7 +8,8 @@ const SHORT: Duration = Duration::from_millis(3);
 const SHRINKS: f64 = 0.75;
 /// A round that leaves more than this share of what was left before has gained nothing.
 const STUCK: f64 = 0.9;
-/// Rounds run below the limit at most: a guest whose dirt goes up and down would hold the migration for ever.
+/// Rounds run below the limit at most: a guest whose dirt goes up and down would hold the migration
+/// for ever.
 const ROUNDS_BELOW_LIMIT_MAX: u32 = 8;
 
 /// What is known when a round has ended.
@@ -43,7 +44,9 @@ pub fn predicted_downtime(left: u64, bandwidth: f64) -> Option<Duration> {
 
 /// Stops where another round would not shrink what is left, not merely below the limit.
 pub fn decide(round: &Round) -> Decision {
-    let Some(downtime) = predicted_downtime(round.left, round.bandwidth) else { return Decision::Iterate };
+    let Some(downtime) = predicted_downtime(round.left, round.bandwidth) else {
+        return Decision::Iterate;
+    };
     if downtime > round.downtime_limit {
         return Decision::Iterate;
     }
@@ -57,13 +60,14 @@ pub fn decide(round: &Round) -> Decision {
 
 /// What is left does not shrink from round to round, and is too much to stop for.
 pub fn is_stuck(round: &Round) -> bool {
-    let too_long =
-        predicted_downtime(round.left, round.bandwidth).is_none_or(|time| time > round.downtime_limit);
+    let too_long = predicted_downtime(round.left, round.bandwidth)
+        .is_none_or(|time| time > round.downtime_limit);
     too_long && round.left as f64 > round.left_before as f64 * STUCK
 }
 
-/// Whether later rounds will be stuck, seen from the first: the guest was found to dirty `set` bytes, at `dirty_rate`
-/// bytes per second or more, which is more than the connection takes, and they are too many to stop for.
+/// Whether later rounds will be stuck, seen from the first: the guest was found to dirty `set`
+/// bytes, at `dirty_rate` bytes per second or more, which is more than the connection takes, and
+/// they are too many to stop for.
 pub fn will_be_stuck(set: u64, dirty_rate: f64, bandwidth: f64, downtime_limit: Duration) -> bool {
     let too_long = predicted_downtime(set, bandwidth).is_some_and(|time| time > downtime_limit);
     too_long && dirty_rate >= bandwidth
@@ -85,7 +89,8 @@ pub struct ThrottleRules {
     pub tailslow: bool,
 }
 
-/// auto-converge: how much the guest is slowed, decided once a period by what was dirtied and what was sent.
+/// auto-converge: how much the guest is slowed, decided once a period by what was dirtied and what
+/// was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Throttle {
     percent: u8,
@@ -94,8 +99,9 @@ pub struct Throttle {
 
 /// A period is at least this long.
 pub const THROTTLE_PERIOD: Duration = Duration::from_secs(1);
-/// Strikes before the guest is throttled for the first time, as in QEMU. Later steps take one: a second of waiting
-/// per step is caution enough, and the guest suffers longer from a slow approach than from the step itself.
+/// Strikes before the guest is throttled for the first time, as in QEMU. Later steps take one: a
+/// second of waiting per step is caution enough, and the guest suffers longer from a slow approach
+/// than from the step itself.
 const STRIKES: u8 = 2;
 
 impl Throttle {
@@ -104,7 +110,8 @@ impl Throttle {
         self.percent
     }
 
-    /// The first round has shown that the guest is too fast: the next period over the threshold decides.
+    /// The first round has shown that the guest is too fast: the next period over the threshold
+    /// decides.
     pub fn foresee(&mut self) {
         self.strikes = STRIKES - 1;
     }
@@ -124,8 +131,11 @@ impl Throttle {
         self.percent = if before == 0 {
             rules.initial
         } else {
-            let step =
-                if rules.tailslow { tail_step(before, threshold, dirtied, rules) } else { rules.increment };
+            let step = if rules.tailslow {
+                tail_step(before, threshold, dirtied, rules)
+            } else {
+                rules.increment
+            };
             before.saturating_add(step)
         };
         self.percent = self.percent.min(rules.max);
@@ -144,8 +154,13 @@ fn tail_step(percent: u8, threshold: u64, dirtied: u64, rules: &ThrottleRules) -
 mod tests {
     use super::*;
 
-    const RULES: ThrottleRules =
-        ThrottleRules { trigger_threshold: 50, initial: 20, increment: 10, max: 99, tailslow: false };
+    const RULES: ThrottleRules = ThrottleRules {
+        trigger_threshold: 50,
+        initial: 20,
+        increment: 10,
+        max: 99,
+        tailslow: false,
+    };
 
     fn round(left: u64, left_before: u64) -> Round {
         let downtime_limit = Duration::from_millis(300);
@@ -212,7 +227,8 @@ mod tests {
         assert_eq!(predicted_end(1000, 500.0, 1500.0), Some(Duration::from_secs(1)));
         assert_eq!(predicted_end(1000, 1500.0, 1500.0), None);
         let limit = Duration::from_millis(300);
-        // 256 MiB at 400 MB/s over 125 MB/s; a set that can be stopped for; one that is dirtied slowly.
+        // 256 MiB at 400 MB/s over 125 MB/s; a set that can be stopped for; one that is dirtied
+        // slowly.
         assert!(will_be_stuck(256 << 20, 4e8, 1.25e8, limit));
         assert!(!will_be_stuck(16 << 20, 4e8, 1.25e8, limit));
         assert!(!will_be_stuck(256 << 20, 1e8, 1.25e8, limit));

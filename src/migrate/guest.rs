@@ -1,5 +1,5 @@
-//! What a migration needs of a machine. The real one is [`crate::machine::Machine`]; tests put memory with a thread
-//! that dirties it in its place.
+//! What a migration needs of a machine. The real one is [`crate::machine::Machine`]; tests put
+//! memory with a thread that dirties it in its place.
 
 use std::ops::Range;
 
@@ -36,8 +36,8 @@ pub trait Guest: Send + Sync {
     fn facts(&self) -> Facts;
     /// Refuses by name what this host cannot give.
     fn check_facts(&self, facts: &Facts) -> Result<(), GuestError>;
-    /// Reads all vCPU, interrupt, clock and device state of a guest that stands still. Reading can write guest memory,
-    /// so that the dirty log is harvested afterwards.
+    /// Reads all vCPU, interrupt, clock and device state of a guest that stands still. Reading can
+    /// write guest memory, so that the dirty log is harvested afterwards.
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError>;
     /// Something that takes the device sections of a stream.
     fn loader(&self) -> Box<dyn Loader + '_>;
@@ -51,7 +51,8 @@ pub trait State: Send {
 
 /// Device sections, decoded as they come and applied once.
 pub trait Loader {
-    /// Reads the payload of one section, which starts at `offset` of the stream. `Need` asks for more input.
+    /// Reads the payload of one section, which starts at `offset` of the stream. `Need` asks for
+    /// more input.
     fn section(
         &mut self,
         header: &SectionHeader,
@@ -68,7 +69,8 @@ pub trait Loader {
 pub trait DirtyLog: Send + Sync {
     /// Adds the pages found dirty to `into`. They stay dirty in the log until they are cleared.
     fn harvest(&self, into: &mut PageSet) -> Result<(), GuestError>;
-    /// Makes later writes to the members of `set` in `pages` visible again. Comes before they are read. `pages` starts
-    /// and ends on multiples of 64, but for the end of RAM. Pages outside `set` stay as they are.
+    /// Makes later writes to the members of `set` in `pages` visible again. Comes before they are
+    /// read. `pages` starts and ends on multiples of 64, but for the end of RAM. Pages outside
+    /// `set` stay as they are.
     fn clear(&self, set: &PageSet, pages: Range<u64>) -> Result<(), GuestError>;
 }

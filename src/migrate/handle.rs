@@ -75,7 +75,8 @@ struct Outgoing {
 /// What a handle is made of.
 pub struct Parts {
     pub guest: Arc<dyn Guest>,
-    /// Called with events, of which the control plane shows those that capability `events` asks for.
+    /// Called with events, of which the control plane shows those that capability `events` asks
+    /// for.
     pub events: Arc<dyn Fn(Event) + Send + Sync>,
     pub autostart: Arc<dyn Fn() -> bool + Send + Sync>,
     pub on_failure: OnFailure,
@@ -107,8 +108,8 @@ impl Handle {
         })
     }
 
-    /// Starts to send the guest to `address`. `fds` finds descriptors by name. What fails at once is told; the rest is
-    /// in the report.
+    /// Starts to send the guest to `address`. `fds` finds descriptors by name. What fails at once
+    /// is told; the rest is in the report.
     pub fn start(
         &self,
         address: Address,
@@ -168,7 +169,9 @@ impl Handle {
     /// Ends an outgoing migration; the guest stays. Nothing to cancel is no error.
     pub fn cancel(&self) {
         let outgoing = self.outgoing();
-        if outgoing.progress.status().is_running() && outgoing.progress.status() != Status::Cancelling {
+        if outgoing.progress.status().is_running()
+            && outgoing.progress.status() != Status::Cancelling
+        {
             self.enter(&outgoing.progress, Status::Cancelling);
             outgoing.waker.cancel();
         }
@@ -266,7 +269,8 @@ impl Handle {
             return Err(Refused::InProgress);
         }
         let result = self.settings.capabilities().with(changes)?;
-        let multifd_changes = result.has(Capability::Multifd) != self.settings.has(Capability::Multifd);
+        let multifd_changes =
+            result.has(Capability::Multifd) != self.settings.has(Capability::Multifd);
         if multifd_changes && self.arrival.status().is_running() {
             return Err(CapabilityError::MultifdTooLate.into());
         }

@@ -62,7 +62,9 @@ impl Guest for Machine {
     fn check_facts(&self, facts: &Facts) -> Result<(), GuestError> {
         let ours = self.facts();
         if let Some(lack) = first_lack(&facts.cpuid, &ours.cpuid) {
-            return Err(GuestError(format!("this host's processor lacks what the guest was given: {lack}")));
+            return Err(GuestError(format!(
+                "this host's processor lacks what the guest was given: {lack}"
+            )));
         }
         let rates = kvm::TscRates { guest_khz: facts.tsc_khz, host_khz: ours.tsc_khz };
         if !may_run_at(rates, self.vm().caps().tsc_control) {
@@ -91,8 +93,9 @@ impl Guest for Machine {
     }
 }
 
-/// False if a guest can certainly not have its TSC rate here, so that no RAM has to move to find out. Without scaling
-/// KVM can still make a counter faster than it is, by correcting it at each entry: it is asked when the state is applied.
+/// False if a guest can certainly not have its TSC rate here, so that no RAM has to move to find
+/// out. Without scaling KVM can still make a counter faster than it is, by correcting it at each
+/// entry: it is asked when the state is applied.
 fn may_run_at(rates: kvm::TscRates, scales: bool) -> bool {
     let unknown = rates.guest_khz == 0 || rates.host_khz == 0;
     unknown || scales || rates.guest_khz >= rates.host_khz || rates.are_close()
@@ -108,10 +111,13 @@ const FEATURE_LEAVES: [(u32, u32, [bool; 4]); 5] = [
     (0x8000_0001, 0, [false, false, true, true]),
 ];
 
-/// Bits that say something about the moment or the vCPU, not about the processor: OSXSAVE, APIC and OSPKE follow
-/// control registers.
+/// Bits that say something about the moment or the vCPU, not about the processor: OSXSAVE, APIC and
+/// OSPKE follow control registers.
 fn is_dynamic(function: u32, register: usize, bit: u32) -> bool {
-    matches!((function, register, bit), (0x1, 2, 27 | 31) | (0x1, 3, 9) | (0x7, 2, 4) | (0x8000_0001, 3, 9))
+    matches!(
+        (function, register, bit),
+        (0x1, 2, 27 | 31) | (0x1, 3, 9) | (0x7, 2, 4) | (0x8000_0001, 3, 9)
+    )
 }
 
 /// The first feature that `theirs` has and `ours` lacks.
@@ -127,7 +133,8 @@ fn first_lack(theirs: &[[u32; 7]], ours: &[[u32; 7]]) -> Option<String> {
         let (theirs, ours) = (find(theirs, function, index), find(ours, function, index));
         for register in (0..4).filter(|register| registers[*register]) {
             let missing = theirs[register] & !ours[register];
-            let bit = (0..32).find(|bit| missing >> bit & 1 == 1 && !is_dynamic(function, register, *bit));
+            let bit = (0..32)
+                .find(|bit| missing >> bit & 1 == 1 && !is_dynamic(function, register, *bit));
             if let Some(bit) = bit {
                 return Some(format!("CPUID {function:#x}.{index} {} bit {bit}", NAMES[register]));
             }
@@ -174,7 +181,8 @@ impl guest::Loader for MachineLoader<'_> {
     }
 
     fn apply(&mut self, foreign: ForeignTsc) -> Result<Option<RunState>, GuestError> {
-        let loader = self.loader.take().ok_or_else(|| GuestError("the state was applied before".into()))?;
+        let loader =
+            self.loader.take().ok_or_else(|| GuestError("the state was applied before".into()))?;
         let run_state = loader.run_state();
         let clock_page = loader.clock_page();
         let fresh = self.machine.save_raw().map_err(GuestError::from)?;
@@ -204,11 +212,19 @@ struct KvmLog(Mutex<kvm::DirtyLog>);
 
 impl guest::DirtyLog for KvmLog {
     fn harvest(&self, into: &mut PageSet) -> Result<(), GuestError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).harvest(into).map_err(GuestError::from)
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .harvest(into)
+            .map_err(GuestError::from)
     }
 
     fn clear(&self, set: &PageSet, pages: Range<u64>) -> Result<(), GuestError> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear(set, pages).map_err(GuestError::from)
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear(set, pages)
+            .map_err(GuestError::from)
     }
 }
 
@@ -218,8 +234,12 @@ mod tests {
 
     #[test]
     fn a_slower_counter_needs_scaling() {
-        let may = |guest_khz, scales| may_run_at(kvm::TscRates { guest_khz, host_khz: 2_000_000 }, scales);
-        assert!(may(1_999_600, false) && may(3_000_000, false) && may(1_000_000, true) && may(0, false));
+        let may = |guest_khz, scales| {
+            may_run_at(kvm::TscRates { guest_khz, host_khz: 2_000_000 }, scales)
+        };
+        assert!(
+            may(1_999_600, false) && may(3_000_000, false) && may(1_000_000, true) && may(0, false)
+        );
         assert!(!may(1_000_000, false));
     }
 
@@ -227,7 +247,10 @@ mod tests {
     fn a_missing_feature_is_named_and_a_dynamic_bit_is_none() {
         let leaf = |function, ecx| [function, 0, 0, 0, 0, ecx, 0];
         assert_eq!(first_lack(&[leaf(1, 1 << 27)], &[]), None);
-        assert_eq!(first_lack(&[leaf(1, 0b11)], &[leaf(1, 0b01)]).unwrap(), "CPUID 0x1.0 ecx bit 1");
+        assert_eq!(
+            first_lack(&[leaf(1, 0b11)], &[leaf(1, 0b01)]).unwrap(),
+            "CPUID 0x1.0 ecx bit 1"
+        );
         assert_eq!(first_lack(&[leaf(1, 0b01)], &[leaf(1, 0b11)]), None);
     }
 }

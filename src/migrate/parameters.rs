@@ -1,4 +1,5 @@
-//! Migration parameters: QEMU's names, defaults, ranges and messages, and five of our own (`x-godwit-…`).
+//! Migration parameters: QEMU's names, defaults, ranges and messages, and five of our own
+//! (`x-godwit-…`).
 //!
 //! A change is checked on the merged result and made whole or not at all.
 
@@ -43,11 +44,14 @@ pub struct Parameters {
     pub block_bitmap_mapping: Option<Vec<Value>>,
     /// `auto`: Godwit's extensions with a peer that has them. `qemu`: QEMU's framing only.
     pub x_godwit_stream: &'static str,
-    /// Compare a hash of all RAM before the hand-over. Needs a Godwit on the other side; costs downtime.
+    /// Compare a hash of all RAM before the hand-over. Needs a Godwit on the other side; costs
+    /// downtime.
     pub x_godwit_verify: bool,
-    /// Milliseconds without an acknowledgement after which a TCP connection counts as broken (`TCP_USER_TIMEOUT`).
+    /// Milliseconds without an acknowledgement after which a TCP connection counts as broken
+    /// (`TCP_USER_TIMEOUT`).
     pub x_godwit_peer_timeout: u64,
-    /// Milliseconds the source waits for the target's LOADED; 0: the larger of 5 s and four times downtime-limit.
+    /// Milliseconds the source waits for the target's LOADED; 0: the larger of 5 s and four times
+    /// downtime-limit.
     pub x_godwit_commit_timeout: u64,
 }
 
@@ -91,7 +95,8 @@ impl Default for Parameters {
     }
 }
 
-/// Why a change was refused. The texts are QEMU's, which names parameters with underscores in ranges.
+/// Why a change was refused. The texts are QEMU's, which names parameters with underscores in
+/// ranges.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ParameterError {
     #[error("Parameter '{0}' is unexpected")]
@@ -212,7 +217,9 @@ impl Parameters {
             "downtime-limit" => Slot::U64(&mut self.downtime_limit),
             "x-checkpoint-delay" => Slot::U32(&mut self.x_checkpoint_delay),
             "multifd-channels" => Slot::U8(&mut self.multifd_channels),
-            "multifd-compression" => Slot::Choice(&mut self.multifd_compression, &["none", "zlib", "zstd"]),
+            "multifd-compression" => {
+                Slot::Choice(&mut self.multifd_compression, &["none", "zlib", "zstd"])
+            }
             "multifd-zlib-level" => Slot::U8(&mut self.multifd_zlib_level),
             "multifd-qatzip-level" => Slot::U8(&mut self.multifd_qatzip_level),
             "multifd-zstd-level" => Slot::U8(&mut self.multifd_zstd_level),
@@ -261,13 +268,21 @@ impl Parameters {
                 "multifd_qatzip_level",
                 "expects a value between 1 and 9",
             ),
-            (self.multifd_zstd_level <= 20, "multifd_zstd_level", "expects a value between 0 and 20"),
+            (
+                self.multifd_zstd_level <= 20,
+                "multifd_zstd_level",
+                "expects a value between 0 and 20",
+            ),
             (
                 self.xbzrle_cache_size >= PAGE_BYTES && self.xbzrle_cache_size.is_power_of_two(),
                 "xbzrle_cache_size",
                 "expects a power of two no less than the target page size",
             ),
-            (self.announce_initial <= 100_000, "announce_initial", "expects a value between 0 and 100000"),
+            (
+                self.announce_initial <= 100_000,
+                "announce_initial",
+                "expects a value between 0 and 100000",
+            ),
             (self.announce_max <= 100_000, "announce_max", "expects a value between 0 and 100000"),
             (self.announce_rounds <= 1000, "announce_rounds", "expects a value between 0 and 1000"),
             // The text says 0, QEMU refuses it all the same.
@@ -305,7 +320,8 @@ fn set(name: &str, slot: Slot<'_>, value: &Value) -> Result<(), ParameterError> 
         Slot::Text(place) => *place = value.as_str().ok_or_else(|| wrong("StrOrNull"))?.to_owned(),
         Slot::Choice(place, choices) => {
             let text = value.as_str().ok_or_else(|| wrong("string"))?;
-            let refused = || ParameterError::Choice { name: name.to_owned(), value: text.to_owned() };
+            let refused =
+                || ParameterError::Choice { name: name.to_owned(), value: text.to_owned() };
             *place = choices.iter().find(|choice| **choice == text).ok_or_else(refused)?;
         }
         Slot::List(place) => *place = Some(value.as_array().ok_or_else(|| wrong("array"))?.clone()),
@@ -354,7 +370,10 @@ mod tests {
                 json!({"cpu-throttle-increment": 0}),
                 "Parameter 'cpu_throttle_increment' expects an integer in the range of 1 to 99",
             ),
-            (json!({"announce-step": 0}), "Parameter 'announce_step' expects a value between 0 and 10000"),
+            (
+                json!({"announce-step": 0}),
+                "Parameter 'announce_step' expects a value between 0 and 10000",
+            ),
             (
                 json!({"multifd-channels": 0}),
                 "Parameter 'multifd_channels' expects a value between 1 and 255",
@@ -368,13 +387,19 @@ mod tests {
                 json!({"x-vcpu-dirty-limit-period": 0}),
                 "Parameter 'x-vcpu-dirty-limit-period' expects a value between 1 and 1000",
             ),
-            (json!({"vcpu-dirty-limit": 0}), "Parameter 'vcpu_dirty_limit' must be greater than 1 MB/s"),
+            (
+                json!({"vcpu-dirty-limit": 0}),
+                "Parameter 'vcpu_dirty_limit' must be greater than 1 MB/s",
+            ),
             (
                 json!({"xbzrle-cache-size": 3 << 20}),
                 "Parameter 'xbzrle_cache_size' expects a power of two no less than the target page size",
             ),
             (json!({"mode": "cpr-exec"}), "Parameter 'mode' does not accept value 'cpr-exec'"),
-            (json!({"max-bandwidth": 1.5}), "Invalid parameter type for 'max-bandwidth', expected: integer"),
+            (
+                json!({"max-bandwidth": 1.5}),
+                "Invalid parameter type for 'max-bandwidth', expected: integer",
+            ),
             (json!({"max-bandwidth": "1G"}), "Parameter 'max-bandwidth' expects uint64"),
             (json!({"direct-io": 1}), "Invalid parameter type for 'direct-io', expected: boolean"),
             (json!({"nope": 1}), "Parameter 'nope' is unexpected"),

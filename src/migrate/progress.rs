@@ -1,5 +1,5 @@
-//! How a migration is going: counters that the sending threads keep, figures that the migration's thread keeps, and
-//! the one object that `query-migrate` shows.
+//! How a migration is going: counters that the sending threads keep, figures that the migration's
+//! thread keeps, and the one object that `query-migrate` shows.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -42,11 +42,15 @@ impl Status {
 
     /// A migration is under way.
     pub fn is_running(self) -> bool {
-        matches!(self, Self::Setup | Self::Active | Self::PreSwitchover | Self::Device | Self::Cancelling)
+        matches!(
+            self,
+            Self::Setup | Self::Active | Self::PreSwitchover | Self::Device | Self::Cancelling
+        )
     }
 }
 
-/// What sending threads count. Plain sums: they are read for people, and by the migration's thread between rounds.
+/// What sending threads count. Plain sums: they are read for people, and by the migration's thread
+/// between rounds.
 #[derive(Default)]
 pub struct Counters {
     /// Bytes handed to the kernel on all channels.
@@ -99,7 +103,13 @@ impl Counters {
         let bytes = Self::get(&self.transferred);
         let pages = Self::get(&self.normal) + Self::get(&self.duplicate) + Self::get(&self.deltas);
         let Some(meter) = meter.as_mut() else {
-            *meter = Some(Meter { since: now, bytes, pages, bytes_per_second: 0.0, pages_per_second: 0.0 });
+            *meter = Some(Meter {
+                since: now,
+                bytes,
+                pages,
+                bytes_per_second: 0.0,
+                pages_per_second: 0.0,
+            });
             return;
         };
         let period = now - meter.since;
@@ -156,8 +166,8 @@ impl Progress {
         self.figures().status
     }
 
-    /// Members of `query-migrate`. `total-time` stands at the top level, as the specification's text and QEMU have it,
-    /// and inside `ram`, as the specification's examples show it.
+    /// Members of `query-migrate`. `total-time` stands at the top level, as the specification's
+    /// text and QEMU have it, and inside `ram`, as the specification's examples show it.
     pub fn report(&self) -> Map<String, Value> {
         let figures = self.figures().clone();
         let mut out = Map::new();
@@ -171,18 +181,26 @@ impl Progress {
         }
         if !matches!(
             status,
-            Status::Active | Status::PreSwitchover | Status::Device | Status::Completed | Status::Cancelling
+            Status::Active
+                | Status::PreSwitchover
+                | Status::Device
+                | Status::Completed
+                | Status::Cancelling
         ) {
             return out;
         }
-        let total = figures.total.or_else(|| figures.started.map(|at| at.elapsed())).unwrap_or_default();
+        let total =
+            figures.total.or_else(|| figures.started.map(|at| at.elapsed())).unwrap_or_default();
         out.insert("total-time".into(), json!(total.as_millis() as u64));
         out.insert("setup-time".into(), json!(figures.setup.as_millis() as u64));
         if status == Status::Completed {
             let downtime = figures.downtime.unwrap_or_default();
             out.insert("downtime".into(), json!(downtime.as_millis() as u64));
         } else {
-            out.insert("expected-downtime".into(), json!(figures.expected_downtime.as_millis() as u64));
+            out.insert(
+                "expected-downtime".into(),
+                json!(figures.expected_downtime.as_millis() as u64),
+            );
         }
         out.insert("ram".into(), self.ram(&figures, total));
         if let Some(stats) = &figures.xbzrle {
@@ -230,8 +248,9 @@ impl Progress {
     }
 }
 
-/// Member `x-godwit`: what QEMU has no name for. `round` counts from 1; times are in ms; `predicted-end` is absent
-/// where dirt comes faster than it goes, and then `advice` says what would help.
+/// Member `x-godwit`: what QEMU has no name for. `round` counts from 1; times are in ms;
+/// `predicted-end` is absent where dirt comes faster than it goes, and then `advice` says what
+/// would help.
 fn own(figures: &Figures) -> Value {
     let mut own = Map::new();
     own.insert("round".into(), json!(figures.dirty_sync_count));
@@ -312,9 +331,15 @@ mod tests {
         let active = progress.report();
         assert!(active.contains_key("expected-downtime") && !active.contains_key("downtime"));
         assert!(!active.contains_key("xbzrle-cache"));
-        for member in
-            ["transferred", "remaining", "total", "duplicate", "normal", "normal-bytes", "total-time"]
-        {
+        for member in [
+            "transferred",
+            "remaining",
+            "total",
+            "duplicate",
+            "normal",
+            "normal-bytes",
+            "total-time",
+        ] {
             assert!(active["ram"].get(member).is_some(), "{member}");
         }
         progress.figures().status = Status::Completed;
@@ -322,7 +347,10 @@ mod tests {
         assert!(completed.contains_key("downtime") && !completed.contains_key("expected-downtime"));
         progress.figures().status = Status::Failed;
         progress.figures().error = Some("why".into());
-        assert_eq!(Value::Object(progress.report()), json!({"status": "failed", "error-desc": "why"}));
+        assert_eq!(
+            Value::Object(progress.report()),
+            json!({"status": "failed", "error-desc": "why"})
+        );
     }
 
     #[test]

@@ -38,8 +38,15 @@ struct FakeGuest {
 fn ram() -> GuestRam {
     let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
     let block = "microvm.ram".into();
-    GuestRam::new(&Memory { bytes: RAM_BYTES, block, backend, prealloc: false, merge: false, dump: true })
-        .unwrap()
+    GuestRam::new(&Memory {
+        bytes: RAM_BYTES,
+        block,
+        backend,
+        prealloc: false,
+        merge: false,
+        dump: true,
+    })
+    .unwrap()
 }
 
 impl FakeGuest {
@@ -87,7 +94,8 @@ impl Guest for FakeGuest {
 
     fn stop(&self, to: RunState) -> Result<bool, GuestError> {
         self.run.store(false, Ordering::SeqCst);
-        let ran = self.dirtier.lock().unwrap().take().map(|thread| thread.join().unwrap()).is_some();
+        let ran =
+            self.dirtier.lock().unwrap().take().map(|thread| thread.join().unwrap()).is_some();
         *self.state.lock().unwrap() = to;
         Ok(ran)
     }
@@ -183,7 +191,12 @@ struct FakeLoader<'a> {
 }
 
 impl Loader for FakeLoader<'_> {
-    fn section(&mut self, header: &SectionHeader, input: &[u8], _: u64) -> Result<Step<()>, stream::Error> {
+    fn section(
+        &mut self,
+        header: &SectionHeader,
+        input: &[u8],
+        _: u64,
+    ) -> Result<Step<()>, stream::Error> {
         assert_eq!(header.name, "counter");
         let Some(bytes) = input.first_chunk::<8>() else { return Ok(Step::Need(8)) };
         self.count = Some(u64::from_be_bytes(*bytes));
@@ -208,7 +221,8 @@ struct Run {
     received: Result<(), super::target::Error>,
 }
 
-/// One migration with these capabilities and parameters; the target stays paused, so that memory can be compared.
+/// One migration with these capabilities and parameters; the target stays paused, so that memory
+/// can be compared.
 fn migrate(capabilities: &[Capability], parameters: serde_json::Value) -> Run {
     migrate_to(FakeGuest::new(RunState::InMigrate), capabilities, parameters, |_| {})
 }
@@ -237,7 +251,8 @@ fn migrate_with(
         let settings = Settings::default();
         let on: Vec<_> = capabilities.iter().map(|capability| (*capability, true)).collect();
         settings.set_capabilities(settings.capabilities().with(&on).unwrap());
-        settings.set_parameters(settings.parameters().with(parameters.as_object().unwrap()).unwrap());
+        settings
+            .set_parameters(settings.parameters().with(parameters.as_object().unwrap()).unwrap());
         Arc::new(settings)
     };
     let listener = Listener::bind(&address).unwrap();
@@ -326,7 +341,8 @@ fn deltas_move_the_same_guest_in_both_framings() {
 #[test]
 fn several_channels_move_the_same_guest_with_and_without_deltas() {
     for capabilities in [&[Capability::Multifd][..], &[Capability::Multifd, Capability::Xbzrle]] {
-        let parameters = json!({"max-bandwidth": 200 << 20, "multifd-channels": 3, "x-godwit-verify": true});
+        let parameters =
+            json!({"max-bandwidth": 200 << 20, "multifd-channels": 3, "x-godwit-verify": true});
         let run = migrate(capabilities, parameters);
         run.assert_moved();
         assert!(run.progress.report()["ram"]["multifd-bytes"].as_u64().unwrap() > 1 << 20);
@@ -369,7 +385,10 @@ fn packets_move_the_same_guest_to_either_peer() {
 #[test]
 fn deltas_over_several_channels_are_refused_where_the_peer_would_not_understand_them() {
     for (parameters, reason) in [
-        (json!({"x-godwit-stream": "qemu"}), "capability 'xbzrle' together with 'multifd' needs a Godwit"),
+        (
+            json!({"x-godwit-stream": "qemu"}),
+            "capability 'xbzrle' together with 'multifd' needs a Godwit",
+        ),
         (
             json!({"multifd-compression": "zlib"}),
             "capability 'xbzrle' together with 'multifd' does not go with",
@@ -385,8 +404,7 @@ fn deltas_over_several_channels_are_refused_where_the_peer_would_not_understand_
 
 #[test]
 fn a_target_set_to_other_channels_than_its_source_refuses() {
-    let with =
-        |channels: u8| json!({"multifd-channels": channels, "x-godwit-stream": "qemu", "max-bandwidth": 0});
+    let with = |channels: u8| json!({"multifd-channels": channels, "x-godwit-stream": "qemu", "max-bandwidth": 0});
     for (capabilities, channels, reason) in [
         (&[][..], 2, "capability multifd is off here"),
         (&[Capability::Multifd][..], 2, "more than the 2 channels"),
@@ -406,7 +424,8 @@ fn a_target_set_to_other_channels_than_its_source_refuses() {
 fn a_running_guest_waits_for_the_targets_word() {
     let capabilities = [Capability::ReturnPath, Capability::SwitchoverAck];
     for stream in ["auto", "qemu"] {
-        migrate(&capabilities, json!({"max-bandwidth": 0, "x-godwit-stream": stream})).assert_moved();
+        migrate(&capabilities, json!({"max-bandwidth": 0, "x-godwit-stream": stream}))
+            .assert_moved();
     }
     // A target without the capability says nothing, so the guest is never stopped.
     let (source, target) = ((&capabilities[..], &json!({})), (&[][..], &json!({})));
@@ -466,7 +485,8 @@ fn a_stream_without_the_guests_ram_is_refused() {
         autostart: Arc::new(|| true),
         uuid: None,
     };
-    let error = target.run(Origin::Open(Connection::from_fd(theirs.into()))).unwrap_err().to_string();
+    let error =
+        target.run(Origin::Open(Connection::from_fd(theirs.into()))).unwrap_err().to_string();
     assert!(error.contains("\"microvm.ram\", this guest's RAM, is not in it"), "{error}");
     assert_eq!(guest.run_state(), RunState::InMigrate);
 }

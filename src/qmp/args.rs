@@ -5,8 +5,8 @@ use super::schema::wrapping_u64;
 
 /// The members of a checked object, read by name and type.
 ///
-/// The getters panic when the schema does not promise what they ask for: that is a fault in the command's table entry,
-/// not in what the client sent.
+/// The getters panic when the schema does not promise what they ask for: that is a fault in the
+/// command's table entry, not in what the client sent.
 #[derive(Clone, Copy, Debug)]
 pub struct Args<'a> {
     members: &'a [(String, Value)],

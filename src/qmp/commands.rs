@@ -42,8 +42,9 @@
 //! }
 //! ```
 //!
-//! Arguments that libvirt or the specification send and that have no effect here are in the schema all the same.
-//! New events go into `events::KINDS`. What a command needs of the VMM is a field of [`Vmm`].
+//! Arguments that libvirt or the specification send and that have no effect here are in the schema
+//! all the same. New events go into `events::KINDS`. What a command needs of the VMM is a field of
+//! [`Vmm`].
 
 mod descriptors;
 mod dump;
@@ -149,6 +150,8 @@ mod tests {
 
     #[test]
     fn out_of_band_commands_do_not_block() {
-        assert!(all().filter(|command| command.oob).all(|command| matches!(command.run, Run::Now(_))));
+        assert!(
+            all().filter(|command| command.oob).all(|command| matches!(command.run, Run::Now(_)))
+        );
     }
 }

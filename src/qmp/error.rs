@@ -1,10 +1,12 @@
-//! Errors as QMP shows them: a class and a sentence. The one place where errors of other modules get their class.
+//! Errors as QMP shows them: a class and a sentence. The one place where errors of other modules
+//! get their class.
 
 use serde_json::{Value as Json, json};
 
 use super::json::SyntaxError;
 
-/// QMP's error classes. Clients decide by `CommandNotFound` and `DeviceNotFound`; everything else is the general one.
+/// QMP's error classes. Clients decide by `CommandNotFound` and `DeviceNotFound`; everything else
+/// is the general one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
     GenericError,

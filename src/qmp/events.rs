@@ -16,8 +16,9 @@ pub struct Kind {
     pub rate_limited: bool,
 }
 
-/// Every event. An event must be listed here to be sent, because clients with typed events (`qapi` for Rust) fail on
-/// names outside QEMU's schema: add none that QEMU does not have, and none without all of its members.
+/// Every event. An event must be listed here to be sent, because clients with typed events (`qapi`
+/// for Rust) fail on names outside QEMU's schema: add none that QEMU does not have, and none
+/// without all of its members.
 pub static KINDS: &[Kind] = &[
     kind("BALLOON_CHANGE", true),
     kind("BLOCK_IO_ERROR", true),
@@ -63,9 +64,11 @@ impl Events {
         Events::default()
     }
 
-    /// Sends `name` with `data` (`Json::Null` for none) to every client, at once and from any thread.
+    /// Sends `name` with `data` (`Json::Null` for none) to every client, at once and from any
+    /// thread.
     pub fn emit(&self, name: &str, data: Json) {
-        let kind = KINDS.iter().find(|kind| kind.name == name).expect("every event is in the table");
+        let kind =
+            KINDS.iter().find(|kind| kind.name == name).expect("every event is in the table");
         let event = event(kind.name, data, SystemTime::now());
         if !kind.rate_limited || self.is_due(kind.name, &event) {
             self.deliver(&event);
@@ -84,7 +87,8 @@ impl Events {
         }
     }
 
-    /// Whether a rate-limited event may go out now; if not, it takes the place of what was held back.
+    /// Whether a rate-limited event may go out now; if not, it takes the place of what was held
+    /// back.
     fn is_due(&self, name: &'static str, event: &Json) -> bool {
         let now = Instant::now();
         let mut limited = lock(&self.limited);
@@ -101,7 +105,8 @@ impl Events {
     /// Sends what was held back when its time has come; runs for ever.
     pub async fn send_late(&self) {
         loop {
-            let next = lock(&self.limited).values().filter(|s| s.held.is_some()).map(|s| s.next).min();
+            let next =
+                lock(&self.limited).values().filter(|s| s.held.is_some()).map(|s| s.next).min();
             let Some(next) = next else {
                 self.held_back.notified().await;
                 continue;

@@ -1,4 +1,5 @@
-//! Descriptors that clients sent (`SCM_RIGHTS`): the ones not yet claimed, the named ones, and the sets.
+//! Descriptors that clients sent (`SCM_RIGHTS`): the ones not yet claimed, the named ones, and the
+//! sets.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,7 +10,8 @@ use serde_json::{Value as Json, json};
 
 use super::error::Error;
 
-/// The descriptors of one monitor. Names outlive the connection they came by, what was not claimed does not.
+/// The descriptors of one monitor. Names outlive the connection they came by, what was not claimed
+/// does not.
 #[derive(Default)]
 pub struct MonitorFds {
     pending: Mutex<Vec<OwnedFd>>,
@@ -30,7 +32,10 @@ impl MonitorFds {
     /// The first of the pending descriptors; the others are closed.
     pub fn claim(&self) -> Result<OwnedFd, Error> {
         let pending = std::mem::take(&mut *lock(&self.pending));
-        pending.into_iter().next().ok_or_else(|| Error::generic("No file descriptor supplied via SCM_RIGHTS"))
+        pending
+            .into_iter()
+            .next()
+            .ok_or_else(|| Error::generic("No file descriptor supplied via SCM_RIGHTS"))
     }
 
     /// Gives a descriptor a name; one that had it before is closed.
@@ -44,11 +49,12 @@ impl MonitorFds {
         closed.map(drop).ok_or_else(|| not_found(&format!("'{name}'")))
     }
 
-    /// Takes a named descriptor away for good, as `migrate fd:NAME` and `dump-guest-memory fd:NAME` do.
+    /// Takes a named descriptor away for good, as `migrate fd:NAME` and `dump-guest-memory fd:NAME`
+    /// do.
     pub fn take(&self, name: &str) -> Result<OwnedFd, Error> {
-        lock(&self.named)
-            .remove(name)
-            .ok_or_else(|| Error::generic(format_args!("File descriptor named '{name}' has not been found")))
+        lock(&self.named).remove(name).ok_or_else(|| {
+            Error::generic(format_args!("File descriptor named '{name}' has not been found"))
+        })
     }
 }
 
@@ -56,7 +62,8 @@ fn not_found(name: &str) -> Error {
     Error::generic(format_args!("File descriptor named {name} not found"))
 }
 
-/// Sets of descriptors for the same file, one for each way of opening it (`/dev/fdset/N`). Shared by all monitors.
+/// Sets of descriptors for the same file, one for each way of opening it (`/dev/fdset/N`). Shared
+/// by all monitors.
 #[derive(Default)]
 pub struct FdSets {
     sets: Mutex<BTreeMap<i64, FdSet>>,
@@ -81,8 +88,14 @@ pub struct SetFd {
 }
 
 impl FdSets {
-    /// Adds to set `id`, or to a new one with the lowest free id. Gives out the id and the descriptor's number.
-    pub fn add(&self, id: Option<i64>, fd: OwnedFd, opaque: Option<&str>) -> Result<(i64, RawFd), Error> {
+    /// Adds to set `id`, or to a new one with the lowest free id. Gives out the id and the
+    /// descriptor's number.
+    pub fn add(
+        &self,
+        id: Option<i64>,
+        fd: OwnedFd,
+        opaque: Option<&str>,
+    ) -> Result<(i64, RawFd), Error> {
         let mut sets = self.reap();
         let id = match id {
             Some(id) if id < 0 => {
@@ -108,7 +121,8 @@ impl FdSets {
         match number {
             None => set.fds.clear(),
             Some(number) => {
-                let at = set.fds.iter().position(|member| i64::from(member.fd.as_raw_fd()) == number);
+                let at =
+                    set.fds.iter().position(|member| i64::from(member.fd.as_raw_fd()) == number);
                 set.fds.remove(at.ok_or_else(named)?);
             }
         }
@@ -128,8 +142,8 @@ impl FdSets {
             .collect()
     }
 
-    /// Duplicates the member of set `id` whose access mode is exactly that of `flags` (`O_RDONLY`, `O_WRONLY`,
-    /// `O_RDWR`, and `O_DIRECT` or not).
+    /// Duplicates the member of set `id` whose access mode is exactly that of `flags` (`O_RDONLY`,
+    /// `O_WRONLY`, `O_RDWR`, and `O_DIRECT` or not).
     pub fn open(&self, id: i64, flags: i32) -> Result<SetFd, Error> {
         const COMPARED: i32 = libc::O_ACCMODE | libc::O_DIRECT;
         let sets = self.reap();
@@ -141,7 +155,9 @@ impl FdSets {
                 .is_ok_and(|mode| mode.bits() as i32 & COMPARED == flags & COMPARED)
         };
         let member = set.fds.iter().find(same_mode).ok_or_else(|| {
-            Error::generic(format_args!("Failed to find file descriptor with matching flags=0x{flags:x}"))
+            Error::generic(format_args!(
+                "Failed to find file descriptor with matching flags=0x{flags:x}"
+            ))
         })?;
         let fd = member.fd.try_clone().map_err(|error: io::Error| Error::generic(error))?;
         Ok(SetFd { fd, _in_use: set.in_use.clone() })

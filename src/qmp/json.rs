@@ -1,13 +1,14 @@
-//! JSON as QMP has it, where it differs from everybody else's: a stream of values without separators, single-quoted
-//! strings, answers in ASCII, and a fixed way of falling over and standing up again.
+//! JSON as QMP has it, where it differs from everybody else's: a stream of values without
+//! separators, single-quoted strings, answers in ASCII, and a fixed way of falling over and
+//! standing up again.
 //!
 //! ```text
 //! bytes → lexer::Lexer → tokens → Reader (counts brackets) → parser → Value
 //! ```
 //!
-//! A message ends where its brackets balance; nothing else, no line end, marks it. What a fault leaves behind is part
-//! of the protocol (clients resynchronise with a control character) and follows QEMU 10.0.2, as recorded in
-//! `tests/vectors/qmp/json_syntax.jsonl` and `limits.jsonl`.
+//! A message ends where its brackets balance; nothing else, no line end, marks it. What a fault
+//! leaves behind is part of the protocol (clients resynchronise with a control character) and
+//! follows QEMU 10.0.2, as recorded in `tests/vectors/qmp/json_syntax.jsonl` and `limits.jsonl`.
 
 mod lexer;
 mod parser;
@@ -44,8 +45,8 @@ impl Reader {
         Reader::default()
     }
 
-    /// Takes bytes from the front of `input` until a message is complete or a fault is found, and gives it out.
-    /// `None`: all was taken and more is needed.
+    /// Takes bytes from the front of `input` until a message is complete or a fault is found, and
+    /// gives it out. `None`: all was taken and more is needed.
     pub fn next(&mut self, input: &mut &[u8]) -> Option<Result<Value, SyntaxError>> {
         while let Some((&byte, rest)) = input.split_first() {
             let (outcome, consumed) = self.lexer.step(byte);
@@ -87,7 +88,8 @@ impl Reader {
             Some(SyntaxError::Nesting)
         } else {
             self.tokens.push(kind, text);
-            let open = (self.braces > 0 || self.brackets > 0) && self.braces >= 0 && self.brackets >= 0;
+            let open =
+                (self.braces > 0 || self.brackets > 0) && self.braces >= 0 && self.brackets >= 0;
             if open {
                 self.lexer.clear();
                 return None;
@@ -153,7 +155,10 @@ mod tests {
 
     #[test]
     fn open_bracket_swallows_what_follows_until_a_lexical_fault() {
-        assert_eq!(errors(b"{\"a\":[}\r\n{\"b\":1}\r\n\x1b\r\n"), ["JSON parse error, stray '\x1b'"]);
+        assert_eq!(
+            errors(b"{\"a\":[}\r\n{\"b\":1}\r\n\x1b\r\n"),
+            ["JSON parse error, stray '\x1b'"]
+        );
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! What waits to be written to one client.
 //!
-//! Any thread may put something in (vCPU threads announce events, helpers finish commands); one task of the control
-//! plane takes it out. That an event was put in before the command that caused it was answered is enough for the
-//! client to see them in this order.
+//! Any thread may put something in (vCPU threads announce events, helpers finish commands); one
+//! task of the control plane takes it out. That an event was put in before the command that caused
+//! it was answered is enough for the client to see them in this order.
 //!
-//! A client that does not read costs a bounded amount of memory: above [`Outbox::REQUESTS_PAUSE_BYTES`] none of its
-//! requests is taken, so answers stop; events cannot be held back, so above [`Outbox::OVERRUN_BYTES`] the connection
-//! is given up. It would otherwise go on with a gap that the client cannot know of.
+//! A client that does not read costs a bounded amount of memory: above
+//! [`Outbox::REQUESTS_PAUSE_BYTES`] none of its requests is taken, so answers stop; events cannot
+//! be held back, so above [`Outbox::OVERRUN_BYTES`] the connection is given up. It would otherwise
+//! go on with a gap that the client cannot know of.
 
 use std::sync::{Mutex, MutexGuard, OnceLock};
 

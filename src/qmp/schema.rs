@@ -1,8 +1,8 @@
-//! The shape of arguments, written down once per command: it checks what clients send and describes it to those who
-//! ask.
+//! The shape of arguments, written down once per command: it checks what clients send and describes
+//! it to those who ask.
 //!
-//! Checks run member by member in the order of the table, as QEMU's visitors do: a missing or badly typed member is
-//! reported before an unknown one, and nothing has had an effect yet.
+//! Checks run member by member in the order of the table, as QEMU's visitors do: a missing or badly
+//! typed member is reported before an unknown one, and nothing has had an effect yet.
 
 use super::error::Error;
 use super::json::Value;
@@ -61,23 +61,25 @@ impl Shape {
     }
 }
 
-/// `tag` names a member of type [`Type::Enum`]; its value adds the members of one branch. A value without branch adds
-/// none.
+/// `tag` names a member of type [`Type::Enum`]; its value adds the members of one branch. A value
+/// without branch adds none.
 #[derive(Debug)]
 pub struct Union {
     pub tag: &'static str,
     pub branches: &'static [(&'static str, &'static Shape)],
 }
 
-/// Checks `object` against `shape`, named `path` in complaints (empty for the arguments themselves).
+/// Checks `object` against `shape`, named `path` in complaints (empty for the arguments
+/// themselves).
 pub fn check(object: &[(String, Value)], shape: &Shape, path: &str) -> Result<(), Error> {
     let mut known = Vec::new();
     check_members(object, shape, path, &mut known)?;
     match object.iter().find(|(name, _)| !known.contains(&name.as_str())) {
         None => Ok(()),
-        Some((name, _)) => {
-            Err(Error::generic(format_args!("Parameter '{}' is unexpected", member_path(path, name))))
-        }
+        Some((name, _)) => Err(Error::generic(format_args!(
+            "Parameter '{}' is unexpected",
+            member_path(path, name)
+        ))),
     }
 }
 
@@ -109,10 +111,12 @@ fn member_path(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// `name` is the last part of `path`, if that is a member's name: QEMU knows no more when it complains about a value.
+/// `name` is the last part of `path`, if that is a member's name: QEMU knows no more when it
+/// complains about a value.
 fn check_value(value: &Value, of: &Type, path: &str, name: Option<&str>) -> Result<(), Error> {
-    let expected =
-        |what| Error::generic(format_args!("Invalid parameter type for '{path}', expected: {what}"));
+    let expected = |what| {
+        Error::generic(format_args!("Invalid parameter type for '{path}', expected: {what}"))
+    };
     let expects = |what| Error::generic(format_args!("Parameter '{path}' expects {what}"));
     let accept = |yes: bool, error: Error| if yes { Ok(()) } else { Err(error) };
     match of {
@@ -120,7 +124,9 @@ fn check_value(value: &Value, of: &Type, path: &str, name: Option<&str>) -> Resu
         Type::Text => accept(value.as_str().is_some(), expected("string")),
         Type::Bool => accept(matches!(value, Value::Bool(_)), expected("boolean")),
         Type::Null => accept(*value == Value::Null, expected("null")),
-        Type::TextOrNull => accept(matches!(value, Value::Text(_) | Value::Null), expected("StrOrNull")),
+        Type::TextOrNull => {
+            accept(matches!(value, Value::Text(_) | Value::Null), expected("StrOrNull"))
+        }
         Type::Int => accept(value.as_i64().is_some(), expected("integer")),
         Type::Number => accept(value.as_f64().is_some(), expected("number")),
         Type::U64 => accept(wrapping_u64(value).is_some(), expects("uint64")),
@@ -137,10 +143,9 @@ fn check_value(value: &Value, of: &Type, path: &str, name: Option<&str>) -> Resu
         }
         Type::List(of) => {
             let Value::Array(items) = value else { return Err(expected("array")) };
-            items
-                .iter()
-                .enumerate()
-                .try_for_each(|(index, item)| check_value(item, of, &format!("{path}[{index}]"), None))
+            items.iter().enumerate().try_for_each(|(index, item)| {
+                check_value(item, of, &format!("{path}[{index}]"), None)
+            })
         }
         Type::Object(shape) => {
             let Value::Object(members) = value else { return Err(expected("object")) };
@@ -199,10 +204,16 @@ mod tests {
     fn faults_are_named_as_qemu_names_them() {
         for (arguments, want) in [
             ("{}", "Parameter 'capabilities' is missing"),
-            ("{'capabilities': null}", "Invalid parameter type for 'capabilities', expected: array"),
+            (
+                "{'capabilities': null}",
+                "Invalid parameter type for 'capabilities', expected: array",
+            ),
             ("{'capabilities': [], 'x': 1}", "Parameter 'x' is unexpected"),
             ("{'capabilities': [{}], 'x': 1}", "Parameter 'capabilities[0].capability' is missing"),
-            ("{'capabilities': [1]}", "Invalid parameter type for 'capabilities[0]', expected: object"),
+            (
+                "{'capabilities': [1]}",
+                "Invalid parameter type for 'capabilities[0]', expected: object",
+            ),
             (
                 "{'capabilities': [{'capability': 'no', 'state': 1}]}",
                 "Parameter 'capability' does not accept value 'no'",
@@ -220,11 +231,23 @@ mod tests {
             ("{'capabilities': [], 'channels': 255}", "accepted"),
             ("{'capabilities': [], 'limit': -1}", "accepted"),
             ("{'capabilities': [], 'limit': '1G'}", "Parameter 'limit' expects uint64"),
-            ("{'capabilities': [], 'limit': 18446744073709551616}", "Parameter 'limit' expects uint64"),
-            ("{'capabilities': [], 'value': 1.0}", "Invalid parameter type for 'value', expected: integer"),
-            ("{'capabilities': [], 'creds': 1}", "Invalid parameter type for 'creds', expected: StrOrNull"),
+            (
+                "{'capabilities': [], 'limit': 18446744073709551616}",
+                "Parameter 'limit' expects uint64",
+            ),
+            (
+                "{'capabilities': [], 'value': 1.0}",
+                "Invalid parameter type for 'value', expected: integer",
+            ),
+            (
+                "{'capabilities': [], 'creds': 1}",
+                "Invalid parameter type for 'creds', expected: StrOrNull",
+            ),
             ("{'capabilities': [], 'creds': null}", "accepted"),
-            ("{'capabilities': [], 'enable': ['no']}", "Parameter 'null' does not accept value 'no'"),
+            (
+                "{'capabilities': [], 'enable': ['no']}",
+                "Parameter 'null' does not accept value 'no'",
+            ),
             (
                 "{'capabilities': [], 'enable': [1]}",
                 "Invalid parameter type for 'enable[0]', expected: string",

@@ -1,8 +1,9 @@
 //! Serves clients: sockets in, commands out, one command at a time over all monitors.
 //!
-//! Each connection has a task that reads and one that writes. Without out-of-band execution the reader runs each
-//! command before it looks for the next, so that what a client sent too early stays in its socket. With it, up to
-//! [`QUEUED_MAX`] requests wait in a queue that a third task works off, and `exec-oob` overtakes them.
+//! Each connection has a task that reads and one that writes. Without out-of-band execution the
+//! reader runs each command before it looks for the next, so that what a client sent too early
+//! stays in its socket. With it, up to [`QUEUED_MAX`] requests wait in a queue that a third task
+//! works off, and `exec-oob` overtakes them.
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
@@ -22,13 +23,15 @@ use super::wire::Wire;
 
 /// Requests that wait in a connection's queue or are being executed, with out-of-band execution.
 const QUEUED_MAX: usize = 8;
-/// How long answers may take to leave after the client said that it sends nothing more, or at the end of the process.
+/// How long answers may take to leave after the client said that it sends nothing more, or at the
+/// end of the process.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Every connection of every monitor.
 pub struct Server {
     vmm: Arc<Vmm>,
-    /// Held while a command runs. Waiting is in order of arrival, which makes it a round over the monitors.
+    /// Held while a command runs. Waiting is in order of arrival, which makes it a round over the
+    /// monitors.
     turn: Arc<Mutex<()>>,
     clients: RefCell<Vec<Weak<Outbox>>>,
 }
@@ -55,7 +58,8 @@ impl Server {
         let mut session = Session::new(true);
         outbox.push(&session.greeting());
         let writer = tokio_uring::spawn(write(wire.clone(), outbox.clone()));
-        let client = Client { server: self.clone(), monitor: monitor.clone(), outbox: outbox.clone() };
+        let client =
+            Client { server: self.clone(), monitor: monitor.clone(), outbox: outbox.clone() };
         client.read(&wire, &mut session).await;
 
         monitor.fds.drop_pending();
@@ -163,7 +167,10 @@ impl Client {
             while let Some(item) = session.next(&mut input) {
                 let request = Request { item, fds: fds.take() };
                 if session.oob() {
-                    queue.get_or_insert_with(|| Queue::start(self.clone())).put(self, request).await;
+                    queue
+                        .get_or_insert_with(|| Queue::start(self.clone()))
+                        .put(self, request)
+                        .await;
                 } else {
                     self.run(request).await;
                 }

@@ -105,7 +105,8 @@ impl Session {
         self.state == State::Commanding { oob: true }
     }
 
-    /// Takes bytes from the front of `input` until something comes of them. `None`: more bytes are needed.
+    /// Takes bytes from the front of `input` until something comes of them. `None`: more bytes are
+    /// needed.
     pub fn next(&mut self, input: &mut &[u8]) -> Option<Item> {
         let value = match self.reader.next(input)? {
             Ok(value) => value,
@@ -120,8 +121,9 @@ impl Session {
     }
 
     fn request(&self, members: Vec<(String, Value)>) -> Result<Request, Error> {
-        let member =
-            |name: &str, what: &str| Error::generic(format_args!("QMP input member '{name}' {what}"));
+        let member = |name: &str, what: &str| {
+            Error::generic(format_args!("QMP input member '{name}' {what}"))
+        };
         let mut command: Option<(String, String)> = None;
         let mut arguments = Vec::new();
         for (name, value) in members {
@@ -133,7 +135,8 @@ impl Session {
                 _ => return Err(member(&name, "is unexpected")),
             }
         }
-        let (kind, name) = command.ok_or_else(|| Error::generic("QMP input lacks member 'execute'"))?;
+        let (kind, name) =
+            command.ok_or_else(|| Error::generic("QMP input lacks member 'execute'"))?;
         Ok(Request { name, arguments, oob: kind == "exec-oob" })
     }
 
@@ -154,7 +157,9 @@ impl Session {
                 refused(Error::command_not_found(text), id)
             }
             State::Commanding { .. } => match find(&request) {
-                Ok(command) => Item::Run(Job { command, arguments: request.arguments, id, oob: request.oob }),
+                Ok(command) => {
+                    Item::Run(Job { command, arguments: request.arguments, id, oob: request.oob })
+                }
                 Err(error) => refused(error, id),
             },
         }
@@ -163,7 +168,9 @@ impl Session {
     fn negotiate(&mut self, arguments: &[(String, Value)]) -> Result<(), Error> {
         let command = commands::find(commands::NEGOTIATION).expect("it is in the table");
         schema::check(arguments, command.arguments, "")?;
-        let oob = arguments.iter().any(|(_, list)| matches!(list, Value::Array(list) if !list.is_empty()));
+        let oob = arguments
+            .iter()
+            .any(|(_, list)| matches!(list, Value::Array(list) if !list.is_empty()));
         if oob && !self.oob_offered {
             return Err(Error::generic("Capability oob not available"));
         }
@@ -183,7 +190,11 @@ fn split_id(value: Value) -> (Result<Members, Error>, Option<Value>) {
     (Ok(members), id)
 }
 
-fn take_command(command: &mut Option<(String, String)>, name: String, value: Value) -> Result<(), Error> {
+fn take_command(
+    command: &mut Option<(String, String)>,
+    name: String,
+    value: Value,
+) -> Result<(), Error> {
     let Value::Text(value) = value else {
         return Err(Error::generic(format_args!("QMP input member '{name}' must be a string")));
     };
@@ -196,8 +207,9 @@ fn take_command(command: &mut Option<(String, String)>, name: String, value: Val
 
 fn find(request: &Request) -> Result<&'static Command, Error> {
     let name = &request.name;
-    let command = commands::find(name)
-        .ok_or_else(|| Error::command_not_found(format_args!("The command {name} has not been found")))?;
+    let command = commands::find(name).ok_or_else(|| {
+        Error::command_not_found(format_args!("The command {name} has not been found"))
+    })?;
     if request.oob && !command.oob {
         return Err(Error::generic(format_args!("The command {name} does not support OOB")));
     }

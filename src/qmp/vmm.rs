@@ -20,7 +20,8 @@ pub struct Vmm {
     pub events: Arc<Events>,
     pub fd_sets: FdSets,
     pub exit: Arc<Exit>,
-    /// In `inmigrate`: whether the guest starts once it has arrived. `-S` and `stop` clear it, `cont` sets it.
+    /// In `inmigrate`: whether the guest starts once it has arrived. `-S` and `stop` clear it,
+    /// `cont` sets it.
     pub autostart: Arc<AtomicBool>,
     /// What `query-chardev` tells.
     pub chardevs: Box<dyn Fn() -> Vec<ChardevInfo> + Send + Sync>,
@@ -132,8 +133,8 @@ pub struct Exit {
 }
 
 impl Exit {
-    /// Announces SHUTDOWN and asks the control plane to end the process with `status`. The first to ask wins, later
-    /// ones are not heard.
+    /// Announces SHUTDOWN and asks the control plane to end the process with `status`. The first to
+    /// ask wins, later ones are not heard.
     pub fn shutdown(&self, events: &Events, cause: StopCause, status: i32) {
         let _alone = self.announcing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if self.is_requested() {

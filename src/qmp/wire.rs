@@ -5,7 +5,9 @@ use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net;
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, recvmsg, send};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, recvmsg, send,
+};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 
@@ -15,8 +17,8 @@ const RECEIVE_BYTES: usize = 16 << 10;
 
 /// A connected stream socket. Descriptors come by unix sockets only; a tcp one never has any.
 ///
-/// Readiness and `recvmsg`, not a ring: a ring cannot receive descriptors on stream sockets, and waiting for readiness
-/// can be given up at any time without losing what came.
+/// Readiness and `recvmsg`, not a ring: a ring cannot receive descriptors on stream sockets, and
+/// waiting for readiness can be given up at any time without losing what came.
 pub struct Wire {
     /// Of either family: only its readiness is used.
     socket: UnixStream,

@@ -9,7 +9,8 @@ pub enum Command {
     OpenReturnPath,
     /// To be answered by PONG with the same value.
     Ping(u32),
-    /// Postcopy may follow: `None` without the capability, else (OR of block page sizes, target page size).
+    /// Postcopy may follow: `None` without the capability, else (OR of block page sizes, target
+    /// page size).
     PostcopyAdvise(Option<(u64, u64)>),
     PostcopyListen,
     PostcopyRun,
@@ -26,7 +27,8 @@ pub enum Command {
     ReceivedBitmap(String),
     /// The END sections come next.
     SwitchoverStart,
-    /// A number of Godwit's own (0x4700 to 0x47ff, "G"). Only ever sent to a peer that asked for it.
+    /// A number of Godwit's own (0x4700 to 0x47ff, "G"). Only ever sent to a peer that asked for
+    /// it.
     Private {
         number: u16,
         data: Vec<u8>,
@@ -83,7 +85,9 @@ impl Command {
         let length_at = out.len();
         out.extend_from_slice(&[0, 0]);
         match self {
-            Self::Ping(value) | Self::Packaged(value) => out.extend_from_slice(&value.to_be_bytes()),
+            Self::Ping(value) | Self::Packaged(value) => {
+                out.extend_from_slice(&value.to_be_bytes())
+            }
             Self::PostcopyAdvise(Some((blocks, target))) => {
                 out.extend_from_slice(&blocks.to_be_bytes());
                 out.extend_from_slice(&target.to_be_bytes());
@@ -114,8 +118,9 @@ impl Command {
 
     /// Decodes a command's number and data; `offset` is where the data begin, for messages.
     pub fn parse(number: u16, data: &[u8], offset: u64) -> Result<Self, Error> {
-        let refuse =
-            |field: &str, problem| Err(Error::new(format!("command {number}"), field, offset, problem));
+        let refuse = |field: &str, problem| {
+            Err(Error::new(format!("command {number}"), field, offset, problem))
+        };
         let fixed = |length: usize, value: Self| {
             if data.len() == length {
                 return Ok(value);
@@ -123,7 +128,8 @@ impl Command {
             let problem = Problem::Unexpected { found: data.len() as u64, expected: length as u64 };
             refuse("length", problem)
         };
-        let word = || data.get(..4).map_or(0, |b| u32::from_be_bytes(b.try_into().expect("four bytes")));
+        let word =
+            || data.get(..4).map_or(0, |b| u32::from_be_bytes(b.try_into().expect("four bytes")));
         match number {
             1 => fixed(0, Self::OpenReturnPath),
             2 => fixed(4, Self::Ping(word())),
@@ -136,7 +142,12 @@ impl Command {
             4 => fixed(0, Self::PostcopyListen),
             5 => fixed(0, Self::PostcopyRun),
             6 => parse_discard(data).map_or_else(
-                || refuse("discard ranges", Problem::Says("cut short or of an unknown version".into())),
+                || {
+                    refuse(
+                        "discard ranges",
+                        Problem::Says("cut short or of an unknown version".into()),
+                    )
+                },
                 Ok,
             ),
             7 => fixed(4, Self::Packaged(word())),
@@ -185,7 +196,10 @@ mod tests {
             Command::PostcopyAdvise(Some((4096, 4096))),
             Command::PostcopyListen,
             Command::PostcopyRun,
-            Command::PostcopyDiscard { block: "microvm.ram".into(), ranges: vec![(0, 4096), (8192, 65536)] },
+            Command::PostcopyDiscard {
+                block: "microvm.ram".into(),
+                ranges: vec![(0, 4096), (8192, 65536)],
+            },
             Command::Packaged(12345),
             Command::EnableColo,
             Command::PostcopyResume,
@@ -206,7 +220,10 @@ mod tests {
     #[test]
     fn wrong_length_and_unknown_number_are_refused() {
         let error = Command::parse(2, &[0; 3], 0x20).unwrap_err();
-        assert_eq!(error.to_string(), "command 2, field length, offset 0x20: found 0x3, expected 0x4");
+        assert_eq!(
+            error.to_string(),
+            "command 2, field length, offset 0x20: found 0x3, expected 0x4"
+        );
         assert!(Command::parse(12, &[], 0).is_err());
         assert!(Command::parse(6, &[0, 1, b'a', 0, 1], 0).is_err());
     }

@@ -56,7 +56,8 @@ fn configuration_subsection(
         return Err(("subsection version", at, Problem::Newer { found: version, known: 1 }));
     }
     let body = cursor.at();
-    let repeated = |name: &str| Err(("subsection", at, Problem::Repeated { name: name.to_owned() }));
+    let repeated =
+        |name: &str| Err(("subsection", at, Problem::Repeated { name: name.to_owned() }));
     match name {
         b"configuration/target-page-bits" => {
             let Some(bits) = cursor.u32() else { return Ok(None) };
@@ -71,7 +72,8 @@ fn configuration_subsection(
         b"configuration/capabilities" => {
             let Some(count) = cursor.u32() else { return Ok(None) };
             if count > CAPABILITIES_MAX {
-                let problem = Problem::TooLarge { found: count.into(), limit: CAPABILITIES_MAX.into() };
+                let problem =
+                    Problem::TooLarge { found: count.into(), limit: CAPABILITIES_MAX.into() };
                 return Err(("capability count", body, problem));
             }
             if !found.capabilities.is_empty() {

@@ -5,7 +5,8 @@ use std::fmt;
 /// A stream that cannot be read, with the place that shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Error {
-    /// The part of the stream: `stream header`, `configuration`, `section ram`, `section cpu instance 0`, …
+    /// The part of the stream: `stream header`, `configuration`, `section ram`, `section cpu
+    /// instance 0`, …
     pub section: String,
     /// The field in it, by its name in the format.
     pub field: String,
@@ -40,7 +41,11 @@ pub enum Problem {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}, field {}, offset {:#x}: {}", self.section, self.field, self.offset, self.problem)
+        write!(
+            f,
+            "{}, field {}, offset {:#x}: {}",
+            self.section, self.field, self.offset, self.problem
+        )
     }
 }
 
@@ -63,8 +68,12 @@ mod tests {
 
     #[test]
     fn message_names_section_field_and_offset() {
-        let error =
-            Error::new("section ram", "block name", 0x5e, Problem::Unknown { name: "vga.vram".into() });
+        let error = Error::new(
+            "section ram",
+            "block name",
+            0x5e,
+            Problem::Unknown { name: "vga.vram".into() },
+        );
         assert_eq!(
             error.to_string(),
             "section ram, field block name, offset 0x5e: \"vga.vram\" is not known"

@@ -2,15 +2,17 @@
 //!
 //! # How two Godwits find each other
 //!
-//! On a two-way connection the source opens the return path and sends PING [`PING`]. QEMU answers PONG and nothing
-//! else. A Godwit answers with the private message [`NUMBER`] `Offer`, *then* with the PONG. When the PONG has come the
-//! source knows; one round trip decides, without a time-out. Nothing private is sent to a peer that made no offer.
-//! The source answers an offer with the frame `Chosen`; only what it chose is used.
+//! On a two-way connection the source opens the return path and sends PING [`PING`]. QEMU answers
+//! PONG and nothing else. A Godwit answers with the private message [`NUMBER`] `Offer`, *then* with
+//! the PONG. When the PONG has come the source knows; one round trip decides, without a time-out.
+//! Nothing private is sent to a peer that made no offer. The source answers an offer with the frame
+//! `Chosen`; only what it chose is used.
 //!
 //! # Frames: source to target
 //!
-//! A frame is a command (`08`, be16 [`NUMBER`], be16 length, data) wherever a command may stand, and may be followed by
-//! bytes that the command's length does not count, as with PACKAGED. The first byte of the data is the kind:
+//! A frame is a command (`08`, be16 [`NUMBER`], be16 length, data) wherever a command may stand,
+//! and may be followed by bytes that the command's length does not count, as with PACKAGED. The
+//! first byte of the data is the kind:
 //!
 //! | kind | name | data behind the kind byte | uncounted bytes |
 //! | --- | --- | --- | --- |
@@ -22,12 +24,13 @@
 //! | 6 | Hash | be64 hash of all RAM | |
 //! | 7 | Go | | |
 //!
-//! `block` counts in the order of the list in section `ram`. Offsets and bytes are whole pages inside the block.
-//! Records begin with a block's name. With several channels, channels carry frames Run, Zero, Records and Sync and
-//! nothing else behind their hello; a channel has the chunks of 256 pages whose number leaves its own number when
-//! divided by the number of channels, so that all versions of a page travel in order. After each round every channel
-//! and the main channel carry Sync with the same round; the target goes on when all have arrived. Hash comes before
-//! the end of the states, Go after everything else.
+//! `block` counts in the order of the list in section `ram`. Offsets and bytes are whole pages
+//! inside the block. Records begin with a block's name. With several channels, channels carry
+//! frames Run, Zero, Records and Sync and nothing else behind their hello; a channel has the chunks
+//! of 256 pages whose number leaves its own number when divided by the number of channels, so that
+//! all versions of a page travel in order. After each round every channel and the main channel
+//! carry Sync with the same round; the target goes on when all have arrived. Hash comes before the
+//! end of the states, Go after everything else.
 //!
 //! # Answers: target to source
 //!
@@ -39,9 +42,9 @@
 //! | 2 | Refused | text: why the target will not run this guest |
 //! | 3 | Loaded | – : everything is decoded, applied and open; the guest runs once Go has arrived |
 //!
-//! Hand-over with feature COMMIT: Loaded, Go, then SHUT 0 when the guest runs (or stands paused, as the target was
-//! told). From Go on the source never resumes by itself; before it, closing the connection means that the target
-//! never runs.
+//! Hand-over with feature COMMIT: Loaded, Go, then SHUT 0 when the guest runs (or stands paused, as
+//! the target was told). From Go on the source never resumes by itself; before it, closing the
+//! connection means that the target never runs.
 
 use super::{Command, Cursor, Error, Problem};
 
@@ -57,7 +60,8 @@ const LIST_MAX: usize = 1024;
 pub const RECORDS_BYTES_MAX: u32 = 64 << 20;
 
 bitflags::bitflags! {
-    /// What a Godwit can do beyond QEMU's stream. Unknown bits are ignored; a bit never changes its meaning.
+    /// What a Godwit can do beyond QEMU's stream. Unknown bits are ignored; a bit never changes its
+    /// meaning.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct Features: u64 {
         /// Hand-over by Loaded and Go.
@@ -125,7 +129,8 @@ impl Frame {
                 data.extend_from_slice(&features.bits().to_be_bytes());
                 data.push(*channels);
                 data.extend_from_slice(&facts.tsc_khz.to_be_bytes());
-                let (leaves, msrs) = (facts.cpuid.iter().take(LIST_MAX), facts.msrs.iter().take(LIST_MAX));
+                let (leaves, msrs) =
+                    (facts.cpuid.iter().take(LIST_MAX), facts.msrs.iter().take(LIST_MAX));
                 data.extend_from_slice(&(leaves.len() as u16).to_be_bytes());
                 leaves.flatten().for_each(|word| data.extend_from_slice(&word.to_be_bytes()));
                 data.extend_from_slice(&(msrs.len() as u16).to_be_bytes());
@@ -228,7 +233,11 @@ impl Answer {
             1 => {
                 let _version = cursor.u16()?;
                 let features = Features::from_bits_truncate(cursor.u64()?);
-                Some(Self::Offer { features, channels: cursor.u8()?, ram_is_zero: cursor.u8()? == 1 })
+                Some(Self::Offer {
+                    features,
+                    channels: cursor.u8()?,
+                    ram_is_zero: cursor.u8()? == 1,
+                })
             }
             2 => Some(Self::Refused(String::from_utf8_lossy(&data[1..]).into_owned())),
             3 => Some(Self::Loaded),
@@ -270,7 +279,9 @@ mod tests {
             let mut out = Vec::new();
             frame.write(&mut out);
             let number = u16::from_be_bytes([out[1], out[2]]);
-            let Ok(Command::Private { number: NUMBER, data }) = Command::parse(number, &out[5..], 5) else {
+            let Ok(Command::Private { number: NUMBER, data }) =
+                Command::parse(number, &out[5..], 5)
+            else {
                 panic!("{frame:?} is no private command");
             };
             assert_eq!(Frame::parse(&data, 5), Ok(frame));

@@ -1,16 +1,18 @@
-//! The header that a mapped-ram file has for each block: where its bitmap and its pages lie in the file.
+//! The header that a mapped-ram file has for each block: where its bitmap and its pages lie in the
+//! file.
 //!
 //! ```text
 //! be32 1   be64 page size   be64 offset of the bitmap   be64 offset of the pages
 //! ```
 //!
-//! The bitmap follows the header, one bit per page in little-endian 64-bit words; the pages stand in order at the
-//! next multiple of 1 MiB. A page whose bit is 0 is zero, whatever the file holds there. Offsets count from the start
-//! of the file.
+//! The bitmap follows the header, one bit per page in little-endian 64-bit words; the pages stand
+//! in order at the next multiple of 1 MiB. A page whose bit is 0 is zero, whatever the file holds
+//! there. Offsets count from the start of the file.
 
 use super::{Cursor, Error, PAGE_BYTES, Problem};
 
-/// Pages begin at a multiple of this in files written by QEMU and by us; a reader asks only for whole pages.
+/// Pages begin at a multiple of this in files written by QEMU and by us; a reader asks only for
+/// whole pages.
 pub const PAGES_ALIGN: u64 = 1 << 20;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,8 +43,8 @@ impl MappedHeader {
         }
     }
 
-    /// Reads a header that stands at `at` in the file, for a block of `block_bytes`. The bitmap lies behind the header
-    /// and before the pages, and the pages end below 2^63.
+    /// Reads a header that stands at `at` in the file, for a block of `block_bytes`. The bitmap
+    /// lies behind the header and before the pages, and the pages end below 2^63.
     pub fn parse(bytes: &[u8], at: u64, block_bytes: u64) -> Result<Self, Error> {
         let refuse = |field: &str, ahead, problem| {
             Err(Error::new("section ram, mapped-ram header", field, at + ahead, problem))
@@ -54,7 +56,11 @@ impl MappedHeader {
             return refuse("version", 0, Problem::Ends);
         };
         if version != 1 {
-            return refuse("version", 0, Problem::Unexpected { found: version.into(), expected: 1 });
+            return refuse(
+                "version",
+                0,
+                Problem::Unexpected { found: version.into(), expected: 1 },
+            );
         }
         if page != PAGE_BYTES as u64 {
             let problem = Problem::Unexpected { found: page, expected: PAGE_BYTES as u64 };
@@ -62,7 +68,11 @@ impl MappedHeader {
         }
         let expected = at + Self::BYTES as u64;
         if bitmap_offset < expected {
-            return refuse("bitmap offset", 12, Problem::Unexpected { found: bitmap_offset, expected });
+            return refuse(
+                "bitmap offset",
+                12,
+                Problem::Unexpected { found: bitmap_offset, expected },
+            );
         }
         let bitmap_end = bitmap_offset.checked_add(Self::bitmap_bytes(block_bytes));
         let pages_end = pages_offset.checked_add(block_bytes).filter(|end| *end <= i64::MAX as u64);

@@ -1,7 +1,8 @@
 //! The migration stream's framing: QEMU's stream, version 3, reader and writer.
 //!
-//! Nothing here does I/O, reads a clock or keeps more than one record of the stream: the reader is handed the bytes
-//! that have arrived and says what they are or how many more it needs; the writer appends to a `Vec<u8>`.
+//! Nothing here does I/O, reads a clock or keeps more than one record of the stream: the reader is
+//! handed the bytes that have arrived and says what they are or how many more it needs; the writer
+//! appends to a `Vec<u8>`.
 //!
 //! # The bytes
 //!
@@ -23,18 +24,19 @@
 //! ```
 //!
 //! The payload of section `ram` is a list of records ([`ram`]); every other payload is laid out by
-//! [`vmstate`](crate::vmstate), and has no length of its own: a reader must know the layout to find its end.
+//! [`vmstate`](crate::vmstate), and has no length of its own: a reader must know the layout to find
+//! its end.
 //!
 //! Godwit's own extensions, negotiated and never shown to another peer, are in [`godwit`].
 //!
-//! Beside the main channel there are the return path ([`return_path`]), multifd channels ([`multifd`]) and the
-//! headers of a mapped-ram file ([`mapped`]).
+//! Beside the main channel there are the return path ([`return_path`]), multifd channels
+//! ([`multifd`]) and the headers of a mapped-ram file ([`mapped`]).
 //!
 //! # Bounds
 //!
-//! Any input ends in an error or an item. The reader's own memory is bounded by [`BLOCKS_MAX`], [`SECTIONS_MAX`] and
-//! the lengths a one-byte or two-byte count can express; what it asks the caller to hold at once is bounded by
-//! [`PAYLOAD_BYTES_MAX`].
+//! Any input ends in an error or an item. The reader's own memory is bounded by [`BLOCKS_MAX`],
+//! [`SECTIONS_MAX`] and the lengths a one-byte or two-byte count can express; what it asks the
+//! caller to hold at once is bounded by [`PAYLOAD_BYTES_MAX`].
 
 mod command;
 mod configuration;
@@ -59,11 +61,13 @@ pub const MAGIC: u32 = 0x5145_564d;
 pub const VERSION: u32 = 3;
 /// The target page of x86, the unit of every RAM record.
 pub const PAGE_BYTES: usize = 4096;
-/// More RAM blocks than any machine has. Each costs the sender at least ten bytes, so a limit must be ours.
+/// More RAM blocks than any machine has. Each costs the sender at least ten bytes, so a limit must
+/// be ours.
 pub const BLOCKS_MAX: usize = 256;
 /// More sections than any machine has (255 vCPUs with three sections each, and devices).
 pub const SECTIONS_MAX: usize = 4096;
-/// The longest device payload a reader will hold: forty times the largest recorded (a virtio device, 49 KiB).
+/// The longest device payload a reader will hold: forty times the largest recorded (a virtio
+/// device, 49 KiB).
 pub const PAYLOAD_BYTES_MAX: usize = 2 << 20;
 /// The longest package (postcopy's nested list of device sections); QEMU's own limit.
 pub const PACKAGE_BYTES_MAX: u32 = 1 << 24;
@@ -79,7 +83,8 @@ pub enum Step<T> {
     Need(usize),
 }
 
-/// Reads big-endian numbers and strings off the front of `bytes`; `None` when they have not all arrived.
+/// Reads big-endian numbers and strings off the front of `bytes`; `None` when they have not all
+/// arrived.
 #[derive(Clone)]
 pub(crate) struct Cursor<'a> {
     bytes: &'a [u8],

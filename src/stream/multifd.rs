@@ -7,8 +7,8 @@
 //!               256 bytes block name, 128 x be64 offset: normal pages, then zero pages, rest 0
 //! ```
 //!
-//! Data: the normal pages in order of their offsets; plain, or one endless zlib or zstd stream per channel, flushed
-//! at each packet and never restarted.
+//! Data: the normal pages in order of their offsets; plain, or one endless zlib or zstd stream per
+//! channel, flushed at each packet and never restarted.
 
 use super::{Cursor, Error, PAGE_BYTES, Problem};
 
@@ -112,7 +112,10 @@ impl Packet {
     /// # Panics
     /// When there are more than 128 pages or the block's name is longer than 255 bytes.
     pub fn write(&self, out: &mut Vec<u8>) {
-        assert!(self.offsets.len() <= PACKET_PAGES_MAX && self.block.len() < 256, "a packet has room for it");
+        assert!(
+            self.offsets.len() <= PACKET_PAGES_MAX && self.block.len() < 256,
+            "a packet has room for it"
+        );
         let start = out.len();
         let zero = self.offsets.len() as u32 - self.normal;
         let allocated = if self.sync { 0 } else { PACKET_PAGES_MAX as u32 };
@@ -131,11 +134,12 @@ impl Packet {
         out.resize(start + PACKET_BYTES, 0);
     }
 
-    /// Reads a header that stands at `offset` of its channel. Whether offsets lie inside the block is for the caller
-    /// to check, who knows the block; that they are page aligned is checked here.
+    /// Reads a header that stands at `offset` of its channel. Whether offsets lie inside the block
+    /// is for the caller to check, who knows the block; that they are page aligned is checked here.
     pub fn parse(bytes: &[u8; PACKET_BYTES], offset: u64) -> Result<Self, Error> {
-        let refuse =
-            |field: &str, ahead, problem| Err(Error::new("multifd packet", field, offset + ahead, problem));
+        let refuse = |field: &str, ahead, problem| {
+            Err(Error::new("multifd packet", field, offset + ahead, problem))
+        };
         let mut cursor = Cursor::new(bytes);
         check_magic(&mut cursor, "multifd packet", offset)?;
         let mut word = || cursor.u32().expect("inside the header");
@@ -150,9 +154,11 @@ impl Packet {
             return refuse("flags", 8, Problem::Invalid { found: flags.into() });
         };
         let limit = PACKET_PAGES_MAX as u64;
-        for (field, ahead, found) in
-            [("pages allocated", 12, allocated), ("normal pages", 16, normal), ("zero pages", 32, zero)]
-        {
+        for (field, ahead, found) in [
+            ("pages allocated", 12, allocated),
+            ("normal pages", 16, normal),
+            ("zero pages", 32, zero),
+        ] {
             if u64::from(found) > limit {
                 return refuse(field, ahead, Problem::TooLarge { found: found.into(), limit });
             }
@@ -163,7 +169,11 @@ impl Packet {
         }
         let expected = u64::from(normal) * PAGE_BYTES as u64;
         if method == Method::None && u64::from(data_bytes) != expected {
-            return refuse("data size", 20, Problem::Unexpected { found: data_bytes.into(), expected });
+            return refuse(
+                "data size",
+                20,
+                Problem::Unexpected { found: data_bytes.into(), expected },
+            );
         }
         if data_bytes > PACKET_DATA_BYTES_MAX {
             let limit = PACKET_DATA_BYTES_MAX.into();
@@ -174,9 +184,14 @@ impl Packet {
             return refuse("block name", 64, Problem::Says("not text".into()));
         };
         let words = bytes[320..].as_chunks::<8>().0;
-        let offsets: Vec<u64> = words[..pages].iter().map(|word| u64::from_be_bytes(*word)).collect();
+        let offsets: Vec<u64> =
+            words[..pages].iter().map(|word| u64::from_be_bytes(*word)).collect();
         if let Some(at) = offsets.iter().position(|offset| offset % PAGE_BYTES as u64 != 0) {
-            return refuse("page offset", 320 + 8 * at as u64, Problem::Invalid { found: offsets[at] });
+            return refuse(
+                "page offset",
+                320 + 8 * at as u64,
+                Problem::Invalid { found: offsets[at] },
+            );
         }
         Ok(Self { sync, method, number, block: block.to_owned(), normal, data_bytes, offsets })
     }
@@ -219,7 +234,10 @@ mod tests {
         sample().write(&mut out);
         let bytes: [u8; PACKET_BYTES] = out.try_into().unwrap();
         let packet = Packet::parse(&bytes, 64).unwrap();
-        assert_eq!((packet.normal_pages(), packet.zero_pages()), (&[0x1000, 0x3000][..], &[0x2000][..]));
+        assert_eq!(
+            (packet.normal_pages(), packet.zero_pages()),
+            (&[0x1000, 0x3000][..], &[0x2000][..])
+        );
         assert_eq!(packet, sample());
     }
 

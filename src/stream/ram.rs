@@ -1,6 +1,7 @@
 //! The payload of section `ram`: records of pages.
 //!
-//! Every record begins with a be64: page-aligned bits are an offset in a block (or a size), the low twelve are flags.
+//! Every record begins with a be64: page-aligned bits are an offset in a block (or a size), the low
+//! twelve are flags.
 //!
 //! ```text
 //! 0x002 ZERO      [pstr block] u8 00
@@ -12,8 +13,8 @@
 //! 0x200 FLUSH     wait for the multifd channels
 //! ```
 //!
-//! [`RamParser`] reads them in place, without copying: a record borrows its bytes from the receive buffer, so that a
-//! batch can be handed to several threads that apply it.
+//! [`RamParser`] reads them in place, without copying: a record borrows its bytes from the receive
+//! buffer, so that a batch can be handed to several threads that apply it.
 
 use super::mapped::MappedHeader;
 use super::{BLOCKS_MAX, Cursor, Error, PAGE_BYTES, Problem, Step, put_pstr};
@@ -27,7 +28,8 @@ pub const FLAG_XBZRLE: u64 = 0x040;
 pub const FLAG_MULTIFD_FLUSH: u64 = 0x200;
 const FLAGS: u64 = PAGE_BYTES as u64 - 1;
 
-/// Which page: `block` counts in the order of [`RamParser::blocks`], `offset` is in bytes and page aligned.
+/// Which page: `block` counts in the order of [`RamParser::blocks`], `offset` is in bytes and page
+/// aligned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PageAt {
     pub block: u32,
@@ -94,7 +96,8 @@ pub struct RamRules {
     pub ignore_shared: bool,
     /// `mapped-ram`: each block has a header, and no page travels as a record.
     pub mapped: bool,
-    /// Blocks whose entry carries a page size (postcopy, huge pages). The stream does not say which: the target knows.
+    /// Blocks whose entry carries a page size (postcopy, huge pages). The stream does not say
+    /// which: the target knows.
     pub huge_blocks: Vec<String>,
 }
 
@@ -140,14 +143,16 @@ impl RamParser {
         self.last = None;
     }
 
-    /// Reads one record. `Need` says how many bytes of input the next record takes at least, never more than
-    /// 4,360; nothing is consumed then.
+    /// Reads one record. `Need` says how many bytes of input the next record takes at least, never
+    /// more than 4,360; nothing is consumed then.
     #[inline]
     pub fn next<'a>(&mut self, input: &'a [u8]) -> Result<Step<Record<'a>>, Error> {
         if let Some((word, rest)) = input.split_first_chunk::<8>() {
             let word = u64::from_be_bytes(*word);
             // The two commonest records, first: a page or a zero page of the same block.
-            if let (Some(block), true) = (self.last, self.list_bytes_left == 0 && self.skip.is_none()) {
+            if let (Some(block), true) =
+                (self.last, self.list_bytes_left == 0 && self.skip.is_none())
+            {
                 let at = PageAt { block, offset: word & !FLAGS };
                 match (word & FLAGS, rest.first_chunk::<PAGE_BYTES>()) {
                     (FLAG_PAGE_AGAIN, Some(bytes)) if self.holds(at) && !self.rules.mapped => {
@@ -167,8 +172,9 @@ impl RamParser {
         self.next_of_any_kind(input)
     }
 
-    /// Appends records to `out` until the input or `limit` is used up, or one comes that ends or interrupts the page
-    /// records (anything but a page, zero page or delta), which is appended last. Returns the bytes consumed.
+    /// Appends records to `out` until the input or `limit` is used up, or one comes that ends or
+    /// interrupts the page records (anything but a page, zero page or delta), which is appended
+    /// last. Returns the bytes consumed.
     pub fn batch<'a>(
         &mut self,
         input: &'a [u8],
@@ -251,7 +257,9 @@ impl RamParser {
             let limit = self.blocks[block as usize].bytes - PAGE_BYTES as u64;
             return Err(self.refuse("page offset", 0, Problem::TooLarge { found: offset, limit }));
         }
-        let Some(record) = self.page_data(cursor, at, flags & !FLAG_CONTINUE)? else { return Ok(None) };
+        let Some(record) = self.page_data(cursor, at, flags & !FLAG_CONTINUE)? else {
+            return Ok(None);
+        };
         self.last = Some(block);
         Ok(Some(record))
     }
@@ -264,9 +272,10 @@ impl RamParser {
     ) -> Result<Option<Record<'a>>, Error> {
         let start = cursor.at() as u64;
         Ok(match kind {
-            FLAG_PAGE => cursor
-                .take(PAGE_BYTES)
-                .map(|bytes| Record::Page { at, bytes: bytes.try_into().expect("took a page's bytes") }),
+            FLAG_PAGE => cursor.take(PAGE_BYTES).map(|bytes| Record::Page {
+                at,
+                bytes: bytes.try_into().expect("took a page's bytes"),
+            }),
             FLAG_ZERO => match cursor.u8() {
                 None => None,
                 Some(0) => Some(Record::Zero { at }),
@@ -276,7 +285,9 @@ impl RamParser {
                 }
             },
             _ => {
-                let (Some(encoding), Some(length)) = (cursor.u8(), cursor.u16()) else { return Ok(None) };
+                let (Some(encoding), Some(length)) = (cursor.u8(), cursor.u16()) else {
+                    return Ok(None);
+                };
                 if encoding != 1 {
                     let found = encoding.into();
                     return Err(self.refuse(
@@ -286,7 +297,8 @@ impl RamParser {
                     ));
                 }
                 if usize::from(length) > PAGE_BYTES {
-                    let problem = Problem::TooLarge { found: length.into(), limit: PAGE_BYTES as u64 };
+                    let problem =
+                        Problem::TooLarge { found: length.into(), limit: PAGE_BYTES as u64 };
                     return Err(self.refuse("delta length", start + 1, problem));
                 }
                 cursor.take(length.into()).map(|delta| Record::Delta { at, delta })
@@ -308,7 +320,8 @@ impl RamParser {
         let Some(name_bytes) = cursor.pstr() else { return Ok(None) };
         let bytes_at = cursor.at() as u64;
         let Some(bytes) = cursor.u64() else { return Ok(None) };
-        let Some(name) = std::str::from_utf8(name_bytes).ok().filter(|name| !name.is_empty()) else {
+        let Some(name) = std::str::from_utf8(name_bytes).ok().filter(|name| !name.is_empty())
+        else {
             return Err(self.refuse("block name", 0, Problem::Says("empty or not text".into())));
         };
         if bytes == 0 || bytes & FLAGS != 0 {
@@ -325,18 +338,28 @@ impl RamParser {
             let problem = Problem::Says(format!("more than {BLOCKS_MAX} blocks"));
             return Err(self.refuse("block list", 0, problem));
         }
-        let Some((page_bytes, guest_address, mapped)) = self.entry_extras(cursor, name, bytes)? else {
+        let Some((page_bytes, guest_address, mapped)) = self.entry_extras(cursor, name, bytes)?
+        else {
             return Ok(None);
         };
         self.list_bytes_left -= bytes;
         let block = self.blocks.len() as u32;
         self.skip = mapped.map(|header: MappedHeader| header.pages_offset + bytes);
-        self.blocks.push(ListedBlock { name: name.to_owned(), bytes, page_bytes, guest_address, mapped });
+        self.blocks.push(ListedBlock {
+            name: name.to_owned(),
+            bytes,
+            page_bytes,
+            guest_address,
+            mapped,
+        });
         Ok(Some(Record::Block { block }))
     }
 
     /// The optional parts of a list entry: page size, guest address, mapped-ram header.
-    #[expect(clippy::type_complexity, reason = "three optional fields, taken apart by the one caller")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "three optional fields, taken apart by the one caller"
+    )]
     fn entry_extras(
         &self,
         cursor: &mut Cursor<'_>,
@@ -377,7 +400,8 @@ fn unknown(name: &[u8]) -> Problem {
     Problem::Unknown { name: String::from_utf8_lossy(name).into_owned() }
 }
 
-/// Appends the records of one channel; remembers the block named last, so that it is named only when it changes.
+/// Appends the records of one channel; remembers the block named last, so that it is named only
+/// when it changes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RamWriter {
     last: Option<u32>,
@@ -385,7 +409,10 @@ pub struct RamWriter {
 
 impl RamWriter {
     /// The block list that opens the section. `blocks` are (name, size in bytes).
-    pub fn block_list<'a>(out: &mut Vec<u8>, blocks: impl IntoIterator<Item = (&'a str, u64)> + Clone) {
+    pub fn block_list<'a>(
+        out: &mut Vec<u8>,
+        blocks: impl IntoIterator<Item = (&'a str, u64)> + Clone,
+    ) {
         let bytes: u64 = blocks.clone().into_iter().map(|(_, bytes)| bytes).sum();
         out.extend_from_slice(&(bytes | FLAG_MEM_SIZE).to_be_bytes());
         for (name, bytes) in blocks {
@@ -394,9 +421,16 @@ impl RamWriter {
         }
     }
 
-    /// The word and, where the block changes, the block's name: what stands before the data of a page record.
-    /// `kind` is [`FLAG_ZERO`], [`FLAG_PAGE`] or [`FLAG_XBZRLE`].
-    pub fn page_header(&mut self, out: &mut Vec<u8>, kind: u64, block: u32, name: &str, offset: u64) {
+    /// The word and, where the block changes, the block's name: what stands before the data of a
+    /// page record. `kind` is [`FLAG_ZERO`], [`FLAG_PAGE`] or [`FLAG_XBZRLE`].
+    pub fn page_header(
+        &mut self,
+        out: &mut Vec<u8>,
+        kind: u64,
+        block: u32,
+        name: &str,
+        offset: u64,
+    ) {
         debug_assert!(offset & FLAGS == 0, "records are of whole pages");
         if self.last == Some(block) {
             out.extend_from_slice(&(offset | kind | FLAG_CONTINUE).to_be_bytes());
@@ -412,7 +446,14 @@ impl RamWriter {
         out.push(0);
     }
 
-    pub fn page(&mut self, out: &mut Vec<u8>, block: u32, name: &str, offset: u64, bytes: &[u8; PAGE_BYTES]) {
+    pub fn page(
+        &mut self,
+        out: &mut Vec<u8>,
+        block: u32,
+        name: &str,
+        offset: u64,
+        bytes: &[u8; PAGE_BYTES],
+    ) {
         self.page_header(out, FLAG_PAGE, block, name, offset);
         out.extend_from_slice(bytes);
     }
@@ -537,8 +578,13 @@ mod tests {
             refused(|b| b[page + 7] = 0x80),
             "section ram, field record flags, offset 0x2c: value 0x80 is not allowed"
         );
-        assert!(refused(|b| b[page + 4] = 1).contains("page offset, offset 0x2c: value 0x1001000 is above"));
-        assert!(refused(|b| b[page + 9] = b'x').contains("block name, offset 0x34: \"xicrovm.ram\""));
+        assert!(
+            refused(|b| b[page + 4] = 1)
+                .contains("page offset, offset 0x2c: value 0x1001000 is above")
+        );
+        assert!(
+            refused(|b| b[page + 9] = b'x').contains("block name, offset 0x34: \"xicrovm.ram\"")
+        );
         assert!(refused(|b| b[page + 7] = 0x28).contains("none was named before"));
         let zero = page + 20 + PAGE_BYTES;
         assert!(refused(|b| b[zero + 8] = 1).contains("fill byte"));
@@ -559,7 +605,9 @@ mod tests {
             read_all(&mut RamParser::default(), &out, 64)
         };
         assert!(list(&[("a", 0)]).is_err());
-        assert!(list(&[("a", 4096), ("a", 4096)]).unwrap_err().to_string().contains("appears twice"));
+        assert!(
+            list(&[("a", 4096), ("a", 4096)]).unwrap_err().to_string().contains("appears twice")
+        );
         assert!(list(&[("a", 4096), ("b", 12)]).is_err());
         let names: Vec<String> = (0..300).map(|n| n.to_string()).collect();
         let many: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 4096)).collect();

@@ -20,7 +20,8 @@ pub enum Extent {
 
 /// Knows the layouts of device sections: their payloads have no length of their own.
 pub trait Layouts {
-    /// The extent of the payload at the front of `input`, which goes on behind it; `offset` is its place in the stream.
+    /// The extent of the payload at the front of `input`, which goes on behind it; `offset` is its
+    /// place in the stream.
     fn extent(&self, section: &SectionHeader, input: &[u8], offset: u64) -> Result<Extent, Error>;
 }
 
@@ -33,7 +34,8 @@ pub enum Item<'a> {
         kind: SectionKind,
         header: Arc<SectionHeader>,
     },
-    /// A record of section `ram`. Behind [`Record::Skip`] the input goes on at that offset of the file.
+    /// A record of section `ram`. Behind [`Record::Skip`] the input goes on at that offset of the
+    /// file.
     Ram(Record<'a>),
     /// The whole payload of a device.
     Device {
@@ -42,7 +44,8 @@ pub enum Item<'a> {
     },
     /// The footer was right.
     SectionEnd,
-    /// A command. Behind [`Command::Packaged`] come the items of the package, then [`Item::PackageEnd`].
+    /// A command. Behind [`Command::Packaged`] come the items of the package, then
+    /// [`Item::PackageEnd`].
     Command(Command),
     PackageEnd,
     /// All sections were read. A description may follow; a stream that ends here is whole.
@@ -101,16 +104,16 @@ impl<L: Layouts> Reader<L> {
         }
     }
 
-    /// A reader of the second connection of a postcopy that was interrupted: no header, no block list, section ids
-    /// as before.
+    /// A reader of the second connection of a postcopy that was interrupted: no header, no block
+    /// list, section ids as before.
     pub fn resumed(self) -> Self {
         let mut ram = RamParser::with_blocks(self.rules.clone(), self.ram.blocks().to_vec());
         ram.set_offset(0);
         Self { state: State::Between, ram, package_end: None, ..self }
     }
 
-    /// The stream begins at this offset of its file; offsets in messages and in mapped-ram headers count from the
-    /// file's start.
+    /// The stream begins at this offset of its file; offsets in messages and in mapped-ram headers
+    /// count from the file's start.
     pub fn at_file_offset(mut self, offset: u64) -> Self {
         self.ram.set_offset(offset);
         self
@@ -141,7 +144,8 @@ impl<L: Layouts> Reader<L> {
         &self.name
     }
 
-    /// Reads the item at the front of `input`. `Need` gives the bytes of input that it takes at least.
+    /// Reads the item at the front of `input`. `Need` gives the bytes of input that it takes at
+    /// least.
     ///
     /// # Errors
     /// Anything the format does not allow, with its place; the reader is of no use afterwards.
@@ -167,9 +171,11 @@ impl<L: Layouts> Reader<L> {
             }
             State::Finished => match input.first() {
                 None => Ok(Step::Need(1)),
-                Some(byte) => {
-                    Err(self.refuse("end", 0, Problem::Says(format!("byte {byte:#x} behind the end"))))
-                }
+                Some(byte) => Err(self.refuse(
+                    "end",
+                    0,
+                    Problem::Says(format!("byte {byte:#x} behind the end")),
+                )),
             },
         }?;
         if let Step::Need(needed) = step
@@ -184,8 +190,9 @@ impl<L: Layouts> Reader<L> {
         Ok(step)
     }
 
-    /// Reads as many records as `input` and `limit` allow; only inside section `ram` (see [`Reader::in_ram`]). Stops
-    /// behind whatever is not a page. Returns the bytes consumed; 0 with no records: more input is needed.
+    /// Reads as many records as `input` and `limit` allow; only inside section `ram` (see
+    /// [`Reader::in_ram`]). Stops behind whatever is not a page. Returns the bytes consumed; 0 with
+    /// no records: more input is needed.
     pub fn ram_batch<'a>(
         &mut self,
         input: &'a [u8],
@@ -235,7 +242,8 @@ impl<L: Layouts> Reader<L> {
             let at = cursor.at() as u64;
             let Some(found) = cursor.u32() else { return Ok(Step::Need(cursor.needed())) };
             if found != expected {
-                let problem = Problem::Unexpected { found: found.into(), expected: expected.into() };
+                let problem =
+                    Problem::Unexpected { found: found.into(), expected: expected.into() };
                 return Err(self.refuse(field, at, problem));
             }
         }
@@ -341,12 +349,17 @@ impl<L: Layouts> Reader<L> {
         Ok(self.item(Item::Section { kind, header }, cursor.at()))
     }
 
-    fn device<'a>(&mut self, header: &Arc<SectionHeader>, input: &'a [u8]) -> Result<Step<Item<'a>>, Error> {
+    fn device<'a>(
+        &mut self,
+        header: &Arc<SectionHeader>,
+        input: &'a [u8],
+    ) -> Result<Step<Item<'a>>, Error> {
         let bytes = match self.layouts.extent(header, input, self.offset())? {
             Extent::Bytes(bytes) => bytes,
             Extent::Need(needed) if needed <= PAYLOAD_BYTES_MAX => return Ok(Step::Need(needed)),
             Extent::Need(needed) => {
-                let problem = Problem::TooLarge { found: needed as u64, limit: PAYLOAD_BYTES_MAX as u64 };
+                let problem =
+                    Problem::TooLarge { found: needed as u64, limit: PAYLOAD_BYTES_MAX as u64 };
                 return Err(self.refuse("payload", 0, problem));
             }
         };
@@ -357,7 +370,9 @@ impl<L: Layouts> Reader<L> {
 
     fn footer<'a>(&mut self, id: u32, input: &'a [u8]) -> Result<Step<Item<'a>>, Error> {
         let mut cursor = Cursor::new(input);
-        let (Some(marker), Some(found)) = (cursor.u8(), cursor.u32()) else { return Ok(Step::Need(5)) };
+        let (Some(marker), Some(found)) = (cursor.u8(), cursor.u32()) else {
+            return Ok(Step::Need(5));
+        };
         if marker != 0x7e {
             let problem = Problem::Unexpected { found: marker.into(), expected: 0x7e };
             return Err(self.refuse("footer", 0, problem));
@@ -371,13 +386,19 @@ impl<L: Layouts> Reader<L> {
     }
 
     fn command<'a>(&mut self, mut cursor: Cursor<'a>) -> Result<Step<Item<'a>>, Error> {
-        let (Some(number), Some(length)) = (cursor.u16(), cursor.u16()) else { return Ok(Step::Need(5)) };
+        let (Some(number), Some(length)) = (cursor.u16(), cursor.u16()) else {
+            return Ok(Step::Need(5));
+        };
         let at = cursor.at();
         let Some(data) = cursor.take(length.into()) else { return Ok(Step::Need(cursor.needed())) };
         let command = Command::parse(number, data, self.offset() + at as u64)?;
         if let Command::Packaged(bytes) = command {
             if self.package_end.is_some() {
-                return Err(self.refuse("command", 0, Problem::Says("a package inside a package".into())));
+                return Err(self.refuse(
+                    "command",
+                    0,
+                    Problem::Says("a package inside a package".into()),
+                ));
             }
             if bytes > PACKAGE_BYTES_MAX {
                 let limit = PACKAGE_BYTES_MAX.into();
@@ -404,9 +425,14 @@ impl<L: Layouts> Reader<L> {
         let Some(length) = cursor.u32() else { return Ok(Step::Need(5)) };
         if length > DESCRIPTION_BYTES_MAX {
             let limit = DESCRIPTION_BYTES_MAX.into();
-            return Err(self.refuse("length", 1, Problem::TooLarge { found: length.into(), limit }));
+            return Err(self.refuse(
+                "length",
+                1,
+                Problem::TooLarge { found: length.into(), limit },
+            ));
         }
-        self.state = if length == 0 { State::Finished } else { State::Description { left: length } };
+        self.state =
+            if length == 0 { State::Finished } else { State::Description { left: length } };
         Ok(self.item(Item::Description { text: &[], left: length }, 5))
     }
 
@@ -443,11 +469,18 @@ mod tests {
     struct Four;
 
     impl Layouts for Four {
-        fn extent(&self, section: &SectionHeader, input: &[u8], offset: u64) -> Result<Extent, Error> {
+        fn extent(
+            &self,
+            section: &SectionHeader,
+            input: &[u8],
+            offset: u64,
+        ) -> Result<Extent, Error> {
             match section.name.as_str() {
                 "dev" if input.len() >= 4 => Ok(Extent::Bytes(4)),
                 "dev" => Ok(Extent::Need(4)),
-                name => Err(Error::new("x", "name", offset, Problem::Unknown { name: name.into() })),
+                name => {
+                    Err(Error::new("x", "name", offset, Problem::Unknown { name: name.into() }))
+                }
             }
         }
     }

@@ -1,4 +1,5 @@
-//! The return path: messages from target to source, on the same socket. be16 type, be16 length, data.
+//! The return path: messages from target to source, on the same socket. be16 type, be16 length,
+//! data.
 //!
 //! | type | message | data |
 //! | --- | --- | --- |
@@ -29,14 +30,16 @@ pub enum Reply {
         start: u64,
         length: u32,
     },
-    /// A bitmap of this many bytes comes next, then [`BITMAP_END`]: bit i of the byte stream is page i, 1 = received.
+    /// A bitmap of this many bytes comes next, then [`BITMAP_END`]: bit i of the byte stream is
+    /// page i, 1 = received.
     ReceivedBitmap {
         block: String,
         bytes: u64,
     },
     ResumeAck(u32),
     SwitchoverAck,
-    /// A type this version does not know: Godwit's private messages among them, see the `migrate` module.
+    /// A type this version does not know: Godwit's private messages among them, see the `migrate`
+    /// module.
     Other {
         kind: u16,
         data: Vec<u8>,
@@ -58,7 +61,8 @@ impl Reply {
         }
     }
 
-    /// Appends the message. Behind [`Reply::ReceivedBitmap`] the caller puts the bitmap and [`BITMAP_END`].
+    /// Appends the message. Behind [`Reply::ReceivedBitmap`] the caller puts the bitmap and
+    /// [`BITMAP_END`].
     ///
     /// # Panics
     /// When private data are longer than [`DATA_BYTES_MAX`].
@@ -99,7 +103,8 @@ impl Reply {
         }
     }
 
-    /// Reads one message off the front of `input`; `offset` is where it begins, for messages of refusal.
+    /// Reads one message off the front of `input`; `offset` is where it begins, for messages of
+    /// refusal.
     pub fn parse(input: &[u8], offset: u64) -> Result<Step<Self>, Error> {
         let mut cursor = Cursor::new(input);
         let (Some(kind), Some(length)) = (cursor.u16(), cursor.u16()) else {
@@ -120,7 +125,11 @@ impl Reply {
             let at = cursor.at() as u64;
             let Some(found) = cursor.u64() else { return Ok(Step::Need(cursor.needed())) };
             if found > BITMAP_BYTES_MAX || found % 8 != 0 {
-                return refuse("bitmap size", at, Problem::TooLarge { found, limit: BITMAP_BYTES_MAX });
+                return refuse(
+                    "bitmap size",
+                    at,
+                    Problem::TooLarge { found, limit: BITMAP_BYTES_MAX },
+                );
             }
             *bytes = found;
         }

@@ -3,8 +3,8 @@
 use super::cpu_subsections::*;
 use super::{Layout, Visitor};
 
-/// A segment register; `flags` is the second dword of a descriptor: type in bits 8 to 11, S 12, DPL 13 and 14, P 15,
-/// AVL 20, L 21, D/B 22, G 23.
+/// A segment register; `flags` is the second dword of a descriptor: type in bits 8 to 11, S 12, DPL
+/// 13 and 14, P 15, AVL 20, L 21, D/B 22, G 23.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Segment {
     pub selector: u32,

@@ -1,11 +1,13 @@
-//! The description: JSON text at the end of a stream that tells each section's fields, names and sizes.
+//! The description: JSON text at the end of a stream that tells each section's fields, names and
+//! sizes.
 
 use super::{Layout, Scalar, Section, Visitor, Walk, write};
 use crate::stream::{PAGE_BYTES, Problem};
 use std::convert::Infallible;
 use std::fmt::Write;
 
-/// Collects the description of a stream, section by section in the order of the stream. `ram` is not described.
+/// Collects the description of a stream, section by section in the order of the stream. `ram` is
+/// not described.
 #[derive(Debug, Clone)]
 pub struct Description {
     text: String,
@@ -72,8 +74,14 @@ struct Describer<'a> {
 
 impl Describer<'_> {
     /// Name, version, fields and subsections, without the braces around.
-    fn body<T: Layout>(&mut self, state: &mut T, name: &str, version: u32) -> Result<(), Infallible> {
-        let _ = write!(self.text, "\"vmsd_name\": \"{name}\", \"version\": {version}, \"fields\": [");
+    fn body<T: Layout>(
+        &mut self,
+        state: &mut T,
+        name: &str,
+        version: u32,
+    ) -> Result<(), Infallible> {
+        let _ =
+            write!(self.text, "\"vmsd_name\": \"{name}\", \"version\": {version}, \"fields\": [");
         self.first = true;
         state.fields(self)?;
         self.text.push(']');
@@ -96,7 +104,13 @@ impl Describer<'_> {
         }
     }
 
-    fn field(&mut self, name: &str, count: usize, kind: &str, size: usize) -> Result<(), Infallible> {
+    fn field(
+        &mut self,
+        name: &str,
+        count: usize,
+        kind: &str,
+        size: usize,
+    ) -> Result<(), Infallible> {
         self.comma();
         let _ = write!(self.text, "{{\"name\": \"{name}\", ");
         if count > 1 {
@@ -139,7 +153,11 @@ impl Visitor for Describer<'_> {
         self.field(name, N, T::TYPE, T::BYTES)
     }
 
-    fn buffer<const N: usize>(&mut self, name: &'static str, _bytes: &mut [u8; N]) -> Result<(), Infallible> {
+    fn buffer<const N: usize>(
+        &mut self,
+        name: &'static str,
+        _bytes: &mut [u8; N],
+    ) -> Result<(), Infallible> {
         self.field(name, 1, "buffer", N)
     }
 
@@ -151,7 +169,11 @@ impl Visitor for Describer<'_> {
         self.field(name, 1, "unused_buffer", bytes)
     }
 
-    fn structure<T: Layout>(&mut self, name: &'static str, value: &mut T) -> Result<(), Infallible> {
+    fn structure<T: Layout>(
+        &mut self,
+        name: &'static str,
+        value: &mut T,
+    ) -> Result<(), Infallible> {
         self.nested(name, std::slice::from_mut(value))
     }
 
@@ -163,7 +185,11 @@ impl Visitor for Describer<'_> {
         self.nested(name, values)
     }
 
-    fn temporary<T: Layout>(&mut self, name: &'static str, value: &mut T) -> Result<(), Infallible> {
+    fn temporary<T: Layout>(
+        &mut self,
+        name: &'static str,
+        value: &mut T,
+    ) -> Result<(), Infallible> {
         self.comma();
         let _ = write!(self.text, "{{\"name\": \"{name}\", \"type\": \"tmp\", ");
         let before = self.size;
@@ -218,7 +244,12 @@ impl Visitor for Describer<'_> {
         self.nested(name, values)
     }
 
-    fn bytes(&mut self, name: &'static str, count: usize, _bytes: &mut Vec<u8>) -> Result<(), Infallible> {
+    fn bytes(
+        &mut self,
+        name: &'static str,
+        count: usize,
+        _bytes: &mut Vec<u8>,
+    ) -> Result<(), Infallible> {
         self.field(name, 1, "buffer", count)
     }
 

@@ -1,13 +1,16 @@
-//! QEMU's section layouts: what each device of the machine `microvm` puts into the migration stream.
+//! QEMU's section layouts: what each device of the machine `microvm` puts into the migration
+//! stream.
 //!
 //! Each section is one plain struct and **one field table**: the method [`Layout::fields`] (and
-//! [`Layout::subsections`]) names every field once, in the order of the stream. Three visitors walk the same table, so
-//! that they cannot drift apart: [`read`] fills a struct from bytes, [`write`](fn@write) makes the bytes, [`Description`] makes
-//! the JSON text that QEMU puts at the end of a stream.
+//! [`Layout::subsections`]) names every field once, in the order of the stream. Three visitors walk
+//! the same table, so that they cannot drift apart: [`read`] fills a struct from bytes,
+//! [`write`](fn@write) makes the bytes, [`Description`] makes the JSON text that QEMU puts at the
+//! end of a stream.
 //!
-//! Everything is big-endian. A struct inside a struct is laid out in place, its own subsections included. A subsection
-//! is `05`, pstr name, be32 version, fields, nested subsections; it is there only if it is needed, and a reader that
-//! does not know its name must give up, since nothing tells where it ends.
+//! Everything is big-endian. A struct inside a struct is laid out in place, its own subsections
+//! included. A subsection is `05`, pstr name, be32 version, fields, nested subsections; it is there
+//! only if it is needed, and a reader that does not know its name must give up, since nothing tells
+//! where it ends.
 //!
 //! The structs know nothing of KVM; `machine::{save, load}` map them.
 
@@ -30,8 +33,8 @@ pub use describe::Description;
 pub use irqchip::{ApicSipi, ApicState, IoapicState, PicState};
 pub use platform::{
     CpuCommonState, FwCfgAcpi, FwCfgDma, FwCfgState, GedCpuHotplug, GedCpuSelector, GedEvents,
-    GedMemoryHotplug, GedMemorySelector, GedState, GlobalState, KvmClockState, TimerState, TprHandlers,
-    TprOptState, TprRom, VmCoreInfoState,
+    GedMemoryHotplug, GedMemorySelector, GedState, GlobalState, KvmClockState, TimerState,
+    TprHandlers, TprOptState, TprRom, VmCoreInfoState,
 };
 pub use read::{Stop, read, read_section};
 pub use serial::{
@@ -41,8 +44,8 @@ pub use show::{Row, rows};
 pub use timers::{PitChannel, PitState, RtcState};
 pub use virtio::{
     VirtioExtra, VirtioKind, VirtioMmioHolder, VirtioMmioQueue, VirtioMmioState, VirtioPackedRing,
-    VirtioPackedRings, VirtioPayload, VirtioQueue, VirtioRing, VirtioRingSize, VirtioRingSizes, VirtioRings,
-    VirtioState,
+    VirtioPackedRings, VirtioPayload, VirtioQueue, VirtioRing, VirtioRingSize, VirtioRingSizes,
+    VirtioRings, VirtioState,
 };
 pub use virtio_device::{
     BalloonReport, BalloonState, BlockState, ConsolePort, ConsoleState, Element, NetRss, NetState,
@@ -79,7 +82,14 @@ macro_rules! scalars {
     )*};
 }
 
-scalars!(u8 = "uint8", u16 = "uint16", u32 = "uint32", u64 = "uint64", i32 = "int32", i64 = "int64");
+scalars!(
+    u8 = "uint8",
+    u16 = "uint16",
+    u32 = "uint32",
+    u64 = "uint64",
+    i32 = "int32",
+    i64 = "int64"
+);
 
 impl Scalar for bool {
     const BYTES: usize = 1;
@@ -121,19 +131,26 @@ pub trait Visitor {
         values: &mut [T; N],
     ) -> Result<(), Self::Stop>;
     /// Raw bytes.
-    fn buffer<const N: usize>(&mut self, name: &'static str, bytes: &mut [u8; N]) -> Result<(), Self::Stop>;
+    fn buffer<const N: usize>(
+        &mut self,
+        name: &'static str,
+        bytes: &mut [u8; N],
+    ) -> Result<(), Self::Stop>;
     /// A timer's expiry, ns of the virtual clock; -1: not armed.
     fn timer(&mut self, name: &'static str, expiry: &mut i64) -> Result<(), Self::Stop>;
     /// Bytes that mean nothing: skipped when read, written as zeros.
     fn unused(&mut self, name: &'static str, bytes: usize) -> Result<(), Self::Stop>;
-    fn structure<T: Layout>(&mut self, name: &'static str, value: &mut T) -> Result<(), Self::Stop>;
+    fn structure<T: Layout>(&mut self, name: &'static str, value: &mut T)
+    -> Result<(), Self::Stop>;
     fn structures<T: Layout, const N: usize>(
         &mut self,
         name: &'static str,
         values: &mut [T; N],
     ) -> Result<(), Self::Stop>;
-    /// A struct that QEMU makes up for the stream; differs from [`Visitor::structure`] in the description only.
-    fn temporary<T: Layout>(&mut self, name: &'static str, value: &mut T) -> Result<(), Self::Stop>;
+    /// A struct that QEMU makes up for the stream; differs from [`Visitor::structure`] in the
+    /// description only.
+    fn temporary<T: Layout>(&mut self, name: &'static str, value: &mut T)
+    -> Result<(), Self::Stop>;
     /// A struct that the description shows as one field of type `kind`.
     fn opaque<T: Layout>(
         &mut self,
@@ -159,7 +176,12 @@ pub trait Visitor {
         values: &mut Vec<T>,
     ) -> Result<(), Self::Stop>;
     /// `count` raw bytes.
-    fn bytes(&mut self, name: &'static str, count: usize, bytes: &mut Vec<u8>) -> Result<(), Self::Stop>;
+    fn bytes(
+        &mut self,
+        name: &'static str,
+        count: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Self::Stop>;
     /// A count that the field before gave: refused when it is above `limit`.
     fn check(&mut self, name: &'static str, found: u64, limit: u64) -> Result<(), Self::Stop> {
         if found <= limit { Ok(()) } else { self.refuse(name, Problem::TooLarge { found, limit }) }

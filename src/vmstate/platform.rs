@@ -2,8 +2,8 @@
 
 use super::{Layout, Visitor};
 
-/// `timer`: the clocks. `cpu_clock_offset` is the virtual clock at the stop, ns: the origin of every timer and every
-/// load time in the other sections.
+/// `timer`: the clocks. `cpu_clock_offset` is the virtual clock at the stop, ns: the origin of
+/// every timer and every load time in the other sections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TimerState {
     pub cpu_ticks_offset: i64,
@@ -98,12 +98,17 @@ impl Layout for CpuCommonState {
     }
 
     fn subsections<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
-        v.subsection_of("cpu_common/exception_index", "exception_index", &mut self.exception_index)?;
+        v.subsection_of(
+            "cpu_common/exception_index",
+            "exception_index",
+            &mut self.exception_index,
+        )?;
         v.subsection_of("cpu_common/crash_occurred", "crash_occurred", &mut self.crash_occurred)
     }
 }
 
-/// `kvm-tpr-opt`: patching of TPR accesses in 32-bit guests. All zero here; kept so that a stream passes through whole.
+/// `kvm-tpr-opt`: patching of TPR accesses in 32-bit guests. All zero here; kept so that a stream
+/// passes through whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TprOptState {
     pub rom: TprRom,
@@ -334,14 +339,21 @@ pub struct GlobalState {
 
 impl Default for GlobalState {
     fn default() -> Self {
-        Self { size: 0, run_state: [0; 32], has_was_suspended: 0, was_suspended: 0, padding: [0; 66] }
+        Self {
+            size: 0,
+            run_state: [0; 32],
+            has_was_suspended: 0,
+            was_suspended: 0,
+            padding: [0; 66],
+        }
     }
 }
 
 impl GlobalState {
     /// For the run state of this name, which has fewer than 32 bytes.
     pub fn new(name: &str) -> Self {
-        let mut state = Self { size: name.len() as u32 + 1, has_was_suspended: 1, ..Self::default() };
+        let mut state =
+            Self { size: name.len() as u32 + 1, has_was_suspended: 1, ..Self::default() };
         state.run_state[..name.len()].copy_from_slice(name.as_bytes());
         state
     }

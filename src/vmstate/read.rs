@@ -11,11 +11,12 @@ pub enum Stop {
     Refused(Box<Error>),
 }
 
-/// Reads the payload of the section `header` from the front of `input`, which stands at `offset` of the stream.
-/// Returns the section and the payload's length.
+/// Reads the payload of the section `header` from the front of `input`, which stands at `offset` of
+/// the stream. Returns the section and the payload's length.
 ///
-/// A payload has no length of its own: its end is where a byte comes that begins no subsection, so `input` must go on
-/// behind it (with the footer). With `whole` it is the payload and nothing else, and its end is the payload's end.
+/// A payload has no length of its own: its end is where a byte comes that begins no subsection, so
+/// `input` must go on behind it (with the footer). With `whole` it is the payload and nothing else,
+/// and its end is the payload's end.
 ///
 /// # Errors
 /// [`Stop::Short`] when `input` ends too early; with `whole` that is a refusal too.
@@ -26,7 +27,12 @@ pub fn read_section(
     whole: bool,
 ) -> Result<(Section, usize), Stop> {
     let refuse = |field, problem| {
-        Err(Stop::Refused(Box::new(Error::new(format!("section {header}"), field, offset, problem))))
+        Err(Stop::Refused(Box::new(Error::new(
+            format!("section {header}"),
+            field,
+            offset,
+            problem,
+        ))))
     };
     let Some(mut section) = Section::named(&header.name) else {
         return refuse("name", Problem::Unknown { name: header.name.clone() });
@@ -65,8 +71,16 @@ impl Walk for ReadWalk<'_> {
 
     fn layout<T: Layout>(self, state: &mut T) -> Self::Out {
         let ReadWalk { header, input, offset, whole } = self;
-        let mut reader =
-            Reader { header, input, offset, whole, at: 0, before: 0, path: Vec::new(), pending: None };
+        let mut reader = Reader {
+            header,
+            input,
+            offset,
+            whole,
+            at: 0,
+            before: 0,
+            path: Vec::new(),
+            pending: None,
+        };
         match reader.body(state) {
             Ok(()) => Ok(reader.at),
             Err(Stop::Short(_)) if whole => Err(reader.error("end", Problem::Ends)),
@@ -128,7 +142,8 @@ impl<'a> Reader<'a> {
         if self.peek(0, 1)?[0] != 0x05 {
             return Ok(None);
         }
-        // The byte may also be a value of the struct around: then what follows is not a name of ours.
+        // The byte may also be a value of the struct around: then what follows is not a name of
+        // ours.
         let Ok(length) = self.peek(1, 1) else { return self.no_more_if_whole() };
         let length = usize::from(length[0]);
         if length <= owner.len() {
@@ -152,7 +167,8 @@ impl<'a> Reader<'a> {
         if self.whole { Ok(None) } else { Err(Stop::Short(self.at + needed)) }
     }
 
-    /// Whether the pending subsection is `name`; then its version is checked and it is pending no more.
+    /// Whether the pending subsection is `name`; then its version is checked and it is pending no
+    /// more.
     fn is_pending(&mut self, name: &'static str, known: u32, there: bool) -> Result<bool, Stop> {
         let Some((_, found)) = self.pending.take_if(|(pending, _)| *pending == name) else {
             return Ok(false);
@@ -194,7 +210,12 @@ impl<'a> Reader<'a> {
         }
         name.push_str(field);
         let offset = self.offset + self.before as u64;
-        Stop::Refused(Box::new(Error::new(format!("section {}", self.header), name, offset, problem)))
+        Stop::Refused(Box::new(Error::new(
+            format!("section {}", self.header),
+            name,
+            offset,
+            problem,
+        )))
     }
 }
 
@@ -218,7 +239,11 @@ impl Visitor for Reader<'_> {
         Ok(())
     }
 
-    fn buffer<const N: usize>(&mut self, _name: &'static str, bytes: &mut [u8; N]) -> Result<(), Stop> {
+    fn buffer<const N: usize>(
+        &mut self,
+        _name: &'static str,
+        bytes: &mut [u8; N],
+    ) -> Result<(), Stop> {
         bytes.copy_from_slice(self.take(N)?);
         Ok(())
     }
@@ -282,7 +307,12 @@ impl Visitor for Reader<'_> {
         Ok(())
     }
 
-    fn list<T: Layout>(&mut self, name: &'static str, count: usize, values: &mut Vec<T>) -> Result<(), Stop> {
+    fn list<T: Layout>(
+        &mut self,
+        name: &'static str,
+        count: usize,
+        values: &mut Vec<T>,
+    ) -> Result<(), Stop> {
         values.clear();
         for index in 0..count {
             let mut value = T::default();
@@ -292,7 +322,12 @@ impl Visitor for Reader<'_> {
         Ok(())
     }
 
-    fn bytes(&mut self, _name: &'static str, count: usize, bytes: &mut Vec<u8>) -> Result<(), Stop> {
+    fn bytes(
+        &mut self,
+        _name: &'static str,
+        count: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Stop> {
         *bytes = self.take(count)?.to_vec();
         Ok(())
     }

@@ -104,7 +104,9 @@ impl SerialFifo {
 
     /// What it holds, oldest first.
     pub fn contents(&self) -> Vec<u8> {
-        (0..self.num.min(16)).map(|i| self.data[(self.head.wrapping_add(i) % 16) as usize]).collect()
+        (0..self.num.min(16))
+            .map(|i| self.data[(self.head.wrapping_add(i) % 16) as usize])
+            .collect()
     }
 }
 

@@ -110,15 +110,21 @@ impl Visitor for Show {
         name: &'static str,
         values: &mut [T; N],
     ) -> Result<(), Infallible> {
-        let used = values.iter().rposition(|value| *value != T::default()).map_or(0, |last| last + 1);
-        let mut text: Vec<String> = values[..used.min(40)].iter().map(|value| number(*value)).collect();
+        let used =
+            values.iter().rposition(|value| *value != T::default()).map_or(0, |last| last + 1);
+        let mut text: Vec<String> =
+            values[..used.min(40)].iter().map(|value| number(*value)).collect();
         if used < N {
             text.push(format!("{} zeros", N - used));
         }
         self.row(name, T::BYTES * N, text.join(" "))
     }
 
-    fn buffer<const N: usize>(&mut self, name: &'static str, bytes: &mut [u8; N]) -> Result<(), Infallible> {
+    fn buffer<const N: usize>(
+        &mut self,
+        name: &'static str,
+        bytes: &mut [u8; N],
+    ) -> Result<(), Infallible> {
         self.row(name, N, hex(bytes))
     }
 
@@ -131,7 +137,11 @@ impl Visitor for Show {
         self.row(name, bytes, "-".into())
     }
 
-    fn structure<T: Layout>(&mut self, name: &'static str, value: &mut T) -> Result<(), Infallible> {
+    fn structure<T: Layout>(
+        &mut self,
+        name: &'static str,
+        value: &mut T,
+    ) -> Result<(), Infallible> {
         self.inside(name, value)
     }
 
@@ -146,7 +156,11 @@ impl Visitor for Show {
         Ok(())
     }
 
-    fn temporary<T: Layout>(&mut self, _name: &'static str, value: &mut T) -> Result<(), Infallible> {
+    fn temporary<T: Layout>(
+        &mut self,
+        _name: &'static str,
+        value: &mut T,
+    ) -> Result<(), Infallible> {
         self.body(value)
     }
 
@@ -204,11 +218,18 @@ impl Visitor for Show {
         }
         match sizes[used..].iter().sum() {
             0 => Ok(()),
-            bytes => self.row(&format!("{name}[{used}…]"), bytes, format!("{} of zeros", count - used)),
+            bytes => {
+                self.row(&format!("{name}[{used}…]"), bytes, format!("{} of zeros", count - used))
+            }
         }
     }
 
-    fn bytes(&mut self, name: &'static str, count: usize, bytes: &mut Vec<u8>) -> Result<(), Infallible> {
+    fn bytes(
+        &mut self,
+        name: &'static str,
+        count: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Infallible> {
         if count == 0 { Ok(()) } else { self.row(name, count, hex(bytes)) }
     }
 

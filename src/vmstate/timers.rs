@@ -63,7 +63,8 @@ impl Layout for PitChannel {
     }
 }
 
-/// `mc146818rtc`. Times are on the RTC's own clock (the host's real time, unless told otherwise), ns.
+/// `mc146818rtc`. Times are on the RTC's own clock (the host's real time, unless told otherwise),
+/// ns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RtcState {
     pub cmos: [u8; 128],

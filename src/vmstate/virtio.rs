@@ -1,9 +1,11 @@
 //! virtio over virtio-mmio: the part that all devices share, around the device's own.
 //!
-//! The section's name is `virtio-mmio@<transport address, 16 hex digits>/<device>`. The description shows the whole
-//! payload as one field of type `virtio`.
+//! The section's name is `virtio-mmio@<transport address, 16 hex digits>/<device>`. The description
+//! shows the whole payload as one field of type `virtio`.
 
-use super::virtio_device::{BalloonState, BlockState, ConsoleState, VirtioDevice, VirtioDevicePart};
+use super::virtio_device::{
+    BalloonState, BlockState, ConsoleState, VirtioDevice, VirtioDevicePart,
+};
 use super::{Layout, Visitor};
 use crate::stream::Problem;
 
@@ -96,7 +98,8 @@ impl VirtioState {
     pub fn named(idstr: &str) -> Option<Self> {
         let (address, device) = idstr.strip_prefix("virtio-mmio@")?.split_once('/')?;
         let hex = address.len() == 16 && address.bytes().all(|byte| byte.is_ascii_hexdigit());
-        let kind = VirtioKind::ALL.into_iter().find(|kind| kind.name() == device).filter(|_| hex)?;
+        let kind =
+            VirtioKind::ALL.into_iter().find(|kind| kind.name() == device).filter(|_| hex)?;
         Some(Self::new(kind))
     }
 
@@ -202,8 +205,8 @@ impl Layout for VirtioQueue {
     }
 }
 
-/// A subsection that is an array with an entry for each of 1024 queues, zeros behind those that exist. Kept without the
-/// zeros at its end.
+/// A subsection that is an array with an entry for each of 1024 queues, zeros behind those that
+/// exist. Kept without the zeros at its end.
 macro_rules! queue_arrays {
     ($($(#[$doc:meta])* $name:ident[$entry:ident] = $section:literal;)*) => {$(
         $(#[$doc])*
@@ -221,7 +224,10 @@ macro_rules! queue_arrays {
     )*};
 }
 
-fn queue_array<T: Layout + PartialEq, V: Visitor>(v: &mut V, entries: &mut Vec<T>) -> Result<(), V::Stop> {
+fn queue_array<T: Layout + PartialEq, V: Visitor>(
+    v: &mut V,
+    entries: &mut Vec<T>,
+) -> Result<(), V::Stop> {
     entries.resize(QUEUES_MAX, T::default());
     v.list("queue", QUEUES_MAX, entries)?;
     let used = entries.iter().rposition(|entry| *entry != T::default()).map_or(0, |last| last + 1);

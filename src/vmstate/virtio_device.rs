@@ -3,7 +3,8 @@
 use super::{Layout, Visitor};
 use crate::stream::Problem;
 
-/// Network cards with more than one pair of queues have more than these (receive, transmit, control).
+/// Network cards with more than one pair of queues have more than these (receive, transmit,
+/// control).
 const SINGLE_PAIR_QUEUES: usize = 3;
 const MAC_TABLE_MAX: u64 = 64;
 const PORTS_MAX: u64 = 511;
@@ -36,7 +37,8 @@ impl VirtioDevicePart<'_> {
                 } else {
                     None
                 };
-                state.offloads = if self.offloads { Some(state.offloads.unwrap_or_default()) } else { None };
+                state.offloads =
+                    if self.offloads { Some(state.offloads.unwrap_or_default()) } else { None };
                 v.structure("virtio-net", &mut **state)
             }
             VirtioDevice::Console(state) => v.structure("virtio-console", state),

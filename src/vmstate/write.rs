@@ -62,7 +62,11 @@ impl Visitor for Writer<'_> {
         Ok(())
     }
 
-    fn buffer<const N: usize>(&mut self, _name: &'static str, bytes: &mut [u8; N]) -> Result<(), Infallible> {
+    fn buffer<const N: usize>(
+        &mut self,
+        _name: &'static str,
+        bytes: &mut [u8; N],
+    ) -> Result<(), Infallible> {
         self.out.extend_from_slice(bytes);
         Ok(())
     }
@@ -76,7 +80,11 @@ impl Visitor for Writer<'_> {
         Ok(())
     }
 
-    fn structure<T: Layout>(&mut self, _name: &'static str, value: &mut T) -> Result<(), Infallible> {
+    fn structure<T: Layout>(
+        &mut self,
+        _name: &'static str,
+        value: &mut T,
+    ) -> Result<(), Infallible> {
         self.body(value)
     }
 
@@ -88,7 +96,11 @@ impl Visitor for Writer<'_> {
         values.iter_mut().try_for_each(|value| self.body(value))
     }
 
-    fn temporary<T: Layout>(&mut self, _name: &'static str, value: &mut T) -> Result<(), Infallible> {
+    fn temporary<T: Layout>(
+        &mut self,
+        _name: &'static str,
+        value: &mut T,
+    ) -> Result<(), Infallible> {
         self.body(value)
     }
 
@@ -130,7 +142,12 @@ impl Visitor for Writer<'_> {
         values.iter_mut().try_for_each(|value| self.body(value))
     }
 
-    fn bytes(&mut self, name: &'static str, count: usize, bytes: &mut Vec<u8>) -> Result<(), Infallible> {
+    fn bytes(
+        &mut self,
+        name: &'static str,
+        count: usize,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), Infallible> {
         assert_eq!(count, bytes.len(), "{name}: as many bytes as its count says");
         self.out.extend_from_slice(bytes);
         Ok(())

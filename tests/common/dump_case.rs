@@ -1,5 +1,5 @@
-//! A guest made from arbitrary bytes, dumped in every form and read back. Shared by the property test and the fuzz
-//! target.
+//! A guest made from arbitrary bytes, dumped in every form and read back. Shared by the property
+//! test and the fuzz target.
 
 use std::fs::File;
 use std::io::{Read, Seek};
@@ -55,7 +55,10 @@ impl Case {
         let cpus = (0..from.number(1) % 4).map(|_| cpu(&mut from)).collect();
         let filter = (from.number(1) % 2 == 1).then(|| {
             let unit = UNITS[from.number(1) as usize % UNITS.len()] as i64;
-            Filter { begin: from.number(2) as i16 as i64 * unit, length: from.number(4) as i32 as i64 }
+            Filter {
+                begin: from.number(2) as i16 as i64 * unit,
+                length: from.number(4) as i32 as i64,
+            }
         });
         let vmcoreinfo = (from.number(1) % 2 == 1).then(|| VmCoreInfo {
             guest_format: 1,
@@ -67,7 +70,9 @@ impl Case {
 
     /// Dumps the guest in every form and checks that each holds its memory.
     pub fn check(&self) {
-        for (filter, paging) in [(None, false), (self.filter, false), (None, true), (self.filter, true)] {
+        for (filter, paging) in
+            [(None, false), (self.filter, false), (None, true), (self.filter, true)]
+        {
             let options = Options { filter, paging, threads: 1, ..Options::new(Format::Elf) };
             let sparse = self.dump(&options, false);
             let Some(file) = sparse else { continue };
@@ -121,7 +126,8 @@ impl Case {
                 .parts
                 .iter()
                 .map(|(start, bytes)| {
-                    let (start, end) = (i128::from(*start), i128::from(*start) + bytes.len() as i128);
+                    let (start, end) =
+                        (i128::from(*start), i128::from(*start) + bytes.len() as i128);
                     (end.min(high) - start.max(low)).max(0)
                 })
                 .sum();
@@ -160,8 +166,10 @@ impl Case {
         let mut at = 0;
         while at < bytes.len() {
             let here = pa + at as u64;
-            let part =
-                self.parts.iter().find(|(start, part)| (*start..start + part.len() as u64).contains(&here));
+            let part = self
+                .parts
+                .iter()
+                .find(|(start, part)| (*start..start + part.len() as u64).contains(&here));
             let (start, part) = part.expect("a segment outside memory");
             let from = &part[(here - start) as usize..];
             let count = from.len().min(bytes.len() - at);

@@ -41,10 +41,19 @@ macro_rules! guest {
 }
 
 // Says `k` and halts for ever.
-guest!(hello, GUEST_HELLO, GUEST_HELLO_END, "mov dx, 0x3f8", "mov al, 'k'", "out dx, al", "2: hlt", "jmp 2b");
+guest!(
+    hello,
+    GUEST_HELLO,
+    GUEST_HELLO_END,
+    "mov dx, 0x3f8",
+    "mov al, 'k'",
+    "out dx, al",
+    "2: hlt",
+    "jmp 2b"
+);
 
-// Counts in ECX and at 0x200000, and checks on each turn that an IN brought what the port holds (0x60 from the line
-// status); says `!` and stops if not.
+// Counts in ECX and at 0x200000, and checks on each turn that an IN brought what the port holds
+// (0x60 from the line status); says `!` and stops if not.
 guest!(
     counter,
     GUEST_COUNTER,
@@ -88,7 +97,8 @@ guest!(
     "jmp 2b",
 );
 
-// Counts its starts at 0x300000, says `r`, and faults three times over, until the fourth start, when it says `k`.
+// Counts its starts at 0x300000, says `r`, and faults three times over, until the fourth start,
+// when it says `k`.
 guest!(
     restarter,
     GUEST_RESTARTER,
@@ -107,7 +117,8 @@ guest!(
     "jmp 3b",
 );
 
-// Writes a turn number to each of the 1024 pages from 4 MiB on, in turn, saying `.` after each turn.
+// Writes a turn number to each of the 1024 pages from 4 MiB on, in turn, saying `.` after each
+// turn.
 guest!(
     writer,
     GUEST_WRITER,
@@ -125,8 +136,8 @@ guest!(
     "jmp 2b",
 );
 
-// Looks for `etc/vmcoreinfo` in fw_cfg and says where its note is: at 0x230000, 64 bytes, with a release and a
-// negative phys_base in it. Says `k` if the write was taken, else `!`, and halts.
+// Looks for `etc/vmcoreinfo` in fw_cfg and says where its note is: at 0x230000, 64 bytes, with a
+// release and a negative phys_base in it. Says `k` if the write was taken, else `!`, and halts.
 guest!(
     publisher,
     GUEST_PUBLISHER,
@@ -236,7 +247,8 @@ pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Confi
     std::fs::write(&path, elf(code)).unwrap();
     let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
     let block = "microvm.ram".into();
-    let memory = Memory { bytes: mib << 20, block, backend, prealloc: false, merge: false, dump: true };
+    let memory =
+        Memory { bytes: mib << 20, block, backend, prealloc: false, merge: false, dump: true };
     Config {
         board: Default::default(),
         kvm: Default::default(),
@@ -282,7 +294,10 @@ impl Said {
     }
 
     pub fn wait_for(&self, text: &str) {
-        wait(|| self.text().contains(text), || format!("{:?} does not contain {text:?}", self.text()));
+        wait(
+            || self.text().contains(text),
+            || format!("{:?} does not contain {text:?}", self.text()),
+        );
     }
 }
 

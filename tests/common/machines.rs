@@ -6,8 +6,8 @@ use godwit::machine::load::{HostCpu, Loader};
 use godwit::machine::save::DeviceSections;
 use godwit::machine::{LoadReport, Machine, Outside, RunState, monotonic_ns};
 use godwit::stream::{
-    Configuration, Error, Item, PAGE_BYTES, RamWriter, Reader, Record, SectionHeader, SectionKind, Step,
-    description, end_of_states,
+    Configuration, Error, Item, PAGE_BYTES, RamWriter, Reader, Record, SectionHeader, SectionKind,
+    Step, description, end_of_states,
 };
 use godwit::vmstate::Known;
 use std::io::{self, Write};

@@ -24,7 +24,9 @@ impl Godwit {
         let serial = format!("file:{}/serial", folder.path().display());
         let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
             .args(["run", "-M", "microvm,acpi=off", "-nodefaults", "-display", "none"])
-            .args(["-m", memory, "-smp", cpus, "-kernel", "builtin", "-append", set, "-qmp", &monitor])
+            .args([
+                "-m", memory, "-smp", cpus, "-kernel", "builtin", "-append", set, "-qmp", &monitor,
+            ])
             .args(["-serial", &serial])
             .stdout(Stdio::null())
             .spawn()
@@ -49,7 +51,8 @@ impl Godwit {
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
         };
-        let mut qmp = Qmp { reader: BufReader::new(stream.try_clone().unwrap()), stream, events: Vec::new() };
+        let mut qmp =
+            Qmp { reader: BufReader::new(stream.try_clone().unwrap()), stream, events: Vec::new() };
         qmp.line();
         qmp.ask("qmp_capabilities", json!({})).unwrap();
         qmp

@@ -1,4 +1,5 @@
-//! The recorded streams: every `*.json` under `tests/vectors/qemu-10.0.2` and in the folder `GODWIT_VECTORS` names.
+//! The recorded streams: every `*.json` under `tests/vectors/qemu-10.0.2` and in the folder
+//! `GODWIT_VECTORS` names.
 
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,8 @@ impl Vector {
         files
             .iter()
             .filter(|file| {
-                let to_source = file["direction"].as_str().is_some_and(|d| d.starts_with("destination"));
+                let to_source =
+                    file["direction"].as_str().is_some_and(|d| d.starts_with("destination"));
                 wanted(file, to_source)
             })
             .map(|file| {

@@ -105,7 +105,9 @@ impl Launch {
     }
 
     pub fn start(self) -> Vm {
-        let path = |what: &str| self.dir.join(format!("{}.{what}", self.name)).to_str().unwrap().to_owned();
+        let path = |what: &str| {
+            self.dir.join(format!("{}.{what}", self.name)).to_str().unwrap().to_owned()
+        };
         let (serial, monitor) = (format!("file:{}", path("serial")), path("qmp"));
         let _ = std::fs::remove_file(&monitor);
         let kernel = match self.qemu {
@@ -229,7 +231,8 @@ impl Vm {
     }
 
     pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
-        self.try_ask(command, arguments).unwrap_or_else(|error| panic!("{} {command}: {error}", self.name))
+        self.try_ask(command, arguments)
+            .unwrap_or_else(|error| panic!("{} {command}: {error}", self.name))
     }
 
     /// Switches exactly these capabilities on, and sets parameters.
@@ -251,7 +254,8 @@ impl Vm {
     }
 
     pub fn serial(&self) -> String {
-        let bytes = std::fs::read(self.dir.join(format!("{}.serial", self.name))).unwrap_or_default();
+        let bytes =
+            std::fs::read(self.dir.join(format!("{}.serial", self.name))).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
@@ -267,8 +271,8 @@ impl Vm {
             let line = line.strip_prefix("cpu 0 ").unwrap_or(line);
             line.strip_prefix("sweep ")?.split(' ').next()?.parse().ok()
         };
-        // A guest may move in the middle of a line: "cpu 1 " is there and "sweep 7" is here. The first line of one that
-        // came, and what has no end yet, say nothing.
+        // A guest may move in the middle of a line: "cpu 1 " is there and "sweep 7" is here. The
+        // first line of one that came, and what has no end yet, say nothing.
         let whole = serial.rfind('\n').map_or("", |end| &serial[..end]);
         let skipped = usize::from(self.came);
         whole.split('\n').skip(skipped).map(str::trim_end).filter_map(number).collect()
@@ -283,7 +287,8 @@ impl Vm {
         }
     }
 
-    /// The guest goes on, here. It may still be about to: a QEMU's source is told before the target runs.
+    /// The guest goes on, here. It may still be about to: a QEMU's source is told before the target
+    /// runs.
     pub fn assert_alive(&mut self) {
         let end = Instant::now() + PATIENCE;
         loop {
@@ -325,6 +330,9 @@ impl Vm {
     /// The TCP port that a target listens on.
     pub fn port(&mut self) -> String {
         let report = self.ask("query-migrate", json!({}));
-        report["socket-address"][0]["port"].as_str().unwrap_or_else(|| panic!("{report}")).to_owned()
+        report["socket-address"][0]["port"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{report}"))
+            .to_owned()
     }
 }

@@ -1,5 +1,6 @@
-//! What goes wrong in the middle of a migration, at every point where it can: there is always exactly one guest that
-//! runs or, where nobody can know, a paused source that says so; both sides say why; a second attempt succeeds.
+//! What goes wrong in the middle of a migration, at every point where it can: there is always
+//! exactly one guest that runs or, where nobody can know, a paused source that says so; both sides
+//! say why; a second attempt succeeds.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -34,7 +35,8 @@ enum At {
 }
 
 /// The points up to which the source may take the guest back.
-const BEFORE_GO: [At; 6] = [At::Setup, At::FirstRound, At::MidRound, At::SwitchOver, At::Device, At::Loaded];
+const BEFORE_GO: [At; 6] =
+    [At::Setup, At::FirstRound, At::MidRound, At::SwitchOver, At::Device, At::Loaded];
 
 /// A migration that stands still at its point.
 struct Stage {
@@ -73,8 +75,7 @@ impl Stage {
         );
         // So that the first rounds last, and never converge by themselves.
         let slow = json!({"max-bandwidth": 4 << 20, "downtime-limit": 0, "x-godwit-peer-timeout": patience});
-        let quick =
-            json!({"max-bandwidth": 0, "downtime-limit": 10_000, "x-godwit-commit-timeout": patience});
+        let quick = json!({"max-bandwidth": 0, "downtime-limit": 10_000, "x-godwit-commit-timeout": patience});
         let point = match self.at {
             At::Setup => Point::Setup,
             At::FirstRound => Point::Bytes(1 << 20),
@@ -150,7 +151,8 @@ impl Stage {
         let name = format!("target{}", self.attempts);
         let mut fresh = None;
         if !self.waits_again {
-            fresh = Some(Launch::new(self.dir.path(), &name).guest(GUEST).incoming("defer").start());
+            fresh =
+                Some(Launch::new(self.dir.path(), &name).guest(GUEST).incoming("defer").start());
         }
         let target = fresh.as_mut().unwrap_or(&mut self.target);
         target.ask("migrate-incoming", json!({"uri": uri(self.dir.path())}));
@@ -200,9 +202,11 @@ fn a_killed_target_leaves_the_guest_at_the_source() {
 fn a_target_killed_at_pre_switchover_gives_the_guest_back_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let mut source = Launch::new(dir.path(), "source").guest(GUEST).start();
-    let mut target = Launch::new(dir.path(), "target").guest(GUEST).incoming(&uri(dir.path())).start();
+    let mut target =
+        Launch::new(dir.path(), "target").guest(GUEST).incoming(&uri(dir.path())).start();
     source.wait_for_sweeps(1);
-    source.set(&["pause-before-switchover"], &json!({"max-bandwidth": 0, "downtime-limit": 10_000}));
+    source
+        .set(&["pause-before-switchover"], &json!({"max-bandwidth": 0, "downtime-limit": 10_000}));
     source.ask("migrate", json!({"uri": uri(dir.path())}));
     source.wait_for("pre-switchover", |report| report["status"] == "pre-switchover");
     target.kill();
@@ -291,7 +295,9 @@ fn a_silent_target_gives_the_guest_back_before_go_and_not_after() {
     for at in [At::Go, At::Shut] {
         let mut stage = Stage::with_patience(at, true, 1500);
         stage.source_stays_paused();
-        assert!(stage.source.outcome()["error-desc"].as_str().unwrap().contains("silent for 1500 ms"));
+        assert!(
+            stage.source.outcome()["error-desc"].as_str().unwrap().contains("silent for 1500 ms")
+        );
         match at {
             At::Go => {
                 stage.relay.cut();
@@ -314,10 +320,19 @@ fn a_stream_that_the_target_cannot_read_is_refused_by_name_on_both_sides() {
     ] {
         let mut stage = Stage::at(at, waits_again);
         stage.relay.spoil(bytes);
-        let reasons =
-            if at == At::Setup { &HUNG_UP[..] } else { &["the target refused", "could not load the guest"] };
+        let reasons = if at == At::Setup {
+            &HUNG_UP[..]
+        } else {
+            &["the target refused", "could not load the guest"]
+        };
         stage.source_keeps_the_guest(reasons);
-        stage.target_gives_up(&["cannot be read", "section", "frame", "outside its block", "delta"]);
+        stage.target_gives_up(&[
+            "cannot be read",
+            "section",
+            "frame",
+            "outside its block",
+            "delta",
+        ]);
         stage.second_attempt_succeeds();
     }
 }
@@ -346,7 +361,9 @@ fn cancel_gives_the_guest_back_before_go_and_comes_too_late_after() {
 
 #[test]
 fn a_migration_goes_on_when_its_client_is_gone() {
-    for at in [At::Setup, At::FirstRound, At::MidRound, At::SwitchOver, At::Device, At::Loaded, At::Go] {
+    for at in
+        [At::Setup, At::FirstRound, At::MidRound, At::SwitchOver, At::Device, At::Loaded, At::Go]
+    {
         let mut stage = Stage::at(at, false);
         stage.source.hang_up();
         stage.target.hang_up();
@@ -354,7 +371,9 @@ fn a_migration_goes_on_when_its_client_is_gone() {
         stage.relay.go_on();
         stage.source.connect();
         stage.target.connect();
-        stage.source.ask("migrate-set-parameters", json!({"max-bandwidth": 0, "downtime-limit": 10_000}));
+        stage
+            .source
+            .ask("migrate-set-parameters", json!({"max-bandwidth": 0, "downtime-limit": 10_000}));
         let report = stage.source.outcome();
         assert_eq!(report["status"], "completed", "{at:?} {report}");
         assert_eq!(stage.source.status(), "postmigrate");
@@ -364,12 +383,14 @@ fn a_migration_goes_on_when_its_client_is_gone() {
 
 #[test]
 fn a_channel_that_ends_early_is_no_end_of_a_round() {
-    // The main channel goes straight to the target, the others break at the relay: nothing may be taken for complete.
+    // The main channel goes straight to the target, the others break at the relay: nothing may be
+    // taken for complete.
     let dir = tempfile::tempdir().unwrap();
     let mut source = Launch::new(dir.path(), "source").guest(GUEST).start();
     let mut target = Launch::new(dir.path(), "target").guest(GUEST).incoming("defer").start();
     for vm in [&mut source, &mut target] {
-        let parameters = json!({"max-bandwidth": 24 << 20, "downtime-limit": 0, "multifd-channels": 2});
+        let parameters =
+            json!({"max-bandwidth": 24 << 20, "downtime-limit": 0, "multifd-channels": 2});
         vm.set(&["multifd"], &parameters);
     }
     target.ask("migrate-incoming", json!({"uri": uri(dir.path())}));

@@ -1,4 +1,5 @@
-//! A relay between source and target that stops the stream at a chosen point and then does what it is told.
+//! A relay between source and target that stops the stream at a chosen point and then does what it
+//! is told.
 
 use std::io::{Read, Write};
 use std::net::Shutdown;
@@ -16,8 +17,8 @@ pub enum Point {
     Setup,
     /// Behind so many bytes from the source.
     Bytes(u64),
-    /// Before the next byte from the source after the point was armed: the last round begins with it where the source
-    /// stands at `pre-switchover`.
+    /// Before the next byte from the source after the point was armed: the last round begins with
+    /// it where the source stands at `pre-switchover`.
     Next,
     /// So many bytes behind the start of the device sections.
     Device(usize),
@@ -37,7 +38,8 @@ enum Flow {
     Cut,
 }
 
-/// The section that ends RAM: SWITCHOVER_START, section END with id 2, the record that ends it, its footer.
+/// The section that ends RAM: SWITCHOVER_START, section END with id 2, the record that ends it, its
+/// footer.
 const RAM_END: [u8; 23] =
     [0x08, 0x00, 0x0b, 0x00, 0x00, 0x03, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0x10, 0x7e, 0, 0, 0, 2];
 /// The private answer LOADED.
@@ -75,7 +77,8 @@ impl Relay {
         Self::channels(dir, to, 0)
     }
 
-    /// The same, where connection number `which` is the one that is stopped; the main channel is number 0.
+    /// The same, where connection number `which` is the one that is stopped; the main channel is
+    /// number 0.
     pub fn channels(dir: &Path, to: PathBuf, which: usize) -> Self {
         let path = dir.join("relay");
         let _ = std::fs::remove_file(&path);
@@ -98,7 +101,8 @@ impl Relay {
             for number in 0.. {
                 let Ok((source, _)) = listener.accept() else { return };
                 let Ok(target) = UnixStream::connect(&to) else { return };
-                let (source_again, target_again) = (source.try_clone().unwrap(), target.try_clone().unwrap());
+                let (source_again, target_again) =
+                    (source.try_clone().unwrap(), target.try_clone().unwrap());
                 if number == which {
                     let (there, back) = (other.clone(), other.clone());
                     std::thread::spawn(move || back.pump(target_again, source_again, false));
@@ -170,7 +174,11 @@ impl Relay {
                 Err(_) => break,
             };
             let bytes = &mut buffer[..got];
-            let stop = if from_source { self.point_in(bytes, &mut tail) } else { self.point_before(bytes) };
+            let stop = if from_source {
+                self.point_in(bytes, &mut tail)
+            } else {
+                self.point_before(bytes)
+            };
             let (first, rest) = bytes.split_at_mut(stop.unwrap_or(0));
             let mut broken = to.write_all(first).is_err();
             if stop.is_some() && !self.stand() || !self.pass() {
@@ -219,9 +227,10 @@ impl Relay {
         tail.extend_from_slice(bytes);
         let stop = match state.point {
             Some(Point::Setup | Point::Next) => Some(0),
-            Some(Point::Bytes(count)) => {
-                count.checked_sub(state.sent).map(|left| left as usize).filter(|left| *left < bytes.len())
-            }
+            Some(Point::Bytes(count)) => count
+                .checked_sub(state.sent)
+                .map(|left| left as usize)
+                .filter(|left| *left < bytes.len()),
             Some(Point::Device(behind)) => tail
                 .windows(RAM_END.len())
                 .position(|window| window == RAM_END)

@@ -20,8 +20,11 @@ impl Small {
         let at = dir.join("small");
         std::fs::create_dir(&at).unwrap();
         let size = format!("size={bytes}");
-        let done =
-            Command::new("mount").args(["-t", "tmpfs", "-o", &size, "none"]).arg(&at).status().unwrap();
+        let done = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &size, "none"])
+            .arg(&at)
+            .status()
+            .unwrap();
         assert!(done.success(), "a tmpfs cannot be mounted; is this root?");
         Self(at)
     }
@@ -42,7 +45,9 @@ impl Drop for Small {
 
 #[test]
 fn a_target_whose_memory_is_full_says_so_and_the_guest_stays() {
-    for (framing, full_in_mid_round) in [("auto", false), ("qemu", false), ("auto", true), ("qemu", true)] {
+    for (framing, full_in_mid_round) in
+        [("auto", false), ("qemu", false), ("auto", true), ("qemu", true)]
+    {
         let dir = tempfile::tempdir().unwrap();
         let small = Small::mount(dir.path(), if full_in_mid_round { 64 << 20 } else { TOO_SMALL });
         // The block has the same name on all sides.
@@ -56,10 +61,15 @@ fn a_target_whose_memory_is_full_says_so_and_the_guest_stays() {
         let mut source = launch("source", "memfd").start();
         source.wait_for_sweeps(1);
         let bandwidth = if full_in_mid_round { 4 << 20 } else { 0 };
-        source.ask("migrate-set-parameters", json!({"x-godwit-stream": framing, "max-bandwidth": bandwidth}));
+        source.ask(
+            "migrate-set-parameters",
+            json!({"x-godwit-stream": framing, "max-bandwidth": bandwidth}),
+        );
         source.ask("migrate", json!({"uri": uri(dir.path())}));
         if full_in_mid_round {
-            source.wait_for("query-migrate", |report| report["ram"]["transferred"].as_u64() > Some(1 << 20));
+            source.wait_for("query-migrate", |report| {
+                report["ram"]["transferred"].as_u64() > Some(1 << 20)
+            });
             small.fill();
         }
         let what = format!("{framing}, in mid round: {full_in_mid_round}");
@@ -91,8 +101,11 @@ fn a_full_disk_ends_a_migration_to_a_file_and_the_guest_stays() {
         assert_eq!(source.outcome()["status"], "completed");
         std::fs::metadata(&roomy).unwrap().len()
     };
-    for (space, full_in_mid_round) in [(Some(TOO_SMALL), false), (Some(64 << 20), true), (None, false)] {
-        // The last bytes: the guest has touched what it touches long ago, so that the next stream is as long as the one before.
+    for (space, full_in_mid_round) in
+        [(Some(TOO_SMALL), false), (Some(64 << 20), true), (None, false)]
+    {
+        // The last bytes: the guest has touched what it touches long ago, so that the next stream
+        // is as long as the one before.
         let running = space.is_some();
         let space = space.unwrap_or_else(|| {
             source.ask("stop", json!({}));
@@ -107,12 +120,17 @@ fn a_full_disk_ends_a_migration_to_a_file_and_the_guest_stays() {
         source.ask("migrate-set-parameters", json!({"max-bandwidth": bandwidth}));
         source.ask("migrate", json!({"uri": format!("file:{}", small.0.join("state").display())}));
         if full_in_mid_round {
-            source.wait_for("query-migrate", |report| report["ram"]["transferred"].as_u64() > Some(1 << 20));
+            source.wait_for("query-migrate", |report| {
+                report["ram"]["transferred"].as_u64() > Some(1 << 20)
+            });
             small.fill();
         }
         let report = source.outcome();
         assert_eq!(report["status"], "failed", "{what}");
-        assert!(report["error-desc"].as_str().unwrap().contains("No space left"), "{what}: {report}");
+        assert!(
+            report["error-desc"].as_str().unwrap().contains("No space left"),
+            "{what}: {report}"
+        );
         if running {
             source.assert_alive();
         } else {
@@ -125,8 +143,10 @@ fn a_full_disk_ends_a_migration_to_a_file_and_the_guest_stays() {
     source.ask("cont", json!({}));
     source.assert_alive();
     whole(&mut source);
-    let mut target =
-        Launch::new(dir.path(), "target").guest(GUEST).incoming(&format!("file:{}", roomy.display())).start();
+    let mut target = Launch::new(dir.path(), "target")
+        .guest(GUEST)
+        .incoming(&format!("file:{}", roomy.display()))
+        .start();
     target.outcome();
     target.ask("cont", json!({}));
     target.assert_alive();

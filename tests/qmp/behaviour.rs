@@ -23,7 +23,8 @@ pub fn pipelined_requests_are_answered_in_order(path: &Path, oob: bool) {
     client.receive();
     let enable: &[&str] = if oob { &["oob"] } else { &[] };
     client.ask("qmp_capabilities", json!({"enable": enable}));
-    let requests: String = (0..10_000).map(|id| format!("{{'execute':'query-status','id':{id}}}")).collect();
+    let requests: String =
+        (0..10_000).map(|id| format!("{{'execute':'query-status','id':{id}}}")).collect();
     let socket = client.socket().try_clone_to_owned().unwrap();
     let sender = std::thread::spawn(move || {
         use std::io::Write;
@@ -85,7 +86,11 @@ fn client_that_does_not_read_stops_nobody_else() {
     // Until its socket takes no more: the server has stopped taking its requests.
     let (mut sent, mut idle_since) = (0, Instant::now());
     while idle_since.elapsed() < Duration::from_millis(200) {
-        match rustix::net::send(dead.socket(), &request[sent % 27..], rustix::net::SendFlags::NOSIGNAL) {
+        match rustix::net::send(
+            dead.socket(),
+            &request[sent % 27..],
+            rustix::net::SendFlags::NOSIGNAL,
+        ) {
             Ok(count) => {
                 sent += count;
                 idle_since = Instant::now();
@@ -167,7 +172,8 @@ fn pipelined_requests_keep_their_own_descriptors() {
     let file = File::open("/dev/null").unwrap();
     let mut client = Client::negotiated(&paths[0]);
     for name in ["a", "b", "c"] {
-        let request = format!("{{'execute':'getfd','arguments':{{'fdname':'{name}'}},'id':'{name}'}}");
+        let request =
+            format!("{{'execute':'getfd','arguments':{{'fdname':'{name}'}},'id':'{name}'}}");
         client.send(request.as_bytes(), &[file.as_fd()]);
     }
     for name in ["a", "b", "c"] {
@@ -186,5 +192,8 @@ fn memory_is_saved_in_the_length_asked_for() {
         assert_eq!(std::fs::metadata(&file).unwrap().len(), size);
     }
     let refused = client.ask("pmemsave", json!({"val": 0, "size": 1, "filename": "/nowhere/x"}));
-    assert_eq!(refused["error"]["desc"], json!("Could not open '/nowhere/x': No such file or directory"));
+    assert_eq!(
+        refused["error"]["desc"],
+        json!("Could not open '/nowhere/x': No such file or directory")
+    );
 }

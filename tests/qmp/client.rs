@@ -74,7 +74,8 @@ impl Client {
     }
 
     pub fn receive(&mut self) -> Value {
-        serde_json::from_str(&self.receive_text().expect("the server closed the connection")).unwrap()
+        serde_json::from_str(&self.receive_text().expect("the server closed the connection"))
+            .unwrap()
     }
 
     /// True if something comes in this time.

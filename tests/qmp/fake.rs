@@ -77,11 +77,13 @@ impl Guest for FakeGuest {
 /// Serves on `DIR/vm0`, `DIR/vm1` … until a client says quit.
 pub fn start(dir: &Path, monitors: usize) {
     let paths: Vec<PathBuf> = (0..monitors).map(|n| dir.join(format!("vm{n}"))).collect();
-    let chardevs: Vec<Chardev> = paths.iter().enumerate().map(|(n, path)| listener(n, path)).collect();
+    let chardevs: Vec<Chardev> =
+        paths.iter().enumerate().map(|(n, path)| listener(n, path)).collect();
     std::thread::spawn(move || {
         tokio_uring::start(async move {
             let (events, exit) = (Arc::new(Events::new()), Arc::new(Exit::default()));
-            let guest = FakeGuest { state: Mutex::new(RunState::Prelaunch), events: events.clone() };
+            let guest =
+                FakeGuest { state: Mutex::new(RunState::Prelaunch), events: events.clone() };
             let vmm = Arc::new(Vmm::new(Arc::new(guest), events, exit));
             let server = Server::new(vmm.clone());
             for chardev in chardevs {
@@ -104,6 +106,7 @@ pub fn start(dir: &Path, monitors: usize) {
 
 fn listener(n: usize, path: &Path) -> Chardev {
     let address = SocketAddress::Unix { path: path.to_owned() };
-    let backend = ChardevBackend::Socket(Socket { address, role: SocketRole::Server { wait: false } });
+    let backend =
+        ChardevBackend::Socket(Socket { address, role: SocketRole::Server { wait: false } });
     Chardev::open(&config::Chardev { id: format!("mon{n}"), backend, log: None }).unwrap()
 }

@@ -1,4 +1,5 @@
-//! QMP as clients see it: conversations recorded from QEMU, against a fake machine and against the real process.
+//! QMP as clients see it: conversations recorded from QEMU, against a fake machine and against the
+//! real process.
 
 mod behaviour;
 mod client;

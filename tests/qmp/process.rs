@@ -23,8 +23,17 @@ struct Godwit {
 }
 
 /// What every guest here has.
-const GUEST: &[&str] =
-    &["-M", "microvm,acpi=off", "-m", "64", "-nodefaults", "-display", "none", "-kernel", "builtin"];
+const GUEST: &[&str] = &[
+    "-M",
+    "microvm,acpi=off",
+    "-m",
+    "64",
+    "-nodefaults",
+    "-display",
+    "none",
+    "-kernel",
+    "builtin",
+];
 
 impl Godwit {
     /// `@DIR@` in `arguments` is the test's own folder.
@@ -101,9 +110,16 @@ fn against_process(topic: &str, until: Option<&str>) {
 
 #[test]
 fn recorded_conversations_are_the_same_with_the_real_process() {
-    for topic in
-        ["negotiation", "reconnect", "envelope", "ids", "json_syntax", "limits", "arguments", "fd_disconnect"]
-    {
+    for topic in [
+        "negotiation",
+        "reconnect",
+        "envelope",
+        "ids",
+        "json_syntax",
+        "limits",
+        "arguments",
+        "fd_disconnect",
+    ] {
         against_process(topic, None);
     }
     against_process("oob", Some("the oob answer overtakes"));
@@ -141,7 +157,10 @@ fn signals_end_it_cleanly() {
         let pid = std::fs::read_to_string(godwit.path("pid")).unwrap();
         assert_eq!(pid, format!("{}\n", godwit.child.id()));
         godwit.signal(signal);
-        assert_eq!(client.event("SHUTDOWN")["data"], json!({"guest": false, "reason": "host-signal"}));
+        assert_eq!(
+            client.event("SHUTDOWN")["data"],
+            json!({"guest": false, "reason": "host-signal"})
+        );
         assert_eq!(client.receive_text(), None);
         assert_eq!(godwit.status(), Some(0));
         assert!(!godwit.path("pid").exists() && !godwit.path("vm0").exists());
@@ -191,7 +210,10 @@ fn guest_stands_still_and_goes_on() {
     for _ in 0..10 {
         let (_, events) = client.ask_with("stop", json!({}), &[]);
         assert_eq!(events[0]["event"], json!("STOP"));
-        assert_eq!(client.ask("query-status", json!({})), json!({"status": "paused", "running": false}));
+        assert_eq!(
+            client.ask("query-status", json!({})),
+            json!({"status": "paused", "running": false})
+        );
         let (_, events) = client.ask_with("cont", json!({}), &[]);
         assert_eq!(events[0]["event"], json!("RESUME"));
         other.event("STOP");
@@ -205,7 +227,10 @@ fn memory_is_saved_as_the_guest_has_it() {
     let mut client = godwit.monitor(0);
     let (physical, linear) = (godwit.path("physical"), godwit.path("virtual"));
     let bytes = 64 << 20;
-    assert_eq!(client.ask("pmemsave", json!({"val": 0, "size": bytes, "filename": physical})), json!({}));
+    assert_eq!(
+        client.ask("pmemsave", json!({"val": 0, "size": bytes, "filename": physical})),
+        json!({})
+    );
     // The guest starts without paging.
     let part = json!({"val": 0x7ff, "size": 1 << 20, "filename": linear, "cpu-index": 0});
     assert_eq!(client.ask("memsave", part), json!({}));
@@ -240,7 +265,8 @@ fn descriptors_are_closed_with_their_names() {
 
 fn open_in(pid: u32, path: &Path) -> usize {
     let fds = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
-    fds.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|link| link == path)).count()
+    fds.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|link| link == path))
+        .count()
 }
 
 #[test]
@@ -258,10 +284,15 @@ fn monitor_on_stdio_and_on_tcp() {
 
     let godwit = Godwit::with_monitors(1, &["-S", "-qmp", "tcp:127.0.0.1:0,server=on,wait=off"]);
     let chardevs = godwit.monitor(0).ask("query-chardev", json!({}));
-    let names: Vec<&str> =
-        chardevs.as_array().unwrap().iter().map(|device| device["filename"].as_str().unwrap()).collect();
+    let names: Vec<&str> = chardevs
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|device| device["filename"].as_str().unwrap())
+        .collect();
     let address = names.iter().find_map(|name| name.strip_prefix("disconnected:tcp:")).unwrap();
-    let mut socket = BufReader::new(TcpStream::connect(address.split(',').next().unwrap()).unwrap());
+    let mut socket =
+        BufReader::new(TcpStream::connect(address.split(',').next().unwrap()).unwrap());
     let mut line = String::new();
     socket.read_line(&mut line).unwrap();
     assert!(line.starts_with("{\"QMP\": "), "{line}");
@@ -332,8 +363,12 @@ fn serial_reader_that_does_not_read_does_not_stop_the_guest() {
 fn terminal_is_named_by_query_chardev() {
     let godwit = Godwit::with_monitors(1, &["-append", "ws=1", "-serial", "pty"]);
     let chardevs = godwit.monitor(0).ask("query-chardev", json!({}));
-    let serial =
-        chardevs.as_array().unwrap().iter().find(|device| device["label"] == json!("serial0")).unwrap();
+    let serial = chardevs
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|device| device["label"] == json!("serial0"))
+        .unwrap();
     let terminal = serial["filename"].as_str().unwrap().strip_prefix("pty:").unwrap();
     let mut line = String::new();
     BufReader::new(File::open(terminal).unwrap()).read_line(&mut line).unwrap();

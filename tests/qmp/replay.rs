@@ -1,5 +1,5 @@
-//! Replays conversations recorded from QEMU 10.0.2 (`tests/vectors/qmp`). Nothing may come that was not recorded: what
-//! is too much in one step is found in the next.
+//! Replays conversations recorded from QEMU 10.0.2 (`tests/vectors/qmp`). Nothing may come that was
+//! not recorded: what is too much in one step is found in the next.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -18,7 +18,8 @@ use crate::fake;
 pub enum Peer {
     /// A `godwit run`.
     Process,
-    /// Monitors over a machine in this process that has no migration: its refusals are no difference.
+    /// Monitors over a machine in this process that has no migration: its refusals are no
+    /// difference.
     Fake,
 }
 
@@ -28,8 +29,15 @@ pub fn replay(topic: &str, dir: &Path, peer: Peer, until: Option<&str>) {
 }
 
 /// The same with a recording that has a signal in it, which `signal` sends.
-pub fn replay_with_signal(topic: &str, dir: &Path, peer: Peer, until: Option<&str>, signal: &dyn Fn()) {
-    let path = PathBuf::from(format!("{}/tests/vectors/qmp/{topic}.jsonl", env!("CARGO_MANIFEST_DIR")));
+pub fn replay_with_signal(
+    topic: &str,
+    dir: &Path,
+    peer: Peer,
+    until: Option<&str>,
+    signal: &dyn Fn(),
+) {
+    let path =
+        PathBuf::from(format!("{}/tests/vectors/qmp/{topic}.jsonl", env!("CARGO_MANIFEST_DIR")));
     let text = std::fs::read_to_string(path).unwrap();
     let mut replay = Replay { dir: dir.to_owned(), peer, client: None, fds: HashMap::new() };
     for (number, line) in text.lines().enumerate() {
@@ -44,7 +52,10 @@ pub fn replay_with_signal(topic: &str, dir: &Path, peer: Peer, until: Option<&st
         replay.step(&step, &at);
     }
     if let Some(client) = &mut replay.client {
-        assert!(!client.hears_within(Duration::from_millis(50)), "{topic}: more came than was recorded");
+        assert!(
+            !client.hears_within(Duration::from_millis(50)),
+            "{topic}: more came than was recorded"
+        );
     }
 }
 
@@ -62,7 +73,8 @@ impl Replay {
             self.client = None;
             self.client = Some(Client::connect(&self.dir.join("vm0")));
         } else if let Some(bytes) = self.bytes(step) {
-            let known = serde_json::from_slice(&bytes).map_or(true, |request| is_known(&request, step));
+            let known =
+                serde_json::from_slice(&bytes).map_or(true, |request| is_known(&request, step));
             if !known {
                 return;
             }
@@ -88,12 +100,15 @@ impl Replay {
         }
         if let Some(hex) = step.get("send_hex") {
             let hex = hex.as_str().unwrap().as_bytes();
-            let byte = |two: &[u8]| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap();
+            let byte =
+                |two: &[u8]| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap();
             return Some(hex.chunks(2).map(byte).collect());
         }
         let pieces = step.get("send_gen")?;
-        let (prefix, suffix) = (pieces["prefix"].as_str().unwrap(), pieces["suffix"].as_str().unwrap());
-        let unit = pieces["unit"].as_str().unwrap().repeat(pieces["count"].as_u64().unwrap() as usize);
+        let (prefix, suffix) =
+            (pieces["prefix"].as_str().unwrap(), pieces["suffix"].as_str().unwrap());
+        let unit =
+            pieces["unit"].as_str().unwrap().repeat(pieces["count"].as_u64().unwrap() as usize);
         Some(format!("{prefix}{unit}{suffix}").into_bytes())
     }
 
@@ -103,7 +118,8 @@ impl Replay {
             if want["data"]["guest"] == json!(true) {
                 continue; // What QEMU's firmware did then, ours does not.
             }
-            if let Some(more) = want["clipped"].as_str().and_then(|text| text.strip_suffix(" more")) {
+            if let Some(more) = want["clipped"].as_str().and_then(|text| text.strip_suffix(" more"))
+            {
                 for _ in 0..more.parse().unwrap() {
                     assert!(client.receive().get("error").is_some(), "{at}");
                 }
@@ -120,7 +136,8 @@ impl Replay {
                 assert_eq!(text.matches('[').count(), depth, "{at}");
                 continue; // Deeper than this test's own parser goes.
             }
-            let got = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{at}: {error}: {text}"));
+            let got =
+                serde_json::from_str(&text).unwrap_or_else(|error| panic!("{at}: {error}: {text}"));
             learn(&mut self.fds, want, &got);
             assert!(same(want, &got, &self.fds), "{at}\n  recorded {want}\n  got      {got}");
         }
@@ -178,7 +195,9 @@ fn open(mode: &Value) -> OwnedFd {
 }
 
 fn learn(fds: &mut HashMap<i64, i64>, want: &Value, got: &Value) {
-    if let (Some(recorded), Some(ours)) = (want["return"]["fd"].as_i64(), got["return"]["fd"].as_i64()) {
+    if let (Some(recorded), Some(ours)) =
+        (want["return"]["fd"].as_i64(), got["return"]["fd"].as_i64())
+    {
         fds.insert(recorded, ours);
     }
 }
@@ -210,11 +229,14 @@ fn same(want: &Value, got: &Value, fds: &HashMap<i64, i64>) -> bool {
 
 /// With several unknown arguments, any of them may be named; descriptors have their own numbers.
 fn same_text(want: &Value, got: &Value, fds: &HashMap<i64, i64>) -> bool {
-    let (Some(want), Some(got)) = (want.as_str(), got.as_str()) else { return want.get("clipped").is_some() };
-    let unexpected = |text: &str| text.starts_with("Parameter '") && text.ends_with("' is unexpected");
-    let renumbered = fds
-        .iter()
-        .any(|(recorded, ours)| want.replace(&format!("fd:{recorded}'"), &format!("fd:{ours}'")) == got);
+    let (Some(want), Some(got)) = (want.as_str(), got.as_str()) else {
+        return want.get("clipped").is_some();
+    };
+    let unexpected =
+        |text: &str| text.starts_with("Parameter '") && text.ends_with("' is unexpected");
+    let renumbered = fds.iter().any(|(recorded, ours)| {
+        want.replace(&format!("fd:{recorded}'"), &format!("fd:{ours}'")) == got
+    });
     want == got || renumbered || unexpected(want) && unexpected(got)
 }
 

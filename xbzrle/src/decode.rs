@@ -1,7 +1,7 @@
 //! Applies a delta to a page, with exactly the rules of QEMU's decoder.
 //!
-//! Unsafe, because the page may be guest memory, to which no reference may be formed: it is written through a
-//! pointer.
+//! Unsafe, because the page may be guest memory, to which no reference may be formed: it is written
+//! through a pointer.
 #![allow(unsafe_code)]
 
 use crate::outcome::DecodeError;
@@ -14,7 +14,10 @@ use crate::outcome::DecodeError;
 ///
 /// * `page` is valid for writes of `N` bytes.
 /// * `delta` does not overlap those bytes.
-pub(crate) unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> Result<(), DecodeError> {
+pub(crate) unsafe fn decode_at<const N: usize>(
+    delta: &[u8],
+    page: *mut u8,
+) -> Result<(), DecodeError> {
     if delta.len() > N {
         return Err(DecodeError::TooLong { delta_bytes: delta.len(), page_bytes: N });
     }
@@ -40,14 +43,23 @@ pub(crate) struct At {
 /// # Safety
 ///
 /// As for [`decode_at`], and `at.position <= N`.
-pub(crate) unsafe fn record<const N: usize>(delta: &[u8], page: *mut u8, at: At) -> Result<At, DecodeError> {
+pub(crate) unsafe fn record<const N: usize>(
+    delta: &[u8],
+    page: *mut u8,
+    at: At,
+) -> Result<At, DecodeError> {
     let At { offset: gap_at, mut position } = at;
     let (gap, run_at) = length_at(delta, gap_at)?;
     if gap == 0 && gap_at != 0 {
         return Err(DecodeError::EmptyRun { offset: gap_at });
     }
     if gap > N - position {
-        return Err(DecodeError::RunPastPage { offset: gap_at, run_bytes: gap, position, page_bytes: N });
+        return Err(DecodeError::RunPastPage {
+            offset: gap_at,
+            run_bytes: gap,
+            position,
+            page_bytes: N,
+        });
     }
     position += gap;
     let (run, bytes_at) = length_at(delta, run_at)?;
@@ -55,23 +67,34 @@ pub(crate) unsafe fn record<const N: usize>(delta: &[u8], page: *mut u8, at: At)
         return Err(DecodeError::EmptyRun { offset: run_at });
     }
     if run > N - position {
-        return Err(DecodeError::RunPastPage { offset: run_at, run_bytes: run, position, page_bytes: N });
+        return Err(DecodeError::RunPastPage {
+            offset: run_at,
+            run_bytes: run,
+            position,
+            page_bytes: N,
+        });
     }
     let Some(bytes) = delta.get(bytes_at..bytes_at + run) else {
-        return Err(DecodeError::RunPastDelta { offset: run_at, run_bytes: run, delta_bytes: delta.len() });
+        return Err(DecodeError::RunPastDelta {
+            offset: run_at,
+            run_bytes: run,
+            delta_bytes: delta.len(),
+        });
     };
-    // SAFETY: `position + run <= N` was checked above, so the bytes written lie in the page, which the caller says is
-    // writable and not part of `delta`; `bytes` is `run` bytes long.
+    // SAFETY: `position + run <= N` was checked above, so the bytes written lie in the page, which
+    // the caller says is writable and not part of `delta`; `bytes` is `run` bytes long.
     unsafe { page.add(position).copy_from_nonoverlapping(bytes.as_ptr(), run) };
     Ok(At { offset: bytes_at + run, position: position + run })
 }
 
 /// The run length at `offset`, and the offset of what follows it.
 ///
-/// A length is asked for only where at least one more byte has to follow it, so a delta that ends after one byte is
-/// refused even if that byte is a whole length.
+/// A length is asked for only where at least one more byte has to follow it, so a delta that ends
+/// after one byte is refused even if that byte is a whole length.
 fn length_at(delta: &[u8], offset: usize) -> Result<(usize, usize), DecodeError> {
-    let Some(&[low, high]) = delta.get(offset..offset + 2).and_then(|bytes| bytes.first_chunk::<2>()) else {
+    let Some(&[low, high]) =
+        delta.get(offset..offset + 2).and_then(|bytes| bytes.first_chunk::<2>())
+    else {
         return Err(DecodeError::Truncated { offset });
     };
     if low < 128 {

@@ -1,4 +1,5 @@
-//! The paths: one way through the codec for each instruction set, and the one-time choice among them.
+//! The paths: one way through the codec for each instruction set, and the one-time choice among
+//! them.
 //!
 //! Unsafe, because the functions for live memory hand on their caller's promises.
 #![allow(unsafe_code)]
@@ -15,7 +16,8 @@ use crate::{PAGE_SIZE, decode, live, scalar};
 
 /// One implementation of the codec. All paths give the same results, byte for byte.
 ///
-/// A program needs no `Path`: the functions of the crate use [`Path::best`]. Tests and benchmarks name one.
+/// A program needs no `Path`: the functions of the crate use [`Path::best`]. Tests and benchmarks
+/// name one.
 ///
 /// ```
 /// use xbzrle::{Outcome, Path};
@@ -185,7 +187,11 @@ impl Path {
     /// [`decode`](crate::decode) on this path.
     // Inlined with all it calls: a call costs half of what a delta of four bytes does.
     #[inline(always)]
-    pub fn decode<const N: usize>(self, delta: &[u8], page: &mut [u8; N]) -> Result<(), DecodeError> {
+    pub fn decode<const N: usize>(
+        self,
+        delta: &[u8],
+        page: &mut [u8; N],
+    ) -> Result<(), DecodeError> {
         let page = page.as_mut_ptr();
         // SAFETY: `page` is a page of `N` bytes, borrowed for writing, so `delta` is no part of it.
         unsafe { self.decode_page::<N>(delta, page) }
@@ -206,13 +212,19 @@ impl Path {
     ///
     /// As for [`decode_at`](crate::decode_at), with a page of `N` bytes.
     #[inline(always)]
-    unsafe fn decode_page<const N: usize>(self, delta: &[u8], page: *mut u8) -> Result<(), DecodeError> {
+    unsafe fn decode_page<const N: usize>(
+        self,
+        delta: &[u8],
+        page: *mut u8,
+    ) -> Result<(), DecodeError> {
         // SAFETY: the caller's promise.
         unsafe {
             match self {
                 Path::Scalar => decode::decode_at::<N>(delta, page),
                 #[cfg(target_arch = "x86_64")]
-                Path::Sse2(_) | Path::Avx2(_) | Path::Avx512(_) => crate::x86_64::decode_at::<N>(delta, page),
+                Path::Sse2(_) | Path::Avx2(_) | Path::Avx512(_) => {
+                    crate::x86_64::decode_at::<N>(delta, page)
+                }
             }
         }
     }

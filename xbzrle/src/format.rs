@@ -29,14 +29,16 @@ pub(crate) const fn length(run_bytes: usize) -> [u8; 2] {
     }
 }
 
-/// Whether a changed run of `so_far` bytes, a gap of `gap` equal bytes and a changed run of `next` bytes cost no
-/// more as one changed run than as two.
+/// Whether a changed run of `so_far` bytes, a gap of `gap` equal bytes and a changed run of `next`
+/// bytes cost no more as one changed run than as two.
 ///
-/// One run carries the gap's bytes and one length; two runs carry the gap's length and two of their own. Equal
-/// cost joins them, because fewer runs are decoded faster. Joining every gap of one or two bytes would be simpler
-/// and can be longer: where the joined run reaches 128 bytes, its length takes a second byte.
+/// One run carries the gap's bytes and one length; two runs carry the gap's length and two of their
+/// own. Equal cost joins them, because fewer runs are decoded faster. Joining every gap of one or
+/// two bytes would be simpler and can be longer: where the joined run reaches 128 bytes, its length
+/// takes a second byte.
 pub(crate) const fn join_pays(so_far: usize, gap: usize, next: usize) -> bool {
-    gap + length_bytes(so_far + gap + next) <= length_bytes(gap) + length_bytes(so_far) + length_bytes(next)
+    gap + length_bytes(so_far + gap + next)
+        <= length_bytes(gap) + length_bytes(so_far) + length_bytes(next)
 }
 
 #[cfg(test)]

@@ -1,13 +1,14 @@
 //! Memory that somebody else writes while it is read, one machine word at a time.
 //!
-//! Unsafe, because guest memory is reached through a pointer: the guest writes it at any moment, so no reference to
-//! it may exist, and each byte is read once, by a volatile load. A byte that changes meanwhile comes out as it was
-//! or as it is.
+//! Unsafe, because guest memory is reached through a pointer: the guest writes it at any moment, so
+//! no reference to it may exist, and each byte is read once, by a volatile load. A byte that
+//! changes meanwhile comes out as it was or as it is.
 #![allow(unsafe_code)]
 
 use crate::mask::Mask;
 
-/// Compares the live page with `cached`, brings `cached` up to date where they differ, and says where that was.
+/// Compares the live page with `cached`, brings `cached` up to date where they differ, and says
+/// where that was.
 ///
 /// # Safety
 ///

@@ -2,7 +2,8 @@
 
 use crate::format::PAGE_BYTES_MAX;
 
-/// One bit for each byte of a page of `N` bytes, byte `i` in bit `i % 64` of word `i / 64`; one means changed.
+/// One bit for each byte of a page of `N` bytes, byte `i` in bit `i % 64` of word `i / 64`; one
+/// means changed.
 pub(crate) struct Mask<const N: usize> {
     words: [u64; PAGE_BYTES_MAX.div_ceil(64)],
 }
@@ -12,8 +13,8 @@ impl<const N: usize> Mask<N> {
         Self { words: [0; PAGE_BYTES_MAX.div_ceil(64)] }
     }
 
-    /// Marks the bytes of `bytes` that are not zero, as the bytes from `position` on. `bytes` is the exclusive or
-    /// of two little-endian words.
+    /// Marks the bytes of `bytes` that are not zero, as the bytes from `position` on. `bytes` is
+    /// the exclusive or of two little-endian words.
     pub(crate) const fn mark_nonzero(&mut self, position: usize, bytes: u64) {
         if bytes == 0 {
             return;

@@ -7,13 +7,16 @@ use std::fmt;
 pub enum Outcome {
     /// The page equals the older copy; nothing was written and nothing needs to be sent.
     Unchanged,
-    /// The delta fills this many bytes at the start of the output, at least 3 and at most the page size.
+    /// The delta fills this many bytes at the start of the output, at least 3 and at most the page
+    /// size.
     Delta(usize),
-    /// The delta would be longer than the page, so send the page whole. The output holds nothing of use.
+    /// The delta would be longer than the page, so send the page whole. The output holds nothing of
+    /// use.
     TooLong,
 }
 
-/// Why a delta was refused. Offsets count bytes into the delta, positions count bytes into the page.
+/// Why a delta was refused. Offsets count bytes into the delta, positions count bytes into the
+/// page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeError {
     /// The delta is longer than the page it is meant for.
@@ -24,7 +27,8 @@ pub enum DecodeError {
     LengthPast14Bits { offset: usize },
     /// The run at `offset` is empty. Only the first unchanged run of a delta may be.
     EmptyRun { offset: usize },
-    /// The run of `run_bytes` announced at `offset` starts at `position` of the page and ends past the page.
+    /// The run of `run_bytes` announced at `offset` starts at `position` of the page and ends past
+    /// the page.
     RunPastPage { offset: usize, run_bytes: usize, position: usize, page_bytes: usize },
     /// The changed run of `run_bytes` announced at `offset` ends past the delta.
     RunPastDelta { offset: usize, run_bytes: usize, delta_bytes: usize },

@@ -1,14 +1,15 @@
-//! The plain encoder: every run as long as it can be. It writes the bytes that QEMU's encoder writes, and is
-//! kept as a reference for tests and benchmarks.
+//! The plain encoder: every run as long as it can be. It writes the bytes that QEMU's encoder
+//! writes, and is kept as a reference for tests and benchmarks.
 
 use crate::format::{length, length_bytes};
 use crate::outcome::Outcome;
 
-/// The delta from `old` to `new` with maximal runs, byte for byte as QEMU 10's scalar encoder writes it.
+/// The delta from `old` to `new` with maximal runs, byte for byte as QEMU 10's scalar encoder
+/// writes it.
 ///
-/// `out` has room for at least `N` bytes, of which at most `N` are used. QEMU gives up a little before the room is
-/// used up: when a run starts with less than two bytes of room left. So does this function, which is why a delta
-/// that would fit exactly can come out as [`Outcome::TooLong`].
+/// `out` has room for at least `N` bytes, of which at most `N` are used. QEMU gives up a little
+/// before the room is used up: when a run starts with less than two bytes of room left. So does
+/// this function, which is why a delta that would fit exactly can come out as [`Outcome::TooLong`].
 ///
 /// # Panics
 ///

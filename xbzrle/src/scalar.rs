@@ -1,5 +1,5 @@
-//! The definition: what a delta of two pages is. The vector paths are faster spellings of this file, and are
-//! compared with it byte for byte.
+//! The definition: what a delta of two pages is. The vector paths are faster spellings of this
+//! file, and are compared with it byte for byte.
 //!
 //! ```text
 //! changed runs are taken from left to right;
@@ -17,7 +17,11 @@ pub(crate) fn encode<const N: usize>(old: &[u8; N], new: &[u8; N], out: &mut [u8
 }
 
 /// Writes the delta that brings the bytes marked in `changed` to what they are in `new`.
-pub(crate) fn encode_changed<const N: usize>(changed: &Mask<N>, new: &[u8; N], out: &mut [u8]) -> Outcome {
+pub(crate) fn encode_changed<const N: usize>(
+    changed: &Mask<N>,
+    new: &[u8; N],
+    out: &mut [u8],
+) -> Outcome {
     let Some(mut start) = changed.next_changed(0) else { return Outcome::Unchanged };
     let mut delta = Delta { out: &mut out[..N], len: 0 };
     let mut gap_from = 0;
@@ -62,7 +66,8 @@ pub(crate) struct Delta<'a> {
 }
 
 impl Delta<'_> {
-    /// Adds a gap of `gap` unchanged bytes and a run of changed bytes, or nothing if they do not fit.
+    /// Adds a gap of `gap` unchanged bytes and a run of changed bytes, or nothing if they do not
+    /// fit.
     pub(crate) fn push(&mut self, gap: usize, run: &[u8]) -> Option<()> {
         let end = self.len + length_bytes(gap) + length_bytes(run.len()) + run.len();
         if end > self.out.len() {

@@ -1,4 +1,5 @@
-//! Nothing outside a page, a delta or an output is touched: each lies against pages that may not be.
+//! Nothing outside a page, a delta or an output is touched: each lies against pages that may not
+//! be.
 #![allow(unsafe_code)] // protects memory, and places pages in it
 
 use memmap2::{MmapMut, MmapOptions};
@@ -62,7 +63,8 @@ fn encoders_stay_in_their_pages_and_output() {
             let outcome = path.encode(old.page(), new.page(), out.page());
             let live = new.page().as_ptr();
             // SAFETY: a page that nobody writes.
-            assert_eq!(unsafe { path.encode_live(cached.page(), live, out.page()) }, outcome, "{path}");
+            let live_outcome = unsafe { path.encode_live(cached.page(), live, out.page()) };
+            assert_eq!(live_outcome, outcome, "{path}");
             assert!(cached.page() == new.page(), "{path}");
             // SAFETY: a page that nobody writes.
             unsafe { path.copy_live(old.page(), live) };

@@ -1,4 +1,5 @@
-//! The invariant of live pages: whatever is written to the page meanwhile, the cached page is what the receiver holds.
+//! The invariant of live pages: whatever is written to the page meanwhile, the cached page is what
+//! the receiver holds.
 #![allow(unsafe_code)] // live memory is reached through pointers
 
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
@@ -50,7 +51,8 @@ fn the_cached_page_is_what_the_receiver_holds_while_the_page_is_written() {
             let end = Instant::now() + Duration::from_millis(400);
             while Instant::now() < end {
                 let mut out = [0; PAGE_SIZE];
-                // SAFETY: the page lives as long as this scope, and is written by atomic stores only.
+                // SAFETY: the page lives as long as this scope, and is written by atomic stores
+                // only.
                 match unsafe { path.encode_live(&mut cached, guest.live(), &mut out) } {
                     Outcome::Unchanged => seen[0] += 1,
                     Outcome::Delta(len) => {
@@ -84,9 +86,15 @@ fn an_unchanged_page_is_not_stored_to() {
     for path in Path::available() {
         let guest = Guest::new();
         // A page that cannot be written.
-        let map = memmap2::MmapOptions::new().len(PAGE_SIZE).map_anon().unwrap().make_read_only().unwrap();
+        let map = memmap2::MmapOptions::new()
+            .len(PAGE_SIZE)
+            .map_anon()
+            .unwrap()
+            .make_read_only()
+            .unwrap();
         let cached = map.as_ptr().cast_mut().cast::<[u8; PAGE_SIZE]>();
-        // SAFETY: nothing else has a reference to the page; that it is not written is what is tested.
+        // SAFETY: nothing else has a reference to the page; that it is not written is what is
+        // tested.
         let outcome = unsafe { path.encode_live(&mut *cached, guest.live(), &mut [0; PAGE_SIZE]) };
         assert_eq!(outcome, Outcome::Unchanged, "{path}");
     }

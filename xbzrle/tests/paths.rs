@@ -8,8 +8,7 @@ use xbzrle::{DecodeError, Outcome, Path, plain};
 type Edits = Vec<(u16, u16, u8, u8)>;
 
 fn edits() -> impl Strategy<Value = Edits> {
-    let bytes =
-        prop_oneof![4 => Just(1_u16), 2 => 1..9_u16, 2 => 60..70_u16, 2 => 120..135_u16, 1 => 0..4096_u16];
+    let bytes = prop_oneof![4 => Just(1_u16), 2 => 1..9_u16, 2 => 60..70_u16, 2 => 120..135_u16, 1 => 0..4096_u16];
     let step = prop_oneof![3 => Just(1_u8), 1 => 2..6_u8];
     let few = prop::collection::vec((0..4096_u16, bytes.clone(), step.clone(), 1..=255_u8), 0..8);
     let many = prop::collection::vec((0..4096_u16, bytes, step, 1..=255_u8), 0..200);

@@ -1,7 +1,7 @@
 //! Deltas recorded from QEMU 10.0.2 during live migrations of a small guest.
 //!
-//! `vectors/qemu-10.0.2-deltas.bin` holds records of: the page before (4096 bytes), the length of the delta (u16,
-//! little-endian), the delta.
+//! `vectors/qemu-10.0.2-deltas.bin` holds records of: the page before (4096 bytes), the length of
+//! the delta (u16, little-endian), the delta.
 
 use xbzrle::{Outcome, PAGE_SIZE, Path, plain};
 
@@ -18,7 +18,11 @@ fn the_plain_encoder_writes_what_qemu_wrote_and_every_path_no_more() {
         let mut new = *old;
         Path::Scalar.decode(delta, &mut new).unwrap();
         let mut out = [0; PAGE_SIZE];
-        assert_eq!(plain::encode(old, &new, &mut out), Outcome::Delta(delta.len()), "record {records}");
+        assert_eq!(
+            plain::encode(old, &new, &mut out),
+            Outcome::Delta(delta.len()),
+            "record {records}"
+        );
         assert_eq!(&out[..delta.len()], delta, "record {records}");
 
         for path in Path::available() {

@@ -1,4 +1,5 @@
-//! What the decoder refuses, and what it takes though no encoder writes it: QEMU's rules, on every path.
+//! What the decoder refuses, and what it takes though no encoder writes it: QEMU's rules, on every
+//! path.
 
 use xbzrle::{DecodeError, PAGE_SIZE, Path};
 
@@ -10,8 +11,12 @@ fn decode(path: Path, delta: &[u8]) -> Result<[u8; PAGE_SIZE], DecodeError> {
 /// A gap, a run that fills the page to its end or `over` bytes past it, and its bytes.
 fn to_the_end(gap: usize, over: usize) -> Vec<u8> {
     let run = PAGE_SIZE - gap + over;
-    let mut delta =
-        vec![(gap & 0x7f) as u8 | 0x80, (gap >> 7) as u8, (run & 0x7f) as u8 | 0x80, (run >> 7) as u8];
+    let mut delta = vec![
+        (gap & 0x7f) as u8 | 0x80,
+        (gap >> 7) as u8,
+        (run & 0x7f) as u8 | 0x80,
+        (run >> 7) as u8,
+    ];
     delta.resize(4 + run, 7);
     delta
 }
@@ -32,7 +37,11 @@ fn what_qemu_refuses_is_refused_with_the_place() {
         ("an empty gap in two bytes", vec![5, 1, 9, 0x80, 0, 1, 9], EmptyRun { offset: 3 }),
         ("a gap of more than 14 bits", vec![0x80, 0x80, 1, 9], LengthPast14Bits { offset: 0 }),
         ("a run of more than 14 bits", vec![5, 0x81, 0x80, 9], LengthPast14Bits { offset: 1 }),
-        ("a run past the delta", vec![5, 2, 9], RunPastDelta { offset: 1, run_bytes: 2, delta_bytes: 3 }),
+        (
+            "a run past the delta",
+            vec![5, 2, 9],
+            RunPastDelta { offset: 1, run_bytes: 2, delta_bytes: 3 },
+        ),
         (
             "a gap past the page",
             vec![0x81, 0x20, 1, 9],
@@ -76,7 +85,8 @@ fn what_qemu_takes_is_taken() {
     ];
     for (name, delta, sevens) in cases {
         for path in Path::available() {
-            let page = decode(path, &delta).unwrap_or_else(|error| panic!("{path}: {name}: {error}"));
+            let page =
+                decode(path, &delta).unwrap_or_else(|error| panic!("{path}: {name}: {error}"));
             assert_eq!(page.iter().filter(|&&byte| byte == 7).count(), sevens, "{path}: {name}");
         }
     }

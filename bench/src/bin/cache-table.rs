@@ -1,4 +1,5 @@
-//! Prints hit rate and speed of the page cache by its size, beside the peer's policy and full least-recently-used.
+//! Prints hit rate and speed of the page cache by its size, beside the peer's policy and full
+//! least-recently-used.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -12,7 +13,8 @@ use clap::Parser;
 use serde_json::{Value, json};
 use xbzrle::Cache;
 
-/// Hit rate and pages encoded per second for page caches of 1 to 512 MiB, over synthetic and recorded page traces.
+/// Hit rate and pages encoded per second for page caches of 1 to 512 MiB, over synthetic and
+/// recorded page traces.
 #[derive(Parser)]
 struct Cli {
     /// Recorded traces to use instead of the built-in ones
@@ -26,8 +28,8 @@ struct Cli {
     /// Also draw hit rate by cache size into this SVG file
     #[arg(long)]
     plot: Option<PathBuf>,
-    /// Fail unless our hit rate is within 2 points of full LRU's everywhere, and above the peer's on the traces that
-    /// have popular pages (zipf and recorded ones)
+    /// Fail unless our hit rate is within 2 points of full LRU's everywhere, and above the peer's
+    /// on the traces that have popular pages (zipf and recorded ones)
     #[arg(long)]
     check: bool,
     /// Threads
@@ -68,8 +70,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         for &mib in &sizes {
             let hits = hit_rates(mib, &source.rounds);
-            let run =
-                if cli.no_speed { None } else { Some(pool.install(|| speed(mib, source, guest.as_mut()))?) };
+            let run = if cli.no_speed {
+                None
+            } else {
+                Some(pool.install(|| speed(mib, source, guest.as_mut()))?)
+            };
             let row = Row { trace, mib, hits, run };
             if !cli.json {
                 print(&row);
@@ -90,8 +95,11 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn sources(cli: &Cli) -> Result<Vec<Source>, Box<dyn Error>> {
-    let recorded =
-        |name: String, trace: Trace| Source { name, rounds: trace.numbers(), load: Load::Recorded(trace) };
+    let recorded = |name: String, trace: Trace| Source {
+        name,
+        rounds: trace.numbers(),
+        load: Load::Recorded(trace),
+    };
     if !cli.traces.is_empty() {
         let open = |path: &PathBuf| Ok(recorded(path.display().to_string(), Trace::read(path)?));
         return cli.traces.iter().map(open).collect();
@@ -193,8 +201,9 @@ fn to_json(row: &Row, sources: &[Source]) -> Value {
 
 fn plot(sources: &[Source], sizes: &[u64], rows: &[Row]) -> Plot {
     let panel = |(trace, source): (usize, &Source)| {
-        let line =
-            |line: usize| rows.iter().filter(|row| row.trace == trace).map(|row| row.hits[line]).collect();
+        let line = |line: usize| {
+            rows.iter().filter(|row| row.trace == trace).map(|row| row.hits[line]).collect()
+        };
         let recorded = if matches!(source.load, Load::Recorded(_)) { " (recorded)" } else { "" };
         Panel { title: format!("{}{recorded}", source.name), lines: (0..3).map(line).collect() }
     };
@@ -219,9 +228,16 @@ fn check(rows: &[Row], sources: &[Source]) -> Result<(), Box<dyn Error>> {
         // Where everything fits there is nothing to be better at.
         let above_peer = ours > peer || ours >= lru;
         if ours < lru - 2.0 || skewed && !above_peer {
-            eprintln!("{}, {} MiB: ours {ours:.2} %, LRU {lru:.2} %, peer {peer:.2} %", source.name, row.mib);
+            eprintln!(
+                "{}, {} MiB: ours {ours:.2} %, LRU {lru:.2} %, peer {peer:.2} %",
+                source.name, row.mib
+            );
             failed += 1;
         }
     }
-    if failed == 0 { Ok(()) } else { Err(format!("{failed} of {} hit rates are too low", rows.len()).into()) }
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(format!("{failed} of {} hit rates are too low", rows.len()).into())
+    }
 }

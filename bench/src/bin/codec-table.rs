@@ -4,17 +4,19 @@
 //! cargo run --release -p bench --bin codec-table [--json] [--passes 9] [--pattern 64-bytes]
 //! ```
 //!
-//! 64 MiB of pages (more than the last-level cache of most machines), one after the other, one thread. Encode is
-//! `encode_live` with the next page announced: it compares a live page with the cached one, writes the delta, and brings
-//! the cached page up to date. The live side is two sets of pages in turn, before and after the change, so that each pass
-//! finds the same kind of change. Decode applies the deltas of a path to 64 MiB of pages in place, in turn as well. GiB/s
-//! count the bytes of the pages, not of the deltas. All figures are medians of the CPU time of the thread (nothing here
-//! waits), so that being preempted does not count; passes of the paths and of the limits take turns, so that what else
-//! happens on the machine hits all of them. The row `peer` is a model of QEMU's method
-//! (`bench::peer`), the row `peer512` one of its method on a CPU with AVX-512.
+//! 64 MiB of pages (more than the last-level cache of most machines), one after the other, one
+//! thread. Encode is `encode_live` with the next page announced: it compares a live page with the
+//! cached one, writes the delta, and brings the cached page up to date. The live side is two sets
+//! of pages in turn, before and after the change, so that each pass finds the same kind of change.
+//! Decode applies the deltas of a path to 64 MiB of pages in place, in turn as well. GiB/s count
+//! the bytes of the pages, not of the deltas. All figures are medians of the CPU time of the thread
+//! (nothing here waits), so that being preempted does not count; passes of the paths and of the
+//! limits take turns, so that what else happens on the machine hits all of them. The row `peer` is
+//! a model of QEMU's method (`bench::peer`), the row `peer512` one of its method on a CPU with
+//! AVX-512.
 //!
-//! Two threads are compared with one at encoding 64-bytes, and at copying the same pages: this is what memory leaves for
-//! a second thread.
+//! Two threads are compared with one at encoding 64-bytes, and at copying the same pages: this is
+//! what memory leaves for a second thread.
 
 #![allow(unsafe_code)] // live memory is reached through pointers
 
@@ -66,7 +68,8 @@ impl Coder {
         }
     }
 
-    /// Encodes all pages of `live` against `cached`, and hands each outcome and the output to `record`.
+    /// Encodes all pages of `live` against `cached`, and hands each outcome and the output to
+    /// `record`.
     fn encode(self, cached: &mut [Page], live: &[Page], mut record: impl FnMut(Outcome, &[u8])) {
         match self {
             Coder::Peer => {
@@ -93,7 +96,8 @@ impl Coder {
                         live: live.as_ptr().wrapping_add(next * PAGE_SIZE),
                     };
                     // SAFETY: `live` is a page that nobody writes.
-                    let outcome = unsafe { path.encode_live_ahead(cached, live.as_ptr(), &mut out, ahead) };
+                    let outcome =
+                        unsafe { path.encode_live_ahead(cached, live.as_ptr(), &mut out, ahead) };
                     record(outcome, &out);
                 }
             }
@@ -237,8 +241,12 @@ impl Bench {
     fn time_limits(&mut self) {
         self.cached.pages_mut().copy_from_slice(self.live[0].pages());
         let start = CpuTime::now();
-        let equal =
-            self.cached.pages().iter().zip(self.live[0].pages()).all(|(a, b)| black_box(a) == black_box(b));
+        let equal = self
+            .cached
+            .pages()
+            .iter()
+            .zip(self.live[0].pages())
+            .all(|(a, b)| black_box(a) == black_box(b));
         self.memcmp.push(start.elapsed());
         assert!(equal);
         let start = CpuTime::now();
@@ -248,8 +256,8 @@ impl Bench {
         self.memcpy.push(start.elapsed());
     }
 
-    /// How many times faster two threads encode than one, and how many times faster they copy, by the wall clock: it takes two
-    /// idle processors.
+    /// How many times faster two threads encode than one, and how many times faster they copy, by
+    /// the wall clock: it takes two idle processors.
     fn two_threads(&mut self, pattern: Pattern, path: Path) -> [f64; 2] {
         let [before, after] = &mut self.live;
         pattern.fill(before.pages_mut(), after.pages_mut());
@@ -266,7 +274,8 @@ impl Bench {
         [self.one_over_two(encode), self.one_over_two(copy)]
     }
 
-    /// The time that one thread takes for `work` on all pages, over the time that two take for half of them each.
+    /// The time that one thread takes for `work` on all pages, over the time that two take for half
+    /// of them each.
     fn one_over_two(&mut self, work: impl Fn(&mut [Page], &[Page]) + Sync) -> f64 {
         let half = self.cached.pages().len() / 2;
         let mut ratios: Vec<f64> = (0..self.passes)
@@ -356,17 +365,28 @@ fn print_table(rows: &[Row], memcmp: f64, memcpy: f64, two_threads: [f64; 2]) {
     println!("one thread, GiB/s of pages; memcmp {memcmp:.2}, memcpy {memcpy:.2}\n");
     println!(
         "{:<17} {:<7} {:>7} {:>9} {:>7} {:>7} {:>7} {:>11} {:>9}",
-        "pattern", "path", "encode", "÷ memcmp", "÷ peer", "decode", "÷ peer", "bytes/page", "overflows"
+        "pattern",
+        "path",
+        "encode",
+        "÷ memcmp",
+        "÷ peer",
+        "decode",
+        "÷ peer",
+        "bytes/page",
+        "overflows"
     );
     let mut peer: Option<&Row> = None;
     for row in rows {
         if matches!(row.coder, Coder::Peer) {
             peer = Some(row);
         }
-        let (peer_encode, peer_decode) = peer.map_or((f64::NAN, None), |peer| (peer.encode, peer.decode));
+        let (peer_encode, peer_decode) =
+            peer.map_or((f64::NAN, None), |peer| (peer.encode, peer.decode));
         let decode = row.decode.map_or("-".into(), |rate| format!("{rate:.2}"));
-        let over_peer =
-            row.decode.zip(peer_decode).map_or("-".into(), |(ours, peer)| format!("{:.2}", ours / peer));
+        let over_peer = row
+            .decode
+            .zip(peer_decode)
+            .map_or("-".into(), |(ours, peer)| format!("{:.2}", ours / peer));
         println!(
             "{:<17} {:<7} {:>7.2} {:>9.2} {:>7.2} {:>7} {:>7} {:>11.1} {:>9}",
             row.pattern.name(),

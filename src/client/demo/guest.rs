@@ -29,7 +29,8 @@ impl SerialLog {
         Evidence::read(&String::from_utf8_lossy(&std::fs::read(&self.path).unwrap_or_default()))
     }
 
-    /// Waits until the log says enough; a guest that finds fault, and a machine that ends, are errors.
+    /// Waits until the log says enough; a guest that finds fault, and a machine that ends, are
+    /// errors.
     pub fn wait_for(
         &self,
         child: &mut Running,
@@ -90,7 +91,9 @@ impl Evidence {
             match after.sweeps.get(cpu) {
                 Some((first, _)) if first >= before => {}
                 Some((first, _)) => {
-                    return Err(Error::WentBack(format!("processor {cpu}: sweep {before}, then {first}")));
+                    return Err(Error::WentBack(format!(
+                        "processor {cpu}: sweep {before}, then {first}"
+                    )));
                 }
                 None => return Err(Error::Silent { side: "target" }),
             }
@@ -115,7 +118,8 @@ mod tests {
 
     #[test]
     fn half_lines_at_both_ends_are_no_evidence() {
-        let evidence = Evidence::read("eep 2 pages 8\nsweep 3 pages 12\r\nsweep 4 pages 16\nsweep 5 pa");
+        let evidence =
+            Evidence::read("eep 2 pages 8\nsweep 3 pages 12\r\nsweep 4 pages 16\nsweep 5 pa");
         assert_eq!(evidence.sweeps, [(0, (3, 4))].into());
         assert!(evidence.check().is_ok());
     }

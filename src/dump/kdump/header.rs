@@ -45,7 +45,8 @@ pub enum Width {
 }
 
 impl Width {
-    /// As the ELF core's class: 32 bits for a guest outside long mode with all its memory below 4 GiB.
+    /// As the ELF core's class: 32 bits for a guest outside long mode with all its memory below 4
+    /// GiB.
     pub fn of(cpus: &[Cpu], memory: &[Range]) -> Width {
         let long_mode = cpus.first().is_some_and(Cpu::long_mode);
         let low = memory.iter().all(|range| range.end() <= u64::from(u32::MAX));
@@ -113,13 +114,15 @@ impl Header {
         (self.width.sub_header_bytes() + self.notes_bytes).div_ceil(PAGE as u64)
     }
 
-    /// Block 0. Readers tell the architecture by the machine name, and none of the strings may be empty but the
-    /// last.
+    /// Block 0. Readers tell the architecture by the machine name, and none of the strings may be
+    /// empty but the last.
     pub fn dump_header(&self) -> Vec<u8> {
         let mut out = b"KDUMP   ".to_vec();
         out.extend(VERSION.to_le_bytes());
         let release = self.release.as_deref().unwrap_or("unknown");
-        for (index, text) in ["Linux", "(none)", release, "#1", self.width.machine(), ""].iter().enumerate() {
+        for (index, text) in
+            ["Linux", "(none)", release, "#1", self.width.machine(), ""].iter().enumerate()
+        {
             let kept = &text.as_bytes()[..text.len().min(UTS_BYTES - 1)];
             out.extend_from_slice(kept);
             out.resize(12 + (index + 1) * UTS_BYTES, 0);

@@ -1,9 +1,9 @@
 //! The image of a kdump file, raw or flattened.
 //!
-//! The flattened form (`makedumpfile -F`) lets a pipe carry a file that is written back and forth: a start header
-//! of 4096 bytes ("makedumpfile", then type 1 and version 1 as big-endian i64 at 16 and 24), records of {offset
-//! i64, size i64, both big-endian, bytes}, and a record of offset -1 and size -1 that ends it. What no record
-//! covers is zero.
+//! The flattened form (`makedumpfile -F`) lets a pipe carry a file that is written back and forth:
+//! a start header of 4096 bytes ("makedumpfile", then type 1 and version 1 as big-endian i64 at 16
+//! and 24), records of {offset i64, size i64, both big-endian, bytes}, and a record of offset -1
+//! and size -1 that ends it. What no record covers is zero.
 
 use crate::dump::output::Writer;
 use crate::dump::{Error, PAGE, What};
@@ -21,7 +21,11 @@ pub enum Image {
 impl Image {
     pub fn new(mut output: Writer, raw: bool) -> Result<Image, Error> {
         if raw {
-            return if output.seekable() { Ok(Image::Raw(output)) } else { Err(Error::NotSeekable) };
+            return if output.seekable() {
+                Ok(Image::Raw(output))
+            } else {
+                Err(Error::NotSeekable)
+            };
         }
         let mut start = b"makedumpfile".to_vec();
         start.resize(16, 0);

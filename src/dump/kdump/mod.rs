@@ -68,8 +68,13 @@ pub fn write(
     image.put(What::ZeroPage, data_at, &[0; PAGE])?;
 
     let encoder = Encoder::new(guest.view, codec, memory, data_at);
-    let mut pages =
-        Pages { image, encoder: &encoder, descriptors_at, next_data: data_at + PAGE as u64, count: 0 };
+    let mut pages = Pages {
+        image,
+        encoder: &encoder,
+        descriptors_at,
+        next_data: data_at + PAGE as u64,
+        count: 0,
+    };
     let order = Order::urgent_first(map.ranges(), CHUNK_BYTES, guest.view);
     let encode = |chunk: Range, ()| encoder.chunk(chunk, map.rank(chunk.start));
     pipeline::run(pool, order, progress, encode, &mut pages)?;
@@ -77,7 +82,8 @@ pub fn write(
     pages.image.finish(pages.next_data)
 }
 
-/// Puts descriptors where the page's rank has them, and data one after the other, whatever the order.
+/// Puts descriptors where the page's rank has them, and data one after the other, whatever the
+/// order.
 struct Pages<'s> {
     image: Image,
     encoder: &'s Encoder<'s>,

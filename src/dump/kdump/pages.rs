@@ -70,7 +70,8 @@ fn set_bits(bits: &mut [u8], first: usize, count: usize) {
     }
 }
 
-/// What the file says about a page: where its data starts, how many bytes, and the codec's flag or 0.
+/// What the file says about a page: where its data starts, how many bytes, and the codec's flag or
+/// 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Descriptor {
     Zero,
@@ -113,7 +114,12 @@ struct Strip {
 }
 
 impl<'a> Encoder<'a> {
-    pub fn new(view: &'a dyn GuestView, codec: Codec, memory: &'a [Range], zero_page_at: u64) -> Encoder<'a> {
+    pub fn new(
+        view: &'a dyn GuestView,
+        codec: Codec,
+        memory: &'a [Range],
+        zero_page_at: u64,
+    ) -> Encoder<'a> {
         Encoder {
             view,
             codec,
@@ -129,7 +135,9 @@ impl<'a> Encoder<'a> {
         let starts: Vec<u64> = (range.start..range.end()).step_by(STRIP_BYTES).collect();
         let strips: Result<Vec<Strip>, Error> = starts
             .into_par_iter()
-            .map(|start| self.strip(Range { start, len: (range.end() - start).min(STRIP_BYTES as u64) }))
+            .map(|start| {
+                self.strip(Range { start, len: (range.end() - start).min(STRIP_BYTES as u64) })
+            })
             .collect();
         let mut chunk = Chunk {
             rank,
@@ -154,7 +162,8 @@ impl<'a> Encoder<'a> {
         let mut bytes = self.spare();
         bytes.resize(range.len as usize, 0);
         let mut any = false;
-        let whole = ranges::overlaps(self.memory, range.start, range.len).any(|part| part.len == range.len);
+        let whole =
+            ranges::overlaps(self.memory, range.start, range.len).any(|part| part.len == range.len);
         if !whole {
             bytes.fill(0);
         }
@@ -246,7 +255,9 @@ mod tests {
 
     #[test]
     fn bits_are_set_one_by_one_and_in_bytes() {
-        for (first, count) in [(0, 0), (0, 1), (3, 2), (3, 5), (3, 6), (7, 18), (8, 16), (0, 64), (63, 1)] {
+        for (first, count) in
+            [(0, 0), (0, 1), (3, 2), (3, 5), (3, 6), (7, 18), (8, 16), (0, 64), (63, 1)]
+        {
             let mut bits = [0; 8];
             set_bits(&mut bits, first, count);
             let expected = (0..count).fold(0u64, |all, bit| all | 1 << (first + bit));
@@ -257,8 +268,10 @@ mod tests {
     #[test]
     fn a_bitmap_in_pieces_is_the_whole_bitmap() {
         let page = PAGE as u64;
-        let memory =
-            [Range { start: 5 * page + 1, len: 3 * page }, Range { start: 40_000 * page, len: 9 * page }];
+        let memory = [
+            Range { start: 5 * page + 1, len: 3 * page },
+            Range { start: 40_000 * page, len: 9 * page },
+        ];
         let map = PageMap::new(&memory);
         assert_eq!((map.count(), map.pages_end()), (4 + 9, 40_009));
         assert_eq!((map.rank(6 * page), map.rank(40_002 * page)), (1, 6));

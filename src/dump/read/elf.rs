@@ -80,7 +80,11 @@ impl<'f> Core<'f> {
         let file = self.file;
         let kind = number::<4>(file, at)?;
         let field = |index: u64| {
-            if wide { number::<8>(file, at + 8 + 8 * index) } else { number::<4>(file, at + 4 + 4 * index) }
+            if wide {
+                number::<8>(file, at + 8 + 8 * index)
+            } else {
+                number::<4>(file, at + 4 + 4 * index)
+            }
         };
         let load = Load {
             offset: field(0)?,

@@ -27,8 +27,10 @@ pub struct Kdump<'f> {
 
 /// The image that a flattened stream describes.
 pub fn flat_to_raw(stream: &[u8]) -> Result<Vec<u8>, BadFile> {
-    let signed = |at: u64| Ok(i64::from_be_bytes(slice(stream, at, 8)?.try_into().expect("eight bytes")));
-    if !slice(stream, 0, 16)?.starts_with(b"makedumpfile\0") || signed(16)? != 1 || signed(24)? != 1 {
+    let signed =
+        |at: u64| Ok(i64::from_be_bytes(slice(stream, at, 8)?.try_into().expect("eight bytes")));
+    if !slice(stream, 0, 16)?.starts_with(b"makedumpfile\0") || signed(16)? != 1 || signed(24)? != 1
+    {
         return Err(BadFile { offset: 0, what: "no flattened dump" });
     }
     let mut image = Vec::new();
@@ -38,9 +40,11 @@ pub fn flat_to_raw(stream: &[u8]) -> Result<Vec<u8>, BadFile> {
         if (offset, size) == (-1, -1) {
             break;
         }
+        let end = offset
+            .checked_add(size)
+            .filter(|end| offset >= 0 && size > 0 && *end as u64 <= IMAGE_BYTES_MAX);
         let end =
-            offset.checked_add(size).filter(|end| offset >= 0 && size > 0 && *end as u64 <= IMAGE_BYTES_MAX);
-        let end = end.ok_or(BadFile { offset: at, what: "record of impossible place or size" })? as usize;
+            end.ok_or(BadFile { offset: at, what: "record of impossible place or size" })? as usize;
         let bytes = slice(stream, at + 16, size as u64)?;
         if image.len() < end {
             image.resize(end, 0);
@@ -72,7 +76,9 @@ impl<'f> Kdump<'f> {
             return Err(BadFile { offset: fields + 4, what: "block size other than 4096" });
         }
         let (sub_blocks, bitmap_blocks) = (field(2)?, field(3)?);
-        let long = |at: u64| if wide { number::<8>(file, BLOCK + at) } else { number::<4>(file, BLOCK + at) };
+        let long = |at: u64| {
+            if wide { number::<8>(file, BLOCK + at) } else { number::<4>(file, BLOCK + at) }
+        };
         let quad = |at: u64| number::<8>(file, BLOCK + at);
         let (text, note, end) = if wide {
             ((quad(32)?, long(40)?), (quad(48)?, long(56)?), quad(96)?)
@@ -87,7 +93,10 @@ impl<'f> Kdump<'f> {
         let first = slice(file, bitmaps_at, bitmap_bytes)?;
         let second = slice(file, bitmaps_at + bitmap_bytes, bitmap_bytes)?;
         if first.iter().zip(second).any(|(exists, held)| held & !exists != 0) {
-            return Err(BadFile { offset: bitmaps_at, what: "pages in the file that do not exist" });
+            return Err(BadFile {
+                offset: bitmaps_at,
+                what: "pages in the file that do not exist",
+            });
         }
         let bit = |page: &u64| second[(page / 8) as usize] >> (page % 8) & 1 != 0;
         let phys_base = if wide { long(0)? as i64 } else { i64::from(long(0)? as i32) };
@@ -135,9 +144,8 @@ impl<'f> Kdump<'f> {
                 let filled = read_up_to(&mut inflate, &mut page);
                 filled.ok_or(bad("page is no zlib stream"))?
             }
-            2 => {
-                lzokay::decompress::decompress(data, &mut page).map_err(|_| bad("page is no lzo1x block"))?
-            }
+            2 => lzokay::decompress::decompress(data, &mut page)
+                .map_err(|_| bad("page is no lzo1x block"))?,
             4 => snap::raw::Decoder::new()
                 .decompress(data, &mut page)
                 .map_err(|_| bad("page is no snappy block"))?,

@@ -1,7 +1,8 @@
-//! Readers for the formats that dumps have, made apart from the writers: nothing is shared but the page size.
+//! Readers for the formats that dumps have, made apart from the writers: nothing is shared but the
+//! page size.
 //!
-//! They look at a whole file in memory and believe nothing it says. Tests and fuzz targets compare what they find
-//! with what was written.
+//! They look at a whole file in memory and believe nothing it says. Tests and fuzz targets compare
+//! what they find with what was written.
 
 mod elf;
 mod kdump;

@@ -1,7 +1,7 @@
 //! ELF kernels: segments to their physical addresses, and the PVH entry from the notes.
 //!
-//! Our own, because linux-loader's reads no 32-bit images, and does not clear what the file leaves out (`.bss`), which
-//! a reset needs: RAM is not fresh then.
+//! Our own, because linux-loader's reads no 32-bit images, and does not clear what the file leaves
+//! out (`.bss`), which a reset needs: RAM is not fresh then.
 
 use super::{BootError, HIGH_MEMORY, Image, copy, put, read_at, seek};
 use crate::memory::{GuestRam, PAGE_BYTES};
@@ -51,7 +51,8 @@ pub fn load(ram: &GuestRam, path: &Path, image: &mut impl Image) -> Result<Kerne
     } else {
         (word(&header, 24).into(), word(&header, 28).into(), half(42), half(44))
     };
-    if header[5] != 1 || usize::from(size) < entry_bytes(wide) || count == 0 || count > SEGMENTS_MAX {
+    if header[5] != 1 || usize::from(size) < entry_bytes(wide) || count == 0 || count > SEGMENTS_MAX
+    {
         return Err(damaged("the program header table"));
     }
     let mut kernel = Kernel { wide, entry, pvh_entry: None, end: 0 };
@@ -59,14 +60,17 @@ pub fn load(ram: &GuestRam, path: &Path, image: &mut impl Image) -> Result<Kerne
         let segment = segment(image, path, table + i * u64::from(size), wide)?;
         match segment.kind {
             PT_LOAD if segment.bytes > 0 => {
-                let end = segment.gpa.checked_add(segment.bytes).ok_or_else(|| damaged("a segment"))?;
+                let end =
+                    segment.gpa.checked_add(segment.bytes).ok_or_else(|| damaged("a segment"))?;
                 if segment.gpa < HIGH_MEMORY || segment.file_bytes > segment.bytes {
                     return Err(damaged("a segment"));
                 }
                 load_segment(ram, path, image, &segment)?;
                 kernel.end = kernel.end.max(end);
             }
-            PT_NOTE if kernel.pvh_entry.is_none() => kernel.pvh_entry = find_note(image, path, &segment)?,
+            PT_NOTE if kernel.pvh_entry.is_none() => {
+                kernel.pvh_entry = find_note(image, path, &segment)?
+            }
             _ => {}
         }
     }
@@ -99,7 +103,12 @@ fn segment(image: &mut impl Image, path: &Path, at: u64, wide: bool) -> Result<S
     })
 }
 
-fn load_segment(ram: &GuestRam, path: &Path, image: &mut impl Image, s: &Segment) -> Result<(), BootError> {
+fn load_segment(
+    ram: &GuestRam,
+    path: &Path,
+    image: &mut impl Image,
+    s: &Segment,
+) -> Result<(), BootError> {
     seek(image, path, s.offset)?;
     copy(ram, path, image, s.gpa, s.file_bytes)?;
     clear(ram, s.gpa + s.file_bytes, s.gpa + s.bytes)

@@ -1,8 +1,9 @@
-//! Linux' own 64-bit boot protocol (Documentation/arch/x86/boot.rst), for bzImages and for a `vmlinux` without PVH.
+//! Linux' own 64-bit boot protocol (Documentation/arch/x86/boot.rst), for bzImages and for a
+//! `vmlinux` without PVH.
 
 use super::{
-    BootError, CMDLINE, CMDLINE_BYTES_MAX, Entry, GDT, HIGH_MEMORY, Image, PAGE_TABLES, ZERO_PAGE, copy,
-    load_initrd, low_ram, memory_map, put, read_at, registers, seek, write_common,
+    BootError, CMDLINE, CMDLINE_BYTES_MAX, Entry, GDT, HIGH_MEMORY, Image, PAGE_TABLES, ZERO_PAGE,
+    copy, load_initrd, low_ram, memory_map, put, read_at, registers, seek, write_common,
 };
 use crate::config::Boot;
 use crate::memory::GuestRam;
@@ -65,8 +66,9 @@ pub fn load_bzimage(
     }
     let sectors = if head[HEADER] == 0 { 4 } else { u64::from(head[HEADER]) };
     let setup_bytes = (sectors + 1) * SECTOR_BYTES;
-    let total =
-        image.seek(SeekFrom::End(0)).map_err(|source| BootError::Read { path: path.into(), source })?;
+    let total = image
+        .seek(SeekFrom::End(0))
+        .map_err(|source| BootError::Read { path: path.into(), source })?;
     let bytes = total
         .checked_sub(setup_bytes)
         .ok_or(BootError::Damaged { path: path.into(), what: "the setup part" })?;

@@ -29,8 +29,11 @@ pub fn low_end(cpus: u32) -> u64 {
 pub fn ranges(ram: &GuestRam, cpus: u32) -> Vec<Range> {
     let low_end = low_end(cpus);
     let range = |start, end, kind| Range { start, bytes: end - start, kind };
-    let mut map =
-        vec![range(0, low_end, RAM), range(low_end, CONVENTIONAL_END, RESERVED), range(BIOS, HIGH, RESERVED)];
+    let mut map = vec![
+        range(0, low_end, RAM),
+        range(low_end, CONVENTIONAL_END, RESERVED),
+        range(BIOS, HIGH, RESERVED),
+    ];
     for region in ram.main().regions() {
         let start = region.gpa.max(HIGH);
         if start < region.gpa + region.bytes {
@@ -40,7 +43,8 @@ pub fn ranges(ram: &GuestRam, cpus: u32) -> Vec<Range> {
     map
 }
 
-/// The fw_cfg file `etc/e820`: RAM only, as QEMU gives it. Each entry is le64 start, le64 bytes, le32 kind.
+/// The fw_cfg file `etc/e820`: RAM only, as QEMU gives it. Each entry is le64 start, le64 bytes,
+/// le32 kind.
 pub fn e820_file(ram: &GuestRam) -> Vec<u8> {
     let regions = ram.main().regions().iter();
     regions.flat_map(|r| entry(Range { start: r.gpa, bytes: r.bytes, kind: RAM })).collect()

@@ -1,5 +1,5 @@
-//! Loading what the guest starts from, as firmware would have left it: kernel, initrd, command line, memory map and
-//! MP table in guest RAM, and the registers of the first vCPU.
+//! Loading what the guest starts from, as firmware would have left it: kernel, initrd, command
+//! line, memory map and MP table in guest RAM, and the registers of the first vCPU.
 //!
 //! | guest address | what |
 //! |---|---|
@@ -99,7 +99,12 @@ fn write_common(boot: &Boot, ram: &GuestRam, cpus: u32) -> Result<(), BootError>
 }
 
 /// Reads the initrd to the highest place that suits; returns (address, bytes), zeros without one.
-fn load_initrd(boot: &Boot, ram: &GuestRam, end_max: u64, kernel_end: u64) -> Result<(u64, u64), BootError> {
+fn load_initrd(
+    boot: &Boot,
+    ram: &GuestRam,
+    end_max: u64,
+    kernel_end: u64,
+) -> Result<(u64, u64), BootError> {
     let Some(path) = &boot.initrd else { return Ok((0, 0)) };
     let open = |source| BootError::Open { path: path.clone(), source };
     let mut file = File::open(path).map_err(open)?;
@@ -120,8 +125,17 @@ fn low_ram(ram: &GuestRam) -> u64 {
 }
 
 /// Copies `bytes` from where `image` stands.
-fn copy(ram: &GuestRam, path: &Path, image: &mut impl Image, gpa: u64, bytes: u64) -> Result<(), BootError> {
-    if gpa.checked_add(bytes).is_none_or(|end| ram.main().offset(gpa).is_none() || end > ram_end(ram, gpa)) {
+fn copy(
+    ram: &GuestRam,
+    path: &Path,
+    image: &mut impl Image,
+    gpa: u64,
+    bytes: u64,
+) -> Result<(), BootError> {
+    if gpa
+        .checked_add(bytes)
+        .is_none_or(|end| ram.main().offset(gpa).is_none() || end > ram_end(ram, gpa))
+    {
         return Err(BootError::NoRoom {
             what: path.into(),
             needs: gpa.saturating_add(bytes),
@@ -130,7 +144,10 @@ fn copy(ram: &GuestRam, path: &Path, image: &mut impl Image, gpa: u64, bytes: u6
     }
     let _leave = ram.ask_to_write(gpa, bytes);
     let done = ram.mem().read_exact_volatile_from(GuestAddress(gpa), image, bytes as usize);
-    done.map_err(|e| BootError::Read { path: path.into(), source: std::io::Error::other(e.to_string()) })
+    done.map_err(|e| BootError::Read {
+        path: path.into(),
+        source: std::io::Error::other(e.to_string()),
+    })
 }
 
 /// End of the region that holds `gpa`.
@@ -157,7 +174,12 @@ fn seek(image: &mut impl Image, path: &Path, offset: u64) -> Result<(), BootErro
     done.map(drop).map_err(|source| BootError::Read { path: path.into(), source })
 }
 
-fn read_at(image: &mut impl Image, path: &Path, offset: u64, buf: &mut [u8]) -> Result<(), BootError> {
+fn read_at(
+    image: &mut impl Image,
+    path: &Path,
+    offset: u64,
+    buf: &mut [u8],
+) -> Result<(), BootError> {
     seek(image, path, offset)?;
     image.read_exact(buf).map_err(|source| BootError::Read { path: path.into(), source })
 }

@@ -1,5 +1,5 @@
-//! The MP table (Intel MultiProcessor Specification 1.4), by which a guest without ACPI finds its processors, its
-//! IOAPIC, and how ISA interrupts reach it.
+//! The MP table (Intel MultiProcessor Specification 1.4), by which a guest without ACPI finds its
+//! processors, its IOAPIC, and how ISA interrupts reach it.
 
 /// Bytes of the floating pointer, which the table follows.
 pub const FLOATING_BYTES: usize = 16;
@@ -41,7 +41,8 @@ pub fn build(cpus: u32) -> Vec<u8> {
     for id in 0..cpus as u8 {
         let flags = ENABLED | if id == 0 { BOOTSTRAP } else { 0 };
         table.extend([0, id, LAPIC_VERSION, flags]);
-        // Signature and features: an APIC is all that the specification wants to see (CPUID tells the rest).
+        // Signature and features: an APIC is all that the specification wants to see (CPUID tells
+        // the rest).
         table.extend([0x0600u32, 0x0201, 0, 0].iter().flat_map(|w| w.to_le_bytes()));
     }
     table.extend([1, ISA_BUS]);

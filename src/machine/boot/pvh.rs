@@ -1,4 +1,5 @@
-//! The PVH boot protocol (xen/interface/hvm/start_info.h): 32-bit protected mode, EBX points to the start info.
+//! The PVH boot protocol (xen/interface/hvm/start_info.h): 32-bit protected mode, EBX points to the
+//! start info.
 
 use super::{BootError, CMDLINE, Entry, PVH_INFO, load_initrd, memory_map, put, write_common};
 use crate::config::Boot;

@@ -36,7 +36,9 @@ impl Entry {
     pub fn regs(self) -> kvm_regs {
         let mut regs = kvm_regs { rflags: RFLAGS, ..Default::default() };
         match self {
-            Entry::Pvh { entry, start_info } => (regs.rip, regs.rbx) = (entry.into(), start_info.into()),
+            Entry::Pvh { entry, start_info } => {
+                (regs.rip, regs.rbx) = (entry.into(), start_info.into())
+            }
             Entry::Linux64 { entry, zero_page } => (regs.rip, regs.rsi) = (entry, zero_page),
         }
         regs
@@ -51,7 +53,8 @@ impl Entry {
         sregs.tr = task();
         sregs.cr0 = CR0_PE | CR0_ET;
         if long {
-            sregs.gdt = kvm_dtable { base: GDT, limit: gdt().len() as u16 - 1, ..Default::default() };
+            sregs.gdt =
+                kvm_dtable { base: GDT, limit: gdt().len() as u16 - 1, ..Default::default() };
             sregs.cr3 = PAGE_TABLES;
             sregs.cr4 = CR4_PAE;
             sregs.cr0 |= CR0_PG;
@@ -83,7 +86,10 @@ fn task() -> kvm_segment {
 
 /// Null, null, 64-bit code, data.
 pub fn gdt() -> Vec<u8> {
-    [0u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff].iter().flat_map(|d| d.to_le_bytes()).collect()
+    [0u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
+        .iter()
+        .flat_map(|d| d.to_le_bytes())
+        .collect()
 }
 
 /// Page tables at `base` that map the first 4 GiB one to one, in pages of 2 MiB.

@@ -1,7 +1,9 @@
 //! Interrupt controllers and the interval timer.
 
 use crate::vmstate::{ApicState, IoapicState, PicState, PitChannel, PitState};
-use kvm_bindings::{kvm_ioapic_state, kvm_lapic_state, kvm_pic_state, kvm_pit_channel_state, kvm_pit_state2};
+use kvm_bindings::{
+    kvm_ioapic_state, kvm_lapic_state, kvm_pic_state, kvm_pit_channel_state, kvm_pit_state2,
+};
 
 /// Registers of the local APIC by offset.
 const ID: usize = 0x20;
@@ -63,7 +65,8 @@ pub fn apic(lapic: &kvm_lapic_state, base: u64, now: i64) -> ApicState {
         timer_expiry: -1,
         sipi: None,
     };
-    // One count is one ns at the emulated bus frequency of 1 GHz; periodic or not, the next expiry is a period away.
+    // One count is one ns at the emulated bus frequency of 1 GHz; periodic or not, the next expiry
+    // is a period away.
     if apic.lvt[0] & LVT_MASKED == 0 && apic.initial_count != 0 {
         apic.next_time = now + ((i64::from(apic.initial_count) + 1) << apic.count_shift);
         apic.timer_expiry = apic.next_time;
@@ -71,7 +74,8 @@ pub fn apic(lapic: &kvm_lapic_state, base: u64, now: i64) -> ApicState {
     apic
 }
 
-/// Puts the stream's local APIC over `lapic`, which holds a fresh one: what the stream does not carry stays.
+/// Puts the stream's local APIC over `lapic`, which holds a fresh one: what the stream does not
+/// carry stays.
 pub fn from_apic(apic: &ApicState, lapic: &mut kvm_lapic_state) {
     put(lapic, ID, u32::from(apic.id) << 24);
     put(lapic, TPR, apic.tpr.into());
@@ -91,7 +95,8 @@ pub fn from_apic(apic: &ApicState, lapic: &mut kvm_lapic_state) {
     put(lapic, ICR_HIGH, apic.icr[1]);
     put(lapic, DIVIDE, apic.divide_conf);
     put(lapic, INITIAL_COUNT, apic.initial_count);
-    // Not in the stream. A one-shot timer fires at once, a periodic one starts a period: early, never lost.
+    // Not in the stream. A one-shot timer fires at once, a periodic one starts a period: early,
+    // never lost.
     put(lapic, CURRENT_COUNT, 0);
 }
 
@@ -106,7 +111,8 @@ pub fn ioapic(from: &kvm_ioapic_state) -> IoapicState {
 
 #[expect(unsafe_code, reason = "the binding is a union of a number and the bits in it")]
 fn redirection(from: &kvm_ioapic_state, at: usize) -> u64 {
-    // SAFETY: both fields of the union are eight bytes of plain integers, so that every value is a number.
+    // SAFETY: both fields of the union are eight bytes of plain integers, so that every value is a
+    // number.
     unsafe { from.redirtbl[at].bits }
 }
 
@@ -173,8 +179,8 @@ const PIT_NO_IRQ: u32 = 1;
 const PIT_HZ: i128 = 1_193_182;
 const NS_PER_S: i128 = 1_000_000_000;
 
-/// The stream's PIT: KVM's load times are on the host's monotonic clock, the stream's on the virtual one. `now` is the
-/// virtual clock, `ahead` what must be added to KVM's times.
+/// The stream's PIT: KVM's load times are on the host's monotonic clock, the stream's on the
+/// virtual one. `now` is the virtual clock, `ahead` what must be added to KVM's times.
 pub fn pit(from: &kvm_pit_state2, now: i64, ahead: i64) -> PitState {
     let channels = [0, 1, 2].map(|at| {
         let channel = &from.channels[at];
@@ -195,7 +201,8 @@ pub fn pit(from: &kvm_pit_state2, now: i64, ahead: i64) -> PitState {
             next_transition_time: 0,
         }
     });
-    let mut pit = PitState { irq_disabled: from.flags & PIT_NO_IRQ, channels, next_transition_time: 0 };
+    let mut pit =
+        PitState { irq_disabled: from.flags & PIT_NO_IRQ, channels, next_transition_time: 0 };
     pit.channels[0].next_transition_time = next_transition(&pit.channels[0], now);
     pit.next_transition_time = pit.channels[0].next_transition_time;
     pit
@@ -220,7 +227,8 @@ fn next_transition(channel: &PitChannel, now: i64) -> i64 {
     i64::try_from(at).unwrap_or(i64::MAX).max(now.saturating_add(1))
 }
 
-/// KVM's PIT. `ahead` is what must be added to the stream's times: monotonic minus virtual clock, ns.
+/// KVM's PIT. `ahead` is what must be added to the stream's times: monotonic minus virtual clock,
+/// ns.
 pub fn from_pit(from: &PitState, ahead: i64) -> kvm_pit_state2 {
     let mut pit = kvm_pit_state2 { flags: from.irq_disabled & PIT_NO_IRQ, ..Default::default() };
     for (to, channel) in pit.channels.iter_mut().zip(&from.channels) {
@@ -251,7 +259,9 @@ mod tests {
     fn local_apic_comes_back() {
         let mut lapic = kvm_lapic_state::default();
         put(&mut lapic, 0x30, 0x50014); // version: not carried, stays
-        for (i, at) in [TPR, SVR, ESR, ICR_LOW, ICR_HIGH, INITIAL_COUNT, DIVIDE].into_iter().enumerate() {
+        for (i, at) in
+            [TPR, SVR, ESR, ICR_LOW, ICR_HIGH, INITIAL_COUNT, DIVIDE].into_iter().enumerate()
+        {
             put(&mut lapic, at, 0x30 + i as u32);
         }
         put(&mut lapic, ID, 3 << 24);
@@ -295,7 +305,9 @@ mod tests {
 
     #[test]
     fn every_mode_has_its_next_transition() {
-        let next = |mode, now| next_transition(&PitChannel { mode, count: 1000, ..Default::default() }, now);
+        let next = |mode, now| {
+            next_transition(&PitChannel { mode, count: 1000, ..Default::default() }, now)
+        };
         assert_eq!([0, 2, 3, 4].map(|mode| next(mode, 0)), [838_095, 838_933, 419_047, 838_095]);
         assert_eq!((next(0, 900_000), next(4, 900_000)), (-1, -1));
     }

@@ -25,7 +25,8 @@ const RFLAGS_VM: u64 = 1 << 17;
 /// `hflags`: a vCPU in system management mode, or running a nested guest.
 const HF_SMM: u32 = 1 << 19;
 const HF_GUEST: u32 = 1 << 21;
-/// `hflags2`: global interrupt flag, NMIs masked, SMM inside an NMI, virtual GIF. KVM's guests have GIF set.
+/// `hflags2`: global interrupt flag, NMIs masked, SMM inside an NMI, virtual GIF. KVM's guests have
+/// GIF set.
 const HF2_GIF: u32 = 1 << 0;
 const HF2_NMI: u32 = 1 << 2;
 const HF2_SMM_INSIDE_NMI: u32 = 1 << 4;
@@ -141,8 +142,8 @@ pub fn to_section(vcpu: &VcpuState, layout: &XsaveLayout) -> CpuState {
     let (regs, sregs) = (&vcpu.regs, &vcpu.sregs);
     let mut cpu = CpuState {
         regs: [
-            regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
-            regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+            regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi,
+            regs.r8, regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
         ],
         rip: regs.rip,
         rflags: regs.rflags,
@@ -183,7 +184,8 @@ fn events_to_section(vcpu: &VcpuState, cpu: &mut CpuState) {
     if exception.injected != 0 || exception.pending != 0 {
         cpu.exception_nr = exception.nr.into();
         cpu.has_error_code = exception.has_error_code;
-        // A pending exception travels as an injected one, so what it is about must be in its register already.
+        // A pending exception travels as an injected one, so what it is about must be in its
+        // register already.
         if exception.pending != 0 && events.exception_has_payload != 0 {
             match exception.nr {
                 DB_VECTOR => cpu.dr[6] = events.exception_payload,
@@ -217,7 +219,8 @@ pub type Misfit = (&'static str, String);
 /// Refuses state that this machine has no place for.
 pub fn check(cpu: &CpuState) -> Result<(), Misfit> {
     let more = &cpu.more;
-    let nested = more.nested_state.as_ref().is_some_and(|n| n.state.vmx.is_some() || n.state.svm.is_some());
+    let nested =
+        more.nested_state.as_ref().is_some_and(|n| n.state.vmx.is_some() || n.state.svm.is_some());
     let refused = [
         (nested, "cpu/nested_state", "the guest runs guests of its own, which cannot be moved yet"),
         (
@@ -225,7 +228,11 @@ pub fn check(cpu: &CpuState) -> Result<(), Misfit> {
             "env.hflags",
             "the vCPU is inside a nested guest, which cannot be moved yet",
         ),
-        (more.svm_npt.is_some(), "cpu/svn_npt", "state of an emulated nested guest has no place under KVM"),
+        (
+            more.svm_npt.is_some(),
+            "cpu/svn_npt",
+            "state of an emulated nested guest has no place under KVM",
+        ),
         (
             more.svm_guest.is_some(),
             "cpu/svm_guest",
@@ -239,8 +246,8 @@ pub fn check(cpu: &CpuState) -> Result<(), Misfit> {
     }
 }
 
-/// Puts the stream's registers into `vcpu`, which holds what a fresh vCPU of this host has. `tpr` is the local APIC's
-/// task priority and `apic_base` its address.
+/// Puts the stream's registers into `vcpu`, which holds what a fresh vCPU of this host has. `tpr`
+/// is the local APIC's task priority and `apic_base` its address.
 pub fn from_section(
     cpu: &CpuState,
     (apic_base, tpr): (u32, u8),
@@ -267,8 +274,9 @@ pub fn from_section(
     if cpu.more.amx.is_some() && vcpu.xsave.len() < AMX_AREA_BYTES {
         vcpu.xsave.resize(AMX_AREA_BYTES, 0);
     }
-    xsave::from_cpu(&cpu, layout, &mut vcpu.xsave)
-        .map_err(|set| ("env.xstate_bv", format!("the guest uses {set}, which this host does not offer")))?;
+    xsave::from_cpu(&cpu, layout, &mut vcpu.xsave).map_err(|set| {
+        ("env.xstate_bv", format!("the guest uses {set}, which this host does not offer"))
+    })?;
     msrs::from_cpu(&cpu, physical_bits, vcpu);
     events_from_section(&cpu, vcpu);
     vcpu.tsc_khz = cpu.more.tsc_khz.and_then(|khz| u32::try_from(khz).ok()).filter(|khz| *khz != 0);
@@ -364,7 +372,8 @@ mod tests {
         let unusable = kvm_segment { unusable: 1, present: 1, type_: 1, ..Default::default() };
         assert_eq!(segment(&unusable).flags, 0x100);
         assert_eq!(kvm_segment_of(&segment(&unusable)).unusable, 1);
-        let long = kvm_segment { l: 1, present: 1, s: 1, type_: 11, dpl: 3, avl: 1, ..Default::default() };
+        let long =
+            kvm_segment { l: 1, present: 1, s: 1, type_: 11, dpl: 3, avl: 1, ..Default::default() };
         assert_eq!(kvm_segment_of(&segment(&long)), long);
     }
 

@@ -2,8 +2,8 @@
 
 use crate::kvm::state::VcpuState;
 use crate::vmstate::{
-    CpuState, Fred, HypervCrash, HypervHypercall, HypervReenlightenment, HypervStimer, HypervSynic, IntelPt,
-    IntelSgx, Mpx, Pmu, Xfd,
+    CpuState, Fred, HypervCrash, HypervHypercall, HypervReenlightenment, HypervStimer, HypervSynic,
+    IntelPt, IntelSgx, Mpx, Pmu, Xfd,
 };
 
 /// An MSR: its number, the value that a stream does not carry, and its place among the registers.
@@ -49,7 +49,9 @@ macro_rules! grouped {
             index: $index,
             default: 0,
             get: |cpu, _| cpu.more.$group.as_ref().map(|group| group.$field),
-            put: |cpu, _, value| cpu.more.$group.get_or_insert_with(<$type>::default).$field = value,
+            put: |cpu, _, value| {
+                cpu.more.$group.get_or_insert_with(<$type>::default).$field = value
+            },
             element: 0,
         }
     };
@@ -58,7 +60,9 @@ macro_rules! grouped {
             index: $index,
             default: 0,
             get: |cpu, at| cpu.more.$group.as_ref().map(|group| group.$field[at]),
-            put: |cpu, at, value| cpu.more.$group.get_or_insert_with(<$type>::default).$field[at] = value,
+            put: |cpu, at, value| {
+                cpu.more.$group.get_or_insert_with(<$type>::default).$field[at] = value
+            },
             element: $element,
         }
     };
@@ -72,7 +76,8 @@ macro_rules! element {
 }
 
 pub const TSC: u32 = 0x10;
-const MTRR_FIXED: [u32; 11] = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+const MTRR_FIXED: [u32; 11] =
+    [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 
 fn table() -> Vec<Entry> {
     let mut table = vec![
@@ -161,9 +166,14 @@ fn arrays(table: &mut Vec<Entry>) {
         table.push(element!(index, i, |cpu, at| Some(cpu.mtrr_var[at].base), |cpu, at, value| {
             cpu.mtrr_var[at].base = value;
         }));
-        table.push(element!(index + 1, i, |cpu, at| Some(cpu.mtrr_var[at].mask), |cpu, at, value| {
-            cpu.mtrr_var[at].mask = value;
-        }));
+        table.push(element!(
+            index + 1,
+            i,
+            |cpu, at| Some(cpu.mtrr_var[at].mask),
+            |cpu, at, value| {
+                cpu.mtrr_var[at].mask = value;
+            }
+        ));
     }
     for i in 0..40 {
         let put = |cpu: &mut CpuState, at, value| cpu.mce_banks[at] = value;
@@ -174,29 +184,42 @@ fn arrays(table: &mut Vec<Entry>) {
     table.extend((0..18).map(|i| grouped!(0x186 + i as u32, pmu: Pmu, gp_evtsel[i])));
     table.extend((0..8).map(|i| grouped!(0x580 + i as u32, intel_pt: IntelPt, addrs[i])));
     table.extend((0..4).map(|i| grouped!(0x8c + i as u32, intel_sgx: IntelSgx, key_hash[i])));
-    table.extend((0..5).map(|i| grouped!(0x4000_0100 + i as u32, hyperv_crash: HypervCrash, params[i])));
-    table.extend((0..16).map(|i| grouped!(0x4000_0090 + i as u32, hyperv_synic: HypervSynic, sint[i])));
-    table
-        .extend((0..4).map(|i| grouped!(0x4000_00b0 + 2 * i as u32, hyperv_stimer: HypervStimer, config[i])));
-    table.extend((0..4).map(|i| grouped!(0x4000_00b1 + 2 * i as u32, hyperv_stimer: HypervStimer, count[i])));
+    table.extend(
+        (0..5).map(|i| grouped!(0x4000_0100 + i as u32, hyperv_crash: HypervCrash, params[i])),
+    );
+    table.extend(
+        (0..16).map(|i| grouped!(0x4000_0090 + i as u32, hyperv_synic: HypervSynic, sint[i])),
+    );
+    table.extend(
+        (0..4)
+            .map(|i| grouped!(0x4000_00b0 + 2 * i as u32, hyperv_stimer: HypervStimer, config[i])),
+    );
+    table.extend(
+        (0..4).map(|i| grouped!(0x4000_00b1 + 2 * i as u32, hyperv_stimer: HypervStimer, count[i])),
+    );
 }
 
-/// Copies every MSR that KVM gave and the stream has a place for. What is at its default makes no subsection.
+/// Copies every MSR that KVM gave and the stream has a place for. What is at its default makes no
+/// subsection.
 pub fn to_cpu(vcpu: &VcpuState, cpu: &mut CpuState) {
     for entry in table() {
         let fixed = (entry.get)(&CpuState::default(), entry.element).is_some();
         match vcpu.msr(entry.index) {
-            Some(value) if fixed || value != entry.default => (entry.put)(cpu, entry.element, value),
+            Some(value) if fixed || value != entry.default => {
+                (entry.put)(cpu, entry.element, value)
+            }
             None if fixed => (entry.put)(cpu, entry.element, entry.default),
             _ => {}
         }
     }
-    // The number of banks and what they can do is a property of the vCPU, not a register of the list.
+    // The number of banks and what they can do is a property of the vCPU, not a register of the
+    // list.
     cpu.mcg_cap = vcpu.msr(0x179).unwrap_or(0);
 }
 
-/// Sets every MSR of the table in `vcpu`, which holds what a fresh vCPU of this host has. One that this host does not
-/// list is set only if its value says something; KVM's refusal is reported later.
+/// Sets every MSR of the table in `vcpu`, which holds what a fresh vCPU of this host has. One that
+/// this host does not list is set only if its value says something; KVM's refusal is reported
+/// later.
 pub fn from_cpu(cpu: &CpuState, physical_bits: u32, vcpu: &mut VcpuState) {
     let address = if physical_bits < 64 { (1 << physical_bits) - 1 } else { u64::MAX };
     for entry in table() {

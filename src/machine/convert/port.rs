@@ -12,13 +12,15 @@ const IIR_ID: u8 = 6;
 const IIR_THRI: u8 = 2;
 const FIFO_BYTES: usize = 16;
 
-/// What the other registers say about the "transmitter empty" interrupt; sent only if it is otherwise.
+/// What the other registers say about the "transmitter empty" interrupt; sent only if it is
+/// otherwise.
 fn thr_pending_by_registers(iir: u8) -> bool {
     iir & IIR_ID == IIR_THRI
 }
 
 pub fn serial(from: &serial::SerialState) -> SerialState {
-    let expected = if from.ier & IER_THRI != 0 { thr_pending_by_registers(from.iir) } else { false };
+    let expected =
+        if from.ier & IER_THRI != 0 { thr_pending_by_registers(from.iir) } else { false };
     let fifo = |bytes: &[u8]| {
         (!bytes.is_empty()).then(|| SerialFifo::holding(&bytes[..bytes.len().min(FIFO_BYTES)]))
     };

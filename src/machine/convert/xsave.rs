@@ -1,6 +1,9 @@
-//! The XSAVE area: x87, vector and other extended registers, at offsets that partly depend on the processor.
+//! The XSAVE area: x87, vector and other extended registers, at offsets that partly depend on the
+//! processor.
 
-use crate::vmstate::{Amx, Avx512, Bound, CpuState, FpopIpDp, Mpx, Xmm, YmmHigh, ZmmHigh, ZmmUpper};
+use crate::vmstate::{
+    Amx, Avx512, Bound, CpuState, FpopIpDp, Mpx, Xmm, YmmHigh, ZmmHigh, ZmmUpper,
+};
 use kvm_bindings::kvm_cpuid_entry2;
 
 /// Offsets in the fixed part (Intel SDM volume 1, 13.4.1 and 13.4.2).
@@ -37,7 +40,8 @@ impl XsaveLayout {
     pub fn from_cpuid(entries: &[kvm_cpuid_entry2]) -> Self {
         let mut layout = Self::default();
         for entry in entries.iter().filter(|entry| entry.function == 0xd) {
-            // A component in an area of its own (supervisor state) has bit 0 of ECX set and no offset.
+            // A component in an area of its own (supervisor state) has bit 0 of ECX set and no
+            // offset.
             if (2..32).contains(&entry.index) && entry.eax != 0 && entry.ecx & 1 == 0 {
                 layout.offsets[entry.index as usize] = entry.ebx as usize;
             }
@@ -56,7 +60,12 @@ impl XsaveLayout {
         Some(area[place].as_chunks().0.iter().map(|quad| u64::from_le_bytes(*quad)).collect())
     }
 
-    fn put_quads(&self, area: &mut [u8], component: u32, quads: impl Iterator<Item = u64> + Clone) -> bool {
+    fn put_quads(
+        &self,
+        area: &mut [u8],
+        component: u32,
+        quads: impl Iterator<Item = u64> + Clone,
+    ) -> bool {
         let Some(place) = self.place(component, 8 * quads.clone().count(), area.len()) else {
             return quads.into_iter().all(|quad| quad == 0);
         };
@@ -93,7 +102,8 @@ pub fn to_cpu(area: &[u8], layout: &XsaveLayout, cpu: &mut CpuState) {
     for (i, register) in cpu.xmm.iter_mut().enumerate() {
         *register = Xmm([u64_at(area, XMM + 16 * i), u64_at(area, XMM + 16 * i + 8)]);
     }
-    let last = FpopIpDp { fpop: u16_at(area, FOP), fpip: u64_at(area, FIP), fpdp: u64_at(area, FDP) };
+    let last =
+        FpopIpDp { fpop: u16_at(area, FOP), fpip: u64_at(area, FIP), fpdp: u64_at(area, FDP) };
     cpu.more.fpop_ip_dp = (last != FpopIpDp::default()).then_some(last);
     if let Some(quads) = layout.quads(area, AVX, 32) {
         for (register, quads) in cpu.ymm_high.iter_mut().zip(quads.as_chunks().0) {
@@ -152,7 +162,8 @@ fn amx(area: &[u8], layout: &XsaveLayout) -> Amx {
     amx
 }
 
-/// Puts the registers into `area`, which has at least 4096 bytes; what the stream does not carry stays.
+/// Puts the registers into `area`, which has at least 4096 bytes; what the stream does not carry
+/// stays.
 ///
 /// # Errors
 /// The name of a set of registers that the guest used and this host does not have.
@@ -179,7 +190,11 @@ pub fn from_cpu(cpu: &CpuState, layout: &XsaveLayout, area: &mut [u8]) -> Result
     extended_from_cpu(cpu, layout, area)
 }
 
-fn extended_from_cpu(cpu: &CpuState, layout: &XsaveLayout, area: &mut [u8]) -> Result<(), &'static str> {
+fn extended_from_cpu(
+    cpu: &CpuState,
+    layout: &XsaveLayout,
+    area: &mut [u8],
+) -> Result<(), &'static str> {
     let have = |there, name| if there { Ok(()) } else { Err(name) };
     have(layout.put_quads(area, AVX, cpu.ymm_high.iter().flat_map(|register| register.0)), "AVX")?;
     let mpx = cpu.more.mpx.unwrap_or_default();
@@ -198,7 +213,8 @@ fn extended_from_cpu(cpu: &CpuState, layout: &XsaveLayout, area: &mut [u8]) -> R
         None => have(pkru == 0, "protection keys")?,
     }
     if let Some(amx) = &cpu.more.amx {
-        let places = (layout.place(TILECFG, 64, area.len()), layout.place(TILEDATA, 8192, area.len()));
+        let places =
+            (layout.place(TILECFG, 64, area.len()), layout.place(TILEDATA, 8192, area.len()));
         match places {
             (Some(config), Some(data)) => {
                 area[config].copy_from_slice(&amx.config);
@@ -215,8 +231,14 @@ mod tests {
     use super::*;
 
     fn layout() -> XsaveLayout {
-        let places =
-            [(2, 576, 256), (3, 960, 64), (4, 1024, 64), (5, 1088, 64), (6, 1152, 512), (7, 1664, 1024)];
+        let places = [
+            (2, 576, 256),
+            (3, 960, 64),
+            (4, 1024, 64),
+            (5, 1088, 64),
+            (6, 1152, 512),
+            (7, 1664, 1024),
+        ];
         let entries: Vec<_> = places
             .iter()
             .chain(&[(9, 2688, 8)])

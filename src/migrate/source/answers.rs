@@ -1,6 +1,8 @@
-//! The return path, read by the source: one receive is always pending, so that a refusal is seen while pages go out.
+//! The return path, read by the source: one receive is always pending, so that a refusal is seen
+//! while pages go out.
 //!
-//! Unsafe because the pending receive names the buffer, which is boxed and given up only after the operation is.
+//! Unsafe because the pending receive names the buffer, which is boxed and given up only after the
+//! operation is.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -55,7 +57,9 @@ impl Answers {
             self.pending = None;
             match result {
                 r if r == -libc::EINTR || r == -libc::EAGAIN => {}
-                r if r < 0 => return Err(io::Error::System(std::io::Error::from_raw_os_error(-r)).into()),
+                r if r < 0 => {
+                    return Err(io::Error::System(std::io::Error::from_raw_os_error(-r)).into());
+                }
                 0 => self.closed = true,
                 r => self.received.extend_from_slice(&self.incoming[..r as usize]),
             }
@@ -63,7 +67,11 @@ impl Answers {
     }
 
     /// The next message, waited for until `deadline`.
-    pub fn wait(&mut self, ring: &mut Ring, deadline: Option<(Instant, Duration)>) -> Result<Reply, Error> {
+    pub fn wait(
+        &mut self,
+        ring: &mut Ring,
+        deadline: Option<(Instant, Duration)>,
+    ) -> Result<Reply, Error> {
         loop {
             if let Some(reply) = self.poll(ring)? {
                 return Ok(reply);
@@ -85,7 +93,9 @@ impl Answers {
                 Ok(Reply::Shut(code)) if code != 0 => return Some(Error::TargetFailed),
                 Ok(_) => {}
                 // The kernel tells why a connection broke once, and that to whoever asks first.
-                Err(error @ (Error::Refused(_) | Error::Io(io::Error::System(_)))) => return Some(error),
+                Err(error @ (Error::Refused(_) | Error::Io(io::Error::System(_)))) => {
+                    return Some(error);
+                }
                 Err(_) => return None,
             }
         }
@@ -104,8 +114,8 @@ impl Answers {
         }
         let fd = types::Fd(self.fd.as_raw_fd());
         let entry = opcode::Recv::new(fd, self.incoming.as_mut_ptr(), BUFFER_BYTES as u32).build();
-        // SAFETY: the buffer is boxed and stays until `poll` saw the result or `abandon` took the operation back; drop
-        // leaks it otherwise.
+        // SAFETY: the buffer is boxed and stays until `poll` saw the result or `abandon` took the
+        // operation back; drop leaks it otherwise.
         let token = unsafe { ring.submit(entry) }?;
         self.pending = Some(token);
         Ok(token)

@@ -1,4 +1,5 @@
-//! What the first round tells of the later ones, and what would help a migration that does not end by itself.
+//! What the first round tells of the later ones, and what would help a migration that does not end
+//! by itself.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,13 +12,14 @@ use crate::migrate::capabilities::Capability;
 use crate::migrate::converge;
 use crate::migrate::progress::Counters;
 
-/// Looks ahead from the first round, which can take long: what is dirtied during it is dirtied later, too.
+/// Looks ahead from the first round, which can take long: what is dirtied during it is dirtied
+/// later, too.
 pub struct Foresight {
     started: Instant,
     cache_bytes: u64,
     sent_before: u64,
-    /// The fastest rate seen, in pages per second. Pages that are dirty already are not seen again, so that the guest
-    /// may be faster.
+    /// The fastest rate seen, in pages per second. Pages that are dirty already are not seen again,
+    /// so that the guest may be faster.
     fastest: AtomicU64,
     sees_no_end: AtomicBool,
 }
@@ -64,12 +66,17 @@ impl Foresight {
 /// What would help a migration that does not converge.
 pub fn advice(source: &Source, cache: u64, left: u64) -> String {
     let xbzrle = source.settings.has(Capability::Xbzrle);
-    let would_do = (left.div_ceil(CHUNK_PAGES) * CHUNK_PAGES * PAGE_BYTES * 5 / 4).next_power_of_two();
+    let would_do =
+        (left.div_ceil(CHUNK_PAGES) * CHUNK_PAGES * PAGE_BYTES * 5 / 4).next_power_of_two();
     let mut text = String::from("the guest dirties memory faster than it can be sent");
     if !xbzrle {
-        text += &format!("; capability xbzrle with xbzrle-cache-size {would_do} or auto-converge may help");
+        text += &format!(
+            "; capability xbzrle with xbzrle-cache-size {would_do} or auto-converge may help"
+        );
     } else if cache < would_do {
-        text += &format!("; its working set does not fit the cache: xbzrle-cache-size {would_do} would do");
+        text += &format!(
+            "; its working set does not fit the cache: xbzrle-cache-size {would_do} would do"
+        );
     } else {
         text += "; auto-converge or a larger downtime-limit may help";
     }

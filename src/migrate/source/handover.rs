@@ -1,9 +1,9 @@
 //! The end of a migration: device state, and who owns the guest afterwards.
 //!
-//! Between two Godwits it is a commit: the target says LOADED, the source answers GO, the target runs and says SHUT 0.
-//! Before GO any failure gives the guest back to the source. From GO on only SHUT 0 tells; without it nobody can know,
-//! and the guest stays paused here until a person decides. With a QEMU the point of no return is the stream's last
-//! byte.
+//! Between two Godwits it is a commit: the target says LOADED, the source answers GO, the target
+//! runs and says SHUT 0. Before GO any failure gives the guest back to the source. From GO on only
+//! SHUT 0 tells; without it nobody can know, and the guest stays paused here until a person
+//! decides. With a QEMU the point of no return is the stream's last byte.
 
 use std::time::{Duration, Instant};
 
@@ -73,7 +73,9 @@ fn commit(source: &Source, peer: &mut Peer, time: Duration) -> Result<Outcome, E
         let left = deadline.saturating_duration_since(Instant::now());
         let what = "commit, before GO";
         match peer.wait(what, left).map_err(|error| silent(error, what, time))? {
-            Reply::Other { kind: godwit::NUMBER, data } if Answer::parse(&data) == Some(Answer::Loaded) => {
+            Reply::Other { kind: godwit::NUMBER, data }
+                if Answer::parse(&data) == Some(Answer::Loaded) =>
+            {
                 break;
             }
             Reply::Shut(_) => return Err(Error::TargetFailed),
@@ -93,7 +95,8 @@ fn commit(source: &Source, peer: &mut Peer, time: Duration) -> Result<Outcome, E
     }
 }
 
-/// A target without the commit that says it failed has let go of the guest; one with it was told to go.
+/// A target without the commit that says it failed has let go of the guest; one with it was told to
+/// go.
 fn wait_for_shut(peer: &mut Peer, time: Duration) -> Result<Outcome, Error> {
     let committed = peer.features.contains(Features::COMMIT);
     loop {

@@ -1,5 +1,5 @@
-//! A lane: one stream and the chunks that travel on it. A round goes through a lane's chunks in order: clear, look,
-//! encode, send; at its end everything has been taken by the kernel.
+//! A lane: one stream and the chunks that travel on it. A round goes through a lane's chunks in
+//! order: clear, look, encode, send; at its end everything has been taken by the kernel.
 //!
 //! ```text
 //! pages of a chunk → holes and zeros | whole pages        first rounds, and without a cache
@@ -30,9 +30,11 @@ use crate::stream::godwit::Frame;
 use crate::stream::ram::{FLAG_EOS, FLAG_PAGE, RamWriter};
 use crate::stream::{SectionHeader, SectionKind};
 
-/// A batch leaves when it has this many bytes: large enough to keep the peer busy while the next is prepared.
+/// A batch leaves when it has this many bytes: large enough to keep the peer busy while the next is
+/// prepared.
 const BATCH_BYTES: usize = 1 << 20;
-/// A batch leaves when it has this many pieces: two per page of a chunk, and room for the next chunk's.
+/// A batch leaves when it has this many pieces: two per page of a chunk, and room for the next
+/// chunk's.
 const BATCH_PIECES: usize = 480;
 /// Pages encoded at once: 8 MiB, enough work for several threads.
 const ENCODE_PAGES: usize = 2048;
@@ -54,7 +56,8 @@ pub enum Framing {
 pub enum ZeroPages {
     /// In its own packets.
     InPackets,
-    /// On the main channel, which sends them once the channels have sent theirs: what a QEMU before 9.0 understands.
+    /// On the main channel, which sends them once the channels have sent theirs: what a QEMU before
+    /// 9.0 understands.
     OnMain,
 }
 
@@ -64,7 +67,8 @@ pub struct Round<'a> {
     pub pages: &'a [PageSet],
     pub kind: parallel::Round,
     pub log: &'a dyn DirtyLog,
-    /// The first round: everything was cleared beforehand, and pages found dirty again are left for the next round.
+    /// The first round: everything was cleared beforehand, and pages found dirty again are left for
+    /// the next round.
     pub again: Option<&'a Again<'a>>,
     pub counters: &'a Counters,
     pub pool: &'a ThreadPool,
@@ -76,8 +80,8 @@ pub struct Round<'a> {
     pub guest_runs: bool,
 }
 
-/// Pages dirtied again during the first round. They are not sent in it: they would only be sent twice. What they say of
-/// the guest is told as soon as it is known.
+/// Pages dirtied again during the first round. They are not sent in it: they would only be sent
+/// twice. What they say of the guest is told as soon as it is known.
 pub struct Again<'a> {
     pages: RwLock<PageSet>,
     looked: RwLock<Instant>,
@@ -137,7 +141,10 @@ struct Batch {
 }
 
 impl Lane {
-    #[expect(clippy::too_many_arguments, reason = "one call per lane, each part made by its caller")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "one call per lane, each part made by its caller"
+    )]
     pub fn new(
         index: u64,
         is_channel: bool,
@@ -201,13 +208,20 @@ impl Lane {
         self.packet(source)
     }
 
-    fn whole_chunk(&mut self, round: &Round<'_>, source: &PageSource, looked: &Looked) -> Result<(), Error> {
+    fn whole_chunk(
+        &mut self,
+        round: &Round<'_>,
+        source: &PageSource,
+        looked: &Looked,
+    ) -> Result<(), Error> {
         // An entry that is not what the receiver gets now would turn later deltas into garbage.
         if let Some(cache) = &mut self.cache
             && !cache.is_empty()
         {
             let first = looked.chunk * CHUNK_PAGES;
-            cache.forget(mask_ranges(&looked.pages()).flatten().map(|page| source.number(first + page)));
+            cache.forget(
+                mask_ranges(&looked.pages()).flatten().map(|page| source.number(first + page)),
+            );
         }
         self.emit_chunk(round, source, looked.chunk, &looked.zeros, &looked.data)?;
         round.counters.settle(count(&looked.pages()));
@@ -247,13 +261,23 @@ impl Lane {
         self.flush_if_full(round)
     }
 
-    fn zeros(&mut self, round: &Round<'_>, source: &PageSource, pages: Range<u64>) -> Result<(), Error> {
+    fn zeros(
+        &mut self,
+        round: &Round<'_>,
+        source: &PageSource,
+        pages: Range<u64>,
+    ) -> Result<(), Error> {
         match &mut self.framing {
             Framing::Records(_) => {
                 self.open_batch()?;
                 let gather = self.batch.gather.as_mut().expect("just opened");
                 for page in pages {
-                    self.records.zero(gather.own(), source.index().into(), source.name(), page * PAGE_BYTES);
+                    self.records.zero(
+                        gather.own(),
+                        source.index().into(),
+                        source.name(),
+                        page * PAGE_BYTES,
+                    );
                 }
             }
             Framing::Packets(_) if round.zero_pages == ZeroPages::OnMain => {
@@ -290,7 +314,8 @@ impl Lane {
         let gather = self.batch.gather.as_mut().expect("just opened");
         if let Framing::Frames = self.framing {
             let bytes = (pages.end - pages.start) * PAGE_BYTES;
-            Frame::Run { block: source.index(), offset: pages.start * PAGE_BYTES, bytes }.write(gather.own());
+            Frame::Run { block: source.index(), offset: pages.start * PAGE_BYTES, bytes }
+                .write(gather.own());
             source.gather(pages, gather);
             return Ok(());
         }
@@ -308,7 +333,9 @@ impl Lane {
         source: &PageSource,
         add: impl FnOnce(&mut Packets) -> bool,
     ) -> Result<(), Error> {
-        let Framing::Packets(packets) = &mut self.framing else { unreachable!("only with packets") };
+        let Framing::Packets(packets) = &mut self.framing else {
+            unreachable!("only with packets")
+        };
         if add(packets) { self.packet(source) } else { Ok(()) }
     }
 
@@ -332,7 +359,9 @@ impl Lane {
     ) -> Result<(), Error> {
         let mut numbers: Vec<u64> = Vec::with_capacity(ENCODE_PAGES + CHUNK_PAGES as usize);
         for chunk in self.chunks(round, pages) {
-            let Some((mask, data)) = look::open_chunk(round, source, pages, chunk)? else { continue };
+            let Some((mask, data)) = look::open_chunk(round, source, pages, chunk)? else {
+                continue;
+            };
             let holes = and_not(&mask, &data);
             let base = chunk * CHUNK_PAGES;
             if let Some(cache) = &mut self.cache {
@@ -350,7 +379,12 @@ impl Lane {
     }
 
     /// Encodes one batch and puts its records into the send being filled.
-    fn deltas(&mut self, round: &Round<'_>, source: &PageSource, pages: &[u64]) -> Result<(), Error> {
+    fn deltas(
+        &mut self,
+        round: &Round<'_>,
+        source: &PageSource,
+        pages: &[u64],
+    ) -> Result<(), Error> {
         let live: Vec<LivePage<'_>> = pages.iter().map(|page| source.live(*page)).collect();
         for _ in 0..if sabotage::on(Fault::CacheAhead) { 2 } else { 1 } {
             let (cache, layout, output) = (self.cache.as_mut(), &self.layout, &mut self.output);
@@ -378,10 +412,14 @@ impl Lane {
         self.flush_if_full(round)
     }
 
-    /// Chunks of this lane that have members in `pages`. The first round starts in the middle of the block: which pages
-    /// are busy shows while it runs, and what it sends at its beginning it sends blindly. Small kernels and their heaps
-    /// lie low, large guests allocate from the top.
-    fn chunks<'p>(&self, round: &Round<'_>, pages: &'p PageSet) -> impl Iterator<Item = u64> + use<'p> {
+    /// Chunks of this lane that have members in `pages`. The first round starts in the middle of
+    /// the block: which pages are busy shows while it runs, and what it sends at its beginning it
+    /// sends blindly. Small kernels and their heaps lie low, large guests allocate from the top.
+    fn chunks<'p>(
+        &self,
+        round: &Round<'_>,
+        pages: &'p PageSet,
+    ) -> impl Iterator<Item = u64> + use<'p> {
         let (index, lanes) = (self.index, round.lanes);
         let chunks = (pages.words().len() as u64).div_ceil(CHUNK_PAGES / 64);
         let first = if round.kind == parallel::Round::Bulk { chunks / 2 } else { 0 };
@@ -414,7 +452,8 @@ impl Lane {
     }
 
     fn flush_if_full(&mut self, round: &Round<'_>) -> Result<(), Error> {
-        let full = |gather: &Gather| gather.bytes() >= BATCH_BYTES || gather.pieces() >= BATCH_PIECES;
+        let full =
+            |gather: &Gather| gather.bytes() >= BATCH_BYTES || gather.pieces() >= BATCH_PIECES;
         match &self.batch.gather {
             Some(gather) if full(gather) => self.flush(round.counters, round.guest_runs),
             // Nothing to send is no reason not to be cancelled.
@@ -462,8 +501,13 @@ impl Lane {
         std::mem::take(&mut self.zeros_for_main)
     }
 
-    /// Sends what the channels left to the main channel, and that they have come to the end of a round.
-    pub fn end_packets(&mut self, round: &Round<'_>, zeros: &[(u8, Range<u64>)]) -> Result<(), Error> {
+    /// Sends what the channels left to the main channel, and that they have come to the end of a
+    /// round.
+    pub fn end_packets(
+        &mut self,
+        round: &Round<'_>,
+        zeros: &[(u8, Range<u64>)],
+    ) -> Result<(), Error> {
         let sources = std::mem::take(&mut self.sources);
         let result = zeros.iter().try_for_each(|(block, pages)| {
             self.zeros(round, &sources[usize::from(*block)], pages.clone())?;
@@ -478,7 +522,12 @@ impl Lane {
     }
 
     /// Sends `bytes` as they are: what stands between rounds.
-    pub fn send_bytes(&mut self, counters: &Counters, guest_runs: bool, bytes: &[u8]) -> Result<(), Error> {
+    pub fn send_bytes(
+        &mut self,
+        counters: &Counters,
+        guest_runs: bool,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
         self.writer.write_all(&mut self.ring, bytes)?;
         self.count(counters, guest_runs);
         Ok(())

@@ -1,7 +1,9 @@
-//! What comes before sending: the dirty bits of a chunk are cleared, then its holes and its pages of zeros are found.
+//! What comes before sending: the dirty bits of a chunk are cleared, then its holes and its pages
+//! of zeros are found.
 //!
-//! The first look at a page can cost about as much as sending it: its first line comes from memory, and a page of a file has to
-//! be mapped. So where there is much to look at, a thread of its own does it, some chunks ahead of the one that sends.
+//! The first look at a page can cost about as much as sending it: its first line comes from memory,
+//! and a page of a file has to be mapped. So where there is much to look at, a thread of its own
+//! does it, some chunks ahead of the one that sends.
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
@@ -12,13 +14,16 @@ use super::lane::Round;
 use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, and, and_not, chunk_of, or};
 use crate::memory::PageSet;
 
-/// Chunks that are looked at before they are wanted: enough that neither thread waits for the other each time, and no more,
-/// because what the guest writes to a page after it was looked at is sent again in the next round.
+/// Chunks that are looked at before they are wanted: enough that neither thread waits for the other
+/// each time, and no more, because what the guest writes to a page after it was looked at is sent
+/// again in the next round.
 const CHUNKS_AHEAD: usize = 4;
-/// Chunks whose pages are mapped before the first of them is read: a page of a file that is read right after it was mapped
-/// costs the processor 15 times what it does some MiB later (measured on tmpfs, Zen 5).
+/// Chunks whose pages are mapped before the first of them is read: a page of a file that is read
+/// right after it was mapped costs the processor 15 times what it does some MiB later (measured on
+/// tmpfs, Zen 5).
 const CHUNKS_MAPPED_AHEAD: usize = 4;
-/// With fewer pages (16 MiB) a thread is not worth being started; the rounds before the hand-over are smaller.
+/// With fewer pages (16 MiB) a thread is not worth being started; the rounds before the hand-over
+/// are smaller.
 const AHEAD_PAGES_MIN: u64 = 16 * CHUNK_PAGES;
 
 /// A chunk whose pages may be sent now.
@@ -107,8 +112,11 @@ impl<I: Iterator<Item = u64>> Looks<'_, I> {
                 self.source.map(*chunk, filled);
             }
         }
-        let Some(Opened { chunk, holes, filled }) = self.opened.pop_front() else { return Ok(None) };
-        let zeros = if self.round.detect_zeros { self.source.zero_mask(chunk, &filled) } else { [0; 4] };
+        let Some(Opened { chunk, holes, filled }) = self.opened.pop_front() else {
+            return Ok(None);
+        };
+        let zeros =
+            if self.round.detect_zeros { self.source.zero_mask(chunk, &filled) } else { [0; 4] };
         Ok(Some(Looked { chunk, zeros: or(&holes, &zeros), data: and_not(&filled, &zeros) }))
     }
 }

@@ -7,8 +7,9 @@
 //!                                                                          from here on it never resumes by itself ─┘
 //! ```
 //!
-//! Dirty bits are a debt: a page harvested is sent in the next round, whatever happens meanwhile. When a migration
-//! fails the log is dropped with all its bits, and the next migration starts with every page.
+//! Dirty bits are a debt: a page harvested is sent in the next round, whatever happens meanwhile.
+//! When a migration fails the log is dropped with all its bits, and the next migration starts with
+//! every page.
 
 mod answers;
 mod foresight;
@@ -55,7 +56,9 @@ pub enum Error {
     Refused(String),
     #[error("the target reports that it could not load the guest; its own message says why")]
     TargetFailed,
-    #[error("capability 'switchover-ack' needs a connection on which the target can answer; turn it off")]
+    #[error(
+        "capability 'switchover-ack' needs a connection on which the target can answer; turn it off"
+    )]
     AckNeedsAnswers,
     #[error("the page cache: {0}")]
     Cache(#[from] xbzrle::CacheError),
@@ -81,7 +84,10 @@ pub enum Error {
 
 impl Error {
     fn is_cancel(&self) -> bool {
-        matches!(self, Self::Io(io::Error::Cancelled) | Self::Open(OpenError::Io(io::Error::Cancelled)))
+        matches!(
+            self,
+            Self::Io(io::Error::Cancelled) | Self::Open(OpenError::Io(io::Error::Cancelled))
+        )
     }
 }
 
@@ -147,7 +153,9 @@ impl Source {
         ring.set_patience(Some(timeout));
         let (connection, address) = match destination {
             Destination::Open(connection) => (connection, None),
-            Destination::Address(address) => (transport::connect(&mut ring, &address)?, Some(address)),
+            Destination::Address(address) => {
+                (transport::connect(&mut ring, &address)?, Some(address))
+            }
         };
         ring.set_patience(None);
         let mut peer = Peer::greet(self, ring, connection, address)?;
@@ -189,8 +197,8 @@ impl Source {
     fn finish(&self, peer: &mut Peer, rounds: &mut Rounds, ran: bool) -> Result<Outcome, Error> {
         self.pause_before_switchover(peer)?;
         self.enter(Status::Device);
-        // The guest waits: from here to GO the target may not be silent for longer than the commit takes. A file or a
-        // program is no target.
+        // The guest waits: from here to GO the target may not be silent for longer than the commit
+        // takes. A file or a program is no target.
         let time = handover::commit_timeout(&self.settings.parameters());
         if peer.answers.is_some() {
             peer.set_patience(time);

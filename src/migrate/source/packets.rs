@@ -1,5 +1,5 @@
-//! QEMU's multifd packets, written to one channel: pages are collected until a packet is full, which leaves as a header
-//! and the pages behind it, from where they are or compressed.
+//! QEMU's multifd packets, written to one channel: pages are collected until a packet is full,
+//! which leaves as a header and the pages behind it, from where they are or compressed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -27,13 +27,16 @@ pub struct Packets {
     zero: Vec<u64>,
 }
 
-/// What makes a packet's data. Compressed data are one endless stream per channel, flushed at each packet.
+/// What makes a packet's data. Compressed data are one endless stream per channel, flushed at each
+/// packet.
 ///
-/// Inside a stream zlib-rs fails to change the level, and zstd ignores it. So one that is set while a migration runs begins another
-/// after the packet then being made, in a way that the reader of the first, a QEMU too, goes on to read.
+/// Inside a stream zlib-rs fails to change the level, and zstd ignores it. So one that is set while
+/// a migration runs begins another after the packet then being made, in a way that the reader of
+/// the first, a QEMU too, goes on to read.
 enum Packer {
     None,
-    /// The other stream has no header: to the reader its blocks are more of the first. They refer to nothing before them.
+    /// The other stream has no header: to the reader its blocks are more of the first. They refer
+    /// to nothing before them.
     Zlib {
         stream: Compress,
         level: u8,
@@ -82,8 +85,9 @@ impl Packets {
         self.normal.len() + self.zero.len() == PACKET_PAGES_MAX
     }
 
-    /// Puts the packet being filled, whose pages are all from `source`, into a send. Pages are read only now, or by the
-    /// kernel when it sends: their dirty bits were cleared before they were added.
+    /// Puts the packet being filled, whose pages are all from `source`, into a send. Pages are read
+    /// only now, or by the kernel when it sends: their dirty bits were cleared before they were
+    /// added.
     pub fn write(&mut self, source: &PageSource, gather: &mut Gather) -> Result<(), Error> {
         let compressed = match &self.packer {
             _ if self.normal.is_empty() => None,
@@ -150,10 +154,12 @@ impl Packer {
         }
     }
 
-    /// The next part of the channel's endless stream, which gives all of `pages` to a reader that has what came before. If
-    /// another level was set meanwhile, the parts after it are made with that.
+    /// The next part of the channel's endless stream, which gives all of `pages` to a reader that
+    /// has what came before. If another level was set meanwhile, the parts after it are made with
+    /// that.
     fn pack(&mut self, pages: &[u8], settings: &Settings) -> Result<Vec<u8>, Error> {
-        // Room for pages that cannot be compressed: nine bits for a byte are the most that zlib's format has.
+        // Room for pages that cannot be compressed: nine bits for a byte are the most that zlib's
+        // format has.
         let mut out = vec![0; pages.len() + pages.len() / 8 + 1024];
         let (read, made) = match self {
             Self::None => (pages.len(), 0),
@@ -174,7 +180,8 @@ impl Packer {
                     true => ZSTD_EndDirective::ZSTD_e_flush,
                     false => ZSTD_EndDirective::ZSTD_e_end,
                 };
-                let (mut input, mut space) = (InBuffer::around(pages), OutBuffer::around(&mut out[..]));
+                let (mut input, mut space) =
+                    (InBuffer::around(pages), OutBuffer::around(&mut out[..]));
                 let mut left = 1;
                 while left > 0 && space.pos() < space.capacity() {
                     left = stream
@@ -211,7 +218,8 @@ mod tests {
     use super::*;
     use crate::migrate::target::Unpacker;
 
-    /// Packets of pages that are much like each other, but for every third, which nothing makes smaller.
+    /// Packets of pages that are much like each other, but for every third, which nothing makes
+    /// smaller.
     fn packet(number: u64) -> Vec<u8> {
         let mut random = 1_u64;
         let mut next = |word: u64| {
@@ -227,7 +235,9 @@ mod tests {
             let settings = Arc::new(Settings::default());
             let set = |name: &str, value: serde_json::Value| {
                 let changes = serde_json::json!({name: value});
-                settings.set_parameters(settings.parameters().with(changes.as_object().unwrap()).unwrap());
+                settings.set_parameters(
+                    settings.parameters().with(changes.as_object().unwrap()).unwrap(),
+                );
             };
             let level = format!("multifd-{compression}-level");
             set("multifd-compression", compression.into());

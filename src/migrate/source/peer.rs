@@ -47,8 +47,8 @@ pub struct Peer {
 const AGREEMENT_POLL: Duration = Duration::from_millis(20);
 
 impl Peer {
-    /// Opens the stream and finds out who is there. No RAM has moved when this returns, and the target has had the
-    /// chance to refuse.
+    /// Opens the stream and finds out who is there. No RAM has moved when this returns, and the
+    /// target has had the chance to refuse.
     pub fn greet(
         source: &Source,
         ring: Ring,
@@ -59,8 +59,8 @@ impl Peer {
         connection
             .set_user_timeout(Duration::from_millis(parameters.x_godwit_peer_timeout))
             .map_err(crate::io::Error::from)?;
-        let two_way =
-            connection.is_two_way() && (address.is_some() || source.settings.has(Capability::ReturnPath));
+        let two_way = connection.is_two_way()
+            && (address.is_some() || source.settings.has(Capability::ReturnPath));
         let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
         let ram = source.guest.ram();
         let lane = Lane::new(
@@ -139,7 +139,9 @@ impl Peer {
                 Reply::Pong(godwit::PING) => return Ok(offer),
                 Reply::Shut(_) => return Err(Error::TargetFailed),
                 Reply::Other { kind: godwit::NUMBER, data } => {
-                    if let Some(Answer::Offer { features, channels, ram_is_zero }) = Answer::parse(&data) {
+                    if let Some(Answer::Offer { features, channels, ram_is_zero }) =
+                        Answer::parse(&data)
+                    {
                         offer = Some((features, channels, ram_is_zero));
                     }
                 }
@@ -162,11 +164,17 @@ impl Peer {
             self.main.framing = Framing::Frames;
         }
         let mut out = Vec::new();
-        Frame::Chosen { features: self.features, channels, facts: source.guest.facts() }.write(&mut out);
+        Frame::Chosen { features: self.features, channels, facts: source.guest.facts() }
+            .write(&mut out);
         self.main.send_bytes(&source.progress.counters, true, &out)
     }
 
-    fn open_channels(&mut self, source: &Source, address: &Address, channels: u8) -> Result<(), Error> {
+    fn open_channels(
+        &mut self,
+        source: &Source,
+        address: &Address,
+        channels: u8,
+    ) -> Result<(), Error> {
         let timeout = Duration::from_millis(source.settings.parameters().x_godwit_peer_timeout);
         for channel in 0..channels {
             let mut ring = Ring::new(source.waker.clone())?;
@@ -177,8 +185,16 @@ impl Peer {
             let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
             let ram = source.guest.ram();
             let layout = RecordLayout::new(ram.blocks());
-            let mut lane =
-                Lane::new(channel.into(), true, ring, writer, Framing::Frames, sources(ram), layout, None);
+            let mut lane = Lane::new(
+                channel.into(),
+                true,
+                ring,
+                writer,
+                Framing::Frames,
+                sources(ram),
+                layout,
+                None,
+            );
             let mut out = Vec::new();
             Hello { uuid: source.uuid.unwrap_or_default(), channel }.write(&mut out);
             lane.send_bytes(&source.progress.counters, true, &out)?;
@@ -195,7 +211,8 @@ impl Peer {
         }
         let numbers = Arc::new(AtomicU64::new(0));
         for lane in &mut self.channels {
-            lane.framing = Framing::Packets(Packets::new(numbers.clone(), source.settings.clone())?);
+            lane.framing =
+                Framing::Packets(Packets::new(numbers.clone(), source.settings.clone())?);
         }
         Ok(())
     }
@@ -217,7 +234,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Marks the end of a round on every channel and on the main one, so that the target can wait for all.
+    /// Marks the end of a round on every channel and on the main one, so that the target can wait
+    /// for all.
     pub fn end_round(&mut self, round: &Round<'_>, number: u32) -> Result<(), Error> {
         let mut zeros = Vec::new();
         for lane in &mut self.channels {
@@ -254,7 +272,11 @@ impl Peer {
 
     /// Bytes of all caches; 0 without XBZRLE.
     pub fn cache_bytes(&mut self) -> u64 {
-        self.lanes().iter().filter_map(|lane| lane.cache.as_ref()).map(|cache| cache.size_bytes()).sum()
+        self.lanes()
+            .iter()
+            .filter_map(|lane| lane.cache.as_ref())
+            .map(|cache| cache.size_bytes())
+            .sum()
     }
 
     /// Gives the caches a new size where the parameter changed.
@@ -270,14 +292,20 @@ impl Peer {
 
     /// The lanes that carry pages.
     pub fn lanes(&mut self) -> &mut [Lane] {
-        if self.channels.is_empty() { std::slice::from_mut(&mut self.main) } else { &mut self.channels }
+        if self.channels.is_empty() {
+            std::slice::from_mut(&mut self.main)
+        } else {
+            &mut self.channels
+        }
     }
 
     /// The next message of the return path.
     pub fn wait(&mut self, what: &'static str, time: Duration) -> Result<Reply, Error> {
         let answers = self.answers.as_mut().expect("asked only of a peer that can answer");
         let reply = match answers.wait(&mut self.main.ring, Some((Instant::now() + time, time))) {
-            Err(Error::Io(crate::io::Error::TimedOut(_))) => return Err(Error::Silent { what, time }),
+            Err(Error::Io(crate::io::Error::TimedOut(_))) => {
+                return Err(Error::Silent { what, time });
+            }
             other => other?,
         };
         self.agreed |= reply == Reply::SwitchoverAck;
@@ -304,8 +332,8 @@ impl Peer {
         Ok(())
     }
 
-    /// Whether the guest may be stopped now. With `switchover-ack` a running guest waits for the target's word, which
-    /// is looked for here for a moment; rounds go on meanwhile.
+    /// Whether the guest may be stopped now. With `switchover-ack` a running guest waits for the
+    /// target's word, which is looked for here for a moment; rounds go on meanwhile.
     pub fn agrees_to_switch_over(&mut self, source: &Source) -> Result<bool, Error> {
         let running = source.guest.run_state() == RunState::Running;
         if !source.settings.has(Capability::SwitchoverAck) || !running {
@@ -321,7 +349,8 @@ impl Peer {
 
     /// A broken connection is the target's doing if it said why.
     pub fn better_reason(&mut self, error: Error) -> Error {
-        let broken = matches!(error, Error::Io(crate::io::Error::System(_) | crate::io::Error::Closed));
+        let broken =
+            matches!(error, Error::Io(crate::io::Error::System(_) | crate::io::Error::Closed));
         match &mut self.answers {
             Some(answers) if broken => answers.last_words(&mut self.main.ring).unwrap_or(error),
             _ => error,

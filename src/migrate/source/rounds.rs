@@ -43,7 +43,8 @@ impl Rounds {
         let log = super::sabotage::FaultyLog::around(log, source.guest.ram());
         let blocks = source.guest.ram().blocks();
         let mut owed: Vec<_> = blocks.iter().map(|block| PageSet::full(block.pages())).collect();
-        // The first harvest brings every page anyway; it is taken so that what is cleared now was seen.
+        // The first harvest brings every page anyway; it is taken so that what is cleared now was
+        // seen.
         log.harvest(&mut owed[0])?;
         let pages = owed[0].bound();
         let mut start = 0;
@@ -55,9 +56,12 @@ impl Rounds {
         source.progress.figures().ram_bytes = blocks.iter().map(|block| block.bytes()).sum();
         source.pass();
         show_caches(source, peer);
-        let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
-        let pool =
-            ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "migration".into()).build()?;
+        let threads =
+            std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
+        let pool = ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|_| "migration".into())
+            .build()?;
         let mut out = Vec::new();
         let section = ram_section();
         section.write(SectionKind::Start, &mut out);
@@ -89,7 +93,8 @@ impl Rounds {
         let again = Again::new(pages, |found| foresight.look(source, found));
         self.send(source, peer, parallel::Round::Bulk, Some(&again))?;
         self.throttle.after_first_round(source, foresight.sees_no_end());
-        // Pages put off are owed like those dirtied since; the first of them travel into an empty cache.
+        // Pages put off are owed like those dirtied since; the first of them travel into an empty
+        // cache.
         self.owed[0].union_with(&again.into_pages());
         let mut kind = parallel::Round::Fill;
         let mut left_before = pages;
@@ -102,13 +107,15 @@ impl Rounds {
             source.progress.counters.remaining.store(left, Ordering::Relaxed);
             if decision == Decision::SwitchOver && peer.agrees_to_switch_over(source)? {
                 if sabotage::on(Fault::NoFinalHarvest) {
-                    // Long enough that the guest surely writes something between the last harvest and its stop.
+                    // Long enough that the guest surely writes something between the last harvest
+                    // and its stop.
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 return Ok(());
             }
             let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
-            rounds_below_limit += u32::from(self.pace.downtime(left).is_some_and(|time| time <= limit));
+            rounds_below_limit +=
+                u32::from(self.pace.downtime(left).is_some_and(|time| time <= limit));
             left_before = left;
             peer.resize_caches(source.settings.parameters().xbzrle_cache_size)?;
             self.send(source, peer, kind, None)?;
@@ -138,7 +145,8 @@ impl Rounds {
         Ok(())
     }
 
-    /// Sends all pages owed, over all lanes, and marks the end of the round where there are several.
+    /// Sends all pages owed, over all lanes, and marks the end of the round where there are
+    /// several.
     fn send(
         &mut self,
         source: &Source,
@@ -147,8 +155,11 @@ impl Rounds {
         again: Option<&Again<'_>>,
     ) -> Result<(), Error> {
         let counters = &source.progress.counters;
-        let pages: Vec<_> =
-            self.owed.iter_mut().map(|set| std::mem::replace(set, PageSet::new(set.bound()))).collect();
+        let pages: Vec<_> = self
+            .owed
+            .iter_mut()
+            .map(|set| std::mem::replace(set, PageSet::new(set.bound())))
+            .collect();
         counters.remaining.store(pages.iter().map(PageSet::count).sum(), Ordering::Relaxed);
         let guest_runs = kind != parallel::Round::Last;
         let parameters = source.settings.parameters();
@@ -221,7 +232,8 @@ impl Rounds {
         let rounds_to_judge = if source.settings.has(Capability::Xbzrle) { 2 } else { 1 };
         if self.number > rounds_to_judge {
             // What short rounds look like in the beginning says nothing.
-            let judged = figures.started.is_some_and(|started| started.elapsed() >= FORESIGHT_AFTER);
+            let judged =
+                figures.started.is_some_and(|started| started.elapsed() >= FORESIGHT_AFTER);
             let slowed = source.settings.has(Capability::AutoConverge);
             let stuck = judged && !slowed && converge::is_stuck(&round);
             figures.advice = stuck.then(|| advice(source, peer.cache_bytes(), left));
@@ -249,14 +261,16 @@ impl Rounds {
 }
 
 fn show_caches(source: &Source, peer: &mut Peer) {
-    let stats = peer.lanes().iter().filter_map(|lane| lane.cache.as_ref().map(|cache| cache.stats()));
+    let stats =
+        peer.lanes().iter().filter_map(|lane| lane.cache.as_ref().map(|cache| cache.stats()));
     source.progress.figures().xbzrle = sum_stats(stats);
 }
 
 /// Lanes that send side by side; the end of the round is the barrier.
 fn send_over(lanes: &mut [Lane], round: &Round<'_>) -> Result<(), Error> {
     std::thread::scope(|scope| {
-        let threads: Vec<_> = lanes.iter_mut().map(|lane| scope.spawn(|| lane.round(round))).collect();
+        let threads: Vec<_> =
+            lanes.iter_mut().map(|lane| scope.spawn(|| lane.round(round))).collect();
         let mut result = Ok(());
         for thread in threads {
             let lane = thread.join().expect("a lane does not panic");

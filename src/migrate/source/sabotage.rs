@@ -101,13 +101,20 @@ const LATER: Duration = Duration::from_millis(30);
 
 impl Swap {
     pub fn new(ram: &GuestRam) -> Result<Self, Error> {
-        let mut old = vec![0; if on(Fault::SwapVersions) { ram.main().bytes() as usize } else { 0 }];
+        let mut old =
+            vec![0; if on(Fault::SwapVersions) { ram.main().bytes() as usize } else { 0 }];
         read(ram, 0, &mut old)?;
         Ok(Self { old })
     }
 
-    /// Behind the pages of a round: old versions of some of them, each on another channel than its own.
-    pub fn round(&mut self, source: &Source, peer: &mut Peer, pages: &PageSet) -> Result<(), Error> {
+    /// Behind the pages of a round: old versions of some of them, each on another channel than its
+    /// own.
+    pub fn round(
+        &mut self,
+        source: &Source,
+        peer: &mut Peer,
+        pages: &PageSet,
+    ) -> Result<(), Error> {
         if self.old.is_empty() || peer.channels.len() < 2 {
             return Ok(());
         }

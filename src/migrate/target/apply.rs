@@ -1,11 +1,13 @@
 //! Pages on their way in: bytes, zeros and deltas into guest memory.
 //!
-//! Whole pages go straight to memory that was there and has been mapped while the target waited for its source. Elsewhere
-//! they are written through the block's descriptor where it has one: what the memory of a fresh target costs is then
-//! half, and nothing is mapped that the guest may never touch. Deltas are applied in place.
+//! Whole pages go straight to memory that was there and has been mapped while the target waited for
+//! its source. Elsewhere they are written through the block's descriptor where it has one: what the
+//! memory of a fresh target costs is then half, and nothing is mapped that the guest may never
+//! touch. Deltas are applied in place.
 //!
-//! Unsafe because guest memory is written by address. No vCPU runs yet, and each page is written by one thread at a
-//! time: that of the channel it travels on, or the one that has its chunk of a batch.
+//! Unsafe because guest memory is written by address. No vCPU runs yet, and each page is written by
+//! one thread at a time: that of the channel it travels on, or the one that has its chunk of a
+//! batch.
 #![allow(unsafe_code)]
 
 use std::cell::OnceCell;
@@ -55,8 +57,8 @@ impl Blocks {
         self.apply_in_order(records.iter())
     }
 
-    /// Applies a batch of page records by several threads, each with the chunks of 256 pages that fall to it, so that
-    /// the records of one page are applied in order.
+    /// Applies a batch of page records by several threads, each with the chunks of 256 pages that
+    /// fall to it, so that the records of one page are applied in order.
     pub fn apply_by(&self, threads: &Threads, records: &[Record<'_>]) -> Result<(), Error> {
         let Some(pool) = (records.len() >= SHARED_RECORDS).then(|| threads.pool()).flatten() else {
             return self.apply(records);
@@ -75,9 +77,13 @@ impl Blocks {
         })
     }
 
-    fn apply_in_order<'r>(&self, records: impl Iterator<Item = &'r Record<'r>>) -> Result<(), Error> {
+    fn apply_in_order<'r>(
+        &self,
+        records: impl Iterator<Item = &'r Record<'r>>,
+    ) -> Result<(), Error> {
         let mut pages = WholePages::default();
-        // Pages of zeros come one by one from a QEMU; whether they are zero already is asked for many at once.
+        // Pages of zeros come one by one from a QEMU; whether they are zero already is asked for
+        // many at once.
         let mut zeros: Option<(u8, Range<u64>)> = None;
         let clear = |zeros: &mut Option<(u8, Range<u64>)>| match zeros.take() {
             Some((block, range)) => self.zero(block, range.start, range.end - range.start),
@@ -106,8 +112,8 @@ impl Blocks {
                     clear(&mut zeros)?;
                     pages.write(self)?;
                     let range = self.range(at.block as u8, at.offset, PAGE_BYTES)?;
-                    // SAFETY: a page of the block's mapping, as `range` has checked, written by nobody else now; the
-                    // delta is in a buffer of its own.
+                    // SAFETY: a page of the block's mapping, as `range` has checked, written by
+                    // nobody else now; the delta is in a buffer of its own.
                     unsafe {
                         let to = self.0[at.block as usize].host().add(range.start as usize);
                         xbzrle::decode_at(delta, to)
@@ -192,7 +198,8 @@ impl Blocks {
     }
 }
 
-/// Makes page tables for the whole range at once: a fault for each page would cost half as much as the copy.
+/// Makes page tables for the whole range at once: a fault for each page would cost half as much as
+/// the copy.
 fn populate(block: &RamBlock, range: &Range<u64>) -> Result<(), Error> {
     // SAFETY: the range lies in the block's mapping, and populating changes no byte.
     let done = unsafe {
@@ -201,7 +208,9 @@ fn populate(block: &RamBlock, range: &Range<u64>) -> Result<(), Error> {
     };
     let source = std::io::Error::last_os_error();
     // A kernel that does not know this (before 5.14) takes the faults.
-    if done != 0 && !matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EAGAIN | libc::EINTR)) {
+    if done != 0
+        && !matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EAGAIN | libc::EINTR))
+    {
         let block = block.name().into();
         return Err(memory::Error::Full { block, offset: range.start, source }.into());
     }
@@ -216,8 +225,10 @@ impl Threads {
     /// `None` on a host with one processor, and where no thread can be had.
     fn pool(&self) -> Option<&ThreadPool> {
         let start = || {
-            let threads = std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
-            let builder = ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "apply".into());
+            let threads =
+                std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
+            let builder =
+                ThreadPoolBuilder::new().num_threads(threads).thread_name(|_| "apply".into());
             builder.build().ok().filter(|_| threads > 1)
         };
         self.0.get_or_init(start).as_ref()
@@ -234,7 +245,8 @@ struct WholePages<'r> {
 impl<'r> WholePages<'r> {
     fn push(&mut self, blocks: &Blocks, at: PageAt, bytes: &'r [u8]) -> Result<(), Error> {
         let follows = self.first.is_some_and(|first| {
-            first.block == at.block && first.offset + self.pages.len() as u64 * PAGE_BYTES == at.offset
+            first.block == at.block
+                && first.offset + self.pages.len() as u64 * PAGE_BYTES == at.offset
         });
         if !follows || self.pages.len() == PIECES_MAX {
             self.write(blocks)?;

@@ -1,5 +1,5 @@
-//! The other channels of an incoming migration: each is read by a thread of its own, which stops at the end of a round
-//! until all channels and the main channel have come there.
+//! The other channels of an incoming migration: each is read by a thread of its own, which stops at
+//! the end of a round until all channels and the main channel have come there.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -62,7 +62,13 @@ struct State {
 
 impl Channels {
     pub fn new(connections: Connections, waker: Waker) -> Self {
-        Self { connections, threads: Vec::new(), meeting: Arc::default(), waker, all_are_read: false }
+        Self {
+            connections,
+            threads: Vec::new(),
+            meeting: Arc::default(),
+            waker,
+            all_are_read: false,
+        }
     }
 
     /// Accepts `count` channels and starts reading them.
@@ -83,7 +89,9 @@ impl Channels {
         while readers.iter().any(Option::is_none) {
             let have = readers.iter().flatten().count();
             let connection = self.connections.next(ring).map_err(|error| match error {
-                Error::Io(io::Error::TimedOut(_)) => Error::FewChannels { have, wanted: count.into() },
+                Error::Io(io::Error::TimedOut(_)) => {
+                    Error::FewChannels { have, wanted: count.into() }
+                }
                 other => other,
             })?;
             connection.set_user_timeout(timeout).map_err(io::Error::from)?;
@@ -131,7 +139,9 @@ impl Channels {
         if channels == 0 {
             return Err(Error::MultifdOff);
         }
-        if !std::mem::replace(&mut self.all_are_read, true) && self.connections.has_unread_channel(ring)? {
+        if !std::mem::replace(&mut self.all_are_read, true)
+            && self.connections.has_unread_channel(ring)?
+        {
             return Err(Error::MoreChannels(channels));
         }
         let mut state = self.meeting.lock();
@@ -197,7 +207,8 @@ impl Meeting {
     fn fail(&self, error: Error, waker: &Waker) {
         let mut state = self.lock();
         let closed = matches!(error, Error::Io(io::Error::Closed | io::Error::Cancelled));
-        // A source that is done closes its channels: whether this one came too early shows when it is waited for.
+        // A source that is done closes its channels: whether this one came too early shows when it
+        // is waited for.
         if closed {
             state.gone += 1;
         } else if !state.over {
@@ -237,7 +248,12 @@ impl Meeting {
 struct Channel;
 
 impl Channel {
-    fn run(meeting: &Meeting, mut reader: SocketReader, waker: Waker, carries: Carries) -> Result<(), Error> {
+    fn run(
+        meeting: &Meeting,
+        mut reader: SocketReader,
+        waker: Waker,
+        carries: Carries,
+    ) -> Result<(), Error> {
         let mut ring = Ring::new(waker)?;
         let Some((blocks, listed)) = meeting.blocks() else { return Ok(()) };
         match carries {
@@ -277,16 +293,25 @@ impl Channel {
             if kind != 0x08 || number != godwit::NUMBER {
                 return Err(Error::Command("something that is no frame on a channel"));
             }
-            let Command::Private { data, .. } = Command::parse(number, &reader.need(ring, length)?[5..], 0)?
+            let Command::Private { data, .. } =
+                Command::parse(number, &reader.need(ring, length)?[5..], 0)?
             else {
                 return Err(Error::Command("something that is no frame on a channel"));
             };
             reader.consume(length);
             match Frame::parse(&data, 0)? {
-                Frame::Run { block, offset, bytes } => blocks.receive(ring, reader, block, offset, bytes)?,
+                Frame::Run { block, offset, bytes } => {
+                    blocks.receive(ring, reader, block, offset, bytes)?
+                }
                 Frame::Zero { block, offset, bytes } => blocks.zero(block, offset, bytes)?,
                 Frame::Records { bytes } => {
-                    records_frame(ring, reader, &mut parser, |records| blocks.apply(records), bytes)?;
+                    records_frame(
+                        ring,
+                        reader,
+                        &mut parser,
+                        |records| blocks.apply(records),
+                        bytes,
+                    )?;
                 }
                 Frame::Sync { .. } => {
                     if !meeting.arrive() {
@@ -311,7 +336,8 @@ mod tests {
         for another_arrived in [false, true] {
             let (socket, _other) = UnixStream::pair().unwrap();
             let origin = Origin::Open(Connection::from_fd(socket.into()));
-            let mut channels = Channels::new(Connections { origin, early: Vec::new() }, Waker::new());
+            let mut channels =
+                Channels::new(Connections { origin, early: Vec::new() }, Waker::new());
             channels.meeting.lock().channels = 2;
             if another_arrived {
                 let meeting = channels.meeting.clone();

@@ -64,7 +64,9 @@ impl<'a> MainChannel<'a> {
                 0x04 => self.opening(SectionKind::Full, loader)?,
                 0x02 | 0x03 => self.part()?,
                 0x08 => self.command()?,
-                other => return Err(self.says("section type", format!("{other:#04x} is not known"))),
+                other => {
+                    return Err(self.says("section type", format!("{other:#04x} is not known")));
+                }
             }
         }
         self.consume(1);
@@ -72,7 +74,9 @@ impl<'a> MainChannel<'a> {
         self.description()?;
         let wanted = self.target.guest.ram().main().name();
         if self.parser.blocks().iter().all(|block| block.name != wanted) {
-            return Err(self.says("block list", format!("\"{wanted}\", this guest's RAM, is not in it")));
+            return Err(
+                self.says("block list", format!("\"{wanted}\", this guest's RAM, is not in it"))
+            );
         }
         loader.validate()?;
         match self.hash {
@@ -90,7 +94,9 @@ impl<'a> MainChannel<'a> {
                         return Ok(());
                     }
                 }
-                other => return Err(self.says("command", format!("{} where GO was due", other.name()))),
+                other => {
+                    return Err(self.says("command", format!("{} where GO was due", other.name())));
+                }
             }
         }
     }
@@ -165,22 +171,26 @@ impl<'a> MainChannel<'a> {
                     return Err(self.says("section ram", "starts a second time".into()));
                 }
                 if header.version != 4 {
-                    return Err(self.says("section ram", format!("version {} is not 4", header.version)));
+                    return Err(
+                        self.says("section ram", format!("version {} is not 4", header.version))
+                    );
                 }
                 self.open_packet_channels()?;
                 self.records()?;
             }
             SectionKind::Start => {
-                return Err(
-                    self.says("section", format!("{header} is sent in parts, which only ram is here"))
-                );
+                return Err(self.says(
+                    "section",
+                    format!("{header} is sent in parts, which only ram is here"),
+                ));
             }
             _ => self.device(&header, loader)?,
         }
         self.footer(header.id)
     }
 
-    /// A QEMU source with multifd does not say so: both sides are set to it, with the same number of channels.
+    /// A QEMU source with multifd does not say so: both sides are set to it, with the same number
+    /// of channels.
     fn open_packet_channels(&mut self) -> Result<(), Error> {
         if self.greeting.is_godwit || !self.target.settings.has(Capability::Multifd) {
             return Ok(());
@@ -221,7 +231,9 @@ impl<'a> MainChannel<'a> {
                     return Ok(());
                 }
                 Step::Need(more) if more > stream::PAYLOAD_BYTES_MAX => {
-                    return Err(self.says("section", format!("{header} is longer than any device's")));
+                    return Err(
+                        self.says("section", format!("{header} is longer than any device's"))
+                    );
                 }
                 Step::Need(more) => want = more.max(self.reader.bytes().len() + 1),
             }
@@ -273,9 +285,10 @@ impl<'a> MainChannel<'a> {
     fn read_command(&mut self) -> Result<Command, Error> {
         let head = self.need(5)?;
         if head[0] != 0x08 {
-            return Err(
-                self.says("command", format!("{:#04x} where a command was due", self.reader.bytes()[0]))
-            );
+            return Err(self.says(
+                "command",
+                format!("{:#04x} where a command was due", self.reader.bytes()[0]),
+            ));
         }
         let (number, length) =
             (u16::from_be_bytes([head[1], head[2]]), u16::from_be_bytes([head[3], head[4]]));
@@ -313,7 +326,8 @@ impl<'a> MainChannel<'a> {
             }
             Frame::Run { block, offset, bytes } => {
                 self.blocks.receive(&mut self.ring, &mut self.reader, block, offset, bytes)?;
-                // Not before: a length that is inside the block adds up to no more than what can travel.
+                // Not before: a length that is inside the block adds up to no more than what can
+                // travel.
                 self.offset += bytes;
                 Ok(())
             }
@@ -332,7 +346,8 @@ impl<'a> MainChannel<'a> {
         }
     }
 
-    /// Behind the states comes a description, which is for people; a stream that ends without it is complete as well.
+    /// Behind the states comes a description, which is for people; a stream that ends without it is
+    /// complete as well.
     fn description(&mut self) -> Result<(), Error> {
         match self.reader.need(&mut self.ring, 1) {
             Ok(byte) if byte[0] == 0x06 => {}

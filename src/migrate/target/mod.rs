@@ -1,8 +1,8 @@
 //! The target of a migration: one thread that reads the stream, and one more per further channel.
 //!
-//! The whole stream is decoded and checked before anything but RAM is changed; then the state is applied once. The
-//! guest runs only when it is certain that the source will not run it: after GO from a Godwit, after the source's
-//! kernel has acknowledged SHUT 0 to a QEMU.
+//! The whole stream is decoded and checked before anything but RAM is changed; then the state is
+//! applied once. The guest runs only when it is certain that the source will not run it: after GO
+//! from a Godwit, after the source's kernel has acknowledged SHUT 0 to a QEMU.
 
 mod apply;
 mod channels;
@@ -81,7 +81,9 @@ pub enum Error {
         "the source has more than the {0} channels that are set here; set multifd-channels to the same on both sides"
     )]
     MoreChannels(usize),
-    #[error("only {have} of {wanted} channels came; set multifd-channels to the same on both sides")]
+    #[error(
+        "only {have} of {wanted} channels came; set multifd-channels to the same on both sides"
+    )]
     FewChannels { have: usize, wanted: usize },
     #[error("RAM here differs from the source's (x-godwit-verify)")]
     RamDiffers,
@@ -201,7 +203,8 @@ impl Target {
         self.arrival.set(Status::Active, None);
         (self.events)(Event::Status(Status::Active));
         // What a file holds runs nowhere else; a source that hears a refusal goes on by itself.
-        let foreign = if connection.medium == Medium::File { ForeignTsc::Accept } else { ForeignTsc::Refuse };
+        let foreign =
+            if connection.medium == Medium::File { ForeignTsc::Accept } else { ForeignTsc::Refuse };
         let reader = SocketReader::new(connection.fd.clone());
         let greeting = Greeting::new(&connection);
         let channels = Channels::new(connections, self.waker.clone());
@@ -216,8 +219,8 @@ impl Target {
         result
     }
 
-    /// Makes page tables for memory that is there already, while `wait` waits for a source: without them each page that
-    /// comes costs twice as much.
+    /// Makes page tables for memory that is there already, while `wait` waits for a source: without
+    /// them each page that comes costs twice as much.
     fn map_until<T>(&self, wait: impl FnOnce() -> T) -> T {
         let stop = AtomicBool::new(false);
         let block = self.guest.ram().main();
@@ -287,7 +290,8 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// The main channel: the first connection that says something else than a channel does, within `timeout`.
+    /// The main channel: the first connection that says something else than a channel does, within
+    /// `timeout`.
     fn main(&mut self, ring: &mut Ring, timeout: Duration) -> Result<Connection, Error> {
         loop {
             let connection = match &mut self.origin {
@@ -301,7 +305,9 @@ impl Connections {
             let first = connection.peek(ring);
             ring.set_patience(None);
             match first {
-                Ok(stream::multifd::MAGIC) if self.early.len() < EARLY_MAX => self.early.push(connection),
+                Ok(stream::multifd::MAGIC) if self.early.len() < EARLY_MAX => {
+                    self.early.push(connection)
+                }
                 Ok(stream::multifd::MAGIC) => {}
                 // Anything else is read as a main channel, whose header says what is wrong with it.
                 Ok(_) => return Ok(connection),
@@ -393,7 +399,8 @@ impl Greeting {
             self.is_godwit = true;
             let main = target.guest.ram().main();
             let ram_is_zero = main.first_data(0..main.bytes())?.is_none();
-            let offer = Answer::Offer { features: Features::all(), channels: CHANNELS_MAX, ram_is_zero };
+            let offer =
+                Answer::Offer { features: Features::all(), channels: CHANNELS_MAX, ram_is_zero };
             self.say(ring, &Reply::Other { kind: godwit::NUMBER, data: offer.data() })?;
         }
         self.say(ring, &Reply::Pong(value))
@@ -427,7 +434,8 @@ impl Greeting {
         }
     }
 
-    /// Waits until the source's kernel has SHUT 0: from then on the source, if it lives, will not run the guest.
+    /// Waits until the source's kernel has SHUT 0: from then on the source, if it lives, will not
+    /// run the guest.
     fn until_acknowledged(&mut self, ring: &mut Ring) -> Result<(), Error> {
         let end = Instant::now() + ACKNOWLEDGED;
         while self.writer.unacknowledged() > 0 {

@@ -11,7 +11,8 @@ use crate::stream::Record;
 use crate::stream::multifd::{Method, PACKET_BYTES, PACKET_PAGES_MAX, Packet};
 use crate::stream::ram::PageAt;
 
-/// The window of the highest level that a source may set (20) has 2^25 bytes; larger ones would only take memory here.
+/// The window of the highest level that a source may set (20) has 2^25 bytes; larger ones would
+/// only take memory here.
 const ZSTD_WINDOW_LOG_MAX: u32 = 25;
 
 /// Reads packets.
@@ -22,7 +23,8 @@ pub struct Packets {
     offset: u64,
 }
 
-/// Takes pages out of compressed packets. A channel's compressed data are one endless stream, so that the decompressor stays.
+/// Takes pages out of compressed packets. A channel's compressed data are one endless stream, so
+/// that the decompressor stays.
 #[derive(Default)]
 pub struct Unpacker {
     zlib: Option<Decompress>,
@@ -30,7 +32,8 @@ pub struct Unpacker {
 }
 
 impl Packets {
-    /// Reads and applies one packet; true if it ends the channel's part of a round. `names` are the listed blocks.
+    /// Reads and applies one packet; true if it ends the channel's part of a round. `names` are the
+    /// listed blocks.
     pub fn read(
         &mut self,
         ring: &mut Ring,
@@ -45,7 +48,8 @@ impl Packets {
         self.offset += PACKET_BYTES as u64 + u64::from(packet.data_bytes);
         if !packet.offsets.is_empty() {
             let block = names.iter().position(|name| *name == packet.block);
-            let block = block.ok_or(Error::Command("a packet for a block that was not listed"))? as u8;
+            let block =
+                block.ok_or(Error::Command("a packet for a block that was not listed"))? as u8;
             self.normal_pages(ring, reader, blocks, block, &packet)?;
             for offset in packet.zero_pages() {
                 blocks.zero(block, *offset, PAGE_BYTES)?;
@@ -93,11 +97,15 @@ impl Unpacker {
     /// Fills `pages` from `data`, all of it.
     pub fn unpack(&mut self, method: Method, data: &[u8], pages: &mut [u8]) -> Result<(), Error> {
         match method {
-            Method::Zlib => inflate(self.zlib.get_or_insert_with(|| Decompress::new(true)), data, pages),
+            Method::Zlib => {
+                inflate(self.zlib.get_or_insert_with(|| Decompress::new(true)), data, pages)
+            }
             Method::Zstd => {
                 if self.zstd.is_none() {
                     let mut decoder = Decoder::new().map_err(broken)?;
-                    decoder.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX)).map_err(broken)?;
+                    decoder
+                        .set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG_MAX))
+                        .map_err(broken)?;
                     self.zstd = Some(decoder);
                 }
                 unpack(self.zstd.as_mut().expect("just made"), data, pages)
@@ -115,10 +123,13 @@ fn inflate(zlib: &mut Decompress, data: &[u8], pages: &mut [u8]) -> Result<(), E
         if made == pages.len() && read == data.len() {
             return Ok(());
         }
-        // Once the pages are full, what is left of the input is the flush marker, which makes no bytes.
-        zlib.decompress(&data[read..], &mut pages[made..], FlushDecompress::Sync).map_err(broken)?;
-        let moved =
-            zlib.total_in() - read_before - read as u64 + zlib.total_out() - made_before - made as u64;
+        // Once the pages are full, what is left of the input is the flush marker, which makes no
+        // bytes.
+        zlib.decompress(&data[read..], &mut pages[made..], FlushDecompress::Sync)
+            .map_err(broken)?;
+        let moved = zlib.total_in() - read_before - read as u64 + zlib.total_out()
+            - made_before
+            - made as u64;
         if moved == 0 {
             return if made == pages.len() { Ok(()) } else { Err(broken("a packet is cut short")) };
         }

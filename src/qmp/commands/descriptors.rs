@@ -35,8 +35,11 @@ fn closefd(call: Call<'_>) -> Answer {
 
 fn add_fd(call: Call<'_>) -> Answer {
     let fd = call.monitor.fds.claim()?;
-    let (id, number) =
-        call.vmm.fd_sets.add(call.args.int_if_given("fdset-id"), fd, call.args.text_if_given("opaque"))?;
+    let (id, number) = call.vmm.fd_sets.add(
+        call.args.int_if_given("fdset-id"),
+        fd,
+        call.args.text_if_given("opaque"),
+    )?;
     Ok(json!({"fdset-id": id, "fd": number}))
 }
 

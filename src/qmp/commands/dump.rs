@@ -51,7 +51,8 @@ fn dump_guest_memory(call: Call<'_>) -> Answer {
     if call.vmm.guest.run_state() == RunState::InMigrate {
         return Err(Error::generic("Dump not allowed during incoming migration."));
     }
-    let dumps = call.vmm.dumps.as_ref().ok_or_else(|| Error::generic("this guest cannot be dumped"))?;
+    let dumps =
+        call.vmm.dumps.as_ref().ok_or_else(|| Error::generic("this guest cannot be dumped"))?;
     let claim = dumps.claim().map_err(Error::generic)?;
     let options = options(call)?;
     let output = open(call)?;
@@ -101,7 +102,9 @@ fn open(call: Call<'_>) -> Result<Output, Error> {
         File::from(call.monitor.fds.take(name)?)
     } else if let Some(path) = protocol.strip_prefix("file:") {
         let made = File::options().write(true).create(true).truncate(true).mode(0o400).open(path);
-        made.map_err(|error| Error::generic(format_args!("Could not create '{path}': {}", reason(&error))))?
+        made.map_err(|error| {
+            Error::generic(format_args!("Could not create '{path}': {}", reason(&error)))
+        })?
     } else {
         return Err(Error::generic("parameter 'protocol' must start with 'file:' or 'fd:'"));
     };
@@ -114,15 +117,15 @@ fn query_dump(call: Call<'_>) -> Answer {
 
 /// A live dump also tells for how many microseconds the guest stood still.
 fn to_json(snapshot: Snapshot) -> Json {
-    let mut result =
-        json!({"status": snapshot.status.name(), "completed": snapshot.completed, "total": snapshot.total});
+    let mut result = json!({"status": snapshot.status.name(), "completed": snapshot.completed, "total": snapshot.total});
     if let Some(downtime) = snapshot.downtime {
         result["x-downtime-us"] = (downtime.as_micros() as u64).into();
     }
     result
 }
 
-/// Godwit's own: ends a dump that runs detached. It fails with `dump: cancelled`, and the guest goes on.
+/// Godwit's own: ends a dump that runs detached. It fails with `dump: cancelled`, and the guest
+/// goes on.
 fn cancel(call: Call<'_>) -> Answer {
     if let Some(dumps) = &call.vmm.dumps {
         dumps.cancel();
@@ -130,11 +133,12 @@ fn cancel(call: Call<'_>) -> Answer {
     Ok(json!({}))
 }
 
-/// Formats that QEMU's schema knows: clients with typed answers fail on others. `kdump-zstd` can be asked for all
-/// the same.
+/// Formats that QEMU's schema knows: clients with typed answers fail on others. `kdump-zstd` can be
+/// asked for all the same.
 fn query_capability(_call: Call<'_>) -> Answer {
-    let known =
-        Format::ALL.iter().filter(|format| !matches!(format, Format::Kdump { codec: Codec::Zstd, .. }));
+    let known = Format::ALL
+        .iter()
+        .filter(|format| !matches!(format, Format::Kdump { codec: Codec::Zstd, .. }));
     Ok(json!({"formats": known.map(|format| format.name()).collect::<Vec<_>>()}))
 }
 

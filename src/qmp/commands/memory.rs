@@ -14,8 +14,11 @@ pub static COMMANDS: &[Command] = &[
     Command::new("memsave", Run::Blocking(memsave)).arguments(&VIRTUAL),
 ];
 
-static PHYSICAL: Shape =
-    Shape::of(&[required("val", Type::Int), required("size", Type::Int), required("filename", Type::Text)]);
+static PHYSICAL: Shape = Shape::of(&[
+    required("val", Type::Int),
+    required("size", Type::Int),
+    required("filename", Type::Text),
+]);
 static VIRTUAL: Shape = Shape::of(&[
     required("val", Type::Int),
     required("size", Type::Int),
@@ -55,7 +58,8 @@ fn memsave(call: Call<'_>) -> Answer {
         Error::generic(format_args!("Invalid addr 0x{start:016x}/size {size} specified"))
     };
     while rest.bytes > 0 {
-        let pages: Vec<Range> = std::iter::from_fn(|| rest.take_page()).take(PAGES_AT_ONCE).collect();
+        let pages: Vec<Range> =
+            std::iter::from_fn(|| rest.take_page()).take(PAGES_AT_ONCE).collect();
         let addresses: Vec<u64> = pages.iter().map(|page| page.address).collect();
         let found = call.vmm.guest.translate(vcpu.index, &addresses)?;
         for (page, physical) in pages.iter().zip(found) {
@@ -93,8 +97,9 @@ fn size(call: Call<'_>) -> Result<u64, Error> {
 fn create(call: Call<'_>) -> Result<File, Error> {
     let name = call.args.text("filename");
     size(call)?;
-    File::create(name)
-        .map_err(|error| Error::generic(format_args!("Could not open '{name}': {}", reason(&error))))
+    File::create(name).map_err(|error| {
+        Error::generic(format_args!("Could not open '{name}': {}", reason(&error)))
+    })
 }
 
 fn write(call: Call<'_>, file: &mut File, bytes: &[u8]) -> Result<(), Error> {

@@ -61,9 +61,12 @@ static STATES: &[&str] = &[
     "device",
     "wait-unplug",
 ];
-static CAPABILITIES: Shape = Shape::of(&[required("capabilities", Type::List(&Type::Object(&CAPABILITY)))]);
-static CAPABILITY: Shape =
-    Shape::of(&[required("capability", Type::Enum(Capability::NAMES)), required("state", Type::Bool)]);
+static CAPABILITIES: Shape =
+    Shape::of(&[required("capabilities", Type::List(&Type::Object(&CAPABILITY)))]);
+static CAPABILITY: Shape = Shape::of(&[
+    required("capability", Type::Enum(Capability::NAMES)),
+    required("state", Type::Bool),
+]);
 static PARAMETERS: Shape = Shape::of(&[
     optional("announce-initial", Type::U64),
     optional("announce-max", Type::U64),
@@ -118,8 +121,10 @@ fn refused(error: Refused) -> Error {
 }
 
 fn address(call: Call<'_>) -> Result<Address, Error> {
-    let channels = call.args.get("channels").map(|value| serde_json::to_value(value).unwrap_or_default());
-    Address::from_arguments(call.args.text_if_given("uri"), channels.as_ref()).map_err(Error::generic)
+    let channels =
+        call.args.get("channels").map(|value| serde_json::to_value(value).unwrap_or_default());
+    Address::from_arguments(call.args.text_if_given("uri"), channels.as_ref())
+        .map_err(Error::generic)
 }
 
 fn migrate(call: Call<'_>) -> Answer {
@@ -190,7 +195,9 @@ fn set_capabilities(call: Call<'_>) -> Answer {
 
 fn query_capabilities(call: Call<'_>) -> Answer {
     let states = handle(call)?.capabilities().states();
-    Ok(states.map(|(capability, state)| json!({"capability": capability.name(), "state": state})).collect())
+    Ok(states
+        .map(|(capability, state)| json!({"capability": capability.name(), "state": state}))
+        .collect())
 }
 
 fn set_parameters(call: Call<'_>) -> Answer {
@@ -208,10 +215,12 @@ fn query_parameters(call: Call<'_>) -> Answer {
     Ok(handle(call)?.parameters().to_json())
 }
 
-/// Rounds down to a power of two, as the command always did; the parameter of today refuses other values.
+/// Rounds down to a power of two, as the command always did; the parameter of today refuses other
+/// values.
 fn set_cache_size(call: Call<'_>) -> Answer {
     let value = call.args.int("value");
-    let Some(size) = u64::try_from(value).ok().filter(|size| *size >= 4096).map(|size| 1u64 << size.ilog2())
+    let Some(size) =
+        u64::try_from(value).ok().filter(|size| *size >= 4096).map(|size| 1u64 << size.ilog2())
     else {
         return Err(Error::generic("Parameter 'value' expects a size of at least one page (4096)"));
     };

@@ -19,7 +19,8 @@ pub static COMMANDS: &[Command] = &[
 ];
 
 static CAPABILITIES: Shape = Shape::of(&[optional("enable", Type::List(&Type::Enum(&["oob"])))]);
-static HUMAN: Shape = Shape::of(&[required("command-line", Type::Text), optional("cpu-index", Type::Int)]);
+static HUMAN: Shape =
+    Shape::of(&[required("command-line", Type::Text), optional("cpu-index", Type::Int)]);
 
 /// The session answers this one itself; it stands here for its schema.
 fn negotiation(_call: Call<'_>) -> Answer {
@@ -40,7 +41,9 @@ fn query_events(_call: Call<'_>) -> Answer {
 }
 
 fn human_monitor_command(_call: Call<'_>) -> Answer {
-    Err(Error::generic("Godwit has no human monitor; use the QMP commands that query-commands lists"))
+    Err(Error::generic(
+        "Godwit has no human monitor; use the QMP commands that query-commands lists",
+    ))
 }
 
 fn quit(call: Call<'_>) -> Answer {

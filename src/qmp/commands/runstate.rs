@@ -55,7 +55,8 @@ fn cont(call: Call<'_>) -> Answer {
     Ok(json!({}))
 }
 
-/// A dump stops the guest and lets it go on by itself. A live one has done so when it begins writing.
+/// A dump stops the guest and lets it go on by itself. A live one has done so when it begins
+/// writing.
 fn refuse_during_dump(call: Call<'_>) -> Result<(), Error> {
     match &call.vmm.dumps {
         Some(dumps) if dumps.holds_guest() => Err(Error::generic(Busy)),

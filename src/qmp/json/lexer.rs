@@ -1,7 +1,7 @@
 //! Bytes to tokens.
 //!
-//! After a fault everything is skipped up to a character that can only stand between tokens; that character is then
-//! read as the first of a new message.
+//! After a fault everything is skipped up to a character that can only stand between tokens; that
+//! character is then read as the first of a new message.
 
 /// Where a token is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,7 +65,8 @@ impl Lexer {
         self.text.shrink_to(super::KEEP_BYTES);
     }
 
-    /// The text of a fault, as far as QEMU shows it: up to the first NUL, with U+FFFD for what is not a character.
+    /// The text of a fault, as far as QEMU shows it: up to the first NUL, with U+FFFD for what is
+    /// not a character.
     pub fn take_stray(&mut self) -> String {
         let shown = self.text.split(|&b| b == 0).next().unwrap_or_default();
         let text = String::from_utf8_lossy(shown).into_owned();
@@ -73,17 +74,20 @@ impl Lexer {
         text
     }
 
-    /// One byte further. The flag says whether the byte was used up; if not, it has to be offered again.
+    /// One byte further. The flag says whether the byte was used up; if not, it has to be offered
+    /// again.
     pub fn step(&mut self, byte: u8) -> (Outcome, bool) {
         use State::*;
-        // Give up on an endless token before it fills the memory: one byte past the limit is enough for the
-        // reader to refuse it.
+        // Give up on an endless token before it fills the memory: one byte past the limit is enough
+        // for the reader to refuse it.
         if self.text.len() > super::TOKEN_BYTES_MAX {
             self.state = Recovery;
             return (Outcome::Token(Kind::Text), false);
         }
         let next = match (self.state, byte) {
-            (Recovery, b'[' | b']' | b'{' | b'}' | b':' | b',' | 0xfe | 0xff) => return self.resume(),
+            (Recovery, b'[' | b']' | b'{' | b'}' | b':' | b',' | 0xfe | 0xff) => {
+                return self.resume();
+            }
             (Recovery, 0..=0x1f) if byte != b'\t' => return self.resume(),
             (Recovery, _) => return (Outcome::More, true),
 

@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use super::Value;
 use super::lexer::Kind;
 
-/// What is wrong with a message. The texts are QEMU's; clients see them behind class `GenericError`.
+/// What is wrong with a message. The texts are QEMU's; clients see them behind class
+/// `GenericError`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SyntaxError {
     #[error("JSON parse error, stray '{0}'")]
@@ -53,7 +54,8 @@ pub struct Tokens {
 impl Tokens {
     pub fn push(&mut self, kind: Kind, text: &[u8]) {
         self.text.extend_from_slice(text);
-        let end = u32::try_from(self.text.len()).expect("the reader limits the bytes of all tokens");
+        let end =
+            u32::try_from(self.text.len()).expect("the reader limits the bytes of all tokens");
         self.list.push((kind, end));
     }
 
@@ -161,8 +163,8 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// An object being read; looks keys up in a set once there are many, so that a hostile object costs no more than its
-/// length.
+/// An object being read; looks keys up in a set once there are many, so that a hostile object costs
+/// no more than its length.
 #[derive(Default)]
 struct Members {
     list: Vec<(String, Value)>,
@@ -199,7 +201,8 @@ fn unquote(token: &[u8]) -> Result<String, SyntaxError> {
     let mut text = String::with_capacity(inner.len());
     let mut at = 0;
     while at < inner.len() {
-        let plain = inner[at..].iter().position(|&b| b == b'\\' || b >= 0x80).unwrap_or(inner.len() - at);
+        let plain =
+            inner[at..].iter().position(|&b| b == b'\\' || b >= 0x80).unwrap_or(inner.len() - at);
         text.extend(inner[at..at + plain].iter().map(|&b| char::from(b)));
         at += plain;
         match inner.get(at) {
@@ -219,8 +222,9 @@ fn unquote(token: &[u8]) -> Result<String, SyntaxError> {
     Ok(text)
 }
 
-/// The character that an escape sequence means, and the sequence's length. `rest` starts at the backslash and runs to
-/// the closing quote, which is included because QEMU shows it in a complaint about a short `\u`.
+/// The character that an escape sequence means, and the sequence's length. `rest` starts at the
+/// backslash and runs to the closing quote, which is included because QEMU shows it in a complaint
+/// about a short `\u`.
 fn escape(rest: &[u8]) -> Result<(char, usize), SyntaxError> {
     let simple = match rest[1] {
         b'"' => '"',
@@ -243,8 +247,9 @@ fn unicode_escape(rest: &[u8]) -> Result<(char, usize), SyntaxError> {
     let first = hex4(&rest[2..]).ok_or_else(bad)?;
     let (code, length) = match first {
         0xd800..=0xdbff if rest[6..].starts_with(b"\\u") => {
-            let second =
-                hex4(&rest[8..]).filter(|second| (0xdc00..=0xdfff).contains(second)).ok_or_else(bad)?;
+            let second = hex4(&rest[8..])
+                .filter(|second| (0xdc00..=0xdfff).contains(second))
+                .ok_or_else(bad)?;
             (0x10000 + ((first & 0x3ff) << 10 | second & 0x3ff), 12)
         }
         _ => (first, 6),
@@ -258,8 +263,8 @@ fn hex4(digits: &[u8]) -> Option<u32> {
     digits.iter().try_fold(0, |code, &digit| Some(code << 4 | char::from(digit).to_digit(16)?))
 }
 
-/// The character at the start of `bytes`. The overlong form of U+0000 counts as one, other overlong forms,
-/// surrogates and noncharacters do not.
+/// The character at the start of `bytes`. The overlong form of U+0000 counts as one, other overlong
+/// forms, surrogates and noncharacters do not.
 fn utf8(bytes: &[u8]) -> Result<(char, usize), SyntaxError> {
     if bytes.starts_with(&[0xc0, 0x80]) {
         return Ok(('\0', 2));
@@ -294,14 +299,23 @@ mod tests {
     #[test]
     fn refused_escape_is_shown() {
         let refused = |s: &str| text(s).unwrap_err();
-        assert_eq!(refused(r#""\u12""#), "JSON parse error, \\u12\" is not a valid Unicode character");
+        assert_eq!(
+            refused(r#""\u12""#),
+            "JSON parse error, \\u12\" is not a valid Unicode character"
+        );
         assert_eq!(refused(r#""\u""#), "JSON parse error, \\u\" is not a valid Unicode character");
         assert_eq!(
             refused(r#""\ud800\u0041""#),
             "JSON parse error, \\ud800 is not a valid Unicode character"
         );
-        assert_eq!(refused(r#""\ud800""#), "JSON parse error, \\ud800 is not a valid Unicode character");
-        assert_eq!(refused(r#""\ufffe""#), "JSON parse error, \\ufffe is not a valid Unicode character");
+        assert_eq!(
+            refused(r#""\ud800""#),
+            "JSON parse error, \\ud800 is not a valid Unicode character"
+        );
+        assert_eq!(
+            refused(r#""\ufffe""#),
+            "JSON parse error, \\ufffe is not a valid Unicode character"
+        );
         assert_eq!(refused(r#""\x""#), "JSON parse error, invalid escape sequence in string");
     }
 

@@ -46,7 +46,9 @@ impl Value {
     /// The member of an object.
     pub fn get(&self, name: &str) -> Option<&Value> {
         match self {
-            Value::Object(members) => members.iter().find(|(key, _)| key == name).map(|(_, value)| value),
+            Value::Object(members) => {
+                members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+            }
             _ => None,
         }
     }

@@ -1,5 +1,5 @@
-//! Values to text: ASCII only, `", "` and `": "` between things, one line ended by CR LF (or several indented ones for
-//! a monitor with `pretty=on`).
+//! Values to text: ASCII only, `", "` and `": "` between things, one line ended by CR LF (or
+//! several indented ones for a monitor with `pretty=on`).
 
 use std::io::{self, Write};
 
@@ -42,11 +42,19 @@ impl Formatter for Spaced {
         out.write_all(b": ")
     }
 
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        out: &mut W,
+        text: &str,
+    ) -> io::Result<()> {
         write_ascii(out, text)
     }
 
-    fn write_char_escape<W: ?Sized + Write>(&mut self, out: &mut W, escape: CharEscape) -> io::Result<()> {
+    fn write_char_escape<W: ?Sized + Write>(
+        &mut self,
+        out: &mut W,
+        escape: CharEscape,
+    ) -> io::Result<()> {
         write_escape(out, escape)
     }
 }
@@ -90,11 +98,19 @@ impl Formatter for Pretty {
         self.0.end_object_value(out)
     }
 
-    fn write_string_fragment<W: ?Sized + Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+    fn write_string_fragment<W: ?Sized + Write>(
+        &mut self,
+        out: &mut W,
+        text: &str,
+    ) -> io::Result<()> {
         write_ascii(out, text)
     }
 
-    fn write_char_escape<W: ?Sized + Write>(&mut self, out: &mut W, escape: CharEscape) -> io::Result<()> {
+    fn write_char_escape<W: ?Sized + Write>(
+        &mut self,
+        out: &mut W,
+        escape: CharEscape,
+    ) -> io::Result<()> {
         write_escape(out, escape)
     }
 }
@@ -167,7 +183,10 @@ mod tests {
     fn output_is_one_ascii_line() {
         let value = json!({"a": [1, "é\u{7f}😀\u{1}/\"'"], "b": {}});
         let text = String::from_utf8(line(&value)).unwrap();
-        assert_eq!(text, "{\"a\": [1, \"\\u00E9\\u007F\\uD83D\\uDE00\\u0001/\\\"'\"], \"b\": {}}\r\n");
+        assert_eq!(
+            text,
+            "{\"a\": [1, \"\\u00E9\\u007F\\uD83D\\uDE00\\u0001/\\\"'\"], \"b\": {}}\r\n"
+        );
     }
 
     #[test]

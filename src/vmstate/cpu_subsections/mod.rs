@@ -1,4 +1,5 @@
-//! The subsections of `cpu`: state that most guests have at its default, each sent only when needed.
+//! The subsections of `cpu`: state that most guests have at its default, each sent only when
+//! needed.
 
 mod enlightenment;
 mod monitor;
@@ -112,7 +113,11 @@ impl CpuMore {
         v.subsection(&mut self.fpop_ip_dp)?;
         v.subsection_of("cpu/msr_tsc_adjust", "env.tsc_adjust", &mut self.tsc_adjust)?;
         v.subsection_of("cpu/msr_tscdeadline", "env.tsc_deadline", &mut self.tsc_deadline)?;
-        v.subsection_of("cpu/msr_ia32_misc_enable", "env.msr_ia32_misc_enable", &mut self.misc_enable)?;
+        v.subsection_of(
+            "cpu/msr_ia32_misc_enable",
+            "env.msr_ia32_misc_enable",
+            &mut self.misc_enable,
+        )?;
         v.subsection_of(
             "cpu/msr_ia32_feature_control",
             "env.msr_ia32_feature_control",

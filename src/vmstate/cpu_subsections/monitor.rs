@@ -1,4 +1,5 @@
-//! What counts, traces and attests: performance counters, processor trace, last branches, enclave launch.
+//! What counts, traces and attests: performance counters, processor trace, last branches, enclave
+//! launch.
 
 use crate::vmstate::{Layout, Visitor};
 

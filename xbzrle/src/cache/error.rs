@@ -17,9 +17,14 @@ impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CacheError::TooSmall { bytes } => {
-                write!(f, "a page cache of {bytes} bytes does not hold one page of {PAGE_SIZE} bytes")
+                write!(
+                    f,
+                    "a page cache of {bytes} bytes does not hold one page of {PAGE_SIZE} bytes"
+                )
             }
-            CacheError::Memory { bytes, .. } => write!(f, "no memory for a page cache of {bytes} bytes"),
+            CacheError::Memory { bytes, .. } => {
+                write!(f, "no memory for a page cache of {bytes} bytes")
+            }
         }
     }
 }

@@ -6,14 +6,15 @@
 //!                                    └ low bits: the shard
 //! ```
 //!
-//! A block is an aligned range of as many pages as the cache holds. Inside one block every set has exactly its 8
-//! pages, so a sweep or a hot range that fits in the cache stays in it. Blocks are laid over each other in an order
-//! that is hashed by block number, so that hot pages at the same place in many blocks (a power-of-two stride) do
-//! not meet in one set.
+//! A block is an aligned range of as many pages as the cache holds. Inside one block every set has
+//! exactly its 8 pages, so a sweep or a hot range that fits in the cache stays in it. Blocks are
+//! laid over each other in an order that is hashed by block number, so that hot pages at the same
+//! place in many blocks (a power-of-two stride) do not meet in one set.
 //!
-//! Neighbouring chunks go to different shards: a run of dirty memory keeps all threads busy. A shard has at least
-//! 256 sets, so a chunk puts at most one page into each of its sets, and one chunk all hot does not push others
-//! out. The price is that a cache below 16 MiB has one shard and is used by one thread.
+//! Neighbouring chunks go to different shards: a run of dirty memory keeps all threads busy. A
+//! shard has at least 256 sets, so a chunk puts at most one page into each of its sets, and one
+//! chunk all hot does not push others out. The price is that a cache below 16 MiB has one shard and
+//! is used by one thread.
 
 use super::CacheError;
 use crate::PAGE_SIZE;
@@ -49,7 +50,8 @@ pub(super) struct Geometry {
 impl Geometry {
     /// The largest power of two of pages within `bytes`.
     pub fn for_bytes(bytes: u64) -> Result<Geometry, CacheError> {
-        let page_bits = (bytes / PAGE_SIZE as u64).checked_ilog2().ok_or(CacheError::TooSmall { bytes })?;
+        let page_bits =
+            (bytes / PAGE_SIZE as u64).checked_ilog2().ok_or(CacheError::TooSmall { bytes })?;
         let way_bits = page_bits.min(WAYS.ilog2());
         let set_bits = page_bits - way_bits;
         let shard_bits = set_bits.saturating_sub(CHUNK_BITS).min(SHARD_BITS_MAX);
@@ -91,15 +93,17 @@ impl Geometry {
         }
     }
 
-    /// The set (counted over all shards) and the way that slot `slot` of the slab belongs to. Slots are laid out by
-    /// shard, then way, then set: a shard fills from its front, so huge pages behind stay untouched until needed.
+    /// The set (counted over all shards) and the way that slot `slot` of the slab belongs to. Slots
+    /// are laid out by shard, then way, then set: a shard fills from its front, so huge pages
+    /// behind stay untouched until needed.
     pub fn slot_owner(self, slot: usize) -> (usize, usize) {
         let (shard, in_shard) = (slot / self.shard_pages(), slot % self.shard_pages());
         let (way, set) = (in_shard / self.shard_sets(), in_shard % self.shard_sets());
         (shard * self.shard_sets() + set, way)
     }
 
-    /// Fibonacci hashing: the top bits of a multiple of 2^64 divided by the golden ratio. Block 0 stays in place.
+    /// Fibonacci hashing: the top bits of a multiple of 2^64 divided by the golden ratio. Block 0
+    /// stays in place.
     fn spread(self, block: u64) -> u64 {
         let hash = block.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         if self.set_bits == 0 { 0 } else { hash >> (64 - self.set_bits) }
@@ -116,7 +120,8 @@ mod tests {
 
     #[test]
     fn sizes_are_rounded_down_to_a_power_of_two() {
-        for (bytes, pages) in [(4096, 1), (8191, 1), (8192, 2), (12 << 20, 2048), (64 << 20, 16384)] {
+        for (bytes, pages) in [(4096, 1), (8191, 1), (8192, 2), (12 << 20, 2048), (64 << 20, 16384)]
+        {
             assert_eq!(Geometry::for_bytes(bytes).unwrap().pages(), pages, "{bytes} bytes");
         }
         assert!(matches!(Geometry::for_bytes(4095), Err(CacheError::TooSmall { bytes: 4095 })));

@@ -1,30 +1,35 @@
 //! The page cache: what the receiver holds, page by page, so that a change can be sent as a delta.
 //!
-//! 8-way set-associative, least recently used, keyed by page number. Sets are grouped in shards by aligned
-//! 256-page chunk, so that threads working on different shards never share a set, and every result is the same
-//! whatever the number of threads: recency is counted in pages looked up, not in time or by thread.
+//! 8-way set-associative, least recently used, keyed by page number. Sets are grouped in shards by
+//! aligned 256-page chunk, so that threads working on different shards never share a set, and every
+//! result is the same whatever the number of threads: recency is counted in pages looked up, not in
+//! time or by thread.
 //!
-//! **The rule.** An entry equals what the receiver holds after everything sent so far, or does not exist:
+//! **The rule.** An entry equals what the receiver holds after everything sent so far, or does not
+//! exist:
 //!
-//! - a page whose bytes leave in another way than from its entry has its entry removed *first* ([`Cache::remove`]);
-//! - a record that was encoded but not handed over has its entry removed ([`Cache::forget`]), because encoding in
-//!   place has already moved the entry ahead of the receiver;
+//! - a page whose bytes leave in another way than from its entry has its entry removed *first*
+//!   ([`Cache::remove`]);
+//! - a record that was encoded but not handed over has its entry removed ([`Cache::forget`]),
+//!   because encoding in place has already moved the entry ahead of the receiver;
 //! - the cache lives and dies with one connection.
 //!
 //! # What is kept
 //!
-//! [`Cache::insert`] makes room by dropping the least recently used page of the set. A migration uses [`Cache::admit`],
-//! since it meets dirty pages in the order of their addresses, pass after pass: when one pass finds more of them than
-//! fit, least-recently-used drops each page just before its turn comes again, and nothing is ever found. So a page is
-//! given up for another only when it is overdue: not dirty in more passes than it was found in the cache before (three
-//! at most; every other page starts with one). The most overdue goes first, the oldest of several; if none is overdue,
-//! the new page is not cached. The table `cache-table` of `bench` compares this with full least-recently-used and with
-//! the peer's policy (direct-mapped, two passes).
+//! [`Cache::insert`] makes room by dropping the least recently used page of the set. A migration
+//! uses [`Cache::admit`], since it meets dirty pages in the order of their addresses, pass after
+//! pass: when one pass finds more of them than fit, least-recently-used drops each page just before
+//! its turn comes again, and nothing is ever found. So a page is given up for another only when it
+//! is overdue: not dirty in more passes than it was found in the cache before (three at most; every
+//! other page starts with one). The most overdue goes first, the oldest of several; if none is
+//! overdue, the new page is not cached. The table `cache-table` of `bench` compares this with full
+//! least-recently-used and with the peer's policy (direct-mapped, two passes).
 //!
 //! # Memory
 //!
-//! The pages are one anonymous mapping (huge pages advised), the tags and stamps another: 16 bytes a page, 0.4 %.
-//! Both are touched only when used, so a large cache costs its memory only as it fills.
+//! The pages are one anonymous mapping (huge pages advised), the tags and stamps another: 16 bytes
+//! a page, 0.4 %. Both are touched only when used, so a large cache costs its memory only as it
+//! fills.
 //!
 //! ```
 //! use xbzrle::{Cache, PAGE_SIZE};
@@ -78,10 +83,12 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// An empty cache of at most `bytes` bytes of pages: the largest power of two of pages that fits.
+    /// An empty cache of at most `bytes` bytes of pages: the largest power of two of pages that
+    /// fits.
     ///
     /// # Errors
-    /// [`CacheError::TooSmall`] when not one page fits, [`CacheError::Memory`] when the kernel refuses the mapping.
+    /// [`CacheError::TooSmall`] when not one page fits, [`CacheError::Memory`] when the kernel
+    /// refuses the mapping.
     pub fn new(bytes: u64) -> Result<Cache, CacheError> {
         let geometry = Geometry::for_bytes(bytes)?;
         Ok(Cache {
@@ -134,14 +141,15 @@ impl Cache {
         Some(&pages[slot])
     }
 
-    /// The entry of `page`, which becomes the most recent one. What is written here must be what is sent.
+    /// The entry of `page`, which becomes the most recent one. What is written here must be what is
+    /// sent.
     pub fn get(&mut self, page: u64) -> Option<&mut Page> {
         let stamp = self.tick(1);
         self.shard_of(page).into_hit(page, stamp)
     }
 
-    /// The entry of `page` as the most recent one, in place of the least recent of its set when it is new. The
-    /// bytes are then arbitrary: the caller fills in what it sends.
+    /// The entry of `page` as the most recent one, in place of the least recent of its set when it
+    /// is new. The bytes are then arbitrary: the caller fills in what it sends.
     pub fn insert(&mut self, page: u64) -> &mut Page {
         let stamp = self.tick(1);
         self.shard_of(page).into_slot(page, stamp)
@@ -179,9 +187,9 @@ impl Cache {
         self.used.fill(0);
     }
 
-    /// Changes the capacity to the largest power of two of pages within `bytes`. Of the pages that compete for one
-    /// new set the most recent ones stay; when the cache grows from one set size to the next that is all of them,
-    /// unless their new set is full.
+    /// Changes the capacity to the largest power of two of pages within `bytes`. Of the pages that
+    /// compete for one new set the most recent ones stay; when the cache grows from one set size to
+    /// the next that is all of them, unless their new set is full.
     ///
     /// # Errors
     /// As [`Cache::new`]; the cache is then as it was.
@@ -197,7 +205,8 @@ impl Cache {
         for set in old_sets {
             set.entries().for_each(|(page, stamp)| new.shard_of(page).offer(page, stamp));
         }
-        // The slab is read in order and given back behind us: the peak is the larger of the two, not their sum.
+        // The slab is read in order and given back behind us: the peak is the larger of the two,
+        // not their sum.
         let mut released = 0;
         for slot in 0..old_geometry.pages() {
             let (set, way) = old_geometry.slot_owner(slot);
@@ -220,13 +229,15 @@ impl Cache {
         Stats::new(self.size_bytes(), self.counters, self.period)
     }
 
-    /// The counters, for users that encode with the cache by hand; [`crate::parallel`] counts by itself.
+    /// The counters, for users that encode with the cache by hand; [`crate::parallel`] counts by
+    /// itself.
     pub fn counters_mut(&mut self) -> &mut Counters {
         &mut self.counters
     }
 
-    /// Ends a period of the statistics: recomputes `cache-miss-rate` and `encoding-rate` over what was counted since
-    /// the last call. The peer does so at a bitmap sync more than a second after the last.
+    /// Ends a period of the statistics: recomputes `cache-miss-rate` and `encoding-rate` over what
+    /// was counted since the last call. The peer does so at a bitmap sync more than a second after
+    /// the last.
     pub fn end_period(&mut self) {
         self.period = self.period.next(self.counters);
     }
@@ -238,8 +249,8 @@ impl Cache {
         stamp
     }
 
-    /// Notes that pages from `first` to `last` come next. Passes are made upwards, so a batch that begins at or below
-    /// the end of the one before begins a new pass.
+    /// Notes that pages from `first` to `last` come next. Passes are made upwards, so a batch that
+    /// begins at or below the end of the one before begins a new pass.
     pub(crate) fn scan(&mut self, first: u64, last: u64) {
         if self.scanned.is_some_and(|before| first <= before) {
             self.begin_pass();
@@ -269,7 +280,8 @@ impl Cache {
 
     fn shard_of(&mut self, page: u64) -> Shard<'_> {
         let (geometry, shard) = (self.geometry, self.shard_index(page));
-        let sets = &mut self.sets.sets_mut()[shard * geometry.shard_sets()..][..geometry.shard_sets()];
+        let sets =
+            &mut self.sets.sets_mut()[shard * geometry.shard_sets()..][..geometry.shard_sets()];
         let (pages, _) = self.pages.bytes_mut().as_chunks_mut::<PAGE_SIZE>();
         let pages = &mut pages[shard * geometry.shard_pages()..][..geometry.shard_pages()];
         Shard::new(geometry, sets, pages, &mut self.used[shard])
@@ -278,7 +290,12 @@ impl Cache {
     /// The slot of `page` in the slab.
     fn find(&self, page: u64) -> Option<usize> {
         let place = self.geometry.place(page);
-        let way = self.sets.sets()[self.geometry.shard_sets() * place.shard + place.set].find(page)?;
-        Some(self.geometry.shard_pages() * place.shard + way * self.geometry.shard_sets() + place.set)
+        let way =
+            self.sets.sets()[self.geometry.shard_sets() * place.shard + place.set].find(page)?;
+        Some(
+            self.geometry.shard_pages() * place.shard
+                + way * self.geometry.shard_sets()
+                + place.set,
+        )
     }
 }

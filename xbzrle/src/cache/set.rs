@@ -2,9 +2,9 @@
 
 use super::geometry::WAYS;
 
-/// When a way was last used, and how often: pass over memory (30 bits), lookup (32 bits), hits (2 bits). 0 = never.
-/// A larger stamp is more recent, over all sets of the cache. Lookups that do not fit carry into the pass, which
-/// keeps that order.
+/// When a way was last used, and how often: pass over memory (30 bits), lookup (32 bits), hits (2
+/// bits). 0 = never. A larger stamp is more recent, over all sets of the cache. Lookups that do not
+/// fit carry into the pass, which keeps that order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(transparent)]
 pub(crate) struct Stamp(u64);
@@ -36,8 +36,9 @@ impl Stamp {
         Stamp((self.pass() + 1).min(u64::MAX >> PASS_SHIFT) << PASS_SHIFT).max(self)
     }
 
-    /// The stamp of a page that enters now. Every other page, by a hash of its number, is taken as found once before:
-    /// these outlast a pass, so that a sweep that takes several passes finds part of itself.
+    /// The stamp of a page that enters now. Every other page, by a hash of its number, is taken as
+    /// found once before: these outlast a pass, so that a sweep that takes several passes finds
+    /// part of itself.
     pub fn entering(self, page: u64) -> Stamp {
         Stamp(self.0 | (!page.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 63))
     }
@@ -65,8 +66,8 @@ impl Set {
         self.stamps[way] = Stamp(now.0 | (self.stamps[way].hits() + 1).min(Stamp::HITS_MAX));
     }
 
-    /// The way to use next among the first `ways`: the first empty one, or else the least recently used; with the
-    /// stamp of what it holds.
+    /// The way to use next among the first `ways`: the first empty one, or else the least recently
+    /// used; with the stamp of what it holds.
     pub fn oldest(&self, ways: usize) -> (usize, Stamp) {
         let (mut way, mut stamp) = (0, self.stamps[0]);
         for other in 1..ways {
@@ -77,8 +78,8 @@ impl Set {
         (way, stamp)
     }
 
-    /// The way to give to `page` now, if one can be spared: an empty one, or else the most overdue, the oldest of
-    /// several. See [`overdue`](Set::overdue).
+    /// The way to give to `page` now, if one can be spared: an empty one, or else the most overdue,
+    /// the oldest of several. See [`overdue`](Set::overdue).
     pub fn spare(&self, ways: usize, page: u64, now: Stamp) -> Option<(usize, Stamp)> {
         let (oldest, stamp) = self.oldest(ways);
         if stamp == Stamp::NEVER {
@@ -91,8 +92,8 @@ impl Set {
             .map(|(_, way)| (way, self.stamps[way]))
     }
 
-    /// By how many passes the page in `way` has outstayed its welcome: passes over memory in which it was not found
-    /// dirty, less the times it was found here (three at most).
+    /// By how many passes the page in `way` has outstayed its welcome: passes over memory in which
+    /// it was not found dirty, less the times it was found here (three at most).
     ///
     /// A page above `page` is still ahead of the scan: its turn in this pass has not come.
     fn overdue(&self, way: usize, page: u64, now: Stamp) -> i64 {

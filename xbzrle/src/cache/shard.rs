@@ -4,7 +4,8 @@ use super::Page;
 use super::geometry::Geometry;
 use super::set::{Set, Stamp};
 
-/// A shard, borrowed from the cache. Pages that are not of this shard must not be asked for (debug builds check).
+/// A shard, borrowed from the cache. Pages that are not of this shard must not be asked for (debug
+/// builds check).
 #[derive(Debug)]
 pub(crate) struct Shard<'c> {
     geometry: Geometry,
@@ -37,7 +38,8 @@ impl<'c> Shard<'c> {
         Some(&self.pages[self.slot(set, self.sets[set].find(page)?)])
     }
 
-    /// An entry for `page`, which must not have one, if one can be spared for it. The bytes are arbitrary.
+    /// An entry for `page`, which must not have one, if one can be spared for it. The bytes are
+    /// arbitrary.
     pub fn admit(&mut self, page: u64, stamp: Stamp) -> Option<&mut Page> {
         let slot = self.claim_spare(page, stamp)?;
         Some(&mut self.pages[slot])
@@ -68,8 +70,8 @@ impl<'c> Shard<'c> {
         &mut self.pages[slot]
     }
 
-    /// Enters `page` with its old stamp, unless its set is full of more recent ones. For resizing: its page is
-    /// brought by [`Shard::fill`].
+    /// Enters `page` with its old stamp, unless its set is full of more recent ones. For resizing:
+    /// its page is brought by [`Shard::fill`].
     pub(super) fn offer(&mut self, page: u64, stamp: Stamp) {
         let set = self.set_of(page);
         let (way, oldest) = self.sets[set].oldest(self.geometry.ways());

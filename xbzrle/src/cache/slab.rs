@@ -1,6 +1,7 @@
 //! Zeroed memory that costs nothing until it is touched.
 //!
-//! Unsafe because memory that came as bytes is seen as sets, and because giving memory back is a raw `madvise`.
+//! Unsafe because memory that came as bytes is seen as sets, and because giving memory back is a
+//! raw `madvise`.
 #![allow(unsafe_code)]
 
 use std::ops::Range;
@@ -20,11 +21,13 @@ pub(super) struct Slab(MmapMut);
 impl Slab {
     pub fn new(bytes: u64) -> Result<Slab, CacheError> {
         let refused = |source| CacheError::Memory { bytes, source };
-        let len = usize::try_from(bytes).map_err(|_| refused(std::io::ErrorKind::OutOfMemory.into()))?;
+        let len =
+            usize::try_from(bytes).map_err(|_| refused(std::io::ErrorKind::OutOfMemory.into()))?;
         MmapMut::map_anon(len).map(Slab).map_err(refused)
     }
 
-    /// With huge pages where the kernel has them: half the cost of an encode is address translation without.
+    /// With huge pages where the kernel has them: half the cost of an encode is address translation
+    /// without.
     pub fn new_huge(bytes: u64) -> Result<Slab, CacheError> {
         let slab = Slab::new(bytes)?;
         // Advice: a kernel without huge pages answers EINVAL, and all works with small ones.
@@ -46,7 +49,8 @@ impl Slab {
 
     /// The memory as sets. Its size must be a multiple of a set's.
     pub fn sets(&self) -> &[Set] {
-        // SAFETY: a Set is plain u64s without padding, so any bytes make one; align_to itself sees to alignment.
+        // SAFETY: a Set is plain u64s without padding, so any bytes make one; align_to itself sees
+        // to alignment.
         let (before, sets, after) = unsafe { self.0.align_to::<Set>() };
         debug_assert!(before.is_empty() && after.is_empty());
         sets
@@ -54,7 +58,8 @@ impl Slab {
 
     /// As [`Slab::sets`], to be changed.
     pub fn sets_mut(&mut self) -> &mut [Set] {
-        // SAFETY: as in `sets`; and any Set is valid bytes, so what is written leaves the mapping valid.
+        // SAFETY: as in `sets`; and any Set is valid bytes, so what is written leaves the mapping
+        // valid.
         let (before, sets, after) = unsafe { self.0.align_to_mut::<Set>() };
         debug_assert!(before.is_empty() && after.is_empty());
         sets
@@ -67,12 +72,17 @@ impl Slab {
 
     /// Gives a range of whole pages back.
     pub fn discard_range(&mut self, range: Range<usize>) {
-        // SAFETY: `&mut self` says that nothing else refers to these bytes; a private anonymous mapping reads as
-        // zeros after MADV_DONTNEED, which are valid bytes.
+        // SAFETY: `&mut self` says that nothing else refers to these bytes; a private anonymous
+        // mapping reads as zeros after MADV_DONTNEED, which are valid bytes.
         let discarded = unsafe {
-            self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.end - range.start)
+            self.0.unchecked_advise_range(
+                UncheckedAdvice::DontNeed,
+                range.start,
+                range.end - range.start,
+            )
         };
-        // It can only fail for a range outside the mapping or for locked memory (mlockall): then zero by hand.
+        // It can only fail for a range outside the mapping or for locked memory (mlockall): then
+        // zero by hand.
         if discarded.is_err() {
             self.0[range].fill(0);
         }

@@ -65,7 +65,8 @@ pub(super) struct Period {
 }
 
 impl Period {
-    /// The next period, beginning at `now`. A period in which nothing was handled keeps the rates as they were.
+    /// The next period, beginning at `now`. A period in which nothing was handled keeps the rates
+    /// as they were.
     pub fn next(self, now: Counters) -> Period {
         let handled = now.handled - self.began.handled;
         if handled == 0 {
@@ -76,7 +77,11 @@ impl Period {
         Period {
             began: now,
             cache_miss_rate: misses as f64 / handled as f64,
-            encoding_rate: if bytes == 0 { 0.0 } else { pages as f64 * PAGE_SIZE as f64 / bytes as f64 },
+            encoding_rate: if bytes == 0 {
+                0.0
+            } else {
+                pages as f64 * PAGE_SIZE as f64 / bytes as f64
+            },
         }
     }
 }

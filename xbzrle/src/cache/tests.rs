@@ -44,8 +44,12 @@ impl Model {
     /// The pages in the set of `page`, oldest first.
     fn rivals(&self, page: u64) -> Vec<u64> {
         let place = self.geometry.place(page);
-        let mut rivals: Vec<u64> =
-            self.held.keys().copied().filter(|&other| self.geometry.place(other) == place).collect();
+        let mut rivals: Vec<u64> = self
+            .held
+            .keys()
+            .copied()
+            .filter(|&other| self.geometry.place(other) == place)
+            .collect();
         rivals.sort_by_key(|other| self.held[other].1);
         rivals
     }
@@ -81,7 +85,8 @@ enum Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let page = prop_oneof![0_u64..40, (0_u64..12, 0_u64..12).prop_map(|(far, near)| (far << 9) + near)];
+    let page =
+        prop_oneof![0_u64..40, (0_u64..12, 0_u64..12).prop_map(|(far, near)| (far << 9) + near)];
     let step = prop_oneof![
         4 => page.clone().prop_map(Step::Get),
         8 => (page.clone(), any::<u8>()).prop_map(|(page, byte)| Step::Insert(page, byte)),
@@ -272,7 +277,8 @@ fn shards_together_are_the_whole_cache() {
 
 #[test]
 fn errors_tell_what_was_wanted() {
-    let texts = [Cache::new(17).unwrap_err().to_string(), Cache::new(1 << 60).unwrap_err().to_string()];
+    let texts =
+        [Cache::new(17).unwrap_err().to_string(), Cache::new(1 << 60).unwrap_err().to_string()];
     assert_eq!(texts[0], "a page cache of 17 bytes does not hold one page of 4096 bytes");
     assert_eq!(texts[1], "no memory for a page cache of 1152921504606846976 bytes");
 }

@@ -27,7 +27,8 @@ pub(super) struct Segment {
     pub pages: usize,
     /// Where its records are in the lane's buffer, without the header of the first.
     pub bytes: Range<usize>,
-    /// The first record, still without a header, and the page of the last one; none if no page travelled.
+    /// The first record, still without a header, and the page of the last one; none if no page
+    /// travelled.
     pub ends: Option<(Record, u64)>,
 }
 
@@ -91,9 +92,14 @@ impl Lane {
                 let next = pages[..positions.end].get(position + 1);
                 let kind = match shard.as_deref_mut() {
                     None => self.without_cache(page, layout),
-                    Some(shard) => {
-                        self.with_cache(round, shard, stamp.later(position as u64), page, next, layout)
-                    }
+                    Some(shard) => self.with_cache(
+                        round,
+                        shard,
+                        stamp.later(position as u64),
+                        page,
+                        next,
+                        layout,
+                    ),
                 };
                 self.tally.count(kind);
                 self.kinds.push(kind);
@@ -146,7 +152,12 @@ impl Lane {
         Kind::Whole
     }
 
-    fn zero_hit<L: Layout + ?Sized>(&mut self, entry: &mut Page, page: &LivePage<'_>, layout: &L) -> Kind {
+    fn zero_hit<L: Layout + ?Sized>(
+        &mut self,
+        entry: &mut Page,
+        page: &LivePage<'_>,
+        layout: &L,
+    ) -> Kind {
         if crate::is_zero(entry) {
             return Kind::Same;
         }
@@ -162,7 +173,8 @@ impl Lane {
         ahead: Option<Ahead>,
         layout: &L,
     ) -> Kind {
-        // SAFETY: whoever made the LivePage promised that it can be read and is not the cache's or the lane's.
+        // SAFETY: whoever made the LivePage promised that it can be read and is not the cache's or
+        // the lane's.
         let outcome = unsafe {
             match ahead {
                 Some(ahead) => crate::encode_live_ahead(entry, page.at, &mut self.delta, ahead),
@@ -228,6 +240,7 @@ fn is_zero(page: &LivePage<'_>) -> bool {
 }
 
 fn copy(to: &mut Page, page: &LivePage<'_>) {
-    // SAFETY: whoever made the LivePage promised that it can be read and is not the cache's or the lane's.
+    // SAFETY: whoever made the LivePage promised that it can be read and is not the cache's or the
+    // lane's.
     unsafe { crate::copy_live(to, page.at) }
 }

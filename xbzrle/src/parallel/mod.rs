@@ -1,9 +1,9 @@
 //! A batch of live pages in, records in order out, by as many threads as there are.
 //!
-//! [`encode`] decides for each page how it travels (not at all, as zeros, as a delta, whole), asks the caller's
-//! [`Layout`] for what precedes each record, and leaves the records in an [`Output`]. The bytes, the kinds and the
-//! cache afterwards are the same whatever the number of threads, and as if the pages had been taken one after the
-//! other. Without the feature `rayon` they are.
+//! [`encode`] decides for each page how it travels (not at all, as zeros, as a delta, whole), asks
+//! the caller's [`Layout`] for what precedes each record, and leaves the records in an [`Output`].
+//! The bytes, the kinds and the cache afterwards are the same whatever the number of threads, and
+//! as if the pages had been taken one after the other. Without the feature `rayon` they are.
 //!
 //! ```text
 //! pages    12 13 14 | 300 301 | 40 …       runs of pages of one 256-page chunk: segments
@@ -11,13 +11,15 @@
 //! output   [header][12 …14] [header][300 301] [header][40 …]
 //! ```
 //!
-//! The header of the first record of a segment depends on the record before it, which another thread makes. So
-//! these headers are laid out at the end, one per segment, and the output is a list of slices: header, segment,
-//! header, segment. It can be written with one vectored send, or gathered in one buffer.
+//! The header of the first record of a segment depends on the record before it, which another
+//! thread makes. So these headers are laid out at the end, one per segment, and the output is a
+//! list of slices: header, segment, header, segment. It can be written with one vectored send, or
+//! gathered in one buffer.
 //!
-//! Work is done in the current rayon pool: call it inside `pool.install` for a private one. An [`Output`] keeps its
-//! buffers for the next batch, and a caller that has several can send one while the next is made. A batch for
-//! several threads should span many chunks, since a chunk is the smallest piece of work: 16 MiB is a good size.
+//! Work is done in the current rayon pool: call it inside `pool.install` for a private one. An
+//! [`Output`] keeps its buffers for the next batch, and a caller that has several can send one
+//! while the next is made. A batch for several threads should span many chunks, since a chunk is
+//! the smallest piece of work: 16 MiB is a good size.
 //!
 //! ```
 //! use xbzrle::parallel::{self, Body, Layout, LivePage, Output, Record, Round};
@@ -84,10 +86,11 @@ impl<'m> LivePage<'m> {
     ///
     /// # Safety
     ///
-    /// * `at` is valid for reads of [`PAGE_SIZE`](crate::PAGE_SIZE) bytes, from any thread, for `'m`.
+    /// * `at` is valid for reads of [`PAGE_SIZE`](crate::PAGE_SIZE) bytes, from any thread, for
+    ///   `'m`.
     /// * It is not memory of a cache or an output.
-    /// * Writers in this process use atomic or volatile stores, or none while `'m` lasts; guests and devices may
-    ///   write at any time.
+    /// * Writers in this process use atomic or volatile stores, or none while `'m` lasts; guests
+    ///   and devices may write at any time.
     pub unsafe fn new(number: u64, at: *const u8) -> LivePage<'m> {
         LivePage { number, at, memory: PhantomData }
     }
@@ -106,11 +109,14 @@ unsafe impl Sync for LivePage<'_> {}
 /// What a pass over memory does with the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Round {
-    /// The first pass over everything: pages travel whole and enter no cache. An entry that exists is dropped.
+    /// The first pass over everything: pages travel whole and enter no cache. An entry that exists
+    /// is dropped.
     Bulk,
-    /// The end of the first pass: pages found dirty again enter the cache. Misses are expected and not counted.
+    /// The end of the first pass: pages found dirty again enter the cache. Misses are expected and
+    /// not counted.
     Fill,
-    /// Later passes: deltas for pages in the cache, the others travel whole and enter it where there is room.
+    /// Later passes: deltas for pages in the cache, the others travel whole and enter it where
+    /// there is room.
     Delta,
     /// The guest is stopped: deltas as before, nothing new enters the cache.
     Last,
@@ -154,8 +160,9 @@ pub struct Record {
 
 /// The form of records on the wire.
 pub trait Layout: Sync {
-    /// Appends what precedes the body of `record`; for a zero page, all of it. `after` is the page of the record
-    /// before it in this batch (pages that did not travel are not records), `None` for the batch's first.
+    /// Appends what precedes the body of `record`; for a zero page, all of it. `after` is the page
+    /// of the record before it in this batch (pages that did not travel are not records), `None`
+    /// for the batch's first.
     ///
     /// Called by several threads, and not in the order of the records.
     fn header(&self, record: &Record, after: Option<u64>, out: &mut Vec<u8>);
@@ -163,13 +170,14 @@ pub trait Layout: Sync {
 
 /// Encodes `pages` in order into `output`, whose earlier content is dropped.
 ///
-/// No page may occur twice in a batch. Batches of one pass over memory go upwards (a batch that begins at or below the
-/// end of the one before begins a new pass for [what the cache keeps](crate::cache#what-is-kept)). A page is read once the call has begun, so its dirty bit must have been
-/// cleared before.
+/// No page may occur twice in a batch. Batches of one pass over memory go upwards (a batch that
+/// begins at or below the end of the one before begins a new pass for [what the cache
+/// keeps](crate::cache#what-is-kept)). A page is read once the call has begun, so its dirty bit
+/// must have been cleared before.
 ///
-/// With a cache, its entries are afterwards what the receiver holds **once it has been sent the whole output**. If a
-/// part is not handed over, give its pages to [`Cache::forget`]. Statistics of the cache are kept up to date. Without
-/// one, every round is like [`Round::Bulk`].
+/// With a cache, its entries are afterwards what the receiver holds **once it has been sent the
+/// whole output**. If a part is not handed over, give its pages to [`Cache::forget`]. Statistics of
+/// the cache are kept up to date. Without one, every round is like [`Round::Bulk`].
 pub fn encode<L: Layout + ?Sized>(
     round: Round,
     cache: Option<&mut Cache>,

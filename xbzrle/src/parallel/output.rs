@@ -61,7 +61,8 @@ impl AddAssign for Tally {
     }
 }
 
-/// The records of a batch in order, with how each page travelled. Its buffers serve one batch after another.
+/// The records of a batch in order, with how each page travelled. Its buffers serve one batch after
+/// another.
 #[derive(Debug, Default)]
 pub struct Output {
     lanes: Vec<Lane>,
@@ -105,7 +106,10 @@ impl Output {
         self.pieces
             .iter()
             .flat_map(|piece| {
-                [&self.headers[piece.header.clone()], self.lanes[piece.lane].bytes(piece.bytes.clone())]
+                [
+                    &self.headers[piece.header.clone()],
+                    self.lanes[piece.lane].bytes(piece.bytes.clone()),
+                ]
             })
             .filter(|slice| !slice.is_empty())
     }
@@ -168,7 +172,8 @@ impl Output {
             layout.header(&first, after, &mut self.headers);
             self.tally.record(&first, self.headers.len() - start);
             after = Some(last);
-            let piece = Piece { header: start..self.headers.len(), lane, bytes: done.bytes.clone() };
+            let piece =
+                Piece { header: start..self.headers.len(), lane, bytes: done.bytes.clone() };
             self.len += piece.header.len() + piece.bytes.len();
             self.pieces.push(piece);
         }

@@ -7,7 +7,8 @@ use super::*;
 use crate::PAGE_SIZE;
 use crate::cache::Page;
 
-/// Records in the shape of the peer's stream: a word of page offset and flags, a block name unless it continues.
+/// Records in the shape of the peer's stream: a word of page offset and flags, a block name unless
+/// it continues.
 struct Stream {
     /// Pages below belong to block "a", the others to "b".
     boundary: u64,
@@ -112,7 +113,8 @@ impl Memory {
 
     fn live(&self, page: u64) -> LivePage<'_> {
         let at = self.0[page as usize * WORDS..].as_ptr().cast();
-        // SAFETY: the page lies in the vector, which lives as long as the result and is written atomically only.
+        // SAFETY: the page lies in the vector, which lives as long as the result and is written
+        // atomically only.
         unsafe { LivePage::new(page, at) }
     }
 
@@ -145,7 +147,8 @@ fn change(memory: &Memory, page: u64, state: &mut u64) {
     match random(state) % 8 {
         0 => {}
         1 => (0..WORDS).for_each(|word| memory.set(page, word, 0)),
-        2 => (0..WORDS).for_each(|word| memory.set(page, word, random(state) | 0x0101_0101_0101_0101)),
+        2 => (0..WORDS)
+            .for_each(|word| memory.set(page, word, random(state) | 0x0101_0101_0101_0101)),
         _ => memory.set(page, random(state) as usize % WORDS, random(state)),
     }
 }
@@ -171,12 +174,20 @@ fn history(cache_bytes: u64, threads: usize) -> (Vec<u8>, Vec<Kind>, crate::cach
     let (mut output, mut receiver) = (Output::new(), Receiver::default());
     let (mut bytes, mut kinds) = (Vec::new(), Vec::new());
     let mut state = 0x1234_5678_9abc_def1;
-    let rounds =
-        [Round::Bulk, Round::Fill, Round::Delta, Round::Delta, Round::Bulk, Round::Delta, Round::Last];
+    let rounds = [
+        Round::Bulk,
+        Round::Fill,
+        Round::Delta,
+        Round::Delta,
+        Round::Bulk,
+        Round::Delta,
+        Round::Last,
+    ];
     let install = pool(threads);
     for (n, round) in rounds.into_iter().enumerate() {
         // A dense part and a sparse part, not all of it in every round.
-        let mut pages: Vec<u64> = (0..6000).filter(|page| page % 7 != n as u64 || *page < 1000).collect();
+        let mut pages: Vec<u64> =
+            (0..6000).filter(|page| page % 7 != n as u64 || *page < 1000).collect();
         if n == 3 {
             pages.reverse(); // order is the caller's
         }
@@ -218,7 +229,10 @@ fn output_cache_and_statistics_do_not_depend_on_the_number_of_threads() {
     for cache_bytes in [16 << 20, 64 << 20] {
         let one = history(cache_bytes, 1);
         for threads in [2, 8] {
-            assert!(history(cache_bytes, threads) == one, "{threads} threads, cache of {cache_bytes} bytes");
+            assert!(
+                history(cache_bytes, threads) == one,
+                "{threads} threads, cache of {cache_bytes} bytes"
+            );
         }
     }
 }
@@ -278,9 +292,13 @@ fn each_way_to_travel_has_its_kind_and_is_counted_as_the_peer_does() {
     assert_eq!(second, [Kind::Same, Kind::Delta, Kind::Overflow, Kind::Zero]);
     cache.end_period();
     let stats = cache.stats();
-    // The delta is a gap and a run of 8 bytes; its record is the batch's first, so the block name counts.
+    // The delta is a gap and a run of 8 bytes; its record is the batch's first, so the block name
+    // counts.
     let delta_record = (2 + 8) + 3 + 2;
-    assert_eq!((stats.pages, stats.cache_miss, stats.overflow, stats.bytes), (3, 4, 1, 4096 + delta_record));
+    assert_eq!(
+        (stats.pages, stats.cache_miss, stats.overflow, stats.bytes),
+        (3, 4, 1, 4096 + delta_record)
+    );
     assert_eq!(stats.cache_miss_rate, 0.0);
     assert_eq!(stats.encoding_rate, 3.0 * 4096.0 / (4096.0 + delta_record as f64));
 }
@@ -348,8 +366,9 @@ fn without_a_cache_pages_travel_whole_and_in_order() {
     }
 }
 
-/// The invariant of the whole crate, through the parallel door: while a guest writes, the receiver has after every
-/// batch exactly what the cache holds, and after a last pass over quiet memory exactly what memory holds.
+/// The invariant of the whole crate, through the parallel door: while a guest writes, the receiver
+/// has after every batch exactly what the cache holds, and after a last pass over quiet memory
+/// exactly what memory holds.
 #[test]
 fn receiver_equals_cache_while_pages_are_written_and_memory_at_the_end() {
     const PAGES: u64 = 3000;
@@ -369,11 +388,16 @@ fn receiver_equals_cache_while_pages_are_written_and_memory_at_the_end() {
         });
         for round in 0..12 {
             let round = if round == 0 { Round::Bulk } else { Round::Delta };
-            install(&mut || encode(round, Some(&mut cache), &memory.batch(0..PAGES), &STREAM, &mut output));
+            install(&mut || {
+                encode(round, Some(&mut cache), &memory.batch(0..PAGES), &STREAM, &mut output)
+            });
             receiver.receive(&output);
             for page in 0..PAGES {
                 if let Some(entry) = cache.peek(page) {
-                    assert!(entry == receiver.pages.get(&page).unwrap_or(&[0; PAGE_SIZE]), "page {page}");
+                    assert!(
+                        entry == receiver.pages.get(&page).unwrap_or(&[0; PAGE_SIZE]),
+                        "page {page}"
+                    );
                 }
             }
         }
@@ -382,7 +406,10 @@ fn receiver_equals_cache_while_pages_are_written_and_memory_at_the_end() {
     encode(Round::Last, Some(&mut cache), &memory.batch(0..PAGES), &STREAM, &mut output);
     receiver.receive(&output);
     for page in 0..PAGES {
-        assert!(receiver.pages.get(&page).unwrap_or(&[0; PAGE_SIZE]) == &memory.page(page), "page {page}");
+        assert!(
+            receiver.pages.get(&page).unwrap_or(&[0; PAGE_SIZE]) == &memory.page(page),
+            "page {page}"
+        );
     }
     assert!(output.tally().delta + output.tally().same > 0);
 }

@@ -6,7 +6,8 @@ use super::lanes::Lanes;
 use super::path::walk_for;
 
 walk_for!(
-    /// Proof that this CPU runs AVX2, and the bit-scanning instructions that came with it. Only [`Avx2::detect`] makes one.
+    /// Proof that this CPU runs AVX2, and the bit-scanning instructions that came with it. Only
+    /// [`Avx2::detect`] makes one.
     Avx2 = TwoVectors,
     "avx2,bmi1,bmi2,lzcnt,popcnt",
     ["avx2", "bmi1", "bmi2", "lzcnt", "popcnt"]

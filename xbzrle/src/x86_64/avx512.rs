@@ -1,8 +1,9 @@
 //! AVX-512: a block is one vector, and what changed in it is one comparison into a mask register.
 //!
-//! Two things are done otherwise than by the walk's own means: the edges of runs are found eight words of the mask at a time,
-//! and short runs are put down 16 at a time. The cached page is brought up to date as by the others: stores under the mask of
-//! what changed were slower by 5 to 15 % wherever much had (Zen 5).
+//! Two things are done otherwise than by the walk's own means: the edges of runs are found eight
+//! words of the mask at a time, and short runs are put down 16 at a time. The cached page is
+//! brought up to date as by the others: stores under the mask of what changed were slower by 5 to
+//! 15 % wherever much had (Zen 5).
 
 use std::arch::x86_64::*;
 use std::mem::MaybeUninit;
@@ -13,8 +14,9 @@ use super::path::walk_for;
 use super::walk::Records;
 
 walk_for!(
-    /// Proof that this CPU runs AVX-512 with bytes as lanes and with VBMI2 (so has every such CPU since Ice Lake and Zen 4;
-    /// the ones before it take AVX2), and that the system saves its registers. Only [`Avx512::detect`] makes one.
+    /// Proof that this CPU runs AVX-512 with bytes as lanes and with VBMI2 (so has every such CPU
+    /// since Ice Lake and Zen 4; the ones before it take AVX2), and that the system saves its
+    /// registers. Only [`Avx512::detect`] makes one.
     Avx512 = OneVector,
     "avx512f,avx512bw,avx512vl,avx512vbmi2,bmi1,bmi2,lzcnt,popcnt",
     ["avx512f", "avx512bw", "avx512vl", "avx512vbmi2", "bmi1", "bmi2", "lzcnt", "popcnt"]
@@ -60,7 +62,11 @@ impl Lanes for OneVector {
         unsafe {
             let mut differ = _mm512_setzero_si512();
             for (i, &block) in a.iter().enumerate() {
-                differ = _mm512_ternarylogic_epi64::<OR_DIFFER>(differ, block, Self::load(b.add(64 * i)));
+                differ = _mm512_ternarylogic_epi64::<OR_DIFFER>(
+                    differ,
+                    block,
+                    Self::load(b.add(64 * i)),
+                );
             }
             _mm512_test_epi64_mask(differ, differ) == 0
         }
@@ -78,14 +84,15 @@ impl Lanes for OneVector {
         unsafe { _mm256_storeu_si256(to.cast(), _mm256_loadu_si256(from.cast())) }
     }
 
-    /// Eight words of the mask in each step, whether there are changes in them or not: on a page with one change this takes
-    /// less time than to find out where it is by a branch.
+    /// Eight words of the mask in each step, whether there are changes in them or not: on a page
+    /// with one change this takes less time than to find out where it is by a branch.
     #[inline(always)]
     unsafe fn find_runs<const N: usize>(changed: &Changed<N>, edges: &mut Edges<N>) {
         /// a & (b | c), and a | (b & c), as truth tables.
         const AND_EITHER: i32 = 0xe0;
         const OR_BOTH: i32 = 0xf8;
-        // SAFETY: the contract of `Lanes`; eight words from each `first` on are there, and the one before and after them.
+        // SAFETY: the contract of `Lanes`; eight words from each `first` on are there, and the one
+        // before and after them.
         unsafe {
             let numbers = _mm512_loadu_si512(POSITIONS.as_ptr().cast());
             let mut words_of_edges = [const { MaybeUninit::<u64>::uninit() }; WORDS_MAX];
@@ -96,11 +103,16 @@ impl Lanes for OneVector {
                     let words = changed.vector(first);
                     let (before, word, after) =
                         (Self::load(words), Self::load(words.add(8)), Self::load(words.add(16)));
-                    let (after_1, after_2) =
-                        (_mm512_shldi_epi64::<1>(word, before), _mm512_shldi_epi64::<2>(word, before));
-                    let (before_1, before_2) =
-                        (_mm512_shrdi_epi64::<1>(word, after), _mm512_shrdi_epi64::<2>(word, after));
-                    let gap_1 = _mm512_ternarylogic_epi64::<AND_EITHER>(after_1, before_1, before_2);
+                    let (after_1, after_2) = (
+                        _mm512_shldi_epi64::<1>(word, before),
+                        _mm512_shldi_epi64::<2>(word, before),
+                    );
+                    let (before_1, before_2) = (
+                        _mm512_shrdi_epi64::<1>(word, after),
+                        _mm512_shrdi_epi64::<2>(word, after),
+                    );
+                    let gap_1 =
+                        _mm512_ternarylogic_epi64::<AND_EITHER>(after_1, before_1, before_2);
                     let gap = _mm512_ternarylogic_epi64::<OR_BOTH>(gap_1, after_2, before_1);
                     let closed = _mm512_or_si512(word, gap);
                     let shifted = _mm512_alignr_epi64::<7>(closed, closed_before);
@@ -124,7 +136,8 @@ impl Lanes for OneVector {
         }
     }
 
-    /// Lengths and places of 16 records at a time, then their bytes, four records without asking whether there are as many.
+    /// Lengths and places of 16 records at a time, then their bytes, four records without asking
+    /// whether there are as many.
     #[inline(always)]
     unsafe fn push_short_runs<const N: usize>(
         records: &mut Records<N>,
@@ -138,26 +151,31 @@ impl Lanes for OneVector {
             // SAFETY: the contract of `Lanes`.
             return unsafe { records.push_short_runs::<Self>(edges, first) };
         }
-        // SAFETY: the contract of `Lanes`; what is copied for runs that are not there is 32 bytes from the start of the page, to
-        // after the records.
+        // SAFETY: the contract of `Lanes`; what is copied for runs that are not there is 32 bytes
+        // from the start of the page, to after the records.
         unsafe {
             while i < edges.runs() {
                 let (runs, count) = edges.sixteen_runs(i);
                 let splat = |value: usize| _mm512_set1_epi32(value as i32);
                 let zero = _mm512_setzero_si512();
-                let (start, end) = (_mm512_and_si512(runs, splat(0xffff)), _mm512_srli_epi32::<16>(runs));
+                let (start, end) =
+                    (_mm512_and_si512(runs, splat(0xffff)), _mm512_srli_epi32::<16>(runs));
                 let run = _mm512_sub_epi32(end, start);
-                let good =
-                    _mm512_cmple_epu32_mask(run, splat(32)) & _mm512_cmple_epu32_mask(start, splat(N - 32));
+                let good = _mm512_cmple_epu32_mask(run, splat(32))
+                    & _mm512_cmple_epu32_mask(start, splat(N - 32));
                 let count = count.min(good.trailing_ones() as usize);
                 let there = ((1_u32 << count) - 1) as u16;
 
-                let gap = _mm512_sub_epi32(start, _mm512_alignr_epi32::<15>(end, splat(records.gap_from)));
+                let gap = _mm512_sub_epi32(
+                    start,
+                    _mm512_alignr_epi32::<15>(end, splat(records.gap_from)),
+                );
                 let two = _mm512_cmpge_epu32_mask(gap, splat(128));
                 let one_byte = _mm512_or_si512(gap, _mm512_slli_epi32::<8>(run));
                 let low = _mm512_or_si512(_mm512_and_si512(gap, splat(0x7f)), splat(0x80));
                 let high = _mm512_and_si512(_mm512_slli_epi32::<1>(gap), splat(0x7f00));
-                let two_bytes = _mm512_or_si512(_mm512_or_si512(low, high), _mm512_slli_epi32::<16>(run));
+                let two_bytes =
+                    _mm512_or_si512(_mm512_or_si512(low, high), _mm512_slli_epi32::<16>(run));
                 let lengths = _mm512_mask_blend_epi32(two, one_byte, two_bytes);
                 let two_or_three = _mm512_mask_blend_epi32(two, splat(2), splat(3));
                 let bytes = _mm512_maskz_add_epi32(there, run, two_or_three);
@@ -174,7 +192,8 @@ impl Lanes for OneVector {
                 for (place, column) in table.iter_mut().zip(columns) {
                     _mm512_storeu_si512(place.as_mut_ptr().cast(), column);
                 }
-                let len = records.len + _mm_extract_epi32::<3>(_mm512_extracti32x4_epi32::<3>(sum)) as usize;
+                let len = records.len
+                    + _mm_extract_epi32::<3>(_mm512_extracti32x4_epi32::<3>(sum)) as usize;
                 if len + 36 > records.room {
                     return records.push_short_runs::<Self>(edges, i);
                 }
@@ -184,10 +203,14 @@ impl Lanes for OneVector {
                 let [at, lengths, start, bytes_at] = &table;
                 for four in (0..count).step_by(4) {
                     for k in four..four + 4 {
-                        let get =
-                            |column: &[MaybeUninit<u32>; 16]| column.get_unchecked(k).assume_init() as usize;
+                        let get = |column: &[MaybeUninit<u32>; 16]| {
+                            column.get_unchecked(k).assume_init() as usize
+                        };
                         records.out.add(get(at)).cast::<u32>().write_unaligned(get(lengths) as u32);
-                        Self::copy_half(records.out.add(get(bytes_at)), records.from.add(get(start)));
+                        Self::copy_half(
+                            records.out.add(get(bytes_at)),
+                            records.from.add(get(start)),
+                        );
                     }
                 }
                 i += count;

@@ -13,8 +13,9 @@ const GROUPS_MAX: usize = WORDS_MAX.div_ceil(64);
 /// Bytes of a page that 64 words stand for.
 pub(super) const GROUP_BYTES: usize = 64 * 64;
 
-/// One bit for each byte of a page of `N` bytes, byte `i` in bit `i % 64` of word `i / 64`; one means changed. And one
-/// bit for each word, so that a page with few changes is walked in few steps.
+/// One bit for each byte of a page of `N` bytes, byte `i` in bit `i % 64` of word `i / 64`; one
+/// means changed. And one bit for each word, so that a page with few changes is walked in few
+/// steps.
 pub(super) struct Changed<const N: usize> {
     /// Word `i` at `i + 1`, between two words of zeros.
     words: [MaybeUninit<u64>; WORDS_MAX + 2],
@@ -39,13 +40,15 @@ impl<const N: usize> Changed<N> {
     /// `i < WORDS`.
     #[inline(always)]
     pub(super) unsafe fn set(&mut self, i: usize, word: u64) {
-        // SAFETY: `words` is longer than `WORDS`, for pages up to the size that `check_page_size` lets through.
+        // SAFETY: `words` is longer than `WORDS`, for pages up to the size that `check_page_size`
+        // lets through.
         unsafe {
             *self.words.get_unchecked_mut(i + 1) = MaybeUninit::new(word);
         }
     }
 
-    /// Adds to what is known of the 64 words of a group: bit `i % 64` says that word `i` is not zero.
+    /// Adds to what is known of the 64 words of a group: bit `i % 64` says that word `i` is not
+    /// zero.
     ///
     /// # Safety
     ///
@@ -83,10 +86,12 @@ impl<const N: usize> Changed<N> {
         unsafe { self.words.as_ptr().add(first).cast() }
     }
 
-    /// Whether the page is so full of changes that no choice of runs makes a delta shorter than the page.
+    /// Whether the page is so full of changes that no choice of runs makes a delta shorter than the
+    /// page.
     ///
-    /// A gap costs its bytes if its runs are joined, and two lengths if not. So a delta has at least as many bytes as
-    /// there are changed ones, and first and second ones of gaps between them, and two for the first lengths.
+    /// A gap costs its bytes if its runs are joined, and two lengths if not. So a delta has at
+    /// least as many bytes as there are changed ones, and first and second ones of gaps between
+    /// them, and two for the first lengths.
     ///
     /// # Safety
     ///
@@ -167,8 +172,9 @@ impl<const N: usize> Changed<N> {
             while todo != 0 {
                 let i = group * 64 + todo.trailing_zeros() as usize;
                 todo &= todo - 1;
-                // SAFETY: `i <= WORDS`, as no word from `WORDS` on is marked in `nonzero`; `next` is wanted only if there
-                // are changes at the end of `word`, so not for `i == WORDS`, where `word` is read in its place.
+                // SAFETY: `i <= WORDS`, as no word from `WORDS` on is marked in `nonzero`; `next`
+                // is wanted only if there are changes at the end of `word`, so not for `i ==
+                // WORDS`, where `word` is read in its place.
                 let (before, word, next) = unsafe {
                     (
                         self.at::<0>(i),
@@ -176,13 +182,15 @@ impl<const N: usize> Changed<N> {
                         self.words.get_unchecked((i + 2).min(Self::WORDS + 1)).assume_init(),
                     )
                 };
-                let (after_1, after_2) = (word << 1 | plain(before >> 63), word << 2 | plain(before >> 62));
-                let (before_1, before_2) = (word >> 1 | plain(next << 63), word >> 2 | plain(next << 62));
+                let (after_1, after_2) =
+                    (word << 1 | plain(before >> 63), word << 2 | plain(before >> 62));
+                let (before_1, before_2) =
+                    (word >> 1 | plain(next << 63), word >> 2 | plain(next << 62));
                 let closed = word | after_1 & (before_1 | before_2) | after_2 & before_1;
                 let edge = closed ^ (closed << 1 | open);
                 open = closed >> 63;
-                // SAFETY: closed runs are at least three bytes apart, so a page has at most one edge for two bytes, and
-                // 64 for each word.
+                // SAFETY: closed runs are at least three bytes apart, so a page has at most one
+                // edge for two bytes, and 64 for each word.
                 count = unsafe { edges.put(count, i * 64, edge) };
             }
         }
@@ -193,9 +201,11 @@ impl<const N: usize> Changed<N> {
 /// Where runs begin and end, in turn, from left to right.
 #[repr(C, align(64))]
 pub(super) struct Edges<const N: usize> {
-    /// Room for the most edges, one for every two bytes of the page: two bytes each, so as many bytes as the page has.
+    /// Room for the most edges, one for every two bytes of the page: two bytes each, so as many
+    /// bytes as the page has.
     positions: [MaybeUninit<u8>; N],
-    /// Room for those that are written without need. It begins where the room above ends, as `N` is even.
+    /// Room for those that are written without need. It begins where the room above ends, as `N` is
+    /// even.
     more: [MaybeUninit<u16>; 64],
     count: usize,
 }
@@ -232,10 +242,11 @@ impl<const N: usize> Edges<N> {
         unsafe { (&raw mut *self).cast::<u16>().add(i) }
     }
 
-    /// Puts the edges marked in `word` after the first `count`, and returns how many there are then.
+    /// Puts the edges marked in `word` after the first `count`, and returns how many there are
+    /// then.
     ///
-    /// Four are written at a time, whether there are as many or not: a loop over the bits would be mispredicted once for
-    /// almost every word.
+    /// Four are written at a time, whether there are as many or not: a loop over the bits would be
+    /// mispredicted once for almost every word.
     ///
     /// # Safety
     ///
@@ -256,7 +267,8 @@ impl<const N: usize> Edges<N> {
         }
     }
 
-    /// Where the edge after the first `count` goes: room for 32 positions, as many as a word can have.
+    /// Where the edge after the first `count` goes: room for 32 positions, as many as a word can
+    /// have.
     ///
     /// Closed runs are three bytes apart, so of four bytes in a row at most two are edges.
     ///
@@ -284,8 +296,8 @@ impl<const N: usize> Edges<N> {
         self.count / 2
     }
 
-    /// Up to 16 runs from run `i` on, each as its first byte in the low half of a lane and the first after it in the high
-    /// half; and how many there are.
+    /// Up to 16 runs from run `i` on, each as its first byte in the low half of a lane and the
+    /// first after it in the high half; and how many there are.
     ///
     /// # Safety
     ///
@@ -313,11 +325,13 @@ impl<const N: usize> Edges<N> {
     }
 }
 
-/// The word itself, shifted where it was shifted: without this, the compiler joins two shifts into one instruction (SHLD)
-/// that is several times slower than both on AMD.
+/// The word itself, shifted where it was shifted: without this, the compiler joins two shifts into
+/// one instruction (SHLD) that is several times slower than both on AMD.
 #[inline(always)]
 fn plain(mut word: u64) -> u64 {
     // SAFETY: no instruction.
-    unsafe { asm!("/* {0} */", inlateout(reg) word, options(pure, nomem, nostack, preserves_flags)) };
+    unsafe {
+        asm!("/* {0} */", inlateout(reg) word, options(pure, nomem, nostack, preserves_flags))
+    };
     word
 }

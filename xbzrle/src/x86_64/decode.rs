@@ -1,5 +1,6 @@
-//! The decoder for records with short runs: the length of a gap is no branch, and a run is copied by one or two stores. What
-//! is out of the ordinary goes to the plain decoder, which also finds the errors.
+//! The decoder for records with short runs: the length of a gap is no branch, and a run is copied
+//! by one or two stores. What is out of the ordinary goes to the plain decoder, which also finds
+//! the errors.
 
 use std::arch::x86_64::__m128i;
 use std::hint::select_unpredictable;
@@ -10,20 +11,25 @@ use crate::outcome::DecodeError;
 /// The longest run that is copied here; a longer one is worth a call of `memcpy`.
 const SHORT: usize = 32;
 
-/// One decoder for all instruction sets, for SSE2 as every x86-64 CPU has it. Compiled for AVX2 and its companions it gained
-/// nothing on long deltas, and could not be inlined any more: a delta of four bytes took a third longer.
+/// One decoder for all instruction sets, for SSE2 as every x86-64 CPU has it. Compiled for AVX2 and
+/// its companions it gained nothing on long deltas, and could not be inlined any more: a delta of
+/// four bytes took a third longer.
 ///
 /// # Safety
 ///
 /// As for [`decode_at`](crate::decode::decode_at).
 #[inline(always)]
-pub(crate) unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> Result<(), DecodeError> {
+pub(crate) unsafe fn decode_at<const N: usize>(
+    delta: &[u8],
+    page: *mut u8,
+) -> Result<(), DecodeError> {
     if delta.len() > N {
         return Err(DecodeError::TooLong { delta_bytes: delta.len(), page_bytes: N });
     }
     let mut at = At { offset: 0, position: 0 };
     loop {
-        // SAFETY: the caller's promise; a position is moved only to where a run ended that is in the page.
+        // SAFETY: the caller's promise; a position is moved only to where a run ended that is in
+        // the page.
         unsafe {
             at = short_runs::<N>(delta, page, at);
             if at.offset >= delta.len() {
@@ -34,8 +40,8 @@ pub(crate) unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> R
     }
 }
 
-/// Applies records from `at` on until one is not ordinary: a run that is empty or long, or past the end of the page or the
-/// delta; a length that is wrong.
+/// Applies records from `at` on until one is not ordinary: a run that is empty or long, or past the
+/// end of the page or the delta; a length that is wrong.
 ///
 /// # Safety
 ///
@@ -43,8 +49,9 @@ pub(crate) unsafe fn decode_at<const N: usize>(delta: &[u8], page: *mut u8) -> R
 #[inline(always)]
 unsafe fn short_runs<const N: usize>(delta: &[u8], page: *mut u8, mut at: At) -> At {
     while at.offset + 3 <= delta.len() {
-        // Three loads of a byte, not one of a word: the next record waits for `next` alone, and shifts would lengthen that wait.
-        // For the same reason both possible places of the run's length are looked at in advance.
+        // Three loads of a byte, not one of a word: the next record waits for `next` alone, and
+        // shifts would lengthen that wait. For the same reason both possible places of the run's
+        // length are looked at in advance.
         // SAFETY: 3 bytes at `offset` are in the delta.
         let byte = |i| usize::from(unsafe { *delta.get_unchecked(at.offset + i) });
         let (first, second, third) = (byte(0), byte(1), byte(2));
@@ -66,8 +73,9 @@ unsafe fn short_runs<const N: usize>(delta: &[u8], page: *mut u8, mut at: At) ->
 
 /// Copies `bytes` bytes by one or two stores, which overlap.
 ///
-/// Reading the page, to write 16 bytes of it whatever the run, has no branch to mispredict but lost: where the page is in
-/// memory, the CPU waits for what it reads and not for what it writes (0.5 of a plain copy on 8-byte runs).
+/// Reading the page, to write 16 bytes of it whatever the run, has no branch to mispredict but
+/// lost: where the page is in memory, the CPU waits for what it reads and not for what it writes
+/// (0.5 of a plain copy on 8-byte runs).
 ///
 /// # Safety
 ///

@@ -9,8 +9,9 @@ use super::walk::Records;
 ///
 /// # Safety
 ///
-/// Of all functions: they are called only, and always inlined, where the CPU is known to have the instruction set.
-/// Pointers are valid for the 64 bytes that are read or written, and need no alignment unless it is said.
+/// Of all functions: they are called only, and always inlined, where the CPU is known to have the
+/// instruction set. Pointers are valid for the 64 bytes that are read or written, and need no
+/// alignment unless it is said.
 pub(super) trait Lanes {
     /// The alignment that makes each vector of a block one load.
     const ALIGN: usize;
@@ -20,7 +21,8 @@ pub(super) trait Lanes {
 
     unsafe fn load(from: *const u8) -> Self::Block;
 
-    /// Loads each vector of the block once, by a volatile load, from memory that may be written meanwhile.
+    /// Loads each vector of the block once, by a volatile load, from memory that may be written
+    /// meanwhile.
     ///
     /// `from` is aligned to [`Self::ALIGN`].
     unsafe fn load_live(from: *const u8) -> Self::Block;
@@ -29,8 +31,8 @@ pub(super) trait Lanes {
 
     /// Stores the block, of which `differ` says where it differs from the 64 bytes at `to`.
     ///
-    /// If it does not, it is stored where nobody reads it: a branch would be mispredicted often, and a store to the old
-    /// page in any case would dirty lines for nothing.
+    /// If it does not, it is stored where nobody reads it: a branch would be mispredicted often,
+    /// and a store to the old page in any case would dirty lines for nothing.
     #[inline(always)]
     unsafe fn store_changed(to: *mut u8, block: Self::Block, differ: u64, nobody_reads: *mut u8) {
         // SAFETY: both may be written, by the contract.
@@ -48,7 +50,8 @@ pub(super) trait Lanes {
     /// Copies 32 bytes, which do not overlap.
     unsafe fn copy_half(to: *mut u8, from: *const u8);
 
-    /// Finds the runs in `changed`, all of whose words are set, with gaps of one and two bytes closed.
+    /// Finds the runs in `changed`, all of whose words are set, with gaps of one and two bytes
+    /// closed.
     #[inline(always)]
     unsafe fn find_runs<const N: usize>(changed: &Changed<N>, edges: &mut Edges<N>) {
         // SAFETY: the contract.

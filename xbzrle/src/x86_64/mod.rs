@@ -1,7 +1,8 @@
-//! The vector paths: one walk, written once over a block of 64 bytes, and a small type for each instruction set.
+//! The vector paths: one walk, written once over a block of 64 bytes, and a small type for each
+//! instruction set.
 //!
-//! Unsafe, because vector loads and stores take pointers, because stores run past the bytes they are for (within the
-//! output), and because live memory may have no reference formed to it.
+//! Unsafe, because vector loads and stores take pointers, because stores run past the bytes they
+//! are for (within the output), and because live memory may have no reference formed to it.
 #![allow(unsafe_code)]
 
 mod avx2;

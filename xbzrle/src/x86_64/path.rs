@@ -1,5 +1,5 @@
-//! What every instruction set's path has, made from its [`Lanes`](super::lanes::Lanes): the type that proves that the CPU
-//! has it, and the walk compiled for it.
+//! What every instruction set's path has, made from its [`Lanes`](super::lanes::Lanes): the type
+//! that proves that the CPU has it, and the walk compiled for it.
 
 /// `walk_for!(about Path = lanes, "features, to compile for", ["features", "to", "detect"])`
 macro_rules! walk_for {
@@ -22,7 +22,8 @@ macro_rules! walk_for {
             ) -> crate::Outcome {
                 let pages =
                     super::walk::Pages { old: old.as_ptr().cast_mut(), new: new.as_ptr(), ahead: None };
-                // SAFETY: `self` exists, so the CPU has all that the function asks for. Without `LIVE`, nothing is written.
+                // SAFETY: `self` exists, so the CPU has all that the function asks for. Without
+                // `LIVE`, nothing is written.
                 unsafe { encode::<false, N>(pages, out) }
             }
 
@@ -37,7 +38,8 @@ macro_rules! walk_for {
                 ahead: Option<crate::Ahead>,
             ) -> crate::Outcome {
                 let pages = super::walk::Pages { old: cached.as_mut_ptr(), new: live, ahead };
-                // SAFETY: `self` exists, so the CPU has all that the function asks for; the rest is the caller's promise.
+                // SAFETY: `self` exists, so the CPU has all that the function asks for; the rest is
+                // the caller's promise.
                 unsafe { encode::<true, N>(pages, out) }
             }
 
@@ -47,10 +49,12 @@ macro_rules! walk_for {
             pub(crate) unsafe fn copy_live<const N: usize>(self, to: &mut [u8; N], live: *const u8) {
                 #[target_feature(enable = $enabled)]
                 unsafe fn copy_live<const N: usize>(to: &mut [u8; N], live: *const u8) {
-                    // SAFETY: this function is compiled for the instruction set; the rest is the caller's promise.
+                    // SAFETY: this function is compiled for the instruction set; the rest is the
+                    // caller's promise.
                     unsafe { super::walk::copy_live::<$lanes, N>(to, live) }
                 }
-                // SAFETY: `self` exists, so the CPU has the instruction set; the rest is the caller's promise.
+                // SAFETY: `self` exists, so the CPU has the instruction set; the rest is the
+                // caller's promise.
                 unsafe { copy_live(to, live) }
             }
 
@@ -60,10 +64,12 @@ macro_rules! walk_for {
             pub(crate) unsafe fn is_zero(self, live: *const u8, len: usize) -> bool {
                 #[target_feature(enable = $enabled)]
                 unsafe fn is_zero(live: *const u8, len: usize) -> bool {
-                    // SAFETY: this function is compiled for the instruction set; the rest is the caller's promise.
+                    // SAFETY: this function is compiled for the instruction set; the rest is the
+                    // caller's promise.
                     unsafe { super::walk::is_zero::<$lanes>(live, len) }
                 }
-                // SAFETY: `self` exists, so the CPU has the instruction set; the rest is the caller's promise.
+                // SAFETY: `self` exists, so the CPU has the instruction set; the rest is the
+                // caller's promise.
                 unsafe { is_zero(live, len) }
             }
         }
@@ -76,7 +82,8 @@ macro_rules! walk_for {
             pages: super::walk::Pages<LIVE, N>,
             out: &mut [u8],
         ) -> crate::Outcome {
-            // SAFETY: this function is compiled for the instruction set, and so is `rest`; the rest is the caller's promise.
+            // SAFETY: this function is compiled for the instruction set, and so is `rest`; the rest
+            // is the caller's promise.
             unsafe { super::walk::encode::<$lanes, LIVE, N>(pages, out, rest) }
         }
 
@@ -90,7 +97,8 @@ macro_rules! walk_for {
             out: &mut [u8],
             rest: Option<super::walk::Rest<$lanes>>,
         ) -> crate::Outcome {
-            // SAFETY: this function is compiled for the instruction set; the rest is the caller's promise.
+            // SAFETY: this function is compiled for the instruction set; the rest is the caller's
+            // promise.
             unsafe { super::walk::encode_rest::<$lanes, LIVE, N>(pages, out, rest) }
         }
     };

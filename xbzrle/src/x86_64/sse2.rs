@@ -70,7 +70,10 @@ impl Lanes for FourVectors {
                 _mm_movemask_epi8(_mm_cmpeq_epi8(a[3], b[3])),
             ]
         };
-        !(equal[0] as u64 | (equal[1] as u64) << 16 | (equal[2] as u64) << 32 | (equal[3] as u64) << 48)
+        !(equal[0] as u64
+            | (equal[1] as u64) << 16
+            | (equal[2] as u64) << 32
+            | (equal[3] as u64) << 48)
     }
 
     #[inline(always)]
@@ -93,7 +96,8 @@ impl Lanes for FourVectors {
     unsafe fn is_zero(block: Self::Block) -> bool {
         // SAFETY: no pointers; the instruction set is the contract of `Lanes`.
         unsafe {
-            let any = _mm_or_si128(_mm_or_si128(block[0], block[1]), _mm_or_si128(block[2], block[3]));
+            let any =
+                _mm_or_si128(_mm_or_si128(block[0], block[1]), _mm_or_si128(block[2], block[3]));
             _mm_movemask_epi8(_mm_cmpeq_epi8(any, _mm_setzero_si128())) == 0xffff
         }
     }

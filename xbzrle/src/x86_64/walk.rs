@@ -11,8 +11,8 @@
 //! ```
 //!
 //! It is the scalar definition in another order. Closing the gaps of one and two bytes is what
-//! [`join_pays`] says while the joined run stays below 128 bytes; a closed run of 128 bytes or more is taken apart
-//! again and joined by the rule itself ([`Records::long_runs`]).
+//! [`join_pays`] says while the joined run stays below 128 bytes; a closed run of 128 bytes or more
+//! is taken apart again and joined by the rule itself ([`Records::long_runs`]).
 
 use std::hint::black_box;
 
@@ -24,8 +24,8 @@ use crate::outcome::Outcome;
 
 /// A page that is compared: two pages that stay as they are, or a cached page and a live one.
 ///
-/// With `LIVE`, the page at `new` may be written meanwhile, is read once, and is stored to the page at `old` where it
-/// differs; without, both stay as they are.
+/// With `LIVE`, the page at `new` may be written meanwhile, is read once, and is stored to the page
+/// at `old` where it differs; without, both stay as they are.
 pub(super) struct Pages<const LIVE: bool, const N: usize> {
     pub(super) old: *mut u8,
     pub(super) new: *const u8,
@@ -38,14 +38,15 @@ pub(super) struct Rest<L: Lanes> {
     new: [L::Block; 4],
 }
 
-/// Compares from the start of the page to the first change, from where `rest` goes on: it is a function of its own,
-/// which calls [`encode_rest`], so that an unchanged page does not pay for what only changes need.
+/// Compares from the start of the page to the first change, from where `rest` goes on: it is a
+/// function of its own, which calls [`encode_rest`], so that an unchanged page does not pay for
+/// what only changes need.
 ///
 /// # Safety
 ///
 /// * The CPU has the instruction set of `L`.
-/// * Both pages are valid for reads of `N` bytes; with `LIVE`, the old one for writes, and the new one, which may be
-///   written meanwhile, is aligned to `L::ALIGN`.
+/// * Both pages are valid for reads of `N` bytes; with `LIVE`, the old one for writes, and the new
+///   one, which may be written meanwhile, is aligned to `L::ALIGN`.
 /// * `out` has room for `N` bytes, and is no part of the pages.
 /// * `rest` may be called with the same.
 #[inline(always)]
@@ -151,7 +152,8 @@ impl<const LIVE: bool, const N: usize> Pages<LIVE, N> {
         }
     }
 
-    /// Says where the block `new` differs from the old page, and with `LIVE` stores it there if it does.
+    /// Says where the block `new` differs from the old page, and with `LIVE` stores it there if it
+    /// does.
     ///
     /// # Safety
     ///
@@ -193,8 +195,8 @@ impl<const LIVE: bool, const N: usize> Pages<LIVE, N> {
 
 /// # Safety
 ///
-/// The CPU has the instruction set of `L`. `live` is valid for reads of `N` bytes, and aligned to `L::ALIGN`; it may be written
-/// meanwhile.
+/// The CPU has the instruction set of `L`. `live` is valid for reads of `N` bytes, and aligned to
+/// `L::ALIGN`; it may be written meanwhile.
 #[inline(always)]
 pub(super) unsafe fn copy_live<L: Lanes, const N: usize>(to: &mut [u8; N], live: *const u8) {
     let to = to.as_mut_ptr();
@@ -210,7 +212,8 @@ pub(super) unsafe fn copy_live<L: Lanes, const N: usize>(to: &mut [u8; N], live:
 
 /// # Safety
 ///
-/// The CPU has the instruction set of `L`. `live` is valid for reads of `len` bytes; it may be written meanwhile.
+/// The CPU has the instruction set of `L`. `live` is valid for reads of `len` bytes; it may be
+/// written meanwhile.
 #[inline(always)]
 pub(super) unsafe fn is_zero<L: Lanes>(live: *const u8, len: usize) -> bool {
     let head = live.align_offset(L::ALIGN).min(len);
@@ -224,14 +227,19 @@ pub(super) unsafe fn is_zero<L: Lanes>(live: *const u8, len: usize) -> bool {
     }
 }
 
-/// Writes the delta that brings the bytes marked in `changed` to what they are in the page at `from`.
+/// Writes the delta that brings the bytes marked in `changed` to what they are in the page at
+/// `from`.
 ///
 /// # Safety
 ///
-/// The CPU has the instruction set of `L`. All words of `changed` are set. `from` is valid for reads of `N` bytes, which
-/// nobody writes. `out` has room for `N` bytes.
+/// The CPU has the instruction set of `L`. All words of `changed` are set. `from` is valid for
+/// reads of `N` bytes, which nobody writes. `out` has room for `N` bytes.
 #[inline(always)]
-unsafe fn write<L: Lanes, const N: usize>(changed: &Changed<N>, from: *const u8, out: &mut [u8]) -> Outcome {
+unsafe fn write<L: Lanes, const N: usize>(
+    changed: &Changed<N>,
+    from: *const u8,
+    out: &mut [u8],
+) -> Outcome {
     if changed.is_empty() {
         return Outcome::Unchanged;
     }
@@ -242,7 +250,8 @@ unsafe fn write<L: Lanes, const N: usize>(changed: &Changed<N>, from: *const u8,
     let mut edges = Edges::<N>::new();
     // SAFETY: all words are set.
     unsafe { L::find_runs(changed, &mut edges) };
-    let mut records = Records::<N> { from, room: out.len(), out: out.as_mut_ptr(), len: 0, gap_from: 0 };
+    let mut records =
+        Records::<N> { from, room: out.len(), out: out.as_mut_ptr(), len: 0, gap_from: 0 };
     let mut i = 0;
     while i < edges.runs() {
         // SAFETY: `i` is below the number of runs; runs lie in the page.
@@ -276,14 +285,18 @@ pub(super) struct Records<const N: usize> {
 }
 
 impl<const N: usize> Records<N> {
-    /// Adds run `i` and those after it, up to one that is long, or near the end of the page or of the room. Returns the first
-    /// that was not added.
+    /// Adds run `i` and those after it, up to one that is long, or near the end of the page or of
+    /// the room. Returns the first that was not added.
     ///
     /// # Safety
     ///
     /// The runs lie in the page.
     #[inline(always)]
-    pub(super) unsafe fn push_short_runs<L: Lanes>(&mut self, edges: &Edges<N>, mut i: usize) -> usize {
+    pub(super) unsafe fn push_short_runs<L: Lanes>(
+        &mut self,
+        edges: &Edges<N>,
+        mut i: usize,
+    ) -> usize {
         while i < edges.runs() {
             // SAFETY: `i` is below the number of runs; what else is asked for was looked at.
             unsafe {
@@ -302,14 +315,16 @@ impl<const N: usize> Records<N> {
     ///
     /// # Safety
     ///
-    /// The run has at most 32 bytes, 32 bytes from `start` on are in the page, and there is room for 36 more.
+    /// The run has at most 32 bytes, 32 bytes from `start` on are in the page, and there is room
+    /// for 36 more.
     #[inline(always)]
     unsafe fn push_short<L: Lanes>(&mut self, start: usize, end: usize) {
         let gap = start - self.gap_from;
         let two = gap >= 128;
         let gap_length = if two { (gap & 0x7f) | 0x80 | (gap >> 7) << 8 } else { gap };
         let lengths = gap_length | (end - start) << if two { 16 } else { 8 };
-        // SAFETY: 4 bytes, then 32 bytes at most 3 bytes further on, are in the room that the caller saw.
+        // SAFETY: 4 bytes, then 32 bytes at most 3 bytes further on, are in the room that the
+        // caller saw.
         unsafe {
             let to = self.out.add(self.len);
             to.cast::<u32>().write_unaligned(lengths as u32);
@@ -331,8 +346,8 @@ impl<const N: usize> Records<N> {
         if self.len + bytes > N {
             return None;
         }
-        // SAFETY: `bytes` more bytes are within `N`, for which there is room; the run is in the page, which is no part of
-        // the output.
+        // SAFETY: `bytes` more bytes are within `N`, for which there is room; the run is in the
+        // page, which is no part of the output.
         unsafe {
             let mut to = self.out.add(self.len);
             for run_bytes in [gap, run] {
@@ -346,14 +361,20 @@ impl<const N: usize> Records<N> {
         Some(())
     }
 
-    /// Adds what becomes of closed run `i` when its gaps are closed by the rule instead, and of those after it that the
-    /// rule joins to it. Returns the next closed run, or nothing if the delta is too long.
+    /// Adds what becomes of closed run `i` when its gaps are closed by the rule instead, and of
+    /// those after it that the rule joins to it. Returns the next closed run, or nothing if the
+    /// delta is too long.
     ///
     /// # Safety
     ///
     /// `i` is below the number of `edges`' runs, which were found in `changed`.
     #[inline(never)]
-    unsafe fn long_runs(&mut self, changed: &Changed<N>, edges: &Edges<N>, mut i: usize) -> Option<usize> {
+    unsafe fn long_runs(
+        &mut self,
+        changed: &Changed<N>,
+        edges: &Edges<N>,
+        mut i: usize,
+    ) -> Option<usize> {
         // SAFETY: the contract; all positions come from `changed`, so they lie in the page.
         unsafe {
             let (mut start, mut closed_end) = edges.run(i);

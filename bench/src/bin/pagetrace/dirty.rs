@@ -1,5 +1,5 @@
-//! Which pages of a process were written since the last look: userfaultfd in asynchronous write-protect mode (Linux
-//! 6.7), asked and reset in one step by `PAGEMAP_SCAN`.
+//! Which pages of a process were written since the last look: userfaultfd in asynchronous
+//! write-protect mode (Linux 6.7), asked and reset in one step by `PAGEMAP_SCAN`.
 //!
 //! Numbers and structs are those of `linux/userfaultfd.h` and `linux/fs.h`, Linux 6.18.
 //!
@@ -89,7 +89,8 @@ impl DirtyLog {
     /// Starts the log of a stopped process.
     pub fn start(target: &mut Target) -> io::Result<DirtyLog> {
         let uffd = target.userfaultfd()?;
-        let features = UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+        let features =
+            UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
         let mut api = UffdioApi { api: UFFD_API, features, ioctls: 0 };
         // SAFETY: UFFDIO_API reads and writes one uffdio_api.
         check(unsafe { libc::ioctl(uffd.as_raw_fd(), UFFDIO_API as _, &raw mut api) })?;
@@ -99,11 +100,12 @@ impl DirtyLog {
         Ok(log)
     }
 
-    /// Gives `each` the written pages since the last harvest, ascending. A page is write-protected again first and read
-    /// then, so that a write in between is found in the next harvest.
+    /// Gives `each` the written pages since the last harvest, ascending. A page is write-protected
+    /// again first and read then, so that a write in between is found in the next harvest.
     pub fn harvest(&mut self, mut each: impl FnMut(u64, &Page)) -> io::Result<()> {
         let mappings = self.watch_new_mappings()?;
-        // The list is not read in one moment: a mapping that moves or grows meanwhile can appear twice.
+        // The list is not read in one moment: a mapping that moves or grows meanwhile can appear
+        // twice.
         let mut done = 0;
         for mapping in mappings {
             let mut from = mapping.start.max(done);
@@ -131,10 +133,12 @@ impl DirtyLog {
         for mapping in &mappings {
             if self.watched.insert(mapping.clone()) {
                 let (start, len) = (mapping.start, mapping.end - mapping.start);
-                let mut register = UffdioRegister { start, len, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
+                let mut register =
+                    UffdioRegister { start, len, mode: UFFDIO_REGISTER_MODE_WP, ioctls: 0 };
                 // SAFETY: UFFDIO_REGISTER reads and writes one uffdio_register.
-                let registered =
-                    unsafe { libc::ioctl(self.uffd.as_raw_fd(), UFFDIO_REGISTER as _, &raw mut register) };
+                let registered = unsafe {
+                    libc::ioctl(self.uffd.as_raw_fd(), UFFDIO_REGISTER as _, &raw mut register)
+                };
                 if registered != 0 {
                     self.watched.remove(mapping); // special memory, or gone already
                 }
@@ -145,7 +149,8 @@ impl DirtyLog {
 
     /// Written pages from `from` on, and where to go on.
     fn scan(&self, from: u64, mapping: &Mapping) -> io::Result<(Vec<PageRegion>, u64)> {
-        // Pages of zeros never written, and file pages of private mappings only read, show as written: left out.
+        // Pages of zeros never written, and file pages of private mappings only read, show as
+        // written: left out.
         let not = PAGE_IS_PFNZERO | if mapping.shared { 0 } else { PAGE_IS_FILE };
         let mut regions = vec![PageRegion::default(); REGIONS];
         let mut arg = PmScanArg {
@@ -162,9 +167,10 @@ impl DirtyLog {
             category_anyof_mask: 0,
             return_mask: PAGE_IS_WRITTEN,
         };
-        // SAFETY: PAGEMAP_SCAN reads and writes one pm_scan_arg of the size it names, and writes at most `vec_len`
-        // regions to `vec`, which has room for them.
-        let found = unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut arg) };
+        // SAFETY: PAGEMAP_SCAN reads and writes one pm_scan_arg of the size it names, and writes at
+        // most `vec_len` regions to `vec`, which has room for them.
+        let found =
+            unsafe { libc::ioctl(self.pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &raw mut arg) };
         check(found)?;
         regions.truncate(found as usize);
         Ok((regions, arg.walk_end.max(from + PAGE_SIZE as u64)))
@@ -177,8 +183,9 @@ impl DirtyLog {
             let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
             let remote = libc::iovec { iov_base: start as *mut libc::c_void, iov_len: len };
             // SAFETY: the local vector is our buffer; the remote one is checked by the kernel.
-            let read =
-                unsafe { libc::process_vm_readv(self.pid, &raw const local, 1, &raw const remote, 1, 0) };
+            let read = unsafe {
+                libc::process_vm_readv(self.pid, &raw const local, 1, &raw const remote, 1, 0)
+            };
             let whole = &bytes[..read.max(0) as usize];
             let first = start / PAGE_SIZE as u64;
             whole

@@ -1,5 +1,6 @@
-//! Records which pages of a running process are dirtied, round by round as a migration would harvest them, with
-//! their contents, so that a page cache can be sized for a real load. See [`bench::trace`] for the file.
+//! Records which pages of a running process are dirtied, round by round as a migration would
+//! harvest them, with their contents, so that a page cache can be sized for a real load. See
+//! [`bench::trace`] for the file.
 
 mod dirty;
 mod maps;
@@ -24,7 +25,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Records a running process, or a command that is started for it (needs ptrace rights over it; x86-64)
+    /// Records a running process, or a command that is started for it (needs ptrace rights over it;
+    /// x86-64)
     Record(Record),
     /// Shows what a recording holds
     Show { file: PathBuf },
@@ -92,7 +94,11 @@ fn record(options: &Record) -> Result<(), Box<dyn Error>> {
         Some(pid) => format!("process {pid}"),
         None => options.command.join(" "),
     });
-    eprintln!("pagetrace: {} dirty pages in {:.1} s", recorder.pages(), began.elapsed().as_secs_f64());
+    eprintln!(
+        "pagetrace: {} dirty pages in {:.1} s",
+        recorder.pages(),
+        began.elapsed().as_secs_f64()
+    );
     recorder.finish(format!("{title}, every {} ms", options.interval)).write(&options.output)?;
     show(&options.output)
 }
@@ -105,7 +111,8 @@ fn show(file: &Path) -> Result<(), Box<dyn Error>> {
         "round", "pages", "zero", "same", "delta", "whole", "once", "delta bytes"
     );
     for (round, pages) in trace.rounds.iter().enumerate() {
-        let count = |kind: fn(&Change) -> bool| pages.iter().filter(|(_, change)| kind(change)).count();
+        let count =
+            |kind: fn(&Change) -> bool| pages.iter().filter(|(_, change)| kind(change)).count();
         let delta_bytes: usize = pages
             .iter()
             .map(|(_, change)| if let Change::Delta(delta) = change { delta.len() } else { 0 })

@@ -50,7 +50,8 @@ mod tests {
 
     #[test]
     fn lines_are_parsed() {
-        let line = "7ffd1000-7ffd3000 rw-s 00000000 00:01 1024                       /memfd:ram (deleted)";
+        let line =
+            "7ffd1000-7ffd3000 rw-s 00000000 00:01 1024                       /memfd:ram (deleted)";
         let (range, access, name) = parse(line).unwrap();
         assert_eq!((range, access, name), ((0x7ffd_1000, 0x7ffd_3000), "rw-s", "/memfd:ram"));
         assert!(mapping((range, access, name)).shared);

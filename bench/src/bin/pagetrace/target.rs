@@ -1,8 +1,8 @@
 //! The recorded process: started or attached to, and made to do one system call for us.
 //!
-//! A userfaultfd serves the address space of the process that makes it, so the recorded process must make it itself.
-//! While it is stopped under ptrace we let it run the `syscall` instruction of its vdso with our numbers in its
-//! registers, fetch the descriptor, and put the registers back.
+//! A userfaultfd serves the address space of the process that makes it, so the recorded process
+//! must make it itself. While it is stopped under ptrace we let it run the `syscall` instruction of
+//! its vdso with our numbers in its registers, fetch the descriptor, and put the registers back.
 //!
 //! Unsafe because of ptrace, fork and waitpid.
 #![allow(unsafe_code)]
@@ -45,7 +45,9 @@ impl Target {
     pub fn attach(pid: i32) -> io::Result<Target> {
         let target = Target { pid, child: None };
         // SAFETY: PTRACE_ATTACH takes no pointers.
-        check(unsafe { libc::ptrace(libc::PTRACE_ATTACH, pid, null_mut::<u8>(), null_mut::<u8>()) })?;
+        check(unsafe {
+            libc::ptrace(libc::PTRACE_ATTACH, pid, null_mut::<u8>(), null_mut::<u8>())
+        })?;
         target.wait_stopped()?;
         Ok(target)
     }
@@ -53,7 +55,9 @@ impl Target {
     /// Lets the process run, no longer under ptrace.
     pub fn resume(&mut self) -> io::Result<()> {
         // SAFETY: PTRACE_DETACH takes a signal number (0: none) and no pointers.
-        check(unsafe { libc::ptrace(libc::PTRACE_DETACH, self.pid, null_mut::<u8>(), null_mut::<u8>()) })
+        check(unsafe {
+            libc::ptrace(libc::PTRACE_DETACH, self.pid, null_mut::<u8>(), null_mut::<u8>())
+        })
     }
 
     pub fn has_ended(&mut self) -> bool {
@@ -68,7 +72,8 @@ impl Target {
         const UFFD_USER_MODE_ONLY: u64 = 1;
         let flags = libc::O_CLOEXEC as u64;
         let number = match self.syscall(libc::SYS_userfaultfd, [flags, 0]) {
-            // Without privilege only faults of user code may be watched, which is all that write tracking needs.
+            // Without privilege only faults of user code may be watched, which is all that write
+            // tracking needs.
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
                 self.syscall(libc::SYS_userfaultfd, [flags | UFFD_USER_MODE_ONLY, 0])?
             }
@@ -88,7 +93,12 @@ impl Target {
         };
         // SAFETY: as above, for pidfd_getfd.
         unsafe {
-            let fd = libc::syscall(libc::SYS_pidfd_getfd, std::os::fd::AsRawFd::as_raw_fd(&pidfd), number, 0);
+            let fd = libc::syscall(
+                libc::SYS_pidfd_getfd,
+                std::os::fd::AsRawFd::as_raw_fd(&pidfd),
+                number,
+                0,
+            );
             check(fd)?;
             Ok(OwnedFd::from_raw_fd(fd as i32))
         }
@@ -129,7 +139,9 @@ impl Target {
         // SAFETY: the struct is plain numbers, for which zeros are a value.
         let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
         // SAFETY: PTRACE_GETREGS writes one user_regs_struct to its data pointer.
-        check(unsafe { libc::ptrace(libc::PTRACE_GETREGS, self.pid, null_mut::<u8>(), &raw mut registers) })?;
+        check(unsafe {
+            libc::ptrace(libc::PTRACE_GETREGS, self.pid, null_mut::<u8>(), &raw mut registers)
+        })?;
         Ok(registers)
     }
 
@@ -152,7 +164,8 @@ impl Target {
 }
 
 impl Drop for Target {
-    /// A command that outlives the recording goes on by itself; what we started is at least waited for if it has ended.
+    /// A command that outlives the recording goes on by itself; what we started is at least waited
+    /// for if it has ended.
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
             let _ = child.try_wait();
