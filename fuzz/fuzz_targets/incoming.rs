@@ -22,7 +22,7 @@ use godwit::memory::GuestRam;
 use godwit::migrate::capabilities::Capability;
 use godwit::migrate::guest::{DirtyLog, Guest, GuestError, Loader, State};
 use godwit::migrate::settings::Settings;
-use godwit::migrate::target::{Arrival, Origin, Target};
+use godwit::migrate::incoming::{Arrival, Origin, Target};
 use godwit::stream::godwit::Facts;
 use godwit::stream::{Error, SectionHeader, Step};
 use libfuzzer_sys::fuzz_target;

@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 
 use super::capabilities::{Capabilities, Capability, CapabilityError};
 use super::guest::Guest;
+use super::incoming::{Arrival, Origin, Target};
 use super::parameters::{ParameterError, Parameters};
 use super::progress::{Progress, Status};
 use super::settings::Settings;
 use super::source::{Destination, Event, Source};
-use super::target::{Arrival, Origin, Target};
 use crate::io::transport::{self, Direction, OpenError};
 use crate::io::{Address, Listener, Waker};
 use crate::machine::RunState;

@@ -8,19 +8,19 @@
 //! | `handle` | start, cancel, look: what the control plane uses |
 //! | `machine` | the real machine as a guest |
 //! | [`source`] | the side that sends |
-//! | [`target`] | the side that receives |
+//! | [`incoming`] | the side that receives |
 //! | [`progress`] | counters and figures, and `query-migrate` |
 
 pub mod capabilities;
 pub mod converge;
 pub mod guest;
 mod handle;
+pub mod incoming;
 mod machine;
 pub mod parameters;
 pub mod progress;
 pub mod settings;
 pub mod source;
-pub mod target;
 
 pub use handle::{Handle, OnFailure, Parts, Refused};
 pub use source::Event;

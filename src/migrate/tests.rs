@@ -11,10 +11,10 @@ use serde_json::json;
 
 use super::capabilities::Capability;
 use super::guest::{DirtyLog, Guest, GuestError, Loader, State};
+use super::incoming::{Arrival, Origin, Target};
 use super::progress::{Progress, Status};
 use super::settings::Settings;
 use super::source::{Destination, Event, Source};
-use super::target::{Arrival, Origin, Target};
 use crate::config::{Memory, MemoryBackend};
 use crate::io::{Address, Connection, Listener, Waker};
 use crate::kvm::state::ForeignTsc;
@@ -218,7 +218,7 @@ struct Run {
     target: Arc<FakeGuest>,
     progress: Arc<Progress>,
     events: Vec<Event>,
-    received: Result<(), super::target::Error>,
+    received: Result<(), super::incoming::Error>,
 }
 
 /// One migration with these capabilities and parameters; the target stays paused, so that memory

@@ -216,7 +216,7 @@ fn broken(error: impl std::fmt::Display) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migrate::target::Unpacker;
+    use crate::migrate::incoming::Unpacker;
 
     /// Packets of pages that are much like each other, but for every third, which nothing makes
     /// smaller.

@@ -328,7 +328,7 @@ impl Channel {
 mod tests {
     use super::*;
     use crate::io::Connection;
-    use crate::migrate::target::Origin;
+    use crate::migrate::incoming::Origin;
     use std::os::unix::net::UnixStream;
 
     #[test]
