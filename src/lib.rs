@@ -8,13 +8,14 @@ pub mod config;
 pub mod control;
 pub mod devices;
 pub mod dump;
-pub mod encode;
+
 pub mod inspect;
 pub mod io;
 pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod migrate;
+pub mod pages;
 pub mod qmp;
 pub mod sabotage;
 pub mod stream;

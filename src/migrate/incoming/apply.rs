@@ -18,9 +18,9 @@ use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::Error;
-use crate::encode::CHUNK_PAGES;
 use crate::io::{Ring, SocketReader};
 use crate::memory::{self, GuestRam, PAGE_BYTES, RamBlock};
+use crate::pages::CHUNK_PAGES;
 use crate::stream::Record;
 use crate::stream::ram::{ListedBlock, PageAt};
 

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use super::Source;
 use super::peer::Peer;
-use crate::encode::CHUNK_PAGES;
 use crate::memory::PAGE_BYTES;
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge;
 use crate::migrate::progress::Counters;
+use crate::pages::CHUNK_PAGES;
 
 /// Looks ahead from the first round, which can take long: what is dirtied during it is dirtied
 /// later, too.

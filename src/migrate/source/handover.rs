@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use super::peer::{Peer, ram_section};
 use super::{Error, Source};
-use crate::encode::hash_ram;
 use crate::io;
 use crate::migrate::guest::State;
 use crate::migrate::parameters::Parameters;
+use crate::pages::hash_ram;
 use crate::stream::godwit::{self, Answer, Features, Frame};
 use crate::stream::ram::FLAG_EOS;
 use crate::stream::return_path::Reply;

@@ -20,11 +20,11 @@ use super::super::progress::Counters;
 use super::Error;
 use super::look::{self, Looked};
 use super::packets::Packets;
-use crate::encode::{
-    CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, and, and_not, chunk_of, count, mask_ranges,
-};
 use crate::io::{Gather, Ring, SocketWriter};
 use crate::memory::{PAGE_BYTES, PageSet};
+use crate::pages::{
+    CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, and, and_not, chunk_of, count, mask_ranges,
+};
 use crate::sabotage::{self, Fault};
 use crate::stream::godwit::Frame;
 use crate::stream::ram::{FLAG_EOS, FLAG_PAGE, RamWriter};

@@ -11,8 +11,8 @@ use std::thread;
 
 use super::Error;
 use super::lane::Round;
-use crate::encode::{CHUNK_PAGES, ChunkMask, PageSource, and, and_not, chunk_of, or};
 use crate::memory::PageSet;
+use crate::pages::{CHUNK_PAGES, ChunkMask, PageSource, and, and_not, chunk_of, or};
 
 /// Chunks that are looked at before they are wanted: enough that neither thread waits for the other
 /// each time, and no more, because what the guest writes to a page after it was looked at is sent

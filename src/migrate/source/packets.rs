@@ -9,10 +9,10 @@ use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd::zstd_safe::{CCtx, CParameter, InBuffer, OutBuffer, get_error_name};
 
 use super::Error;
-use crate::encode::PageSource;
 use crate::io::{self, Gather};
 use crate::memory::PAGE_BYTES;
 use crate::migrate::settings::Settings;
+use crate::pages::PageSource;
 use crate::stream::multifd::{Method, PACKET_PAGES_MAX, Packet};
 
 /// Makes the packets of one channel.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use super::peer::Peer;
 use super::{Error, Source};
-use crate::encode::CHUNK_PAGES;
 use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
 use crate::migrate::guest::{DirtyLog, GuestError};
+use crate::pages::CHUNK_PAGES;
 use crate::sabotage::{Fault, on};
 use crate::stream::godwit::Frame;
 

@@ -183,8 +183,8 @@ const GROUP_PAGES: u64 = 16;
 #[cfg(feature = "sabotage")]
 mod early {
     use super::*;
-    use crate::encode::chunk_of;
     use crate::memory::PageSet;
+    use crate::pages::chunk_of;
     use crate::sabotage::{Fault, on};
     use std::time::Duration;
 
@@ -213,7 +213,7 @@ mod early {
 mod tests {
     use super::*;
     use crate::config::{Memory, MemoryBackend};
-    use crate::encode::mask_ranges;
+    use crate::pages::mask_ranges;
 
     fn ram(bytes: u64, backend: MemoryBackend) -> GuestRam {
         GuestRam::new(&Memory {
