@@ -2,7 +2,6 @@
 //!
 //! Unsafe because the code of the guests is found through symbols of the assembler.
 #![allow(unsafe_code)]
-#![allow(dead_code, reason = "each test binary uses some of it")]
 
 use godwit::config::{Boot, Config, Kernel, Memory, MemoryBackend};
 use godwit::machine::{Event, Machine, Outside};

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod dump_case;
+pub mod guest;
 pub mod machines;
+pub mod process;
 pub mod vectors;
 pub mod vm;

@@ -1,7 +1,5 @@
 //! `godwit run` with the built-in guest as a process of its own, and a QMP client.
 
-#![allow(dead_code, reason = "each test binary uses its part")]
-
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -1,9 +1,6 @@
 //! Whatever memory a guest has and wherever it lies, each format holds it.
 
-#[path = "common/dump_case.rs"]
-mod dump_case;
-
-use dump_case::Case;
+use crate::common::dump_case::Case;
 use godwit::dump::read::{Core, Kdump, flat_to_raw};
 use godwit::dump::{self, Cpu, Format, Guest, Options, Output, Progress, Slices};
 use proptest::prelude::*;

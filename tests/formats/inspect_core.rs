@@ -1,8 +1,6 @@
 //! `godwit inspect --core` makes dumps out of recorded streams.
 
-mod common;
-
-use common::vectors::{self, Vector};
+use crate::common::vectors::{self, Vector};
 use godwit::dump::read::{Core, Kdump, cpus};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -1,9 +1,7 @@
 //! Damaged and absurd streams end in an error or a machine's state: no panic, no memory for what is
 //! only declared.
 
-mod common;
-
-use common::vectors::{self, Vector};
+use crate::common::vectors::{self, Vector};
 use godwit::args::{self, Request};
 use godwit::kvm::state::VcpuState;
 use godwit::machine::SavedState;

@@ -1,11 +1,7 @@
 //! A guest that says where its crash note is finds the note in its dumps, here and after a
 //! migration, and QEMU hears of it too.
 
-mod common;
-#[path = "common/guest.rs"]
-mod guest;
-
-use common::machines;
+use crate::common::{guest, machines};
 use godwit::dump::read::{Core, Kdump};
 use godwit::dump::{Codec, Dumps, Format, Options, Output};
 use godwit::machine::{Machine, RunState};

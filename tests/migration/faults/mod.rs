@@ -2,16 +2,14 @@
 //! exactly one guest that runs or, where nobody can know, a paused source that says so; both sides
 //! say why; a second attempt succeeds.
 
-#[path = "../common/mod.rs"]
-mod common;
 mod relay;
 mod resources;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::vm::{Launch, Vm};
-use relay::{Point, Relay};
+use self::relay::{Point, Relay};
+use crate::common::vm::{Launch, Vm};
 use serde_json::json;
 
 const GUEST: &str = "ws=4 pattern=seq fill=random";

@@ -1,14 +1,11 @@
 //! The real process dumps the built-in guest, on demand of `godwit dump` and of QMP.
 
-#[path = "common/process.rs"]
-mod process;
-
 use std::fs::File;
 use std::process::Command;
 
+use crate::common::process::Godwit;
 use godwit::dump::Format;
 use godwit::dump::read::{Core, Kdump, cpus, flat_to_raw};
-use process::Godwit;
 use serde_json::{Value, json};
 
 #[test]

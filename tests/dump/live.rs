@@ -2,14 +2,10 @@
 //! moment, whatever the guest and this process write afterwards; and nothing holds the guest once
 //! the dump has ended, however it ended.
 
-mod common;
-#[path = "common/process.rs"]
-mod process;
-
-use common::machines;
+use crate::common::machines;
+use crate::common::process::{self, Godwit};
 use godwit::dump::read::{Core, Kdump, flat_to_raw};
 use godwit::memory::{GuestRam, POOL_BYTES, Snapshot};
-use process::Godwit;
 use serde_json::json;
 use std::fs::File;
 use std::io::Read;

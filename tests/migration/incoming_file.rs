@@ -1,9 +1,7 @@
 //! `godwit run -incoming`: guests that QEMU recorded go on in a process of their own, from a file,
 //! at whatever rate their time stamp counter ran.
 
-mod common;
-
-use common::vectors::Vector;
+use crate::common::vectors::Vector;
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixStream;

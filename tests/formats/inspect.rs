@@ -1,9 +1,7 @@
 //! `godwit inspect` reads every recorded stream, and the memory it takes out of it is what the
 //! destination had.
 
-mod common;
-
-use common::vectors::{self, Vector};
+use crate::common::vectors::{self, Vector};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;

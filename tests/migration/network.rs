@@ -1,13 +1,11 @@
 //! Two hosts as network namespaces, with a switch between them whose links have a speed and can go
 //! down. Needs root.
 
-mod common;
-
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::vm::{Launch, Vm};
+use crate::common::vm::{Launch, Vm};
 use serde_json::{Value, json};
 
 const GUEST: &str = "ws=8 pattern=hot fill=random";

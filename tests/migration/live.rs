@@ -1,13 +1,11 @@
 //! The built-in guest moves between real processes, and goes on counting without finding a page
 //! corrupt.
 
-mod common;
-
 use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use common::vm::{Launch, Vm};
+use crate::common::vm::{Launch, Vm};
 use serde_json::{Value, json};
 
 const GUEST: &str = "ws=8 pattern=hot";

@@ -1,13 +1,10 @@
 //! The machine on real KVM, with guests of a few instructions.
 
-#[path = "common/guest.rs"]
-mod guest;
-
+use crate::common::guest::{self, Guest, config, wait};
 use godwit::dump::Target;
 use godwit::kvm::{self, state::ForeignTsc};
 use godwit::machine::{ContRefused, Event, RunState, StopCause};
 use godwit::memory::PageSet;
-use guest::{Guest, config, wait};
 use std::time::Duration;
 
 fn dir() -> tempfile::TempDir {

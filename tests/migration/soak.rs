@@ -4,12 +4,10 @@
 //!
 //! `GODWIT_SOAK` is how many, `GODWIT_SOAK_SEED` repeats a run.
 
-mod common;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::vm::{Launch, Vm};
+use crate::common::vm::{Launch, Vm};
 use serde_json::json;
 
 /// Moves of one guest, there and back again, before the next guest takes its place.

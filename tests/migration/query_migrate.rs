@@ -1,8 +1,6 @@
 //! `query-migrate`, state by state, in the shape that the specification of the command shows.
 
-mod common;
-
-use common::vm::{Launch, Vm};
+use crate::common::vm::{Launch, Vm};
 use serde_json::{Value, json};
 
 const RAM: [&str; 7] =

@@ -1,9 +1,7 @@
 //! Every device section of the recorded streams is read into a struct and written back byte for
 //! byte, and the description that comes from the same field tables is the recorded one.
 
-mod common;
-
-use common::vectors;
+use crate::common::vectors;
 use godwit::stream::{Item, Reader, Step};
 use godwit::vmstate::{Description, Known, read_section, write_section};
 

@@ -1,14 +1,10 @@
 //! The built-in guest moves between Godwit and QEMU, in both directions. Runs with
 //! `GODWIT_PEERS=1`.
 
-#[path = "common/vm.rs"]
-#[allow(dead_code, reason = "each test binary uses some of it")]
-mod vm;
-
+use crate::common::vm::{Launch, Vm};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::Duration;
-use vm::{Launch, Vm};
 
 fn wanted() -> bool {
     let wanted = std::env::var_os("GODWIT_PEERS").is_some();

@@ -1,10 +1,8 @@
 //! Streams of QEMU's go on here, ours go on in QEMU, and a machine saved and loaded is the same
 //! machine.
 
-mod common;
-
-use common::machines::{Output, build, load, save, sections};
-use common::vectors::Vector;
+use crate::common::machines::{Output, build, load, save, sections};
+use crate::common::vectors::Vector;
 use godwit::machine::{Machine, RunState};
 use godwit::vmstate::Section;
 use std::process::{Command, Stdio};

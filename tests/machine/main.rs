@@ -1,0 +1,9 @@
+//! A machine from start to end, inside this process and as a process of its own.
+
+mod builtin_guest;
+mod client;
+#[path = "../common/mod.rs"]
+mod common;
+mod lifecycle;
+mod recorded_streams;
+mod unfit_hosts;

@@ -1,0 +1,10 @@
+//! Guests that move between processes, over every road and past every fault.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod faults;
+mod incoming_file;
+mod live;
+mod network;
+mod query_migrate;
+mod soak;

@@ -1,0 +1,8 @@
+//! Programs that others wrote: QEMU at the other end, QEMU's tools, clients of QMP.
+
+mod client;
+#[path = "../common/mod.rs"]
+mod common;
+mod migration;
+mod qmp;
+mod streams;
