@@ -1,5 +1,6 @@
 //! Godwit, a KVM virtual machine monitor built to move running guests.
 
+pub mod arch;
 pub mod args;
 pub mod builtin;
 pub mod chardev;

@@ -5,7 +5,7 @@
 
 mod advice;
 mod caps;
-mod cpuid;
+pub mod compat;
 pub mod dirty;
 mod ioctl;
 mod msrs;

@@ -5,7 +5,7 @@
 
 use super::dirty::Rings;
 use super::state::VmState;
-use super::{Caps, Error, Vcpu, cpuid, ioctl, msrs};
+use super::{Caps, Error, Vcpu, ioctl, msrs};
 use crate::config;
 use crate::memory::GuestRam;
 use kvm_bindings::{
@@ -108,11 +108,10 @@ impl Vm {
         self.rings.as_ref()
     }
 
-    /// Makes vCPU `index` of `count`, with its CPUID set.
-    pub fn create_vcpu(&self, index: u32, count: u32) -> Result<Vcpu, Error> {
+    /// Makes vCPU `index`, which sees the CPUID table `cpuid`.
+    pub fn create_vcpu(&self, index: u32, cpuid: &CpuId) -> Result<Vcpu, Error> {
         let fd = self.fd.create_vcpu(index.into()).map_err(Error::call("KVM_CREATE_VCPU"))?;
-        let cpuid = cpuid::for_vcpu(&self.cpuid, index, count, &self.caps);
-        fd.set_cpuid2(&cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
+        fd.set_cpuid2(cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
         if self.mce_cap != 0 {
             ioctl::setup_mce(&fd, self.mce_cap).map_err(Error::raw("KVM_X86_SETUP_MCE"))?;
         }

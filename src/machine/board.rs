@@ -1,5 +1,6 @@
 //! The microvm's devices, and where they answer.
 
+use crate::arch::x86_64::boot;
 use crate::config::Config;
 use crate::devices::IrqLine;
 use crate::devices::bus::Bus;
@@ -8,7 +9,6 @@ use crate::devices::serial::{self, Serial};
 use crate::devices::virtio_mmio::{EmptyTransports, WINDOW_BYTES};
 use crate::devices::vmcoreinfo::{self, VmCoreInfo};
 use crate::kvm::{Exit, Vm};
-use crate::machine::boot;
 use crate::memory::GuestRam;
 use std::io::Write;
 use std::sync::Arc;

@@ -4,7 +4,8 @@ use super::board::Board;
 use super::cpus::{Cpus, Threads, Wish};
 use super::gate::Gate;
 use super::throttle::Throttle;
-use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo, boot};
+use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo};
+use crate::arch::x86_64::{boot, cpuid};
 use crate::config::{Config, Memory, MemoryBackend};
 use crate::kvm::state::ForeignTsc;
 use crate::kvm::{self, Vcpu, Vm};
@@ -30,8 +31,7 @@ impl Machine {
         let count = u32::from(config.cpu.count);
         let ram = GuestRam::new(&config.memory)?;
         let vm = Arc::new(Vm::new(&config.kvm, config.board.pit, count, ram)?);
-        let vcpus: Result<Vec<_>, _> = (0..count).map(|i| vm.create_vcpu(i, count)).collect();
-        let vcpus = vcpus?;
+        let vcpus = create_vcpus(&vm, count)?;
         if config.incoming.is_none() {
             power_on(config, &vm, &vcpus)?;
         }
@@ -98,6 +98,12 @@ impl Machine {
     }
 }
 
+fn create_vcpus(vm: &Vm, count: u32) -> Result<Vec<Vcpu>, kvm::Error> {
+    let create =
+        |index| vm.create_vcpu(index, &cpuid::for_vcpu(vm.cpuid(), index, count, vm.caps()));
+    (0..count).map(create).collect()
+}
+
 /// A VM like ours that nobody has run.
 struct Fresh {
     vm: Vm,
@@ -117,8 +123,7 @@ impl Fresh {
         })?;
         let kvm = crate::config::Kvm { dirty_ring_entries: None, ..config.kvm.clone() };
         let vm = Vm::new(&kvm, config.board.pit, count, ram)?;
-        let vcpus: Result<Vec<_>, _> = (0..count).map(|i| vm.create_vcpu(i, count)).collect();
-        Ok(Fresh { vcpus: vcpus?, vm })
+        Ok(Fresh { vcpus: create_vcpus(&vm, count)?, vm })
     }
 }
 

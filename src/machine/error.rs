@@ -1,7 +1,7 @@
 //! Why a machine could not be built or told to do something.
 
 use super::RunState;
-use super::boot::BootError;
+use crate::arch::x86_64::boot::BootError;
 use crate::{kvm, memory};
 use std::io;
 

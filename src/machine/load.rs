@@ -1,11 +1,12 @@
 //! The sections of a migration stream as a machine's state: decoded and checked as they come,
 //! applied once.
 
-use super::convert::cpu::Misfit;
-use super::convert::xsave::XsaveLayout;
-use super::convert::{chips, cpu, port};
+use super::port;
 use super::save::MACHINE;
 use super::{RunState, SavedState};
+use crate::arch::x86_64::registers::Misfit;
+use crate::arch::x86_64::xsave::XsaveLayout;
+use crate::arch::x86_64::{chips, registers};
 use crate::config::{Board, Config};
 use crate::stream::{
     Configuration, Error, ListedBlock, PAYLOAD_BYTES_MAX, Problem, SectionHeader, Step,
@@ -176,7 +177,7 @@ impl Loader {
 
     fn check(&self, section: &Section) -> Result<(), Misfit> {
         match section {
-            Section::Cpu(registers) => cpu::check(registers),
+            Section::Cpu(registers) => registers::check(registers),
             Section::Global(state) => match state.name().and_then(RunState::from_name) {
                 Some(_) => Ok(()),
                 None => Err(("runstate", "not the name of a run state".into())),
@@ -259,13 +260,12 @@ impl Loader {
             registers.mp_state = mp_state(&registers, common.halted, apic);
         }
         let HostCpu { xsave, physical_bits } = &self.host;
-        cpu::from_section(&registers, (apic.base, apic.tpr), xsave, *physical_bits, vcpu).map_err(
-            |(field, why)| {
+        registers::from_section(&registers, (apic.base, apic.tpr), xsave, *physical_bits, vcpu)
+            .map_err(|(field, why)| {
                 let header =
                     SectionHeader { id: 0, name: "cpu".into(), instance: index, version: 0 };
                 Error::new(format!("section {header}"), field, 0, Problem::Says(why))
-            },
-        )?;
+            })?;
         chips::from_apic(apic, &mut vcpu.lapic);
         Ok(())
     }

@@ -10,14 +10,15 @@
 //! ```
 
 mod board;
-mod boot;
+
 mod build;
-pub mod convert;
+
 mod cpus;
 mod error;
 mod event;
 mod gate;
 pub mod load;
+mod port;
 mod run_state;
 pub mod save;
 mod saved;
@@ -25,7 +26,7 @@ mod state;
 mod throttle;
 mod translate;
 
-pub use boot::BootError;
+pub use crate::arch::x86_64::boot::BootError;
 pub use error::{ContRefused, Error};
 pub use event::{Event, Panic, StopCause};
 pub use run_state::RunState;

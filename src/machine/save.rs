@@ -1,8 +1,9 @@
 //! A machine's state as the sections of a migration stream.
 
-use super::convert::xsave::XsaveLayout;
-use super::convert::{chips, cpu, port};
+use super::port;
 use super::{RunState, SavedState};
+use crate::arch::x86_64::xsave::XsaveLayout;
+use crate::arch::x86_64::{chips, registers};
 use crate::config::Board;
 use crate::stream::{SectionHeader, SectionKind};
 use crate::vmstate::{
@@ -60,7 +61,7 @@ impl DeviceSections {
 
     fn push_vcpus(&mut self, state: &SavedState, layout: &XsaveLayout) {
         let mut cpus: Vec<_> =
-            state.vcpus.iter().map(|vcpu| cpu::to_section(vcpu, layout)).collect();
+            state.vcpus.iter().map(|vcpu| registers::to_section(vcpu, layout)).collect();
         one_tsc(&mut cpus);
         for (index, (vcpu, registers)) in (0u32..).zip(state.vcpus.iter().zip(cpus)) {
             self.push("cpu_common", index, Section::CpuCommon(CpuCommonState::default()));

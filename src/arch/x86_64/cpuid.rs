@@ -1,7 +1,7 @@
 //! The CPUID table of a vCPU: what the host's KVM supports, with the vCPU's own ids, and without
 //! what could not follow a guest to another host.
 
-use super::Caps;
+use crate::kvm::Caps;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Leaf 1, ECX.

@@ -1,0 +1,3 @@
+//! What belongs to one kind of processor, a folder each.
+
+pub mod x86_64;
