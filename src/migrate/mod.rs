@@ -7,7 +7,7 @@
 //! | [`guest`] | what a migration needs of a machine |
 //! | `handle` | start, cancel, look: what the control plane uses |
 //! | `machine` | the real machine as a guest |
-//! | [`source`] | the side that sends |
+//! | [`outgoing`] | the side that sends |
 //! | [`incoming`] | the side that receives |
 //! | [`progress`] | counters and figures, and `query-migrate` |
 
@@ -17,13 +17,13 @@ pub mod guest;
 mod handle;
 pub mod incoming;
 mod machine;
+pub mod outgoing;
 pub mod parameters;
 pub mod progress;
 pub mod settings;
-pub mod source;
 
 pub use handle::{Handle, OnFailure, Parts, Refused};
-pub use source::Event;
+pub use outgoing::Event;
 
 #[cfg(test)]
 mod tests;

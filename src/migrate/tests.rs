@@ -12,9 +12,9 @@ use serde_json::json;
 use super::capabilities::Capability;
 use super::guest::{DirtyLog, Guest, GuestError, Loader, State};
 use super::incoming::{Arrival, Origin, Target};
+use super::outgoing::{Destination, Event, Source};
 use super::progress::{Progress, Status};
 use super::settings::Settings;
-use super::source::{Destination, Event, Source};
 use crate::config::{Memory, MemoryBackend};
 use crate::io::{Address, Connection, Listener, Waker};
 use crate::kvm::state::ForeignTsc;
@@ -468,7 +468,7 @@ fn refusal_reaches_the_source_in_words() {
 #[test]
 fn a_stream_without_the_guests_ram_is_refused() {
     let mut bytes = Vec::new();
-    let machine = super::source::MACHINE.into();
+    let machine = super::outgoing::MACHINE.into();
     stream::Configuration { machine, ..stream::Configuration::default() }.write(&mut bytes);
     FakeState(5).write(&mut bytes).unwrap();
     stream::end_of_states(&mut bytes);

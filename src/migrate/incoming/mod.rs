@@ -17,9 +17,9 @@ use serde_json::{Map, Value, json};
 
 use super::capabilities::Capability;
 use super::guest::{Guest, GuestError};
+use super::outgoing::Event;
 use super::progress::Status;
 use super::settings::Settings;
-use super::source::Event;
 use crate::io::transport::{BoundAddress, Medium};
 use crate::io::{self, Connection, Limit, Listener, Ring, SocketReader, SocketWriter, Waker};
 use crate::kvm::state::ForeignTsc;
@@ -31,7 +31,7 @@ use crate::stream::return_path::Reply;
 use channels::{CHANNELS_MAX, Channels};
 use main_channel::MainChannel;
 
-pub use super::source::MACHINE;
+pub use super::outgoing::MACHINE;
 #[cfg(test)]
 pub use packets::Unpacker;
 
