@@ -2,6 +2,7 @@
 
 pub mod arch;
 pub mod args;
+mod aside;
 pub mod builtin;
 pub mod chardev;
 pub mod client;
@@ -20,4 +21,5 @@ pub mod pages;
 pub mod qmp;
 pub mod sabotage;
 pub mod stream;
+pub mod vmm;
 pub mod vmstate;

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{self, ChardevBackend, SocketRole};
-use crate::qmp::ChardevInfo;
+use crate::vmm::ChardevInfo;
 
 pub use output::Sink;
 pub use port::{Port, bridge};

@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 use tokio::signal::unix::{SignalKind, signal};
@@ -28,7 +28,8 @@ use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
 use crate::qmp::commands::migration::inherited;
-use crate::qmp::{Events, Exit, Monitor, Server, Vmm};
+use crate::qmp::{Events, Monitor, Server};
+use crate::vmm::{self, Exit, Vmm};
 
 use pidfile::Pidfile;
 
@@ -95,9 +96,29 @@ pub fn run(config: Config) -> Result<i32, Error> {
     }
     let status = runtime.block_on(serve(Arc::new(vmm), machine.clone(), port, monitors));
     drop(idle);
-    dumps.end();
-    machine.quit();
+    end_within(GUEST_END, move || {
+        dumps.end();
+        machine.quit();
+    });
     Ok(status)
+}
+
+/// For dumps and vCPUs to end, which takes milliseconds unless something is stuck: a file system
+/// that does not answer must not keep the process.
+const GUEST_END: Duration = Duration::from_millis(300);
+
+/// Does `work`, and goes on without it after `time`: the end of the process ends it, too.
+fn end_within(time: Duration, work: impl FnOnce() + Send + 'static) {
+    let (done, wait) = std::sync::mpsc::channel();
+    let work = move || {
+        work();
+        // Nobody may wait any more.
+        let _ = done.send(());
+    };
+    // Without a thread, or without an answer, the process ends all the same.
+    if std::thread::Builder::new().name("end".into()).spawn(work).is_ok() {
+        let _ = wait.recv_timeout(time);
+    }
 }
 
 /// Migrations of the machine, connected to events and to the end of the process.
@@ -119,7 +140,7 @@ fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle>
     })
 }
 
-type Info = Box<dyn Fn() -> crate::qmp::ChardevInfo + Send + Sync>;
+type Info = Box<dyn Fn() -> vmm::ChardevInfo + Send + Sync>;
 
 /// Character devices, each with the one who uses it.
 struct Connections {
@@ -181,9 +202,10 @@ async fn serve(
         // A command may wait for it.
         dumps.cancel();
     }
-    server.close().await;
+    let end = Instant::now() + LAST_WORDS;
+    server.close(end).await;
     let bridges = bridges.take();
-    let _ = tokio::time::timeout(LAST_WORDS, async {
+    let _ = tokio::time::timeout_at(end.into(), async {
         for bridge in bridges {
             // It has ended, or panicked with a message of its own.
             let _ = bridge.await;
@@ -195,8 +217,9 @@ async fn serve(
 
 /// Tasks that write what monitors on files said.
 type Bridges = Rc<RefCell<Vec<JoinHandle<()>>>>;
-/// For what such a monitor said last; its reader may not read.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// For what monitors said last; who should read it may not. With [`GUEST_END`] less than a second:
+/// then the process has ended, whatever is stuck.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 fn end_on_signals(vmm: &Arc<Vmm>) {
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {

@@ -7,10 +7,9 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::mpsc;
 
-use super::Error;
 use super::address::Tcp;
 use super::ring::Ring;
-use super::transport::OpenError;
+use super::{Error, OpenError};
 
 /// Connections that wait to be accepted: the main channel and 255 multifd channels.
 const BACKLOG: i32 = 256;

@@ -18,7 +18,7 @@ use io_uring::{opcode, types};
 use super::address::{Address, Tcp};
 use super::resolve::{SocketAddress, no_address, resolve, resolve_aside};
 use super::ring::Ring;
-use super::{Error, Result};
+use super::{Error, OpenError, Result};
 
 /// What a stream runs over; decides what may be asked of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,37 +36,6 @@ pub struct Connection {
     pub medium: Medium,
     /// The program behind an `exec:` stream, waited for when the stream ends.
     child: Option<Child>,
-}
-
-/// Why an address could not be opened. The texts are QEMU's.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    #[error("Failed to connect to '{address}': {}", reason(.source))]
-    Connect { address: String, source: std::io::Error },
-    #[error("Failed to bind socket to {address}: {}", reason(.source))]
-    BindUnix { address: String, source: std::io::Error },
-    #[error("Failed to find an available port: {}", reason(.source))]
-    BindTcp { address: String, source: std::io::Error },
-    #[error("address resolution failed for {address}: {text}")]
-    Resolve { address: String, text: String },
-    #[error("UNIX socket path '{0}' is too long")]
-    PathTooLong(String),
-    #[error("Could not create '{path}': {}", reason(.source))]
-    Create { path: String, source: std::io::Error },
-    #[error("Could not open '{path}': {}", reason(.source))]
-    Open { path: String, source: std::io::Error },
-    #[error("File descriptor named '{0}' has not been found")]
-    NoFd(String),
-    #[error("Failed to execute child process \u{201c}{program}\u{201d} ({})", reason(.source))]
-    Spawn { program: String, source: std::io::Error },
-    #[error(transparent)]
-    Io(#[from] Error),
-}
-
-/// strerror's text alone: std appends "(os error N)".
-pub fn reason(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
 }
 
 impl Connection {

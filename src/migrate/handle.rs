@@ -13,8 +13,8 @@ use super::outgoing::{Destination, Event, Source};
 use super::parameters::{ParameterError, Parameters};
 use super::progress::{Progress, Status};
 use super::settings::Settings;
-use crate::io::transport::{self, Direction, OpenError};
-use crate::io::{Address, Listener, Waker};
+use crate::io::transport::{self, Direction};
+use crate::io::{Address, Listener, OpenError, Waker};
 use crate::machine::RunState;
 
 /// Why a command about migrations was refused. The texts are QEMU's.

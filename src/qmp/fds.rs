@@ -10,6 +10,13 @@ use serde_json::{Value as Json, json};
 
 use super::error::Error;
 
+/// One `-qmp` or `-mon`: what stays when its client leaves and another comes.
+#[derive(Default)]
+pub struct Monitor {
+    pub label: String,
+    pub fds: MonitorFds,
+}
+
 /// The descriptors of one monitor. Names outlive the connection they came by, what was not claimed
 /// does not.
 #[derive(Default)]

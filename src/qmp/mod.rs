@@ -20,14 +20,14 @@ mod outbox;
 pub mod schema;
 mod server;
 mod session;
-mod vmm;
+mod version;
 mod wire;
 
 pub use args::Args;
 pub use error::{Class, Error};
 pub use events::Events;
-pub use fds::{FdSets, MonitorFds, SetFd};
+pub use fds::{FdSets, Monitor, MonitorFds, SetFd};
 pub use outbox::Outbox;
 pub use server::Server;
-pub use session::{Item, Job, Message, Session, version};
-pub use vmm::{ChardevInfo, Exit, Guest, Monitor, Vmm};
+pub use session::{Item, Job, Message, Session};
+pub use version::version;

@@ -1,4 +1,9 @@
-//! Serves clients: sockets in, commands out, one command at a time over all monitors.
+//! Serves clients: sockets in, commands out.
+//!
+//! The commands of one connection run one after the other. A command that waits, for a name or for a
+//! peer, holds its own connection only: other monitors, `exec-oob` and the end of the process do not
+//! wait for it, and a client that leaves meanwhile makes room for the next. Those that change the
+//! machine run one at a time over all monitors.
 //!
 //! Each connection has a task that reads and one that writes. Without out-of-band execution the
 //! reader runs each command before it looks for the next, so that what a client sent too early
@@ -9,36 +14,50 @@ use std::cell::RefCell;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-use super::commands::{Answer, Run};
+use super::commands::{Answer, Command, Run};
 use super::error::Error;
+use super::fds::Monitor;
+use super::json::Value;
 use super::outbox::Outbox;
 use super::session::{Item, Job, Message, Session};
-use super::vmm::{Monitor, Vmm};
 use super::wire::Wire;
+use crate::aside::aside;
+use crate::io::reason;
+use crate::vmm::Vmm;
 
 /// Requests that wait in a connection's queue or are being executed, with out-of-band execution.
 const QUEUED_MAX: usize = 8;
-/// How long answers may take to leave after the client said that it sends nothing more, or at the
-/// end of the process.
+/// How long answers may take to leave after the client said that it sends nothing more.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a client that is gone holds its monitor for a command that still waits.
+const LEFT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Commands on helper threads at one time. A monitor has one; clients that left may have left more.
+const HELPERS_MAX: usize = 64;
 
 /// Every connection of every monitor.
 pub struct Server {
     vmm: Arc<Vmm>,
-    /// Held while a command runs. Waiting is in order of arrival, which makes it a round over the
-    /// monitors.
+    /// Held while a [`Run::Blocking`] command runs. Waiting is in order of arrival, which makes it a
+    /// round over the monitors.
     turn: Arc<Mutex<()>>,
+    /// One permit for each command on a helper thread.
+    helpers: Arc<Semaphore>,
     clients: RefCell<Vec<Weak<Outbox>>>,
 }
 
 impl Server {
     pub fn new(vmm: Arc<Vmm>) -> Rc<Server> {
-        Rc::new(Server { vmm, turn: Arc::default(), clients: RefCell::default() })
+        Rc::new(Server {
+            vmm,
+            turn: Arc::default(),
+            helpers: Arc::new(Semaphore::new(HELPERS_MAX)),
+            clients: RefCell::default(),
+        })
     }
 
     /// Talks to one client until it leaves. `pretty`: answers over several lines.
@@ -70,15 +89,15 @@ impl Server {
         Ok(())
     }
 
-    /// Waits until every client has what was meant for it, for a while, and leaves them.
-    pub async fn close(&self) {
+    /// Waits until every client has what was meant for it, but not after `end`, and leaves them.
+    pub async fn close(&self, end: Instant) {
         let clients: Vec<_> = self.clients.borrow().iter().filter_map(Weak::upgrade).collect();
         let all = async {
             for outbox in &clients {
                 outbox.flushed().await;
             }
         };
-        let _ = tokio::time::timeout(FLUSH_TIMEOUT, all).await;
+        let _ = tokio::time::timeout_at(end.into(), all).await;
         clients.iter().for_each(|outbox| outbox.hang_up());
     }
 
@@ -89,31 +108,68 @@ impl Server {
     }
 
     async fn execute(&self, monitor: &Arc<Monitor>, job: Job) -> Message {
-        let turn = self.turn.clone().lock_owned().await;
-        // Someone else may have ended the process while this one waited; it stays unanswered.
+        let Job { command, arguments, id, .. } = job;
+        let answer = match command.run {
+            Run::Now(_) => {
+                self.until_the_end().await;
+                command.call(&self.vmm, monitor, &arguments)
+            }
+            Run::Blocking(_) => {
+                let turn = self.turn.clone().lock_owned().await;
+                self.help(monitor, command, arguments, Some(turn)).await
+            }
+            Run::Waiting(_) => self.help(monitor, command, arguments, None).await,
+        };
+        Job::finish(id, answer)
+    }
+
+    /// Runs a command on a helper thread. `turn` goes with it: even if the client leaves meanwhile,
+    /// its command is the one being executed.
+    async fn help(
+        &self,
+        monitor: &Arc<Monitor>,
+        command: &'static Command,
+        arguments: Vec<(String, Value)>,
+        turn: Option<OwnedMutexGuard<()>>,
+    ) -> Answer {
+        self.until_the_end().await;
+        let Ok(permit) = self.helpers.clone().try_acquire_owned() else {
+            return Err(Error::generic(format_args!(
+                "{HELPERS_MAX} commands wait for files or peers already"
+            )));
+        };
+        let (vmm, monitor) = (self.vmm.clone(), monitor.clone());
+        let work = move || {
+            let _held = (turn, permit);
+            command.call(&vmm, &monitor, &arguments)
+        };
+        match aside(command.name, work) {
+            Ok(answer) => answer.await.unwrap_or_else(|_| crashed(command.name)),
+            Err(error) => Err(Error::generic(format_args!(
+                "no thread for the command {}: {}",
+                command.name,
+                reason(&error)
+            ))),
+        }
+    }
+
+    /// Someone else may have ended the process while a request waited; it stays unanswered.
+    async fn until_the_end(&self) {
         if self.vmm.exit.is_requested() {
             std::future::pending::<()>().await;
         }
-        let Job { command, arguments, id, .. } = job;
-        let answer = match command.run {
-            Run::Now(_) => command.call(&self.vmm, monitor, &arguments),
-            Run::Blocking(_) => {
-                let (vmm, monitor) = (self.vmm.clone(), monitor.clone());
-                let work = move || {
-                    // Even if the client leaves meanwhile, its command is the one being executed.
-                    let _turn = turn;
-                    command.call(&vmm, &monitor, &arguments)
-                };
-                tokio::task::spawn_blocking(work).await.unwrap_or_else(|_| crashed(command.name))
-            }
-        };
-        Job::finish(id, answer)
     }
 }
 
 /// The helper thread panicked; its message is on stderr, and the VMM goes on.
 fn crashed(name: &str) -> Answer {
     Err(Error::generic(format_args!("internal error: the command {name} crashed")))
+}
+
+/// Waits until the client is gone, and `time` more.
+async fn gone_for(wire: &Wire, time: Duration) {
+    wire.gone().await;
+    tokio::time::sleep(time).await;
 }
 
 async fn finish(mut writer: JoinHandle<()>) {
@@ -166,13 +222,19 @@ impl Client {
             let mut input = &received.bytes[..];
             while let Some(item) = session.next(&mut input) {
                 let request = Request { item, fds: fds.take() };
-                if session.oob() {
-                    queue
-                        .get_or_insert_with(|| Queue::start(self.clone()))
-                        .put(self, request)
-                        .await;
-                } else {
-                    self.run(request).await;
+                let handled = async {
+                    if session.oob() {
+                        let queue = queue.get_or_insert_with(|| Queue::start(self.clone()));
+                        queue.put(self, request).await;
+                    } else {
+                        self.run(request).await;
+                    }
+                };
+                // What runs is not given up with its request: it has a thread of its own.
+                tokio::select! {
+                    biased;
+                    () = handled => {}
+                    () = gone_for(wire, LEFT_TIMEOUT) => return,
                 }
                 if self.server.vmm.exit.is_requested() || !self.outbox.has_room().await {
                     return;

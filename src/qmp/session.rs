@@ -12,18 +12,7 @@ use super::commands::{self, Command};
 use super::error::Error;
 use super::json::{Reader, Value};
 use super::schema;
-
-/// The release of QEMU whose protocol is spoken; clients decide by these numbers.
-pub const QEMU_VERSION: (u32, u32, u32) = (10, 0, 2);
-
-/// The answer of `query-version`, which is also in the greeting.
-pub fn version() -> Json {
-    let (major, minor, micro) = QEMU_VERSION;
-    json!({
-        "qemu": {"micro": micro, "minor": minor, "major": major},
-        "package": concat!("Godwit ", env!("CARGO_PKG_VERSION")),
-    })
-}
+use super::version::version;
 
 pub struct Session {
     reader: Reader,

@@ -4,7 +4,9 @@ use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::os::unix::net;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags, Shutdown, recvmsg, send,
 };
@@ -14,6 +16,8 @@ use tokio::net::UnixStream;
 /// Descriptors that one message may bring; the kernel closes more than these.
 const FDS_MAX: usize = 16;
 const RECEIVE_BYTES: usize = 16 << 10;
+/// Between two looks at whether a client is still there.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// A connected stream socket. Descriptors come by unix sockets only; a tcp one never has any.
 ///
@@ -41,6 +45,22 @@ impl Wire {
     /// Waits for bytes. None in it: the client has nothing more to say.
     pub async fn receive(&self) -> io::Result<Received> {
         self.socket.async_io(Interest::READABLE, || receive_now(&self.socket)).await
+    }
+
+    /// Waits until the client can neither send nor receive any more; one that only said that it
+    /// sends nothing more is still there. Leaves what came where it is.
+    pub async fn gone(&self) {
+        // Looked at now and then: tokio tells of a client that hung up and of one that only sends
+        // nothing more in the same words.
+        while !self.is_hung_up() {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    fn is_hung_up(&self) -> bool {
+        let mut polled = [PollFd::new(&self.socket, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0)
     }
 
     /// Writes some of `bytes` and says how many.

@@ -2,11 +2,13 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use godwit::chardev::{Backend, Chardev};
 use godwit::config::{self, Actions, ChardevBackend, Socket, SocketAddress, SocketRole};
 use godwit::machine::{ContRefused, RunState, StopCause, VcpuInfo};
-use godwit::qmp::{Error, Events, Exit, Guest, Monitor, Server, Vmm};
+use godwit::qmp::{Error, Events, Monitor, Server};
+use godwit::vmm::{Exit, Guest, Vmm};
 use serde_json::{Value, json};
 
 struct FakeGuest {
@@ -99,7 +101,7 @@ pub fn start(dir: &Path, monitors: usize) {
                 });
             }
             vmm.exit.requested().await;
-            server.close().await;
+            server.close(Instant::now() + Duration::from_secs(2)).await;
         });
     });
 }

@@ -85,7 +85,7 @@ fn query_memory_size_summary(call: Call<'_>) -> Answer {
 }
 
 fn query_chardev(call: Call<'_>) -> Answer {
-    let entry = |device: &crate::qmp::ChardevInfo| {
+    let entry = |device: &crate::vmm::ChardevInfo| {
         json!({
             "label": device.label,
             "filename": device.filename,

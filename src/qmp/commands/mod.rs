@@ -5,6 +5,7 @@
 //! A subject is a file here with a `pub static COMMANDS: &[Command]`, named in `SUBJECTS`:
 //!
 //! ```
+//! use godwit::qmp::Error;
 //! use godwit::qmp::commands::{Answer, Call, Command, Run};
 //! use godwit::qmp::schema::{Shape, Type, optional, required};
 //! use serde_json::json;
@@ -12,7 +13,7 @@
 //! pub static COMMANDS: &[Command] = &[
 //!     Command::new("query-example", Run::Now(query_example)),
 //!     Command::new("example-start", Run::Now(start)).arguments(&START),
-//!     Command::new("example-store", Run::Blocking(store)).arguments(&START),
+//!     Command::new("example-store", Run::Waiting(store)).arguments(&START),
 //! ];
 //!
 //! static START: Shape = Shape::of(&[required("uri", Type::Text), optional("detach", Type::Bool)]);
@@ -29,15 +30,17 @@
 //!     // Work that goes on after the answer owns what it needs (`call.vmm` is an `Arc`), and announces itself. An event
 //!     // sent before this function returns is seen before its answer.
 //!     let vmm = call.vmm.clone();
-//!     std::thread::spawn(move || {
+//!     let work = move || {
 //!         drop(fd);
 //!         vmm.events.emit("MIGRATION", json!({"status": "completed"}));
-//!     });
+//!     };
+//!     // A host may be out of threads.
+//!     std::thread::Builder::new().spawn(work).map_err(Error::generic)?;
 //!     Ok(json!({}))
 //! }
 //!
 //! fn store(_call: Call<'_>) -> Answer {
-//!     // On a helper thread: may take as long as it must. Other commands of all monitors wait, out-of-band ones do not.
+//!     // On a helper thread: may take as long as it must. Only its own client waits.
 //!     Ok(json!({}))
 //! }
 //! ```
@@ -60,9 +63,10 @@ use serde_json::Value as Json;
 
 use super::args::Args;
 use super::error::Error;
+use super::fds::Monitor;
 use super::json::Value;
 use super::schema::Shape;
-use super::vmm::{Monitor, Vmm};
+use crate::vmm::Vmm;
 
 /// Every table.
 static SUBJECTS: &[&[Command]] = &[
@@ -101,8 +105,12 @@ pub struct Command {
 pub enum Run {
     /// On the control plane's thread. Must not block: no file names, no waiting for vCPUs.
     Now(fn(Call<'_>) -> Answer),
-    /// On a helper thread; the next command of any monitor waits for it.
+    /// On a helper thread, for what changes the machine: one at a time over all monitors. May wait
+    /// for vCPUs, which takes milliseconds, and for nothing else.
     Blocking(fn(Call<'_>) -> Answer),
+    /// On a helper thread, for what opens names or waits for others: may take as long as it must,
+    /// beside all other commands. It checks for itself what may run beside it.
+    Waiting(fn(Call<'_>) -> Answer),
 }
 
 static NOTHING: Shape = Shape::of(&[]);
@@ -123,7 +131,7 @@ impl Command {
 
     /// Runs the command here and now; `arguments` have passed its schema.
     pub fn call(&self, vmm: &Arc<Vmm>, monitor: &Monitor, arguments: &[(String, Value)]) -> Answer {
-        let (Run::Now(run) | Run::Blocking(run)) = self.run;
+        let (Run::Now(run) | Run::Blocking(run) | Run::Waiting(run)) = self.run;
         run(Call { vmm, monitor, args: Args::new(arguments) })
     }
 }

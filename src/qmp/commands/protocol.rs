@@ -7,7 +7,7 @@ use crate::machine::StopCause;
 use crate::qmp::error::Error;
 use crate::qmp::events;
 use crate::qmp::schema::{Shape, Type, optional, required};
-use crate::qmp::session::version;
+use crate::qmp::version::version;
 
 pub static COMMANDS: &[Command] = &[
     Command::new(NEGOTIATION, Run::Now(negotiation)).arguments(&CAPABILITIES),

@@ -1,0 +1,72 @@
+//! Why a transfer ended early, and why an address could not be opened.
+
+/// Why a transfer ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody called [`Waker::cancel`](super::Waker::cancel).
+    #[error("cancelled")]
+    Cancelled,
+    /// The other side closed the stream where more was expected.
+    #[error("the peer closed the connection")]
+    Closed,
+    /// Nothing arrived in the time allowed.
+    #[error("no answer within {} ms", .0.as_millis())]
+    TimedOut(std::time::Duration),
+    /// The kernel refused or the connection broke.
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+}
+
+impl Error {
+    pub(super) fn from_result(result: i32) -> Self {
+        Error::System(std::io::Error::from_raw_os_error(-result))
+    }
+
+    /// True if the other side is gone.
+    pub fn is_disconnect(&self) -> bool {
+        use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
+        match self {
+            Error::Closed => true,
+            Error::System(error) => {
+                matches!(
+                    error.kind(),
+                    BrokenPipe | ConnectionReset | ConnectionAborted | NotConnected
+                )
+            }
+            _ => false,
+        }
+    }
+}
+
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an address could not be opened. The texts are QEMU's.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("Failed to connect to '{address}': {}", reason(.source))]
+    Connect { address: String, source: std::io::Error },
+    #[error("Failed to bind socket to {address}: {}", reason(.source))]
+    BindUnix { address: String, source: std::io::Error },
+    #[error("Failed to find an available port: {}", reason(.source))]
+    BindTcp { address: String, source: std::io::Error },
+    #[error("address resolution failed for {address}: {text}")]
+    Resolve { address: String, text: String },
+    #[error("UNIX socket path '{0}' is too long")]
+    PathTooLong(String),
+    #[error("Could not create '{path}': {}", reason(.source))]
+    Create { path: String, source: std::io::Error },
+    #[error("Could not open '{path}': {}", reason(.source))]
+    Open { path: String, source: std::io::Error },
+    #[error("File descriptor named '{0}' has not been found")]
+    NoFd(String),
+    #[error("Failed to execute child process \u{201c}{program}\u{201d} ({})", reason(.source))]
+    Spawn { program: String, source: std::io::Error },
+    #[error(transparent)]
+    Io(#[from] Error),
+}
+
+/// strerror's text alone: std appends "(os error N)".
+pub fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or_default().to_owned()
+}

@@ -1,0 +1,84 @@
+//! The machine, as far as QMP's own commands need one.
+
+use crate::config::Actions;
+use crate::machine::{Machine, RunState, VcpuInfo};
+use crate::qmp::Error;
+
+/// The machine, as far as QMP's own commands need one; tests put a fake in its place.
+pub trait Guest: Send + Sync {
+    fn run_state(&self) -> RunState;
+    /// Waits until every vCPU stands still.
+    fn stop(&self) -> Result<(), Error>;
+    fn cont(&self) -> Result<(), Error>;
+    fn reset(&self) -> Result<(), Error>;
+    fn inject_nmi(&self) -> Result<(), Error>;
+    fn powerdown(&self);
+    fn vcpus(&self) -> Vec<VcpuInfo>;
+    fn ram_bytes(&self) -> u64;
+    /// Copies guest-physical memory; what is not RAM reads as zeros.
+    fn read_physical(&self, address: u64, bytes: &mut [u8]);
+    /// The guest-physical addresses behind virtual ones, as vCPU `index` translates them now.
+    fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error>;
+    fn actions(&self) -> Actions;
+    fn set_actions(&self, actions: Actions);
+}
+
+impl Guest for Machine {
+    fn run_state(&self) -> RunState {
+        self.run_state()
+    }
+
+    fn stop(&self) -> Result<(), Error> {
+        self.stop(RunState::Paused).map(drop).map_err(Error::generic)
+    }
+
+    fn cont(&self) -> Result<(), Error> {
+        self.cont().map(drop).map_err(Error::generic)
+    }
+
+    fn reset(&self) -> Result<(), Error> {
+        self.reset().map_err(Error::generic)
+    }
+
+    fn inject_nmi(&self) -> Result<(), Error> {
+        self.inject_nmi().map_err(Error::generic)
+    }
+
+    fn powerdown(&self) {
+        self.powerdown();
+    }
+
+    fn vcpus(&self) -> Vec<VcpuInfo> {
+        self.vcpus().to_vec()
+    }
+
+    fn ram_bytes(&self) -> u64 {
+        self.config().memory.bytes
+    }
+
+    fn read_physical(&self, address: u64, bytes: &mut [u8]) {
+        const PAGE: u64 = 4096;
+        let mut at = 0;
+        while at < bytes.len() {
+            let here = address.wrapping_add(at as u64);
+            let length = ((PAGE - here % PAGE) as usize).min(bytes.len() - at);
+            let part = &mut bytes[at..at + length];
+            if self.ram().read(here, part).is_err() {
+                part.fill(0);
+            }
+            at += length;
+        }
+    }
+
+    fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error> {
+        self.translate(index, addresses).map_err(Error::generic)
+    }
+
+    fn actions(&self) -> Actions {
+        self.actions()
+    }
+
+    fn set_actions(&self, actions: Actions) {
+        self.set_actions(actions);
+    }
+}

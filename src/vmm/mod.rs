@@ -1,0 +1,62 @@
+//! The running process: its machine, and what goes on around it. QMP's commands and the control
+//! plane meet here.
+
+mod exit;
+mod guest;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::config::Identity;
+use crate::dump::Dumps;
+use crate::qmp::{Events, FdSets};
+
+pub use exit::Exit;
+pub use guest::Guest;
+
+/// The whole VMM as commands see it: one per process, shared by every monitor.
+pub struct Vmm {
+    pub guest: Arc<dyn Guest>,
+    pub identity: Identity,
+    pub events: Arc<Events>,
+    pub fd_sets: FdSets,
+    pub exit: Arc<Exit>,
+    /// In `inmigrate`: whether the guest starts once it has arrived. `-S` and `stop` clear it,
+    /// `cont` sets it.
+    pub autostart: Arc<AtomicBool>,
+    /// What `query-chardev` tells.
+    pub chardevs: Box<dyn Fn() -> Vec<ChardevInfo> + Send + Sync>,
+    /// Absent where there is no machine to dump.
+    pub dumps: Option<Arc<Dumps>>,
+    /// Absent where there is no machine to migrate.
+    pub migration: Option<Arc<crate::migrate::Handle>>,
+}
+
+/// A character device, as `query-chardev` shows it.
+pub struct ChardevInfo {
+    pub label: String,
+    pub filename: String,
+    pub frontend_open: bool,
+}
+
+impl Vmm {
+    /// A VMM around `guest` with nothing else to it.
+    pub fn new(guest: Arc<dyn Guest>, events: Arc<Events>, exit: Arc<Exit>) -> Vmm {
+        Vmm {
+            guest,
+            identity: Identity::default(),
+            events,
+            fd_sets: FdSets::default(),
+            exit,
+            autostart: Arc::new(AtomicBool::new(true)),
+            chardevs: Box::new(Vec::new),
+            dumps: None,
+            migration: None,
+        }
+    }
+
+    /// Sets whether the guest starts by itself after it arrived by migration.
+    pub fn set_autostart(&self, yes: bool) {
+        self.autostart.store(yes, Ordering::SeqCst);
+    }
+}
