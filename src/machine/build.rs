@@ -4,14 +4,16 @@ use super::board::Board;
 use super::cpus::{Cpus, Threads, Wish};
 use super::gate::Gate;
 use super::throttle::Throttle;
-use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo};
-use crate::arch::x86_64::{boot, cpuid};
-use crate::config::{Config, Memory, MemoryBackend};
-use crate::kvm::state::ForeignTsc;
+use super::{Control, Error, Machine, Outside, RunState, VcpuInfo};
+use crate::arch::x86_64::boot::{self, Images};
+use crate::arch::x86_64::cpuid;
+use crate::config::Config;
+use crate::kvm::state::{ForeignTsc, VcpuState, VmState};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::sync::atomic::AtomicU8;
-use std::sync::{Arc, Condvar, Mutex, Once, OnceLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, Once, Weak, mpsc};
+use std::thread::Builder;
 
 /// LAPIC registers of KVM's flat image, and the modes firmware gives the local interrupts.
 const LAPIC_LINT0: usize = 0x350;
@@ -29,22 +31,29 @@ impl Machine {
     /// `-incoming`; [`Machine::cont`] starts the guest.
     pub fn build(config: &Config, outside: Outside) -> Result<Arc<Machine>, Error> {
         let count = u32::from(config.cpu.count);
+        let mut images = config.boot.as_ref().map(Images::open).transpose()?;
         let ram = GuestRam::new(&config.memory)?;
         let vm = Arc::new(Vm::new(&config.kvm, config.board.pit, count, ram)?);
         let vcpus = create_vcpus(&vm, count)?;
+        let power_on = PowerOn::of(&vm, &vcpus)?;
         if config.incoming.is_none() {
-            power_on(config, &vm, &vcpus)?;
+            let entry = images.as_mut().map(|images| images.load(vm.ram(), count)).transpose()?;
+            for (index, vcpu) in vcpus.iter().enumerate() {
+                firmware_state(vcpu, entry.filter(|_| index == 0))?;
+            }
         }
         let board = Board::new(config, &vm, outside.serial);
-        let machine: Arc<OnceLock<Weak<Machine>>> = Arc::default();
-        let wishes = machine.clone();
+        let (requests, requested) = mpsc::channel();
         let cpus = Arc::new(Cpus {
             vm,
             board,
             gate: Gate::new(count as usize),
             vcpus: vcpus.into_iter().map(kvm::Shared::new).collect(),
             throttle_percent: AtomicU8::new(0),
-            wish: Box::new(move |wish| grant(&wishes, wish)),
+            wish: Box::new(move |wish| {
+                // Nobody listens any more when the machine is being dropped.
+                let _ = requests.send(wish);
+            }),
         });
         let threads = Threads::start(&cpus)?;
         let infos = threads.ids.iter().enumerate();
@@ -65,31 +74,34 @@ impl Machine {
                 gone: false,
                 frozen: false,
                 waiting: 0,
+                images,
             }),
+            power_on,
             thawed: Condvar::new(),
             threads: Mutex::new(threads),
             throttle: Mutex::new(Throttle::default()),
             actions: Mutex::new(config.actions),
             started: Once::new(),
         });
-        let _ = machine.set(Arc::downgrade(&built));
+        let machine = Arc::downgrade(&built);
+        Builder::new()
+            .name("guest-requests".into())
+            .spawn(move || serve(&machine, &requested))
+            .map_err(Error::Thread)?;
         built.enter(&mut built.control(), state);
         Ok(built)
     }
 
     /// vCPUs, chips and devices as after power-on, the kernel loaded again. The vCPUs stand still.
-    ///
-    /// KVM has no reset: the state comes from a machine that was never started.
-    pub(super) fn start_over(&self) -> Result<(), Error> {
-        let fresh = Fresh::new(&self.config)?;
-        for (index, vcpu) in self.cpus.vcpus.iter().enumerate() {
-            let state = fresh.vcpus[index].read_state(&fresh.vm)?;
-            vcpu.lock().write_state(self.vm(), &state, ForeignTsc::Refuse)?;
+    pub(super) fn start_over(&self, images: Option<&mut Images>) -> Result<(), Error> {
+        let PowerOn { vcpus, vm } = &self.power_on;
+        for (vcpu, state) in self.cpus.vcpus.iter().zip(vcpus) {
+            vcpu.lock().write_state(self.vm(), state, ForeignTsc::Refuse)?;
         }
-        self.vm().write_state(&fresh.vm.read_state()?)?;
+        self.vm().write_state(vm)?;
         self.cpus.board.reset();
-        if let Some(boot) = &self.config.boot {
-            let entry = boot::load(boot, self.ram(), self.cpus.vcpus.len() as u32)?;
+        if let Some(images) = images {
+            let entry = images.load(self.ram(), self.cpus.vcpus.len() as u32)?;
             for (index, vcpu) in self.cpus.vcpus.iter().enumerate() {
                 firmware_state(&vcpu.lock(), (index == 0).then_some(entry))?;
             }
@@ -104,39 +116,18 @@ fn create_vcpus(vm: &Vm, count: u32) -> Result<Vec<Vcpu>, kvm::Error> {
     (0..count).map(create).collect()
 }
 
-/// A VM like ours that nobody has run.
-struct Fresh {
-    vm: Vm,
-    vcpus: Vec<Vcpu>,
+/// What KVM holds of a machine that was never run. KVM has no reset: this is written back. Read when
+/// the machine is made, so that a reset needs nothing that the host might not have to give.
+pub struct PowerOn {
+    pub vcpus: Vec<VcpuState>,
+    pub vm: VmState,
 }
 
-impl Fresh {
-    fn new(config: &Config) -> Result<Fresh, Error> {
-        let count = u32::from(config.cpu.count);
-        let ram = GuestRam::new(&Memory {
-            bytes: 1 << 20,
-            block: String::new(),
-            backend: MemoryBackend::Anonymous { share: false },
-            prealloc: false,
-            merge: false,
-            dump: false,
-        })?;
-        let kvm = crate::config::Kvm { dirty_ring_entries: None, ..config.kvm.clone() };
-        let vm = Vm::new(&kvm, config.board.pit, count, ram)?;
-        Ok(Fresh { vcpus: create_vcpus(&vm, count)?, vm })
+impl PowerOn {
+    fn of(vm: &Vm, vcpus: &[Vcpu]) -> Result<PowerOn, Error> {
+        let read: Result<Vec<_>, _> = vcpus.iter().map(|vcpu| vcpu.read_state(vm)).collect();
+        Ok(PowerOn { vcpus: read?, vm: vm.read_state()? })
     }
-}
-
-/// Loads the kernel and leaves the vCPUs as firmware would.
-fn power_on(config: &Config, vm: &Vm, vcpus: &[Vcpu]) -> Result<(), Error> {
-    let entry = match &config.boot {
-        Some(boot) => Some(boot::load(boot, vm.ram(), vcpus.len() as u32)?),
-        None => None,
-    };
-    for (index, vcpu) in vcpus.iter().enumerate() {
-        firmware_state(vcpu, entry.filter(|_| index == 0))?;
-    }
-    Ok(())
 }
 
 /// Local interrupts wired for a PIC and an NMI button, memory cached; the first vCPU at the
@@ -159,17 +150,13 @@ fn firmware_state(vcpu: &Vcpu, entry: Option<boot::Entry>) -> Result<(), Error> 
     Ok(())
 }
 
-/// Hands a vCPU's wish to the machine on a thread that may stop vCPUs, which the vCPU's own cannot.
-fn grant(machine: &OnceLock<Weak<Machine>>, wish: Wish) {
-    let Some(machine) = machine.get().and_then(Weak::upgrade) else { return };
-    let fallback = machine.clone();
-    let granted =
-        std::thread::Builder::new().name("guest-wish".into()).spawn(move || machine.fulfil(wish));
-    if let Err(e) = granted {
-        // The vCPU stays held; a person sees why, and can reset.
-        (fallback.events)(Event::InternalError {
-            vcpu: 0,
-            why: format!("cannot start a thread: {e}"),
-        });
+/// Does what vCPUs ask for, on a thread that may stop them, which their own cannot. It is there from
+/// the beginning: a guest that asks for a reset must not wait because no thread can be made.
+fn serve(machine: &Weak<Machine>, requested: &mpsc::Receiver<Wish>) {
+    for wish in requested {
+        match machine.upgrade() {
+            Some(machine) => machine.fulfil(wish),
+            None => return,
+        }
     }
 }

@@ -6,7 +6,7 @@
 //!                       ▼
 //!  vCPU threads ──► KVM_RUN ──► Board: ports and MMIO ──► serial, fw_cfg …
 //!        │
-//!        └── the guest wants a reset, or fails ──► a short-lived thread that calls Machine
+//!        └── the guest wants a reset, or fails ──► a thread that calls Machine
 //! ```
 
 mod board;
@@ -34,9 +34,10 @@ pub use saved::{LoadReport, SavedState};
 
 pub use crate::kvm::monotonic_ns;
 
+use crate::arch::x86_64::boot::Images;
 use crate::config::{Config, PanicAction, RebootAction};
 use crate::devices::vmcoreinfo::VmCoreInfoState;
-use crate::kvm::{DirtyLog, Vm};
+use crate::kvm::{self, DirtyLog, Vm};
 use crate::memory::GuestRam;
 use cpus::{Cpus, Threads, Wish};
 use kvm_bindings::kvm_pit_state2;
@@ -74,6 +75,7 @@ pub struct Machine {
     control: Mutex<Control>,
     /// The guest is no longer frozen.
     thawed: Condvar,
+    power_on: build::PowerOn,
     threads: Mutex<Threads>,
     throttle: Mutex<throttle::Throttle>,
     /// What happens after a guest's reset, changed by `set-action`.
@@ -96,6 +98,8 @@ struct Control {
     frozen: bool,
     /// How many wait for that to end, to do with the guest what must happen before it runs.
     waiting: usize,
+    /// What the guest starts from, for a reset.
+    images: Option<Images>,
 }
 
 #[derive(Clone, Copy)]
@@ -146,9 +150,10 @@ impl Machine {
         if let Some(refused) = ContRefused::of(control.state) {
             return Err(refused);
         }
+        self.set_time(control)?;
         self.enter(control, RunState::Running);
         (self.events)(Event::Resume);
-        self.go(control)?;
+        self.go(control);
         self.started.call_once(|| self.ram().main().map_in_background());
         Ok(true)
     }
@@ -191,6 +196,10 @@ impl Machine {
 
     /// `system_reset`: the kernel is loaded again, vCPUs and devices start over, RAM stays. Emits
     /// RESET. Waits while the guest is frozen.
+    ///
+    /// # Errors
+    /// What the guest starts from is not as it was: nothing has happened. Anything else: the guest
+    /// is lost, and the state `internal-error`.
     pub fn reset(&self) -> Result<(), Error> {
         self.reset_for(StopCause::HostQmpSystemReset)
     }
@@ -292,48 +301,69 @@ impl Machine {
         let now = monotonic_ns();
         control.virtual_ns = control.virtual_now(now);
         control.running_since = None;
-        let vm = self.vm();
-        let state = vm.read_time()?;
+        let state = self.vm().read_time().map_err(|e| self.fail(control, e))?;
         control.stopped_time = Some(StoppedTime { clock_ns: state.clock.clock, pit: state.pit });
         Ok(())
     }
 
-    /// Lets guest time go on where it stood, and opens the gate, unless somebody waits to reset the
-    /// guest or end it.
-    fn go(&self, control: &mut Control) -> Result<(), crate::kvm::Error> {
-        if let Some(time) = control.stopped_time.take() {
-            let vm = self.vm();
-            vm.set_clock(time.clock_ns)?;
+    /// Guest time goes on where it stood.
+    fn set_time(&self, control: &mut Control) -> Result<(), kvm::Error> {
+        let Some(time) = control.stopped_time.take() else { return Ok(()) };
+        let vm = self.vm();
+        let set = vm.set_clock(time.clock_ns).and_then(|()| {
             for vcpu in &self.cpus.vcpus {
                 vcpu.lock().announce_pause();
             }
-            vm.write_pit(&time.pit)?;
-        }
+            vm.write_pit(&time.pit)
+        });
+        set.map_err(|e| self.fail(control, e))
+    }
+
+    /// Opens the gate, unless somebody waits to reset the guest or end it.
+    fn go(&self, control: &mut Control) {
         control.running_since = Some(monotonic_ns());
         if control.waiting == 0 {
             self.cpus.gate.open();
         }
-        Ok(())
+    }
+
+    /// The guest cannot go on, because of `error`: it stands still, the state says so, and so do
+    /// events.
+    fn fail<E: std::fmt::Display>(&self, control: &mut Control, error: E) -> E {
+        if control.state != RunState::InternalError {
+            (self.events)(Event::InternalError { vcpu: 0, why: error.to_string() });
+            self.cpus.gate.close(|index| self.kick(index));
+            let ran = control.state.is_running();
+            self.enter(control, RunState::InternalError);
+            if ran {
+                (self.events)(Event::Stop);
+            }
+        }
+        error
     }
 
     fn reset_for(&self, cause: StopCause) -> Result<(), Error> {
         let mut control = self.control_when_thawed();
-        let was_running = control.state.is_running();
-        if was_running {
+        if let Some(images) = &mut control.images {
+            images.check(self.ram(), self.infos.len() as u32)?;
+        }
+        if control.state.is_running() {
             self.halt(&mut control)?;
         }
-        self.start_over()?;
+        // From here on the old guest is gone.
+        let done = self.start_over(control.images.as_mut());
+        done.map_err(|e| self.fail(&mut control, e))?;
         control.stopped_time = None;
         (self.events)(Event::Reset(cause));
         match control.state {
-            RunState::Running => self.go(&mut control)?,
+            RunState::Running => self.go(&mut control),
             RunState::InMigrate | RunState::FinishMigrate => {}
             _ => self.enter(&mut control, RunState::Prelaunch),
         }
         Ok(())
     }
 
-    /// Does what a vCPU could not do by itself; on a thread of its own.
+    /// Does what a vCPU could not do by itself.
     fn fulfil(&self, wish: Wish) {
         let cause = wish.cause();
         let actions = self.actions();
@@ -347,10 +377,7 @@ impl Machine {
             }
         };
         if let Err(e) = done {
-            (self.events)(Event::InternalError { vcpu: 0, why: e.to_string() });
-            let mut control = self.control();
-            self.cpus.gate.close(|index| self.kick(index));
-            self.enter(&mut control, RunState::InternalError);
+            self.fail(&mut self.control(), e);
         }
     }
 

@@ -1,5 +1,6 @@
 //! Reading and writing all state of a machine that stands still.
 
+use super::build::PowerOn;
 use super::{Error, LoadReport, Machine, SavedState, StoppedTime, monotonic_ns};
 use crate::kvm::state::{ForeignTsc, VcpuState};
 
@@ -9,6 +10,21 @@ const TSC_READING_MS: u64 = 1000;
 const MSR_TSC: u32 = 0x10;
 
 impl Machine {
+    /// The state that this machine had before its guest came: what a stream does not bring stays.
+    pub fn fresh(&self) -> SavedState {
+        let PowerOn { vcpus, vm } = &self.power_on;
+        let board = &self.cpus.board;
+        SavedState {
+            vcpus: vcpus.clone(),
+            vm: vm.clone(),
+            serial: board.serial.as_ref().map(|s| s.state()),
+            fw_cfg: board.fw_cfg.state(),
+            vmcoreinfo: board.vmcoreinfo.as_ref().map(|device| device.state()),
+            virtual_ns: 0,
+            monotonic_ns: monotonic_ns(),
+        }
+    }
+
     /// Reads all KVM and device state. The guest must stand still. Reading can write guest memory:
     /// harvest the dirty logs afterwards.
     pub fn save_raw(&self) -> Result<SavedState, Error> {

@@ -135,7 +135,7 @@ impl guest::Loader for MachineLoader<'_> {
             self.loader.take().ok_or_else(|| GuestError("the state was applied before".into()))?;
         let run_state = loader.run_state();
         let clock_page = loader.clock_page();
-        let fresh = self.machine.save_raw().map_err(GuestError::from)?;
+        let fresh = self.machine.fresh();
         let mut state = loader.into_state(fresh, monotonic_ns()).map_err(GuestError::from)?;
         if let Some(page) = clock_page {
             let mut bytes = [0; 32];

@@ -6,4 +6,5 @@ mod client;
 mod common;
 mod lifecycle;
 mod recorded_streams;
+mod reset;
 mod unfit_hosts;

@@ -3,8 +3,8 @@
 //! Our own, because linux-loader's reads no 32-bit images, and does not clear what the file leaves
 //! out (`.bss`), which a reset needs: RAM is not fresh then.
 
-use super::{BootError, HIGH_MEMORY, Image, copy, put, read_at, seek};
-use crate::memory::{GuestRam, PAGE_BYTES};
+use super::{BootError, HIGH_MEMORY, Image, Room, copy, put, read_at, seek};
+use crate::memory::PAGE_BYTES;
 use std::path::Path;
 
 pub const MAGIC: &[u8; 4] = b"\x7fELF";
@@ -37,7 +37,7 @@ struct Segment {
 }
 
 /// Loads all segments of `image`.
-pub fn load(ram: &GuestRam, path: &Path, image: &mut impl Image) -> Result<Kernel, BootError> {
+pub fn load(ram: &Room<'_>, path: &Path, image: &mut impl Image) -> Result<Kernel, BootError> {
     let damaged = |what| BootError::Damaged { path: path.into(), what };
     let mut header = [0; 64];
     read_at(image, path, 0, &mut header[..52])?;
@@ -104,7 +104,7 @@ fn segment(image: &mut impl Image, path: &Path, at: u64, wide: bool) -> Result<S
 }
 
 fn load_segment(
-    ram: &GuestRam,
+    ram: &Room<'_>,
     path: &Path,
     image: &mut impl Image,
     s: &Segment,
@@ -115,7 +115,10 @@ fn load_segment(
 }
 
 /// Zeros the range, without touching pages that are holes, and so zero already.
-fn clear(ram: &GuestRam, start: u64, end: u64) -> Result<(), BootError> {
+fn clear(ram: &Room<'_>, start: u64, end: u64) -> Result<(), BootError> {
+    if !ram.writes {
+        return Ok(());
+    }
     let mut at = start;
     while at < end {
         let next = (at / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES).min(end);

@@ -2,12 +2,11 @@
 //! `vmlinux` without PVH.
 
 use super::{
-    BootError, CMDLINE, CMDLINE_BYTES_MAX, Entry, GDT, HIGH_MEMORY, Image, PAGE_TABLES, ZERO_PAGE,
-    copy, load_initrd, low_ram, memory_map, put, read_at, registers, seek, write_common,
+    BootError, CMDLINE, CMDLINE_BYTES_MAX, Entry, GDT, HIGH_MEMORY, Image, Initrd, PAGE_TABLES,
+    Room, ZERO_PAGE, bytes_of, copy, load_initrd, low_ram, memory_map, put, read_at, registers,
+    seek, write_common,
 };
 use crate::config::Boot;
-use crate::memory::GuestRam;
-use std::io::SeekFrom;
 use std::path::Path;
 
 /// Offsets in the zero page, and in the first sectors of a bzImage.
@@ -43,7 +42,8 @@ const SECTOR_BYTES: u64 = 512;
 /// Loads a bzImage to where it wants to be.
 pub fn load_bzimage(
     boot: &Boot,
-    ram: &GuestRam,
+    initrd: Initrd<'_>,
+    ram: &Room<'_>,
     cpus: u32,
     path: &Path,
     image: &mut impl Image,
@@ -66,10 +66,7 @@ pub fn load_bzimage(
     }
     let sectors = if head[HEADER] == 0 { 4 } else { u64::from(head[HEADER]) };
     let setup_bytes = (sectors + 1) * SECTOR_BYTES;
-    let total = image
-        .seek(SeekFrom::End(0))
-        .map_err(|source| BootError::Read { path: path.into(), source })?;
-    let bytes = total
+    let bytes = bytes_of(image, path)?
         .checked_sub(setup_bytes)
         .ok_or(BootError::Damaged { path: path.into(), what: "the setup part" })?;
     let load = quad(&page, PREF_ADDRESS).max(HIGH_MEMORY);
@@ -80,7 +77,7 @@ pub fn load_bzimage(
     seek(image, path, setup_bytes)?;
     copy(ram, path, image, load, bytes)?;
     let initrd_end_max = u64::from(word(&page, INITRD_MAX)) + 1;
-    let initrd = load_initrd(boot, ram, initrd_end_max, end)?;
+    let initrd = load_initrd(initrd, ram, initrd_end_max, end)?;
     finish(boot, ram, cpus, page, initrd)?;
     Ok(Entry::Linux64 { entry: load + ENTRY_64, zero_page: ZERO_PAGE })
 }
@@ -88,7 +85,8 @@ pub fn load_bzimage(
 /// Prepares an ELF `vmlinux`, loaded already, that is entered at `startup_64`.
 pub fn prepare_vmlinux(
     boot: &Boot,
-    ram: &GuestRam,
+    initrd: Initrd<'_>,
+    ram: &Room<'_>,
     cpus: u32,
     entry: u64,
     end: u64,
@@ -98,7 +96,7 @@ pub fn prepare_vmlinux(
     page[MAGIC..MAGIC + 4].copy_from_slice(b"HdrS");
     page[VERSION..VERSION + 2].copy_from_slice(&PROTOCOL_2_12.to_le_bytes());
     page[LOAD_FLAGS] = LOADED_HIGH;
-    let initrd = load_initrd(boot, ram, u64::MAX, end)?;
+    let initrd = load_initrd(initrd, ram, u64::MAX, end)?;
     finish(boot, ram, cpus, page, initrd)?;
     Ok(Entry::Linux64 { entry, zero_page: ZERO_PAGE })
 }
@@ -106,7 +104,7 @@ pub fn prepare_vmlinux(
 /// Fills in what a boot loader has to say, and writes page, tables and the common parts.
 fn finish(
     boot: &Boot,
-    ram: &GuestRam,
+    ram: &Room<'_>,
     cpus: u32,
     mut page: Vec<u8>,
     (initrd, initrd_bytes): (u64, u64),

@@ -46,26 +46,78 @@ const INITRD_END_MAX: u64 = 2 << 30;
 trait Image: Read + ReadVolatile + Seek {}
 impl<T: Read + ReadVolatile + Seek> Image for T {}
 
-/// Puts everything into guest RAM, and says where the first vCPU starts.
-pub fn load(boot: &Boot, ram: &GuestRam, cpus: u32) -> Result<Entry, BootError> {
-    match &boot.kernel {
-        Kernel::Builtin => {
-            load_image(boot, ram, cpus, "builtin".as_ref(), &mut Cursor::new(crate::builtin::elf()))
-        }
-        Kernel::File(path) => {
-            let open = |source| BootError::Open { path: path.clone(), source };
-            let mut file = File::open(path).map_err(open)?;
-            if file.metadata().map_err(open)?.is_dir() {
-                return Err(open(std::io::ErrorKind::IsADirectory.into()));
+/// What the guest starts from, open for as long as the machine lives: a reset needs it again, and
+/// must not fail because a file was removed or replaced, or because no descriptor is left.
+pub struct Images {
+    boot: Boot,
+    /// `None`: the guest inside this binary.
+    kernel: Option<File>,
+    initrd: Option<File>,
+}
+
+impl Images {
+    pub fn open(boot: &Boot) -> Result<Images, BootError> {
+        let kernel = match &boot.kernel {
+            Kernel::Builtin => None,
+            Kernel::File(path) => Some(open(path)?),
+        };
+        let initrd = boot.initrd.as_deref().map(open).transpose()?;
+        Ok(Images { boot: boot.clone(), kernel, initrd })
+    }
+
+    /// Whether [`Images::load`] would work: everything is there and fits. Writes nothing.
+    pub fn check(&mut self, ram: &GuestRam, cpus: u32) -> Result<(), BootError> {
+        self.load_into(&Room { ram, writes: false }, cpus).map(drop)
+    }
+
+    /// Puts everything into guest RAM, and says where the first vCPU starts.
+    pub fn load(&mut self, ram: &GuestRam, cpus: u32) -> Result<Entry, BootError> {
+        self.load_into(&Room { ram, writes: true }, cpus)
+    }
+
+    fn load_into(&mut self, ram: &Room<'_>, cpus: u32) -> Result<Entry, BootError> {
+        let Images { boot, kernel, initrd } = self;
+        let initrd = boot.initrd.as_deref().zip(initrd.as_mut());
+        match (&boot.kernel, kernel) {
+            (Kernel::File(path), Some(file)) => load_image(boot, initrd, ram, cpus, path, file),
+            _ => {
+                let mut image = Cursor::new(crate::builtin::elf());
+                load_image(boot, initrd, ram, cpus, "builtin".as_ref(), &mut image)
             }
-            load_image(boot, ram, cpus, path, &mut file)
         }
+    }
+}
+
+fn open(path: &Path) -> Result<File, BootError> {
+    let failed = |source| BootError::Open { path: path.into(), source };
+    let file = File::open(path).map_err(failed)?;
+    match file.metadata().map_err(failed)?.is_dir() {
+        true => Err(failed(std::io::ErrorKind::IsADirectory.into())),
+        false => Ok(file),
+    }
+}
+
+/// An initrd's name and its open file.
+type Initrd<'a> = Option<(&'a Path, &'a mut File)>;
+
+/// Guest RAM that is written, or only measured.
+struct Room<'a> {
+    ram: &'a GuestRam,
+    writes: bool,
+}
+
+impl std::ops::Deref for Room<'_> {
+    type Target = GuestRam;
+
+    fn deref(&self) -> &GuestRam {
+        self.ram
     }
 }
 
 fn load_image(
     boot: &Boot,
-    ram: &GuestRam,
+    initrd: Initrd<'_>,
+    ram: &Room<'_>,
     cpus: u32,
     path: &Path,
     image: &mut impl Image,
@@ -74,21 +126,23 @@ fn load_image(
         return Err(BootError::Cmdline { bytes: boot.cmdline.len(), max: CMDLINE_BYTES_MAX - 1 });
     }
     let mut magic = [0; 4];
+    seek(image, path, 0)?;
     let _ = image.read(&mut magic);
-    rewind(image, path)?;
     if &magic != elf::MAGIC {
-        return linux::load_bzimage(boot, ram, cpus, path, image);
+        return linux::load_bzimage(boot, initrd, ram, cpus, path, image);
     }
     let kernel = elf::load(ram, path, image)?;
     match kernel.pvh_entry {
-        Some(entry) => pvh::prepare(boot, ram, cpus, entry, kernel.end),
-        None if kernel.wide => linux::prepare_vmlinux(boot, ram, cpus, kernel.entry, kernel.end),
+        Some(entry) => pvh::prepare(boot, initrd, ram, cpus, entry, kernel.end),
+        None if kernel.wide => {
+            linux::prepare_vmlinux(boot, initrd, ram, cpus, kernel.entry, kernel.end)
+        }
         None => Err(BootError::NoPvhNote(path.into())),
     }
 }
 
 /// The parts every protocol has: command line and MP table.
-fn write_common(boot: &Boot, ram: &GuestRam, cpus: u32) -> Result<(), BootError> {
+fn write_common(boot: &Boot, ram: &Room<'_>, cpus: u32) -> Result<(), BootError> {
     put(ram, CMDLINE, &[boot.cmdline.as_bytes(), b"\0"].concat())?;
     let table = mptable::build(cpus);
     let start = memory_map::low_end(cpus);
@@ -100,22 +154,21 @@ fn write_common(boot: &Boot, ram: &GuestRam, cpus: u32) -> Result<(), BootError>
 
 /// Reads the initrd to the highest place that suits; returns (address, bytes), zeros without one.
 fn load_initrd(
-    boot: &Boot,
-    ram: &GuestRam,
+    initrd: Initrd<'_>,
+    ram: &Room<'_>,
     end_max: u64,
     kernel_end: u64,
 ) -> Result<(u64, u64), BootError> {
-    let Some(path) = &boot.initrd else { return Ok((0, 0)) };
-    let open = |source| BootError::Open { path: path.clone(), source };
-    let mut file = File::open(path).map_err(open)?;
-    let bytes = file.metadata().map_err(open)?.len();
+    let Some((path, file)) = initrd else { return Ok((0, 0)) };
+    let bytes = bytes_of(file, path)?;
+    seek(file, path, 0)?;
     let top = low_ram(ram).min(end_max).min(INITRD_END_MAX);
     let start = top.saturating_sub(bytes) & !0xfff;
     if start < kernel_end.max(HIGH_MEMORY) {
         let needs = kernel_end.max(HIGH_MEMORY) + bytes;
-        return Err(BootError::NoRoom { what: path.clone(), needs, has: ram.bytes() });
+        return Err(BootError::NoRoom { what: path.into(), needs, has: ram.bytes() });
     }
-    copy(ram, path, &mut file, start, bytes)?;
+    copy(ram, path, file, start, bytes)?;
     Ok((start, bytes))
 }
 
@@ -126,7 +179,7 @@ fn low_ram(ram: &GuestRam) -> u64 {
 
 /// Copies `bytes` from where `image` stands.
 fn copy(
-    ram: &GuestRam,
+    ram: &Room<'_>,
     path: &Path,
     image: &mut impl Image,
     gpa: u64,
@@ -142,12 +195,16 @@ fn copy(
             has: ram.bytes(),
         });
     }
+    if !ram.writes {
+        let at = image.stream_position().map_err(|source| unreadable(path, source))?;
+        return match bytes_of(image, path)?.checked_sub(at) {
+            Some(left) if left >= bytes => Ok(()),
+            _ => Err(BootError::Damaged { path: path.into(), what: "its end" }),
+        };
+    }
     let _leave = ram.ask_to_write(gpa, bytes);
     let done = ram.mem().read_exact_volatile_from(GuestAddress(gpa), image, bytes as usize);
-    done.map_err(|e| BootError::Read {
-        path: path.into(),
-        source: std::io::Error::other(e.to_string()),
-    })
+    done.map_err(|e| unreadable(path, std::io::Error::other(e.to_string())))
 }
 
 /// End of the region that holds `gpa`.
@@ -156,22 +213,23 @@ fn ram_end(ram: &GuestRam, gpa: u64) -> u64 {
     holds.map_or(0, |r| r.gpa + r.bytes)
 }
 
-fn put(ram: &GuestRam, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
-    let needs = gpa + bytes.len() as u64;
-    ram.write(gpa, bytes).map_err(|_| BootError::NoRoom {
-        what: "the boot information".into(),
-        needs,
-        has: ram.bytes(),
-    })
+fn put(ram: &Room<'_>, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
+    let end = gpa + bytes.len() as u64;
+    let done = match ram.writes {
+        true => ram.write(gpa, bytes).is_ok(),
+        false => end <= ram_end(ram, gpa),
+    };
+    let no_room =
+        || BootError::NoRoom { what: "the boot information".into(), needs: end, has: ram.bytes() };
+    done.then_some(()).ok_or_else(no_room)
 }
 
-fn rewind(image: &mut impl Image, path: &Path) -> Result<(), BootError> {
-    seek(image, path, 0)
+fn bytes_of(image: &mut impl Image, path: &Path) -> Result<u64, BootError> {
+    image.seek(SeekFrom::End(0)).map_err(|source| unreadable(path, source))
 }
 
 fn seek(image: &mut impl Image, path: &Path, offset: u64) -> Result<(), BootError> {
-    let done = image.seek(SeekFrom::Start(offset));
-    done.map(drop).map_err(|source| BootError::Read { path: path.into(), source })
+    image.seek(SeekFrom::Start(offset)).map(drop).map_err(|source| unreadable(path, source))
 }
 
 fn read_at(
@@ -181,5 +239,9 @@ fn read_at(
     buf: &mut [u8],
 ) -> Result<(), BootError> {
     seek(image, path, offset)?;
-    image.read_exact(buf).map_err(|source| BootError::Read { path: path.into(), source })
+    image.read_exact(buf).map_err(|source| unreadable(path, source))
+}
+
+fn unreadable(path: &Path, source: std::io::Error) -> BootError {
+    BootError::Read { path: path.into(), source }
 }

@@ -1,9 +1,10 @@
 //! The PVH boot protocol (xen/interface/hvm/start_info.h): 32-bit protected mode, EBX points to the
 //! start info.
 
-use super::{BootError, CMDLINE, Entry, PVH_INFO, load_initrd, memory_map, put, write_common};
+use super::{
+    BootError, CMDLINE, Entry, Initrd, PVH_INFO, Room, load_initrd, memory_map, put, write_common,
+};
 use crate::config::Boot;
-use crate::memory::GuestRam;
 
 const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
@@ -12,12 +13,13 @@ const MODULE_BYTES: u64 = 32;
 
 pub fn prepare(
     boot: &Boot,
-    ram: &GuestRam,
+    initrd: Initrd<'_>,
+    ram: &Room<'_>,
     cpus: u32,
     entry: u32,
     kernel_end: u64,
 ) -> Result<Entry, BootError> {
-    let (initrd, initrd_bytes) = load_initrd(boot, ram, u64::MAX, kernel_end)?;
+    let (initrd, initrd_bytes) = load_initrd(initrd, ram, u64::MAX, kernel_end)?;
     write_common(boot, ram, cpus)?;
     let map = memory_map::ranges(ram, cpus);
     let modules = PVH_INFO + INFO_BYTES;
