@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::kvm::state::{ForeignTsc, VcpuState, VmState};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
-use std::sync::atomic::AtomicU8;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once, Weak, mpsc};
 use std::thread::Builder;
 
@@ -44,6 +44,8 @@ impl Machine {
         }
         let board = Board::new(config, &vm, outside.serial);
         let (requests, requested) = mpsc::channel();
+        let wishes = Arc::new(AtomicUsize::new(0));
+        let raised = wishes.clone();
         let cpus = Arc::new(Cpus {
             vm,
             board,
@@ -51,6 +53,7 @@ impl Machine {
             vcpus: vcpus.into_iter().map(kvm::Shared::new).collect(),
             throttle_percent: AtomicU8::new(0),
             wish: Box::new(move |wish| {
+                raised.fetch_add(1, Ordering::SeqCst);
                 // Nobody listens any more when the machine is being dropped.
                 let _ = requests.send(wish);
             }),
@@ -66,18 +69,20 @@ impl Machine {
             infos,
             events: outside.events,
             state: AtomicU8::new(0),
+            moment: AtomicU8::new(0),
             control: Mutex::new(Control {
                 state,
                 virtual_ns: 0,
                 running_since: None,
                 stopped_time: None,
                 gone: false,
-                frozen: false,
-                waiting: 0,
+                hold: None,
+                put_off: Vec::new(),
                 images,
             }),
             power_on,
-            thawed: Condvar::new(),
+            wishes,
+            granted: Condvar::new(),
             threads: Mutex::new(threads),
             throttle: Mutex::new(Throttle::default()),
             actions: Mutex::new(config.actions),

@@ -1,6 +1,5 @@
 //! Why a machine could not be built or told to do something.
 
-use super::RunState;
 use crate::arch::x86_64::boot::BootError;
 use crate::{kvm, memory};
 use std::io;
@@ -21,6 +20,9 @@ pub enum Error {
     CpuCount { found: usize, wanted: usize },
     #[error("the machine is gone")]
     Gone,
+    /// See [`super::moment`].
+    #[error("{0}")]
+    Moment(&'static str),
 }
 
 /// Why `cont` was refused. The texts are QEMU's where it has one.
@@ -29,9 +31,9 @@ pub enum ContRefused {
     /// `internal-error` or `shutdown`.
     #[error("Resetting the Virtual Machine is required")]
     NeedsReset,
-    /// `finish-migrate`: the guest is about to be elsewhere.
-    #[error("Migration is not finalized yet")]
-    Migrating,
+    /// The guest is about to be elsewhere, or a dump reads it: see [`super::moment`].
+    #[error("{0}")]
+    Moment(&'static str),
     /// `inmigrate`: the guest is not here yet.
     #[error("the guest has not arrived yet")]
     Arriving,
@@ -40,16 +42,4 @@ pub enum ContRefused {
     Gone,
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
-}
-
-impl ContRefused {
-    /// Why a machine in `state` cannot go on, if it cannot.
-    pub(super) fn of(state: RunState) -> Option<ContRefused> {
-        match state {
-            s if s.needs_reset() => Some(ContRefused::NeedsReset),
-            RunState::FinishMigrate => Some(ContRefused::Migrating),
-            RunState::InMigrate => Some(ContRefused::Arriving),
-            _ => None,
-        }
-    }
 }

@@ -18,6 +18,7 @@ mod error;
 mod event;
 mod gate;
 pub mod load;
+pub mod moment;
 mod port;
 mod run_state;
 pub mod save;
@@ -29,6 +30,7 @@ mod translate;
 pub use crate::arch::x86_64::boot::BootError;
 pub use error::{ContRefused, Error};
 pub use event::{Event, Panic, StopCause};
+pub use moment::{Moment, Request, Ruling};
 pub use run_state::RunState;
 pub use saved::{LoadReport, SavedState};
 
@@ -42,7 +44,7 @@ use crate::memory::GuestRam;
 use cpus::{Cpus, Threads, Wish};
 use kvm_bindings::kvm_pit_state2;
 use std::io::Write;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
 
 /// What a machine is connected to when it is built.
@@ -70,11 +72,14 @@ pub struct Machine {
     cpus: Arc<Cpus>,
     infos: Vec<VcpuInfo>,
     events: Box<dyn Fn(Event) + Send + Sync>,
-    /// Copy of [`Control::state`] that can be read at any time.
+    /// Copies of what [`Control`] says, which can be read at any time.
     state: AtomicU8,
+    moment: AtomicU8,
     control: Mutex<Control>,
-    /// The guest is no longer frozen.
-    thawed: Condvar,
+    /// What the guest, or KVM, wants and did not get yet.
+    wishes: Arc<AtomicUsize>,
+    /// A wish was granted.
+    granted: Condvar,
     power_on: build::PowerOn,
     threads: Mutex<Threads>,
     throttle: Mutex<throttle::Throttle>,
@@ -94,12 +99,32 @@ struct Control {
     /// start.
     stopped_time: Option<StoppedTime>,
     gone: bool,
-    /// A dump reads memory and vCPUs of the guest, which stands still.
-    frozen: bool,
-    /// How many wait for that to end, to do with the guest what must happen before it runs.
-    waiting: usize,
     /// What the guest starts from, for a reset.
     images: Option<Images>,
+    /// Somebody reads the guest, which must stay as it is.
+    hold: Option<Hold>,
+    /// What was put off meanwhile, each once.
+    put_off: Vec<PutOff>,
+}
+
+/// Who keeps the guest as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    Dump,
+    /// `stopped`: it was told to stand still before its state was read, and does so at the target.
+    HandOver {
+        stopped: bool,
+    },
+}
+
+/// What is done when the guest is this machine's again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PutOff {
+    /// It does not go on.
+    Stop,
+    Reset(StopCause),
+    Shutdown(StopCause),
+    Panic(PanicAction),
 }
 
 #[derive(Clone, Copy)]
@@ -135,9 +160,64 @@ impl Machine {
         Ok(true)
     }
 
+    /// QMP's `stop`: see [`moment`].
+    pub fn request_stop(&self) -> Result<(), Error> {
+        let mut control = self.control();
+        if self.is_now(&mut control, Request::Stop, PutOff::Stop)? && control.state.is_running() {
+            self.halt(&mut control)?;
+            self.enter(&mut control, RunState::Paused);
+            (self.events)(Event::Stop);
+        }
+        Ok(())
+    }
+
+    /// Stops the guest to hand it over to another host (`finish-migrate`). What the guest asked for
+    /// before is done first, for it would be lost. True if it ran, and would go on.
+    pub fn stop_to_leave(&self) -> Result<bool, Error> {
+        let ran = self.stop(RunState::FinishMigrate)?;
+        let mut control = self.control();
+        // A vCPU that wants something says so before it stands still.
+        while self.wishes.load(Ordering::SeqCst) > 0 {
+            control = self.granted.wait(control).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(ran && control.state == RunState::FinishMigrate)
+    }
+
+    /// From here on the state of a guest that stands still is read to be handed over. It stays as
+    /// it is until [`Machine::hand_back`], or [`Machine::set_state`] says where it went. False:
+    /// somebody stopped it meanwhile, so that it does not go on at the target.
+    pub fn hold_to_leave(&self) -> bool {
+        let mut control = self.control();
+        let stopped = control.put_off.contains(&PutOff::Stop);
+        self.hold(&mut control, Some(Hold::HandOver { stopped }));
+        !stopped
+    }
+
+    /// The guest is this machine's: it did not leave, or has arrived. What was put off is done, and
+    /// then it goes on, unless that was a stop.
+    pub fn hand_back(&self) -> Result<(), ContRefused> {
+        let mut control = self.control();
+        if matches!(control.state, RunState::FinishMigrate | RunState::InMigrate) {
+            self.enter(&mut control, RunState::Paused);
+        }
+        let stays = control.put_off.contains(&PutOff::Stop);
+        if control.hold != Some(Hold::Dump) {
+            self.settle(&mut control);
+        }
+        if !stays && !control.state.needs_reset() {
+            self.start(&mut control)?;
+        }
+        Ok(())
+    }
+
     /// Lets the guest run; emits RESUME. False: it ran already.
     pub fn cont(&self) -> Result<bool, ContRefused> {
-        self.start(&mut self.control())
+        let mut control = self.control();
+        match moment::rule(Request::Cont, control.moment()) {
+            Ruling::Now => self.start(&mut control),
+            Ruling::Later => Err(ContRefused::Arriving),
+            Ruling::Refused(why) => Err(ContRefused::Moment(why)),
+        }
     }
 
     fn start(&self, control: &mut Control) -> Result<bool, ContRefused> {
@@ -147,8 +227,8 @@ impl Machine {
         if control.state.is_running() {
             return Ok(false);
         }
-        if let Some(refused) = ContRefused::of(control.state) {
-            return Err(refused);
+        if control.state.needs_reset() {
+            return Err(ContRefused::NeedsReset);
         }
         self.set_time(control)?;
         self.enter(control, RunState::Running);
@@ -158,18 +238,21 @@ impl Machine {
         Ok(true)
     }
 
-    /// Keeps the guest as it is for a dump: stops one that runs (state `save-vm`), and has resets
-    /// and the guest's own reset and shutdown wait until [`Machine::thaw`]. False: it stood still
+    /// Keeps the guest as it is for a dump: stops one that runs (state `save-vm`), and puts off
+    /// resets and the guest's own reset and shutdown until [`Machine::thaw`]. False: it stood still
     /// already. One at a time.
     pub fn freeze(&self) -> Result<bool, Error> {
         let mut control = self.control();
+        if let Ruling::Refused(why) = moment::rule(Request::Dump, control.moment()) {
+            return Err(Error::Moment(why));
+        }
         let runs = control.state.is_running();
         if runs {
             self.halt(&mut control)?;
             self.enter(&mut control, RunState::SaveVm);
             (self.events)(Event::Stop);
         }
-        control.frozen = true;
+        self.hold(&mut control, Some(Hold::Dump));
         Ok(runs)
     }
 
@@ -177,36 +260,58 @@ impl Machine {
     /// has changed since.
     pub fn thaw(&self, ran: bool) -> Result<(), ContRefused> {
         let mut control = self.control();
-        control.frozen = false;
-        self.thawed.notify_all();
-        if ran && control.state == RunState::SaveVm {
+        let goes_on = ran && control.state == RunState::SaveVm;
+        self.settle(&mut control);
+        if goes_on && !control.state.needs_reset() {
             self.start(&mut control)?;
         }
         Ok(())
     }
 
     /// Changes the state of a machine that stands still (`inmigrate` → `paused` …). A running
-    /// machine stays as it is.
+    /// machine stays as it is. Ends a hand-over: what was put off is done, unless the guest went
+    /// elsewhere (`postmigrate`).
     pub fn set_state(&self, to: RunState) {
         let mut control = self.control();
-        if !control.state.is_running() && !to.is_running() {
+        if control.state.is_running() {
+            return;
+        }
+        if !to.is_running() {
             self.enter(&mut control, to);
+        }
+        match to {
+            RunState::FinishMigrate | RunState::InMigrate => {}
+            RunState::PostMigrate => self.forget(&mut control),
+            _ => self.settle(&mut control),
         }
     }
 
+    /// What the machine is in the middle of.
+    pub fn moment(&self) -> Moment {
+        Moment::ALL[usize::from(self.moment.load(Ordering::Acquire))]
+    }
+
     /// `system_reset`: the kernel is loaded again, vCPUs and devices start over, RAM stays. Emits
-    /// RESET. Waits while the guest is frozen.
+    /// RESET. Put off while the guest must stay as it is. With `-no-reboot` the guest is shut down.
     ///
     /// # Errors
-    /// What the guest starts from is not as it was: nothing has happened. Anything else: the guest
-    /// is lost, and the state `internal-error`.
+    /// What the guest starts from is not as it was, or this is no moment for it: nothing has
+    /// happened. Anything else: the guest is lost, and the state `internal-error`.
     pub fn reset(&self) -> Result<(), Error> {
-        self.reset_for(StopCause::HostQmpSystemReset)
+        let cause = StopCause::HostQmpSystemReset;
+        let mut control = self.control();
+        if self.is_now(&mut control, Request::Reset, PutOff::Reset(cause))? {
+            self.reset_or_shut_down(&mut control, cause)?;
+        }
+        Ok(())
     }
 
     /// An NMI to every vCPU whose LINT1 takes it.
     pub fn inject_nmi(&self) -> Result<(), Error> {
         let control = self.control();
+        if let Ruling::Refused(why) = moment::rule(Request::Nmi, control.moment()) {
+            return Err(Error::Moment(why));
+        }
         if !control.state.is_running() {
             for vcpu in &self.cpus.vcpus {
                 vcpu.lock().external_nmi()?;
@@ -319,12 +424,10 @@ impl Machine {
         set.map_err(|e| self.fail(control, e))
     }
 
-    /// Opens the gate, unless somebody waits to reset the guest or end it.
+    /// Opens the gate.
     fn go(&self, control: &mut Control) {
         control.running_since = Some(monotonic_ns());
-        if control.waiting == 0 {
-            self.cpus.gate.open();
-        }
+        self.cpus.gate.open();
     }
 
     /// The guest cannot go on, because of `error`: it stands still, the state says so, and so do
@@ -342,23 +445,85 @@ impl Machine {
         error
     }
 
-    fn reset_for(&self, cause: StopCause) -> Result<(), Error> {
-        let mut control = self.control_when_thawed();
+    /// Whether `request` may be done now. If it is for later, `put_off` is remembered.
+    fn is_now(
+        &self,
+        control: &mut Control,
+        request: Request,
+        put_off: PutOff,
+    ) -> Result<bool, Error> {
+        match moment::rule(request, control.moment()) {
+            Ruling::Now => return Ok(true),
+            Ruling::Later if control.put_off.contains(&put_off) => {}
+            Ruling::Later => control.put_off.push(put_off),
+            Ruling::Refused(why) => return Err(Error::Moment(why)),
+        }
+        Ok(false)
+    }
+
+    /// The guest need not stay as it is any more: does what was put off.
+    fn settle(&self, control: &mut Control) {
+        self.hold(control, None);
+        for put_off in std::mem::take(&mut control.put_off) {
+            let done = match put_off {
+                PutOff::Stop => Ok(()),
+                PutOff::Reset(cause) => self.reset_or_shut_down(control, cause),
+                PutOff::Shutdown(cause) => self.shut_down(control, cause),
+                PutOff::Panic(action) => self.panicked(control, action),
+            };
+            match (done, put_off) {
+                (Ok(()), _) => {}
+                // Nothing has happened, or the state says so.
+                (Err(error), PutOff::Reset(cause)) if !cause.by_guest() => {
+                    eprintln!("godwit: the reset that was put off is not done: {error}");
+                }
+                (Err(error), _) => drop(self.fail(control, error)),
+            }
+        }
+    }
+
+    /// The guest went elsewhere: what was put off is not done.
+    fn forget(&self, control: &mut Control) {
+        let travelled = control.hold == Some(Hold::HandOver { stopped: true });
+        self.hold(control, None);
+        let mut lost = std::mem::take(&mut control.put_off);
+        lost.retain(|put_off| !travelled || *put_off != PutOff::Stop);
+        if !lost.is_empty() {
+            eprintln!(
+                "godwit: what was asked for while the guest was handed over is not done here: {lost:?}; ask where the \
+                 guest is"
+            );
+        }
+    }
+
+    fn hold(&self, control: &mut Control, hold: Option<Hold>) {
+        control.hold = hold;
+        self.moment.store(control.moment() as u8, Ordering::Release);
+    }
+
+    fn reset_or_shut_down(&self, control: &mut Control, cause: StopCause) -> Result<(), Error> {
+        match self.actions().reboot {
+            RebootAction::Reset => self.start_anew(control, cause),
+            RebootAction::Shutdown => self.shut_down(control, cause),
+        }
+    }
+
+    fn start_anew(&self, control: &mut Control, cause: StopCause) -> Result<(), Error> {
         if let Some(images) = &mut control.images {
             images.check(self.ram(), self.infos.len() as u32)?;
         }
         if control.state.is_running() {
-            self.halt(&mut control)?;
+            self.halt(control)?;
         }
         // From here on the old guest is gone.
         let done = self.start_over(control.images.as_mut());
-        done.map_err(|e| self.fail(&mut control, e))?;
+        done.map_err(|e| self.fail(control, e))?;
         control.stopped_time = None;
         (self.events)(Event::Reset(cause));
         match control.state {
-            RunState::Running => self.go(&mut control),
-            RunState::InMigrate | RunState::FinishMigrate => {}
-            _ => self.enter(&mut control, RunState::Prelaunch),
+            RunState::Running => self.go(control),
+            RunState::FinishMigrate | RunState::SaveVm => {}
+            _ => self.enter(control, RunState::Prelaunch),
         }
         Ok(())
     }
@@ -366,34 +531,58 @@ impl Machine {
     /// Does what a vCPU could not do by itself.
     fn fulfil(&self, wish: Wish) {
         let cause = wish.cause();
-        let actions = self.actions();
-        let done = match wish {
-            Wish::Reset if actions.reboot == RebootAction::Reset => self.reset_for(cause),
-            Wish::Reset | Wish::Shutdown => self.shut_down(cause),
-            Wish::Panic => self.panicked(actions.panic),
+        let mut control = self.control();
+        let (request, put_off) = match wish {
+            Wish::Reset => (Request::GuestReset, PutOff::Reset(cause)),
+            Wish::Shutdown => (Request::GuestShutdown, PutOff::Shutdown(cause)),
+            Wish::Panic => (Request::GuestPanic, PutOff::Panic(self.actions().panic)),
             Wish::Broken { vcpu, why } => {
                 (self.events)(Event::InternalError { vcpu, why });
-                self.stop(RunState::InternalError).map(drop)
+                drop(control);
+                if let Err(error) = self.stop(RunState::InternalError) {
+                    self.fail(&mut self.control(), error);
+                }
+                return self.wish_is_granted();
             }
         };
-        if let Err(e) = done {
-            self.fail(&mut self.control(), e);
+        let done = match self.is_now(&mut control, request, put_off) {
+            Ok(true) => match put_off {
+                PutOff::Reset(cause) => self.reset_or_shut_down(&mut control, cause),
+                PutOff::Shutdown(cause) => self.shut_down(&mut control, cause),
+                PutOff::Panic(action) => self.panicked(&mut control, action),
+                PutOff::Stop => Ok(()),
+            },
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            self.fail(&mut control, error);
         }
+        drop(control);
+        self.wish_is_granted();
+    }
+
+    /// Another wish was granted, or is put off.
+    fn wish_is_granted(&self) {
+        let _control = self.control();
+        self.wishes.fetch_sub(1, Ordering::SeqCst);
+        self.granted.notify_all();
     }
 
     /// The guest is over: it stands still in state `shutdown`.
-    fn shut_down(&self, cause: StopCause) -> Result<(), Error> {
-        let mut control = self.control_when_thawed();
+    fn shut_down(&self, control: &mut Control, cause: StopCause) -> Result<(), Error> {
         (self.events)(Event::Shutdown(cause));
         if control.state.is_running() {
-            self.halt(&mut control)?;
-            self.enter(&mut control, RunState::Shutdown);
+            self.halt(control)?;
+            self.enter(control, RunState::Shutdown);
             (self.events)(Event::Stop);
+        } else {
+            self.enter(control, RunState::Shutdown);
         }
         Ok(())
     }
 
-    fn panicked(&self, action: PanicAction) -> Result<(), Error> {
+    fn panicked(&self, control: &mut Control, action: PanicAction) -> Result<(), Error> {
         let told = match action {
             PanicAction::None => Panic::Run,
             PanicAction::Pause => Panic::Pause,
@@ -402,14 +591,23 @@ impl Machine {
         (self.events)(Event::GuestPanicked { action: told });
         match told {
             Panic::Run => {
-                let control = self.control();
                 if control.state.is_running() {
                     self.cpus.gate.open();
                 }
                 Ok(())
             }
-            Panic::Pause => self.stop(RunState::GuestPanicked).map(drop),
-            Panic::Poweroff => self.shut_down(StopCause::GuestPanic),
+            Panic::Pause => {
+                let ran = control.state.is_running();
+                if ran {
+                    self.halt(control)?;
+                }
+                self.enter(control, RunState::GuestPanicked);
+                if ran {
+                    (self.events)(Event::Stop);
+                }
+                Ok(())
+            }
+            Panic::Poweroff => self.shut_down(control, StopCause::GuestPanic),
         }
     }
 
@@ -417,6 +615,7 @@ impl Machine {
         control.state = state;
         let index = RunState::ALL.iter().position(|s| *s == state).unwrap_or(0);
         self.state.store(index as u8, Ordering::Release);
+        self.moment.store(control.moment() as u8, Ordering::Release);
     }
 
     fn kick(&self, index: usize) {
@@ -426,16 +625,6 @@ impl Machine {
 
     fn control(&self) -> MutexGuard<'_, Control> {
         self.control.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn control_when_thawed(&self) -> MutexGuard<'_, Control> {
-        let mut control = self.control();
-        control.waiting += 1;
-        while control.frozen {
-            control = self.thawed.wait(control).unwrap_or_else(PoisonError::into_inner);
-        }
-        control.waiting -= 1;
-        control
     }
 
     fn threads(&self) -> MutexGuard<'_, Threads> {
@@ -450,6 +639,14 @@ impl Drop for Machine {
 }
 
 impl Control {
+    fn moment(&self) -> Moment {
+        match self.hold {
+            Some(Hold::Dump) => Moment::Dumping,
+            Some(Hold::HandOver { .. }) => Moment::HandingOver,
+            None => Moment::of(self.state),
+        }
+    }
+
     fn virtual_now(&self, monotonic: i64) -> i64 {
         self.virtual_ns + self.running_since.map_or(0, |since| monotonic - since)
     }

@@ -27,15 +27,15 @@ impl Guest for Machine {
     }
 
     fn stop(&self, to: RunState) -> Result<bool, GuestError> {
-        self.stop(to).map_err(GuestError::from)
+        match to {
+            RunState::FinishMigrate => self.stop_to_leave(),
+            to => self.stop(to),
+        }
+        .map_err(GuestError::from)
     }
 
     fn cont(&self) -> Result<(), GuestError> {
-        // Only a migration gets the guest out of these two.
-        if matches!(self.run_state(), RunState::FinishMigrate | RunState::InMigrate) {
-            self.set_state(RunState::Paused);
-        }
-        self.cont().map(drop).map_err(GuestError::from)
+        self.hand_back().map_err(GuestError::from)
     }
 
     fn set_state(&self, to: RunState) {
@@ -81,8 +81,9 @@ impl Guest for Machine {
     }
 
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
+        let goes_on = self.hold_to_leave();
         let raw = self.save_raw().map_err(GuestError::from)?;
-        let run_state = if ran { RunState::Running } else { RunState::Paused };
+        let run_state = if ran && goes_on { RunState::Running } else { RunState::Paused };
         let layout = XsaveLayout::from_cpuid(self.vm().cpuid().as_slice());
         Ok(Box::new(Saved { raw, board: self.config().board, layout, run_state }))
     }

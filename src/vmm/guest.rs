@@ -1,12 +1,16 @@
 //! The machine, as far as QMP's own commands need one.
 
 use crate::config::Actions;
-use crate::machine::{Machine, RunState, VcpuInfo};
+use crate::machine::{Machine, Moment, RunState, VcpuInfo};
 use crate::qmp::Error;
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
 pub trait Guest: Send + Sync {
     fn run_state(&self) -> RunState;
+    /// What the machine is in the middle of.
+    fn moment(&self) -> Moment {
+        Moment::of(self.run_state())
+    }
     /// Waits until every vCPU stands still.
     fn stop(&self) -> Result<(), Error>;
     fn cont(&self) -> Result<(), Error>;
@@ -28,8 +32,12 @@ impl Guest for Machine {
         self.run_state()
     }
 
+    fn moment(&self) -> Moment {
+        self.moment()
+    }
+
     fn stop(&self) -> Result<(), Error> {
-        self.stop(RunState::Paused).map(drop).map_err(Error::generic)
+        self.request_stop().map_err(Error::generic)
     }
 
     fn cont(&self) -> Result<(), Error> {

@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Identity;
 use crate::dump::Dumps;
-use crate::qmp::{Events, FdSets};
+use crate::machine::moment::{self, Moment, Request, Ruling};
+use crate::qmp::{Error, Events, FdSets};
 
 pub use exit::Exit;
 pub use guest::Guest;
@@ -52,6 +53,27 @@ impl Vmm {
             chardevs: Box::new(Vec::new),
             dumps: None,
             migration: None,
+        }
+    }
+
+    /// Refuses a request that has no place at this moment; see [`moment`]. What is for later is
+    /// left to whoever remembers it.
+    pub fn admit(&self, request: Request) -> Result<(), Error> {
+        let moment = self.guest.moment();
+        // Dumps and migrations are asked only where it matters: that may take a while.
+        let matters = |other| moment::rule(request, other) != moment::rule(request, moment);
+        let moment = match (&self.dumps, &self.migration) {
+            (Some(dumps), _) if matters(Moment::Dumping) && dumps.holds_guest() => Moment::Dumping,
+            (_, Some(all))
+                if moment == Moment::Ordinary && matters(Moment::Leaving) && all.is_busy() =>
+            {
+                Moment::Leaving
+            }
+            _ => moment,
+        };
+        match moment::rule(request, moment) {
+            Ruling::Refused(why) => Err(Error::generic(why)),
+            Ruling::Now | Ruling::Later => Ok(()),
         }
     }
 

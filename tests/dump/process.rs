@@ -114,17 +114,21 @@ fn a_detached_dump_can_be_watched_and_cancelled() {
     let now = qmp.ask("query-dump", json!({})).unwrap();
     assert_eq!((&now["status"], &now["total"]), (&json!("active"), &json!(32 << 20)));
     assert_eq!(qmp.status(), "save-vm");
-    for command in ["cont", "stop", "system_reset"] {
+    for command in ["cont", "stop", "inject-nmi"] {
         let refused = qmp.ask(command, json!({})).unwrap_err();
         assert_eq!(refused, "There is a dump in process, please wait.");
     }
     let second =
         qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/null"}));
     assert_eq!(second.unwrap_err(), "There is a dump in process, please wait.");
+    // Put off.
+    qmp.ask("system_reset", json!({})).unwrap();
+    assert_eq!(qmp.status(), "save-vm");
     qmp.ask("x-dump-cancel", json!({})).unwrap();
     std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
     let end = qmp.event("DUMP_COMPLETED");
     assert_eq!(end["data"]["error"], "dump: cancelled");
+    qmp.event("RESET");
     qmp.event("RESUME");
     qmp.wait_until_running();
 }

@@ -5,6 +5,7 @@ mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod lifecycle;
+mod moments;
 mod recorded_streams;
 mod reset;
 mod unfit_hosts;

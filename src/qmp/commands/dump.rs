@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 use super::memory::reason;
 use super::{Answer, Call, Command, Run};
 use crate::dump::{Codec, Done, Filter, Format, Options, Output, Snapshot};
-use crate::machine::RunState;
+use crate::machine::moment::{self, Moment, Request, Ruling};
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
@@ -43,14 +43,7 @@ static FORMATS: &[&str] = &[
     "kdump-raw-zstd",
 ];
 
-/// QEMU's words.
-const MIGRATION_RUNS: &str = "disallowing migration blocker (migration/snapshot in progress) for: \
-                              Live migration disabled: dump-guest-memory in progress";
-
 fn dump_guest_memory(call: Call<'_>) -> Answer {
-    if call.vmm.guest.run_state() == RunState::InMigrate {
-        return Err(Error::generic("Dump not allowed during incoming migration."));
-    }
     let dumps =
         call.vmm.dumps.as_ref().ok_or_else(|| Error::generic("this guest cannot be dumped"))?;
     let claim = dumps.claim().map_err(Error::generic)?;
@@ -60,8 +53,10 @@ fn dump_guest_memory(call: Call<'_>) -> Answer {
         return Err(Error::generic(crate::dump::Error::NotSeekable));
     }
     // The claim is held: a migration that begins from here on is refused.
-    if call.vmm.migration.as_ref().is_some_and(|migration| migration.is_busy()) {
-        return Err(Error::generic(MIGRATION_RUNS));
+    if call.vmm.migration.as_ref().is_some_and(|migration| migration.is_busy())
+        && let Ruling::Refused(why) = moment::rule(Request::Dump, Moment::Leaving)
+    {
+        return Err(Error::generic(why));
     }
     let detach = call.args.bool_if_given("detach").unwrap_or(false);
     let events = call.vmm.events.clone();

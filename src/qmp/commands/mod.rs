@@ -66,6 +66,7 @@ use super::error::Error;
 use super::fds::Monitor;
 use super::json::Value;
 use super::schema::Shape;
+use crate::machine::Request;
 use crate::vmm::Vmm;
 
 /// Every table.
@@ -129,8 +130,11 @@ impl Command {
         Command { oob: true, ..self }
     }
 
-    /// Runs the command here and now; `arguments` have passed its schema.
+    /// Runs the command here and now, if the moment allows it; `arguments` have passed its schema.
     pub fn call(&self, vmm: &Arc<Vmm>, monitor: &Monitor, arguments: &[(String, Value)]) -> Answer {
+        if let Some(request) = Request::of_command(self.name) {
+            vmm.admit(request)?;
+        }
         let (Run::Now(run) | Run::Blocking(run) | Run::Waiting(run)) = self.run;
         run(Call { vmm, monitor, args: Args::new(arguments) })
     }

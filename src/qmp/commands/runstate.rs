@@ -4,9 +4,7 @@ use serde_json::json;
 
 use super::{Answer, Call, Command, Run};
 use crate::config::{PanicAction, RebootAction, ShutdownAction};
-use crate::dump::Busy;
-use crate::machine::{RunState, StopCause};
-use crate::qmp::error::Error;
+use crate::machine::Moment;
 use crate::qmp::schema::{Shape, Type, optional};
 
 pub static COMMANDS: &[Command] = &[
@@ -37,41 +35,24 @@ fn query_status(call: Call<'_>) -> Answer {
 
 /// While the guest is still arriving, `stop` and `cont` say what happens once it is there.
 fn stop(call: Call<'_>) -> Answer {
-    refuse_during_dump(call)?;
-    match call.vmm.guest.run_state() {
-        RunState::InMigrate => call.vmm.set_autostart(false),
-        state if state.is_running() => call.vmm.guest.stop()?,
-        _ => {}
+    match call.vmm.guest.moment() {
+        Moment::Arriving => call.vmm.set_autostart(false),
+        Moment::Ordinary if !call.vmm.guest.run_state().is_running() => {}
+        _ => call.vmm.guest.stop()?,
     }
     Ok(json!({}))
 }
 
 fn cont(call: Call<'_>) -> Answer {
-    refuse_during_dump(call)?;
-    match call.vmm.guest.run_state() {
-        RunState::InMigrate => call.vmm.set_autostart(true),
+    match call.vmm.guest.moment() {
+        Moment::Arriving => call.vmm.set_autostart(true),
         _ => call.vmm.guest.cont()?,
     }
     Ok(json!({}))
 }
 
-/// A dump stops the guest and lets it go on by itself. A live one has done so when it begins
-/// writing.
-fn refuse_during_dump(call: Call<'_>) -> Result<(), Error> {
-    match &call.vmm.dumps {
-        Some(dumps) if dumps.holds_guest() => Err(Error::generic(Busy)),
-        _ => Ok(()),
-    }
-}
-
 fn system_reset(call: Call<'_>) -> Answer {
-    let actions = call.vmm.guest.actions();
-    if actions.reboot == RebootAction::Shutdown && actions.shutdown == ShutdownAction::Poweroff {
-        call.vmm.exit.shutdown(&call.vmm.events, StopCause::HostQmpSystemReset, 0);
-    } else {
-        refuse_during_dump(call)?;
-        call.vmm.guest.reset()?;
-    }
+    call.vmm.guest.reset()?;
     Ok(json!({}))
 }
 
