@@ -142,9 +142,17 @@ impl Path {
     ) -> Outcome {
         const { check_page_size::<N>() };
         check_room::<N>(out);
+        if !self.reads_in_place(live) {
+            let mut still = StillPage([0; N]);
+            // SAFETY: the caller's promise.
+            return unsafe {
+                self.copy_live(&mut still.0, live);
+                self.encode_page_live(cached, still.0.as_ptr(), out, ahead)
+            };
+        }
         // SAFETY: the caller's promise, and the alignment that was looked at.
         unsafe {
-            match self.if_aligned(live) {
+            match self {
                 Path::Scalar => {
                     let changed = live::update(cached, live);
                     scalar::encode_changed(&changed, cached, out)
@@ -167,8 +175,10 @@ impl Path {
     pub unsafe fn copy_live<const N: usize>(self, to: &mut [u8; N], live: *const u8) {
         // SAFETY: the caller's promise, and the alignment that was looked at.
         unsafe {
-            match self.if_aligned(live) {
+            match self {
                 Path::Scalar => live::copy(to, live),
+                #[cfg(target_arch = "x86_64")]
+                _ if !self.reads_in_place(live) => crate::x86_64::copy_live_unaligned(to, live),
                 #[cfg(target_arch = "x86_64")]
                 Path::Sse2(sse2) => sse2.copy_live(to, live),
                 #[cfg(target_arch = "x86_64")]
@@ -179,9 +189,10 @@ impl Path {
         }
     }
 
-    /// This path, or the scalar one if `live` lacks the alignment that makes each vector one load.
-    fn if_aligned(self, live: *const u8) -> Path {
-        if live.addr().is_multiple_of(64) { self } else { Path::Scalar }
+    /// Has `live` the alignment that makes each vector one volatile load? Guest pages have. A page
+    /// that has not is copied aside, and then encoded from the copy.
+    fn reads_in_place(self, live: *const u8) -> bool {
+        self == Path::Scalar || live.addr().is_multiple_of(64)
     }
 
     /// [`decode`](crate::decode) on this path.
@@ -261,6 +272,10 @@ impl fmt::Display for Path {
         f.write_str(self.name())
     }
 }
+
+/// A page at an address that every path reads in place.
+#[repr(align(64))]
+struct StillPage<const N: usize>([u8; N]);
 
 fn check_room<const N: usize>(out: &[u8]) {
     assert!(out.len() >= N, "the output has room for {} bytes, less than a page of {N}", out.len());

@@ -108,7 +108,8 @@ pub fn encode<const N: usize>(old: &[u8; N], new: &[u8; N], out: &mut [u8]) -> O
 /// * Those bytes are no part of `cached` or `out`.
 ///
 /// They may be written at any time by a guest, a device, or another thread (by atomic or volatile
-/// stores). `live` needs no alignment; memory aligned to 64 bytes is read fastest.
+/// stores). `live` needs no alignment; a page that is not aligned to 64 bytes is first copied aside,
+/// which costs about 0.1 µs.
 pub unsafe fn encode_live<const N: usize>(
     cached: &mut [u8; N],
     live: *const u8,

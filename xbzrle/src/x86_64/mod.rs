@@ -12,9 +12,11 @@ mod decode;
 mod lanes;
 mod path;
 mod sse2;
+mod unaligned;
 mod walk;
 
 pub use avx2::Avx2;
 pub use avx512::Avx512;
 pub(crate) use decode::decode_at;
 pub use sse2::Sse2;
+pub(crate) use unaligned::copy_live as copy_live_unaligned;
