@@ -1,27 +1,29 @@
-//! Real `godwit run` processes with the built-in guest, and their monitors.
+//! Real `godwit run` processes, and QEMUs in their place, with the built-in guest and a monitor.
 
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-/// Longer than anything takes on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(90);
+pub use super::PATIENCE;
+use super::qmp::Client;
 
 /// A command line.
 pub struct Launch {
     dir: PathBuf,
+    /// Removed with the machine, where the machine has a folder of its own.
+    own: Option<tempfile::TempDir>,
     name: String,
     memory: u32,
-    guest: String,
+    guest: Option<String>,
     processors: u8,
     words: Vec<String>,
     namespace: Option<String>,
     environment: Vec<(String, String)>,
     qemu: bool,
+    bare: bool,
 }
 
 impl Launch {
@@ -29,15 +31,43 @@ impl Launch {
     pub fn new(dir: &Path, name: &str) -> Self {
         Self {
             dir: dir.to_owned(),
+            own: None,
             name: name.to_owned(),
             memory: 64,
-            guest: "ws=8".into(),
+            guest: Some("ws=8".into()),
             processors: 1,
             words: Vec::new(),
             namespace: None,
             environment: Vec::new(),
             qemu: false,
+            bare: false,
         }
+    }
+
+    /// In a folder of its own.
+    pub fn alone() -> Self {
+        let own = tempfile::tempdir().unwrap();
+        let mut launch = Self::new(own.path(), "vm");
+        launch.own = Some(own);
+        launch
+    }
+
+    /// A file of the machine's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Without serial port and monitor but what the words ask for, and with pipes as standard input
+    /// and output.
+    pub fn bare(mut self) -> Self {
+        self.bare = true;
+        self
+    }
+
+    /// Without a kernel: the guest comes from elsewhere.
+    pub fn no_guest(mut self) -> Self {
+        self.guest = None;
+        self
     }
 
     /// QEMU in place of Godwit.
@@ -54,7 +84,7 @@ impl Launch {
 
     /// The built-in guest's parameters.
     pub fn guest(mut self, parameters: &str) -> Self {
-        self.guest = parameters.into();
+        self.guest = Some(parameters.into());
         self
     }
 
@@ -67,8 +97,10 @@ impl Launch {
         self.words(&["-incoming", uri])
     }
 
+    /// More options; `@DIR@` is the folder of the machine.
     pub fn words(mut self, words: &[&str]) -> Self {
-        self.words.extend(words.iter().map(|word| (*word).to_owned()));
+        let dir = self.dir.to_str().unwrap();
+        self.words.extend(words.iter().map(|word| word.replace("@DIR@", dir)));
         self
     }
 
@@ -104,46 +136,54 @@ impl Launch {
         }
     }
 
+    /// Starts it and opens a monitor session.
     pub fn start(self) -> Vm {
+        let mut vm = self.spawn();
+        vm.connect();
+        vm
+    }
+
+    /// Starts it.
+    pub fn spawn(self) -> Vm {
         let path = |what: &str| {
             self.dir.join(format!("{}.{what}", self.name)).to_str().unwrap().to_owned()
         };
-        let (serial, monitor) = (format!("file:{}", path("serial")), path("qmp"));
-        let _ = std::fs::remove_file(&monitor);
-        let kernel = match self.qemu {
-            false => "builtin".to_owned(),
-            true => {
-                std::fs::write(path("elf"), godwit::builtin::elf()).unwrap();
-                path("elf")
-            }
-        };
-        let child = self
-            .command()
+        let _ = std::fs::remove_file(path("qmp"));
+        let mut command = self.command();
+        command
             .args(["-M", "microvm,acpi=off", "-nodefaults", "-display", "none"])
             .args(["-m", &self.memory.to_string(), "-smp", &self.processors.to_string()])
-            .args(["-kernel", &kernel, "-append", &self.guest, "-serial", &serial])
-            .args(["-qmp", &format!("unix:{monitor},server=on,wait=off")])
-            .args(&self.words)
-            .envs(self.environment.clone())
-            .stdin(Stdio::null())
-            .stderr(std::fs::File::create(path("err")).unwrap())
-            .spawn()
-            .unwrap();
+            .stderr(File::create(path("err")).unwrap());
+        if let Some(guest) = &self.guest {
+            let kernel = if self.qemu { path("elf") } else { "builtin".into() };
+            if self.qemu {
+                std::fs::write(&kernel, godwit::builtin::elf()).unwrap();
+            }
+            command.args(["-kernel", &kernel, "-append", guest]);
+        }
+        if self.bare {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        } else {
+            command
+                .args(["-serial", &format!("file:{}", path("serial"))])
+                .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp"))])
+                .stdin(Stdio::null());
+        }
+        let child = command.args(&self.words).envs(self.environment).spawn().unwrap();
         let came = self.words.iter().any(|word| word == "-incoming");
-        let mut vm = Vm { child, dir: self.dir, name: self.name, came, qmp: None };
-        vm.connect();
-        vm
+        Vm { child, dir: self.dir, name: self.name, came, qmp: None, _own: self.own }
     }
 }
 
 /// A `godwit run`, ended with the test.
 pub struct Vm {
-    child: Child,
+    pub child: Child,
     dir: PathBuf,
     pub name: String,
     /// The guest began somewhere else.
     came: bool,
-    qmp: Option<BufReader<UnixStream>>,
+    qmp: Option<Client>,
+    _own: Option<tempfile::TempDir>,
 }
 
 impl Drop for Vm {
@@ -153,13 +193,27 @@ impl Drop for Vm {
 }
 
 impl Vm {
+    /// A file of the machine's folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The socket of the monitor.
+    pub fn monitor(&self) -> PathBuf {
+        self.dir.join(format!("{}.qmp", self.name))
+    }
+
     /// Opens a monitor session.
     pub fn connect(&mut self) {
-        let monitor = self.dir.join(format!("{}.qmp", self.name));
+        let monitor = self.monitor();
         let end = Instant::now() + PATIENCE;
-        let socket = loop {
-            match UnixStream::connect(&monitor) {
-                Ok(socket) => break socket,
+        let mut client = loop {
+            match Client::try_connect(&monitor) {
+                Ok(client) => break client,
                 Err(error) => {
                     let exited = self.child.try_wait().unwrap();
                     assert!(exited.is_none(), "{}: {exited:?} {}", self.name, self.stderr());
@@ -168,10 +222,8 @@ impl Vm {
             }
             std::thread::sleep(Duration::from_millis(5));
         };
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
-        self.qmp = Some(BufReader::new(socket));
-        self.line();
-        self.ask("qmp_capabilities", json!({}));
+        client.negotiate();
+        self.qmp = Some(client);
     }
 
     /// Closes the monitor session without a word.
@@ -201,32 +253,28 @@ impl Vm {
         self.child.id()
     }
 
-    fn line(&mut self) -> Value {
-        let mut line = String::new();
-        let qmp = self.qmp.as_mut().expect("the monitor was not hung up");
-        let read = qmp.read_line(&mut line);
-        assert!(
-            read.as_ref().is_ok_and(|bytes| *bytes > 0),
-            "{} does not answer ({read:?}): {}",
-            self.name,
-            self.stderr()
-        );
-        serde_json::from_str(&line).unwrap()
+    /// What a bare one writes to its standard output.
+    pub fn stdout(&mut self) -> ChildStdout {
+        self.child.stdout.take().expect("a bare machine")
+    }
+
+    pub fn stdin(&mut self) -> ChildStdin {
+        self.child.stdin.take().expect("a bare machine")
+    }
+
+    /// The session that is open.
+    pub fn session(&mut self) -> &mut Client {
+        self.qmp.as_mut().expect("the monitor was not hung up")
     }
 
     /// The answer or the error's text.
     pub fn try_ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
-        let request = json!({"execute": command, "arguments": arguments}).to_string();
-        let qmp = self.qmp.as_mut().expect("the monitor was not hung up");
-        qmp.get_mut().write_all(request.as_bytes()).unwrap();
-        loop {
-            let mut message = self.line();
-            if let Some(value) = message.get_mut("return") {
-                return Ok(value.take());
-            }
-            if let Some(error) = message.get("error") {
-                return Err(error["desc"].as_str().unwrap().to_owned());
-            }
+        let message = self.session().try_message(command, arguments);
+        let mut message =
+            message.unwrap_or_else(|| panic!("{} does not answer: {}", self.name, self.stderr()));
+        match message.get_mut("return") {
+            Some(value) => Ok(value.take()),
+            None => Err(message["error"]["desc"].as_str().unwrap().to_owned()),
         }
     }
 

@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 #[test]
 fn the_stopped_guest_is_in_every_dump() {
-    let guest = Godwit::start("2", "32", "ws=2");
+    let guest = Godwit::start(2, 32, "ws=2");
     let mut qmp = guest.qmp();
-    qmp.ask("stop", json!({})).unwrap();
+    qmp.ask("stop", json!({}));
     let image = guest.path("image");
-    qmp.ask("pmemsave", json!({"val": 0, "size": 32 << 20, "filename": image})).unwrap();
+    qmp.ask("pmemsave", json!({"val": 0, "size": 32 << 20, "filename": image}));
     drop(qmp);
     let image = std::fs::read(&image).unwrap();
     for format in Format::ALL {
@@ -48,7 +48,7 @@ fn the_stopped_guest_is_in_every_dump() {
 
 #[test]
 fn a_running_guest_runs_on_and_its_virtual_memory_can_be_read() {
-    let guest = Godwit::start("1", "32", "ws=2");
+    let guest = Godwit::start(1, 32, "ws=2");
     drop(guest.qmp());
     let file = guest.path("core");
     let made = guest.dump(&file, &["--paging"]);
@@ -71,17 +71,15 @@ fn a_running_guest_runs_on_and_its_virtual_memory_can_be_read() {
 
 #[test]
 fn a_failed_dump_leaves_nothing_and_the_guest_running() {
-    let guest = Godwit::start("1", "32", "ws=2");
+    let guest = Godwit::start(1, 32, "ws=2");
     let mut qmp = guest.qmp();
-    let no_folder =
-        qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/nonexistent/x"}));
-    assert_eq!(
-        no_folder.unwrap_err(),
-        "Could not create '/nonexistent/x': No such file or directory"
-    );
-    assert_eq!(qmp.ask("query-dump", json!({})).unwrap()["status"], "none");
-    let full = qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/full"}));
-    assert_eq!(full.unwrap_err(), "dump: failed to write elf header: No space left on device");
+    let no_folder = qmp
+        .refused("dump-guest-memory", json!({"paging": false, "protocol": "file:/nonexistent/x"}));
+    assert_eq!(no_folder["desc"], "Could not create '/nonexistent/x': No such file or directory");
+    assert_eq!(qmp.ask("query-dump", json!({}))["status"], "none");
+    let full =
+        qmp.refused("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/full"}));
+    assert_eq!(full["desc"], "dump: failed to write elf header: No space left on device");
     for name in ["STOP", "DUMP_COMPLETED", "RESUME"] {
         let event = qmp.event(name);
         if name == "DUMP_COMPLETED" {
@@ -99,7 +97,7 @@ fn a_failed_dump_leaves_nothing_and_the_guest_running() {
 
 #[test]
 fn a_detached_dump_can_be_watched_and_cancelled() {
-    let guest = Godwit::start("1", "32", "ws=2");
+    let guest = Godwit::start(1, 32, "ws=2");
     let mut qmp = guest.qmp();
     // A fifo that is not read: the dump waits in it.
     let fifo = guest.path("fifo");
@@ -107,24 +105,23 @@ fn a_detached_dump_can_be_watched_and_cancelled() {
     let path = fifo.clone();
     let reader = std::thread::spawn(move || File::open(path).unwrap());
     let protocol = format!("file:{}", fifo.display());
-    qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": protocol, "detach": true}))
-        .unwrap();
+    qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": protocol, "detach": true}));
     let mut reader = reader.join().unwrap();
     qmp.event("STOP");
-    let now = qmp.ask("query-dump", json!({})).unwrap();
+    let now = qmp.ask("query-dump", json!({}));
     assert_eq!((&now["status"], &now["total"]), (&json!("active"), &json!(32 << 20)));
     assert_eq!(qmp.status(), "save-vm");
     for command in ["cont", "stop", "inject-nmi"] {
-        let refused = qmp.ask(command, json!({})).unwrap_err();
-        assert_eq!(refused, "There is a dump in process, please wait.");
+        let refused = qmp.refused(command, json!({}));
+        assert_eq!(refused["desc"], "There is a dump in process, please wait.");
     }
     let second =
-        qmp.ask("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/null"}));
-    assert_eq!(second.unwrap_err(), "There is a dump in process, please wait.");
+        qmp.refused("dump-guest-memory", json!({"paging": false, "protocol": "file:/dev/null"}));
+    assert_eq!(second["desc"], "There is a dump in process, please wait.");
     // Put off.
-    qmp.ask("system_reset", json!({})).unwrap();
+    qmp.ask("system_reset", json!({}));
     assert_eq!(qmp.status(), "save-vm");
-    qmp.ask("x-dump-cancel", json!({})).unwrap();
+    qmp.ask("x-dump-cancel", json!({}));
     std::io::copy(&mut reader, &mut std::io::sink()).unwrap();
     let end = qmp.event("DUMP_COMPLETED");
     assert_eq!(end["data"]["error"], "dump: cancelled");

@@ -101,11 +101,8 @@ fn a_guest_finds_nothing_to_write_to_without_the_device() {
 
 /// QEMU loads our stream with its own vmcoreinfo device, and dumps the note.
 #[test]
+#[ignore = "needs QEMU"]
 fn qemu_finds_the_note_of_a_guest_that_we_migrate_to_it() {
-    if Command::new("qemu-system-x86_64").arg("--version").stdout(Stdio::null()).status().is_err() {
-        eprintln!("skipped: there is no qemu-system-x86_64 here");
-        return;
-    }
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     std::fs::write(path("stream"), machines::save(&published(folder.path()))).unwrap();

@@ -3,54 +3,39 @@
 //!
 //! Guest RAM is a shared file, so that the test can reach into it as a faulty migration would.
 
-use std::fs::{self, File};
+use crate::common::vm::{Launch, PATIENCE, Vm};
+use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const PAGE_BYTES: usize = 4096;
 /// A page in the middle of every working set used here.
 const VICTIM: u64 = 77;
-const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Guest {
-    child: Child,
+    vm: Vm,
     ram: File,
-    serial: PathBuf,
     _folder: tempfile::TempDir,
 }
 
 impl Guest {
     fn start(append: &str, processors: u8) -> Guest {
         let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-        let (ram, serial) = (folder.path().join("ram"), folder.path().join("serial"));
+        let ram = folder.path().join("ram");
         let file = File::options().read(true).write(true).create_new(true).open(&ram).unwrap();
         file.set_len(64 << 20).unwrap();
-        fs::write(&serial, "").unwrap();
         let object =
             format!("memory-backend-file,id=m,size=64M,mem-path={},share=on", ram.display());
-        let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
-            .args([
-                "run",
-                "-M",
-                "microvm,acpi=off,memory-backend=m",
-                "-m",
-                "64",
-                "-object",
-                &object,
-            ])
-            .args(["-smp", &processors.to_string(), "-nodefaults", "-display", "none"])
-            .args(["-kernel", "builtin", "-append", append])
-            .args(["-serial", &format!("file:{}", serial.display())])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Guest { child, ram: file, serial, _folder: folder }
+        let vm = Launch::new(folder.path(), "vm")
+            .guest(append)
+            .processors(processors)
+            .words(&["-M", "microvm,acpi=off,memory-backend=m", "-object", &object])
+            .start();
+        Guest { vm, ram: file, _folder: folder }
     }
 
     fn said(&self) -> String {
-        fs::read_to_string(&self.serial).unwrap()
+        self.vm.serial()
     }
 
     /// Waits for `enough`; gives out all that was said.
@@ -61,7 +46,7 @@ impl Guest {
             if enough(&said) {
                 return said;
             }
-            assert!(self.child.try_wait().unwrap().is_none(), "the machine ended: {said}");
+            assert!(self.vm.child.try_wait().unwrap().is_none(), "the machine ended: {said}");
             assert!(begin.elapsed() < PATIENCE, "waited for {what}: {said}");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -95,13 +80,6 @@ impl Guest {
             said.lines().any(|line| line.starts_with("CORRUPT")) && said.ends_with('\n')
         });
         said.lines().find(|line| line.starts_with("CORRUPT")).unwrap().into()
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 

@@ -1,59 +1,19 @@
 //! The friendly verbs and the command line's refusals, as a person at a shell meets them.
 
-use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use crate::common::cli::{godwit, text};
+use crate::common::vm::{Launch, Vm};
 
-fn godwit(words: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_godwit")).args(words).stdin(Stdio::null()).output().unwrap()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-struct Machine(Child);
-
-impl Machine {
-    fn start(folder: &Path) -> (Machine, String) {
-        let qmp = format!("unix:{}", folder.join("qmp").display());
-        let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
-            .args([
-                "run",
-                "-M",
-                "microvm,acpi=off",
-                "-m",
-                "64",
-                "-nodefaults",
-                "-name",
-                "bird",
-                "-kernel",
-                "builtin",
-            ])
-            .args(["-append", "ws=1 rate=100", "-qmp", &format!("{qmp},server=on,wait=off")])
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let begin = Instant::now();
-        while !folder.join("qmp").exists() {
-            assert!(begin.elapsed() < Duration::from_secs(20), "no monitor");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        (Machine(child), qmp)
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A machine, and where its monitor is.
+fn start() -> (Vm, String) {
+    let mut vm = Launch::alone().guest("ws=1 rate=100").words(&["-name", "bird"]).start();
+    vm.hang_up();
+    let monitor = format!("unix:{}", vm.monitor().display());
+    (vm, monitor)
 }
 
 #[test]
 fn a_machine_is_seen_and_told_what_to_do_from_a_shell() {
-    let folder = tempfile::tempdir().unwrap();
-    let (mut machine, qmp) = Machine::start(folder.path());
+    let (mut machine, qmp) = start();
     let glance = text(&godwit(&["status", "--qmp", &qmp]).stdout);
     for line in ["machine     bird", "state       running", "processors  1", "memory      64 MiB"] {
         assert!(glance.lines().any(|l| l == line), "{line} in {glance}");
@@ -73,7 +33,7 @@ fn a_machine_is_seen_and_told_what_to_do_from_a_shell() {
         "godwit: no-such-thing: The command no-such-thing has not been found\n"
     );
     assert!(said(&["{\"execute\": \"quit\"}"]).status.success());
-    assert!(machine.0.wait().unwrap().success());
+    assert_eq!(machine.exit_code(), Some(0));
     let gone = godwit(&["status", "--qmp", &qmp]);
     assert!(text(&gone.stderr).starts_with(&format!("godwit: nothing answers at {qmp}: ")));
 }

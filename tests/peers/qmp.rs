@@ -1,57 +1,23 @@
-//! Python's `qemu.qmp` and its `qmp-shell` as clients. Runs with `GODWIT_PEERS=1`; `tools/install`
-//! installs them.
+//! Python's `qemu.qmp` and its `qmp-shell` as clients. `tools/install` installs
+//! them.
 
+use crate::common::vm::{Launch, Vm};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output, Stdio};
 
-/// The folder of the Python environment's programs, or `None` with the reason on stderr.
-fn peers() -> Option<PathBuf> {
-    if std::env::var_os("GODWIT_PEERS").is_none() {
-        eprintln!("skipped: set GODWIT_PEERS=1 to run clients from PyPI");
-        return None;
-    }
+/// The folder of the Python environment's programs.
+fn peers() -> PathBuf {
     let bin = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv/bin");
     assert!(bin.join("qmp-shell").exists(), "run tools/install first");
-    Some(bin)
+    bin
 }
 
-struct Godwit(Child);
-
-impl Godwit {
-    fn start(socket: &Path) -> Godwit {
-        let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
-            .args([
-                "run",
-                "-M",
-                "microvm,acpi=off",
-                "-m",
-                "64",
-                "-kernel",
-                "builtin",
-                "-S",
-                "-nodefaults",
-                "-qmp",
-            ])
-            .arg(format!("unix:{},server=on,wait=off", socket.display()))
-            .spawn()
-            .unwrap();
-        let end = Instant::now() + Duration::from_secs(30);
-        while !socket.exists() {
-            assert!(Instant::now() < end, "no socket");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Godwit(child)
-    }
-}
-
-impl Drop for Godwit {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// A machine whose monitor is free.
+fn start() -> Vm {
+    let mut vm = Launch::alone().words(&["-S"]).start();
+    vm.hang_up();
+    vm
 }
 
 /// Runs `command` with this on its standard input.
@@ -67,11 +33,10 @@ fn run(command: &mut Command, input: &str) -> Output {
 }
 
 #[test]
+#[ignore = "needs qemu.qmp from PyPI"]
 fn qmp_shell_starts_stops_and_quits() {
-    let Some(bin) = peers() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("qmp");
-    let mut godwit = Godwit::start(&socket);
+    let (bin, mut godwit) = (peers(), start());
+    let socket = godwit.monitor();
     let commands = "query-version\nquery-status\ncont\nquery-status\nstop\nno-such-command\nquit\n";
     let output = run(Command::new(bin.join("qmp-shell")).arg(&socket), commands);
     let text = String::from_utf8_lossy(&output.stdout);
@@ -83,7 +48,7 @@ fn qmp_shell_starts_stops_and_quits() {
     ] {
         assert!(text.contains(want), "{want}: {text}\n{}", String::from_utf8_lossy(&output.stderr));
     }
-    assert!(godwit.0.wait().unwrap().success());
+    assert_eq!(godwit.exit_code(), Some(0));
 }
 
 /// Events are awaited, an error is caught by class, and many commands wait for their answers at
@@ -126,16 +91,15 @@ asyncio.run(main())
 "#;
 
 #[test]
+#[ignore = "needs qemu.qmp from PyPI"]
 fn qemu_qmp_speaks_to_it() {
-    let Some(bin) = peers() else { return };
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("qmp");
-    let mut godwit = Godwit::start(&socket);
+    let (bin, mut godwit) = (peers(), start());
+    let socket = godwit.monitor();
     let output = run(Command::new(bin.join("python")).arg("-c").arg(SCRIPT).arg(&socket), "");
     assert!(
         String::from_utf8_lossy(&output.stdout).contains("done"),
         "{}",
         String::from_utf8_lossy(&output.stderr)
     );
-    assert!(godwit.0.wait().unwrap().success());
+    assert_eq!(godwit.exit_code(), Some(0));
 }

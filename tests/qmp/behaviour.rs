@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::client::Client;
+use crate::common::qmp::Client;
 use crate::fake;
 
 fn serve(monitors: usize) -> (tempfile::TempDir, Vec<PathBuf>) {
@@ -160,7 +160,7 @@ fn descriptors_belong_to_one_monitor() {
     let name = json!({"fdname": "disk"});
     assert_eq!(first.ask_with("getfd", name.clone(), &[file.as_fd()]).0, json!({}));
     assert_eq!(
-        second.ask("closefd", name.clone())["error"]["desc"],
+        second.refused("closefd", name.clone())["desc"],
         json!("File descriptor named 'disk' not found")
     );
     assert_eq!(first.ask("closefd", name), json!({}));
@@ -191,9 +191,7 @@ fn memory_is_saved_in_the_length_asked_for() {
         assert_eq!(answer, json!({}));
         assert_eq!(std::fs::metadata(&file).unwrap().len(), size);
     }
-    let refused = client.ask("pmemsave", json!({"val": 0, "size": 1, "filename": "/nowhere/x"}));
-    assert_eq!(
-        refused["error"]["desc"],
-        json!("Could not open '/nowhere/x': No such file or directory")
-    );
+    let refused =
+        client.refused("pmemsave", json!({"val": 0, "size": 1, "filename": "/nowhere/x"}));
+    assert_eq!(refused["desc"], json!("Could not open '/nowhere/x': No such file or directory"));
 }

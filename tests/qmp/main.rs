@@ -1,8 +1,9 @@
-//! QMP as clients see it: conversations recorded from QEMU, against a fake machine and against the
-//! real process.
+//! Conversations recorded from QEMU, and many clients, against the server: over a machine in this
+//! process (`behaviour` and `replay` need no privileges) and in the real one (`process`).
 
 mod behaviour;
-mod client;
+#[path = "../common/mod.rs"]
+mod common;
 mod fake;
 mod process;
 mod replay;

@@ -5,107 +5,44 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
 use crate::behaviour::pipelined_requests_are_answered_in_order;
-use crate::client::Client;
+use crate::common::qmp::Client;
+use crate::common::vm::{Launch, Vm};
 use crate::replay::{Peer, replay, replay_with_signal};
 
-/// A running `godwit run`, ended with the test.
-struct Godwit {
-    child: Child,
-    dir: tempfile::TempDir,
+/// `@DIR@` in `arguments` is the machine's own folder.
+fn start(arguments: &[&str]) -> Vm {
+    Launch::alone().bare().words(arguments).guest("").spawn()
 }
 
-/// What every guest here has.
-const GUEST: &[&str] = &[
-    "-M",
-    "microvm,acpi=off",
-    "-m",
-    "64",
-    "-nodefaults",
-    "-display",
-    "none",
-    "-kernel",
-    "builtin",
-];
-
-impl Godwit {
-    /// `@DIR@` in `arguments` is the test's own folder.
-    fn start(arguments: &[&str]) -> Godwit {
-        let dir = tempfile::tempdir().unwrap();
-        let place = dir.path().to_str().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_godwit"))
-            .arg("run")
-            .args(GUEST)
-            .args(arguments.iter().map(|argument| argument.replace("@DIR@", place)))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Godwit { child, dir }
-    }
-
-    /// With as many monitors as asked for, on `vm0`, `vm1` …
-    fn with_monitors(count: usize, arguments: &[&str]) -> Godwit {
-        let monitor = |n| format!("unix:@DIR@/vm{n},server=on,wait=off");
-        let monitors: Vec<String> = (0..count).map(monitor).collect();
-        let options = monitors.iter().flat_map(|monitor| ["-qmp", monitor.as_str()]);
-        let all: Vec<&str> = options.chain(arguments.iter().copied()).collect();
-        Godwit::start(&all)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn monitor(&self, number: usize) -> Client {
-        Client::negotiated(&self.path(&format!("vm{number}")))
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.child), signal).unwrap();
-    }
-
-    /// Waits for the end and gives out the status.
-    fn status(&mut self) -> Option<i32> {
-        let end = Instant::now() + Duration::from_secs(60);
-        while Instant::now() < end {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("it does not end");
-    }
-
-    fn stdout(&mut self) -> BufReader<ChildStdout> {
-        BufReader::new(self.child.stdout.take().unwrap())
-    }
-
-    fn stdin(&mut self) -> ChildStdin {
-        self.child.stdin.take().unwrap()
-    }
+/// With as many monitors as asked for, on `vm0`, `vm1` …
+fn with_monitors(count: usize, arguments: &[&str]) -> Vm {
+    let monitor = |n| format!("unix:@DIR@/vm{n},server=on,wait=off");
+    let monitors: Vec<String> = (0..count).map(monitor).collect();
+    let options = monitors.iter().flat_map(|monitor| ["-qmp", monitor.as_str()]);
+    let all: Vec<&str> = options.chain(arguments.iter().copied()).collect();
+    start(&all)
 }
 
-impl Drop for Godwit {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn monitor(vm: &Vm, number: usize) -> Client {
+    Client::negotiated(&vm.path(&format!("vm{number}")))
+}
+
+fn send(vm: &Vm, signal: Signal) {
+    kill_process(Pid::from_child(&vm.child), signal).unwrap();
 }
 
 fn against_process(topic: &str, until: Option<&str>) {
-    let mut godwit = Godwit::with_monitors(1, &["-S", "-no-shutdown"]);
-    replay(topic, godwit.dir.path(), Peer::Process, until);
-    godwit.signal(Signal::TERM);
-    assert_eq!(godwit.status(), Some(0));
+    let mut godwit = with_monitors(1, &["-S", "-no-shutdown"]);
+    replay(topic, godwit.folder(), Peer::Process, until);
+    send(&godwit, Signal::TERM);
+    assert_eq!(godwit.exit_code(), Some(0));
 }
 
 #[test]
@@ -128,59 +65,59 @@ fn recorded_conversations_are_the_same_with_the_real_process() {
 
 #[test]
 fn run_state_follows_the_recording() {
-    let mut godwit = Godwit::with_monitors(1, &["-S", "-no-shutdown"]);
-    replay("runstate", godwit.dir.path(), Peer::Process, None);
-    assert_eq!(godwit.status(), Some(0));
+    let mut godwit = with_monitors(1, &["-S", "-no-shutdown"]);
+    replay("runstate", godwit.folder(), Peer::Process, None);
+    assert_eq!(godwit.exit_code(), Some(0));
 }
 
 #[test]
 fn a_signal_is_told_as_in_the_recording() {
-    let mut godwit = Godwit::with_monitors(1, &["-S"]);
-    let signal = || godwit.signal(Signal::TERM);
-    replay_with_signal("shutdown_signal", godwit.dir.path(), Peer::Process, None, &signal);
-    assert_eq!(godwit.status(), Some(0));
+    let mut godwit = with_monitors(1, &["-S"]);
+    let signal = || send(&godwit, Signal::TERM);
+    replay_with_signal("shutdown_signal", godwit.folder(), Peer::Process, None, &signal);
+    assert_eq!(godwit.exit_code(), Some(0));
 }
 
 #[test]
 fn qmp_shell_gets_the_recorded_answers() {
-    let mut godwit = Godwit::with_monitors(1, &["-S"]);
-    replay("qmp_shell", godwit.dir.path(), Peer::Process, None);
-    assert_eq!(godwit.status(), Some(0));
+    let mut godwit = with_monitors(1, &["-S"]);
+    replay("qmp_shell", godwit.folder(), Peer::Process, None);
+    assert_eq!(godwit.exit_code(), Some(0));
 }
 
 #[test]
 fn signals_end_it_cleanly() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let mut godwit = Godwit::with_monitors(1, &["-pidfile", "@DIR@/pid"]);
-        let mut client = godwit.monitor(0);
+        let mut godwit = with_monitors(1, &["-pidfile", "@DIR@/pid"]);
+        let mut client = monitor(&godwit, 0);
         assert_eq!(client.ask("query-status", json!({}))["running"], json!(true));
         let pid = std::fs::read_to_string(godwit.path("pid")).unwrap();
-        assert_eq!(pid, format!("{}\n", godwit.child.id()));
-        godwit.signal(signal);
+        assert_eq!(pid, format!("{}\n", godwit.pid()));
+        send(&godwit, signal);
         assert_eq!(
             client.event("SHUTDOWN")["data"],
             json!({"guest": false, "reason": "host-signal"})
         );
         assert_eq!(client.receive_text(), None);
-        assert_eq!(godwit.status(), Some(0));
+        assert_eq!(godwit.exit_code(), Some(0));
         assert!(!godwit.path("pid").exists() && !godwit.path("vm0").exists());
     }
 }
 
 #[test]
 fn quit_ends_it_with_status_zero() {
-    let mut godwit = Godwit::with_monitors(2, &[]);
-    let mut other = godwit.monitor(1);
-    assert_eq!(godwit.monitor(0).ask("quit", json!({})), json!({}));
+    let mut godwit = with_monitors(2, &[]);
+    let mut other = monitor(&godwit, 1);
+    assert_eq!(monitor(&godwit, 0).ask("quit", json!({})), json!({}));
     other.event("SHUTDOWN");
     assert_eq!(other.receive_text(), None);
-    assert_eq!(godwit.status(), Some(0));
+    assert_eq!(godwit.exit_code(), Some(0));
 }
 
 #[test]
 fn client_that_does_not_read_does_not_hold_up_the_end() {
-    let mut godwit = Godwit::with_monitors(2, &[]);
-    let mut dead = godwit.monitor(0);
+    let mut godwit = with_monitors(2, &[]);
+    let mut dead = monitor(&godwit, 0);
     for _ in 0..100 {
         let request = b"{\"execute\":\"query-commands\"}".repeat(10);
         rustix::io::ioctl_fionbio(dead.socket(), true).unwrap();
@@ -189,8 +126,8 @@ fn client_that_does_not_read_does_not_hold_up_the_end() {
         }
     }
     let start = Instant::now();
-    godwit.monitor(1).ask("quit", json!({}));
-    assert_eq!(godwit.status(), Some(0));
+    monitor(&godwit, 1).ask("quit", json!({}));
+    assert_eq!(godwit.exit_code(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(20));
     rustix::io::ioctl_fionbio(dead.socket(), false).unwrap();
     while dead.receive_text().is_some() {}
@@ -198,15 +135,15 @@ fn client_that_does_not_read_does_not_hold_up_the_end() {
 
 #[test]
 fn ten_thousand_pipelined_requests() {
-    let godwit = Godwit::with_monitors(1, &["-append", "rate=1"]);
+    let godwit = with_monitors(1, &["-append", "rate=1"]);
     pipelined_requests_are_answered_in_order(&godwit.path("vm0"), false);
     pipelined_requests_are_answered_in_order(&godwit.path("vm0"), true);
 }
 
 #[test]
 fn guest_stands_still_and_goes_on() {
-    let godwit = Godwit::with_monitors(2, &["-append", "ws=1"]);
-    let (mut client, mut other) = (godwit.monitor(0), godwit.monitor(1));
+    let godwit = with_monitors(2, &["-append", "ws=1"]);
+    let (mut client, mut other) = (monitor(&godwit, 0), monitor(&godwit, 1));
     for _ in 0..10 {
         let (_, events) = client.ask_with("stop", json!({}), &[]);
         assert_eq!(events[0]["event"], json!("STOP"));
@@ -223,8 +160,8 @@ fn guest_stands_still_and_goes_on() {
 
 #[test]
 fn memory_is_saved_as_the_guest_has_it() {
-    let godwit = Godwit::with_monitors(1, &["-S"]);
-    let mut client = godwit.monitor(0);
+    let godwit = with_monitors(1, &["-S"]);
+    let mut client = monitor(&godwit, 0);
     let (physical, linear) = (godwit.path("physical"), godwit.path("virtual"));
     let bytes = 64 << 20;
     assert_eq!(
@@ -242,11 +179,11 @@ fn memory_is_saved_as_the_guest_has_it() {
 
 #[test]
 fn descriptors_are_closed_with_their_names() {
-    let godwit = Godwit::with_monitors(1, &["-S"]);
+    let godwit = with_monitors(1, &["-S"]);
     let path = godwit.path("file");
     let file = File::create(&path).unwrap();
-    let held = || open_in(godwit.child.id(), &path);
-    let mut client = godwit.monitor(0);
+    let held = || open_in(godwit.pid(), &path);
+    let mut client = monitor(&godwit, 0);
     for name in ["a", "b", "a"] {
         assert_eq!(client.ask_with("getfd", json!({"fdname": name}), &[file.as_fd()]).0, json!({}));
     }
@@ -255,7 +192,7 @@ fn descriptors_are_closed_with_their_names() {
     client.ask_with("query-status", json!({}), &[file.as_fd()]);
     assert_eq!(held(), 4);
     drop(client);
-    let mut client = godwit.monitor(0);
+    let mut client = monitor(&godwit, 0);
     assert_eq!(held(), 3, "what nobody claimed goes with the client");
     client.ask("closefd", json!({"fdname": "a"}));
     client.ask("closefd", json!({"fdname": "b"}));
@@ -271,8 +208,8 @@ fn open_in(pid: u32, path: &Path) -> usize {
 
 #[test]
 fn monitor_on_stdio_and_on_tcp() {
-    let mut godwit = Godwit::start(&["-S", "-qmp", "stdio"]);
-    let (mut stdin, mut stdout) = (godwit.stdin(), godwit.stdout());
+    let mut godwit = start(&["-S", "-qmp", "stdio"]);
+    let (mut stdin, mut stdout) = (godwit.stdin(), BufReader::new(godwit.stdout()));
     let mut line = String::new();
     stdout.read_line(&mut line).unwrap();
     assert!(line.starts_with("{\"QMP\": "), "{line}");
@@ -280,10 +217,10 @@ fn monitor_on_stdio_and_on_tcp() {
     let mut rest = String::new();
     stdout.read_to_string(&mut rest).unwrap();
     assert!(rest.starts_with("{\"return\": {}}\r\n") && rest.contains("SHUTDOWN"), "{rest}");
-    assert_eq!(godwit.status(), Some(0));
+    assert_eq!(godwit.exit_code(), Some(0));
 
-    let godwit = Godwit::with_monitors(1, &["-S", "-qmp", "tcp:127.0.0.1:0,server=on,wait=off"]);
-    let chardevs = godwit.monitor(0).ask("query-chardev", json!({}));
+    let godwit = with_monitors(1, &["-S", "-qmp", "tcp:127.0.0.1:0,server=on,wait=off"]);
+    let chardevs = monitor(&godwit, 0).ask("query-chardev", json!({}));
     let names: Vec<&str> = chardevs
         .as_array()
         .unwrap()
@@ -300,16 +237,16 @@ fn monitor_on_stdio_and_on_tcp() {
 
 #[test]
 fn serial_output_reaches_stdio_files_and_sockets() {
-    let mut godwit = Godwit::with_monitors(1, &["-append", "ws=1", "-serial", "stdio"]);
+    let mut godwit = with_monitors(1, &["-append", "ws=1", "-serial", "stdio"]);
     let mut line = String::new();
-    godwit.stdout().read_line(&mut line).unwrap();
+    BufReader::new(godwit.stdout()).read_line(&mut line).unwrap();
     assert!(!line.trim().is_empty());
 
-    let godwit = Godwit::with_monitors(
+    let godwit = with_monitors(
         1,
         &["-S", "-append", "ws=1", "-serial", "unix:@DIR@/serial,server=on,wait=off"],
     );
-    let mut client = godwit.monitor(0);
+    let mut client = monitor(&godwit, 0);
     for _ in 0..2 {
         let serial = UnixStream::connect(godwit.path("serial")).unwrap();
         client.ask("cont", json!({}));
@@ -318,7 +255,7 @@ fn serial_output_reaches_stdio_files_and_sockets() {
         assert!(!line.trim().is_empty());
     }
 
-    let godwit = Godwit::with_monitors(1, &["-append", "ws=1", "-serial", "file:@DIR@/serial"]);
+    let godwit = with_monitors(1, &["-append", "ws=1", "-serial", "file:@DIR@/serial"]);
     let path = godwit.path("serial");
     let end = Instant::now() + Duration::from_secs(60);
     while std::fs::read(&path).map_or(0, |text| text.len()) < 10 {
@@ -330,8 +267,8 @@ fn serial_output_reaches_stdio_files_and_sockets() {
 #[test]
 fn serial_input_keeps_its_connection() {
     let serial = "unix:@DIR@/serial,server=on,wait=off";
-    let godwit = Godwit::with_monitors(1, &["-S", "-append", "ws=1", "-serial", serial]);
-    let mut client = godwit.monitor(0);
+    let godwit = with_monitors(1, &["-S", "-append", "ws=1", "-serial", serial]);
+    let mut client = monitor(&godwit, 0);
     let mut socket = UnixStream::connect(godwit.path("serial")).unwrap();
     // The port takes 16 bytes; the rest waits for a guest that reads.
     for key in 0..20u8 {
@@ -346,11 +283,11 @@ fn serial_input_keeps_its_connection() {
 
 #[test]
 fn serial_reader_that_does_not_read_does_not_stop_the_guest() {
-    let godwit = Godwit::with_monitors(
+    let godwit = with_monitors(
         1,
         &["-S", "-append", "ws=1", "-serial", "unix:@DIR@/serial,server=on,wait=off"],
     );
-    let mut client = godwit.monitor(0);
+    let mut client = monitor(&godwit, 0);
     let _reader = UnixStream::connect(godwit.path("serial")).unwrap();
     client.ask("cont", json!({}));
     std::thread::sleep(Duration::from_secs(1));
@@ -361,8 +298,8 @@ fn serial_reader_that_does_not_read_does_not_stop_the_guest() {
 
 #[test]
 fn terminal_is_named_by_query_chardev() {
-    let godwit = Godwit::with_monitors(1, &["-append", "ws=1", "-serial", "pty"]);
-    let chardevs = godwit.monitor(0).ask("query-chardev", json!({}));
+    let godwit = with_monitors(1, &["-append", "ws=1", "-serial", "pty"]);
+    let chardevs = monitor(&godwit, 0).ask("query-chardev", json!({}));
     let serial = chardevs
         .as_array()
         .unwrap()
@@ -377,17 +314,17 @@ fn terminal_is_named_by_query_chardev() {
 
 #[test]
 fn server_that_waits_starts_the_guest_with_its_client() {
-    let godwit = Godwit::start(&["-S", "-qmp", "unix:@DIR@/vm0,server=on,wait=on"]);
-    assert_eq!(godwit.monitor(0).ask("query-status", json!({}))["status"], json!("prelaunch"));
+    let godwit = start(&["-S", "-qmp", "unix:@DIR@/vm0,server=on,wait=on"]);
+    assert_eq!(monitor(&godwit, 0).ask("query-status", json!({}))["status"], json!("prelaunch"));
 }
 
 #[test]
 fn guest_in_the_background_is_ready_when_the_command_returns() {
-    let mut godwit = Godwit::with_monitors(1, &["-S", "-daemonize", "-pidfile", "@DIR@/pid"]);
-    assert_eq!(godwit.status(), Some(0));
+    let mut godwit = with_monitors(1, &["-S", "-daemonize", "-pidfile", "@DIR@/pid"]);
+    assert_eq!(godwit.exit_code(), Some(0));
     let pid: u32 = std::fs::read_to_string(godwit.path("pid")).unwrap().trim().parse().unwrap();
-    assert_ne!(pid, godwit.child.id());
-    let mut client = godwit.monitor(0);
+    assert_ne!(pid, godwit.pid());
+    let mut client = monitor(&godwit, 0);
     client.ask("quit", json!({}));
     while client.receive_text().is_some() {}
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use godwit::qmp::commands;
 use serde_json::{Value, json};
 
-use crate::client::Client;
+use crate::common::qmp::Client;
 use crate::fake;
 
 /// Who answers.

@@ -1,4 +1,5 @@
-//! A client that reads line by line and can send descriptors.
+//! A client of QMP that reads line by line, keeps the events that come between, and can send
+//! descriptors.
 
 use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
@@ -10,36 +11,47 @@ use std::time::{Duration, Instant};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
+use super::PATIENCE;
+
 pub struct Client {
     socket: UnixStream,
     buffer: Vec<u8>,
+    /// Events that came before an answer and that nobody asked for yet.
+    events: Vec<Value>,
 }
-
-/// Longer than anything takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 impl Client {
     /// Connects, waiting for the server to listen.
     pub fn connect(path: &Path) -> Client {
         let end = Instant::now() + PATIENCE;
         loop {
-            match UnixStream::connect(path) {
-                Ok(socket) => {
-                    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-                    return Client { socket, buffer: Vec::new() };
-                }
+            match Client::try_connect(path) {
+                Ok(client) => return client,
                 Err(error) => assert!(Instant::now() < end, "{}: {error}", path.display()),
             }
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
+    /// Connects, if the server listens already.
+    pub fn try_connect(path: &Path) -> std::io::Result<Client> {
+        let socket = UnixStream::connect(path)?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        Ok(Client { socket, buffer: Vec::new(), events: Vec::new() })
+    }
+
     /// Connects, checks the greeting, and finishes the negotiation.
     pub fn negotiated(path: &Path) -> Client {
         let mut client = Client::connect(path);
-        assert!(client.receive().get("QMP").is_some());
-        assert_eq!(client.ask("qmp_capabilities", json!({})), json!({}));
+        client.negotiate();
         client
+    }
+
+    /// Checks the greeting, and finishes the negotiation.
+    pub fn negotiate(&mut self) {
+        let greeting = self.receive();
+        assert!(greeting.get("QMP").is_some(), "{greeting}");
+        self.ask("qmp_capabilities", json!({}));
     }
 
     pub fn send(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
@@ -93,12 +105,49 @@ impl Client {
         heard
     }
 
-    /// Sends a command and waits for its answer; events on the way are dropped.
+    /// Sends a command that must be carried out, and waits for its answer.
     pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
-        self.ask_with(command, arguments, &[]).0
+        self.try_ask(command, arguments).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
-    /// The answer, and the events before it.
+    /// The answer, or the error's text.
+    pub fn try_ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
+        let mut message = self.message(command, arguments);
+        match message.get_mut("return") {
+            Some(value) => Ok(value.take()),
+            None => Err(message["error"]["desc"].as_str().unwrap().to_owned()),
+        }
+    }
+
+    /// The error with which a command is refused: class and text.
+    pub fn refused(&mut self, command: &str, arguments: Value) -> Value {
+        let mut message = self.message(command, arguments);
+        assert!(message.get("error").is_some(), "{command} is not refused: {message}");
+        message["error"].take()
+    }
+
+    fn message(&mut self, command: &str, arguments: Value) -> Value {
+        self.try_message(command, arguments)
+            .unwrap_or_else(|| panic!("{command}: the server closed the connection"))
+    }
+
+    /// The message that answers a command, whatever it says; `None`: the server closed the
+    /// connection.
+    pub fn try_message(&mut self, command: &str, arguments: Value) -> Option<Value> {
+        let request = json!({"execute": command, "arguments": arguments}).to_string();
+        if rustix::net::send(&self.socket, request.as_bytes(), SendFlags::NOSIGNAL).is_err() {
+            return None;
+        }
+        loop {
+            let message: Value = serde_json::from_str(&self.receive_text()?).unwrap();
+            if message.get("event").is_none() {
+                return Some(message);
+            }
+            self.events.push(message);
+        }
+    }
+
+    /// The answer, or the whole message if it is an error, and the events that came before it.
     pub fn ask_with(
         &mut self,
         command: &str,
@@ -120,13 +169,28 @@ impl Client {
         }
     }
 
-    /// Waits for an event of this name; what comes before it is dropped.
+    /// Waits for an event of this name, unless it came already.
     pub fn event(&mut self, name: &str) -> Value {
         loop {
-            let message = self.receive();
-            if message.get("event") == Some(&json!(name)) {
-                return message;
+            if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
+                return self.events.remove(at);
             }
+            let message = self.receive();
+            assert!(message.get("event").is_some(), "no event {name} but {message}");
+            self.events.push(message);
+        }
+    }
+
+    pub fn status(&mut self) -> String {
+        self.ask("query-status", json!({}))["status"].as_str().unwrap().to_owned()
+    }
+
+    /// The guest goes on a moment after a dump's end was told, as QEMU's does.
+    pub fn wait_until_running(&mut self) {
+        let end = Instant::now() + PATIENCE;
+        while self.status() != "running" {
+            assert!(Instant::now() < end, "the guest stays in state {}", self.status());
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
