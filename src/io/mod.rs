@@ -20,6 +20,7 @@ pub mod limit;
 mod resolve;
 pub mod ring;
 pub mod socket;
+pub mod socket_file;
 pub mod transport;
 
 pub use address::{Address, AddressError};

@@ -12,7 +12,7 @@ use super::ring::Ring;
 use super::{Error, OpenError};
 
 /// Connections that wait to be accepted: the main channel and 255 multifd channels.
-const BACKLOG: i32 = 256;
+pub(super) const BACKLOG: i32 = 256;
 
 /// A kernel socket address.
 pub(super) struct SocketAddress {

@@ -10,14 +10,15 @@ use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
 use super::address::{Address, Tcp};
-use super::resolve::{SocketAddress, no_address, resolve, resolve_aside};
+use super::resolve::{BACKLOG, SocketAddress, no_address, resolve, resolve_aside};
 use super::ring::Ring;
+use super::socket_file::{self, SocketFile};
 use super::{Error, OpenError, Result};
 
 /// What a stream runs over; decides what may be asked of it.
@@ -252,10 +253,10 @@ fn connect_to(
 
 /// A socket that waits for a source.
 pub struct Listener {
+    /// The name of a unix socket; goes before the socket does.
+    file: Option<Arc<SocketFile>>,
     sockets: Vec<OwnedFd>,
     addresses: Vec<BoundAddress>,
-    /// A socket file of ours, removed when listening ends.
-    path: Option<String>,
 }
 
 /// Where a listener can be reached, as `query-migrate` shows it.
@@ -276,17 +277,13 @@ impl Listener {
 
     fn bind_unix(path: &str) -> std::result::Result<Self, OpenError> {
         let fail = |source| OpenError::BindUnix { address: path.to_owned(), source };
-        let address = SocketAddress::unix(path)?;
-        // A file left behind by an earlier process would make bind fail.
-        let _ = std::fs::remove_file(path);
-        let socket =
-            address.socket().and_then(|fd| address.listen(&fd).map(|()| fd)).map_err(fail)?;
+        let (file, socket) = socket_file::listen_at(path.as_ref(), BACKLOG).map_err(fail)?;
         let bound = BoundAddress::Unix { path: path.to_owned() };
-        Ok(Self { sockets: vec![socket], addresses: vec![bound], path: Some(path.to_owned()) })
+        Ok(Self { file: Some(Arc::new(file)), sockets: vec![socket], addresses: vec![bound] })
     }
 
     fn bind_tcp(tcp: &Tcp) -> std::result::Result<Self, OpenError> {
-        let mut listener = Self { sockets: Vec::new(), addresses: Vec::new(), path: None };
+        let mut listener = Self { sockets: Vec::new(), addresses: Vec::new(), file: None };
         let mut failure = None;
         for candidate in resolve(tcp, true)? {
             let opened = candidate.socket().and_then(|fd| {
@@ -316,6 +313,11 @@ impl Listener {
         } else {
             Ok(listener)
         }
+    }
+
+    /// The name of a unix socket, for whoever ends the process while somebody listens.
+    pub fn file(&self) -> Weak<SocketFile> {
+        self.file.as_ref().map_or_else(Weak::new, Arc::downgrade)
     }
 
     pub fn addresses(&self) -> &[BoundAddress] {
@@ -365,14 +367,6 @@ impl Listener {
         }
         // SAFETY: accept4 returned a descriptor that nobody else has.
         Ok(Connection::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }).tune())
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            let _ = std::fs::remove_file(path);
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use serde_json::{Map, Value};
 
@@ -13,6 +13,7 @@ use super::outgoing::{Destination, Event, Source};
 use super::parameters::{ParameterError, Parameters};
 use super::progress::{Progress, Status};
 use super::settings::Settings;
+use crate::io::socket_file::SocketFile;
 use crate::io::transport::{self, Direction};
 use crate::io::{Address, Listener, OpenError, Waker};
 use crate::machine::RunState;
@@ -63,6 +64,8 @@ pub struct Handle {
     uuid: Option<[u8; 16]>,
     outgoing: Mutex<Outgoing>,
     arrival: Arc<Arrival>,
+    /// The name of the socket that a guest is waited for at.
+    socket_file: Mutex<Weak<SocketFile>>,
 }
 
 #[derive(Default)]
@@ -105,6 +108,7 @@ impl Handle {
             uuid,
             outgoing: Mutex::default(),
             arrival: Arc::default(),
+            socket_file: Mutex::default(),
         })
     }
 
@@ -245,7 +249,17 @@ impl Handle {
         }
         let listener = Listener::bind(address)?;
         self.arrival.listening(listener.addresses());
+        *self.socket_file() = listener.file();
         Ok(Origin::Listener(listener))
+    }
+
+    /// The process ends, while its threads may still wait for a guest: what has a name outside goes.
+    pub fn end(&self) {
+        self.socket_file().upgrade().iter().for_each(|file| file.remove());
+    }
+
+    fn socket_file(&self) -> MutexGuard<'_, Weak<SocketFile>> {
+        self.socket_file.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// The answer of `query-migrate`: both directions in one object, as in QEMU.
