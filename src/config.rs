@@ -28,7 +28,7 @@ pub struct Config {
     pub start_paused: bool,
     pub actions: Actions,
     pub identity: Identity,
-    /// Written once the machine is built, removed at the end.
+    /// Written and locked before the machine is built, removed at the end.
     pub pidfile: Option<PathBuf>,
     /// `-daemonize`: go to the background once the machine is built.
     pub daemonize: bool,
@@ -154,6 +154,13 @@ pub struct Chardev {
     pub backend: ChardevBackend,
     /// Everything the guest or a monitor writes goes here too.
     pub log: Option<LogFile>,
+}
+
+impl Chardev {
+    /// Only one machine at a time can have what is behind it, and opening it finds that out.
+    pub fn is_exclusive(&self) -> bool {
+        matches!(&self.backend, ChardevBackend::Socket(_) | ChardevBackend::Pty { path: Some(_) })
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -159,7 +159,7 @@ pub const OPTIONS: &[Opt] = {
         set(Consoles, &["mon"], "ID,mode=control[,pretty=on]", "a QMP monitor on the character device ID",
             |d, o, v| d.mon(o, v)),
 
-        set(Running, &["pidfile"], "FILE", "write the process id here once the machine is built",
+        set(Running, &["pidfile"], "FILE", "write the process id here, and keep it locked: one machine for one file",
             |d, _, v| { d.pidfile = Some(v.into()); Ok(()) }),
         flag(Running, &["daemonize"], "go to the background once the machine is built",
             |d, _, _| { d.daemonize = true; Ok(()) }),

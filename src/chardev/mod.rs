@@ -1,7 +1,9 @@
 //! Character devices: what a serial port or a monitor is connected to.
 //!
 //! Opening is done before the machine is built and may block (names are looked up, `wait=on` waits
-//! for a client); everything later happens on the control plane and does not.
+//! for a client); everything later happens on the control plane and does not. All that a device
+//! needs until a client comes is had when it is open, so that a host that lacks it is found out
+//! before the guest starts.
 
 mod output;
 mod port;
@@ -17,11 +19,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::{self, ChardevBackend, SocketRole};
+use crate::io::socket_file::FileId;
 use crate::vmm::ChardevInfo;
 
 pub use output::Sink;
 pub use port::{Port, bridge};
-pub use socket::Listener;
+pub use socket::{Client, Listener};
 pub use terminal::Terminal;
 
 /// Why a character device could not be opened.
@@ -48,6 +51,9 @@ pub struct Chardev {
     name: String,
     /// What [`Chardev::info`] tells of a socket.
     status: Arc<Status>,
+    /// What stood in these files goes when the machine starts: until then it may be the output of
+    /// another one, which this one cannot join.
+    stale: Vec<File>,
 }
 
 pub enum Backend {
@@ -57,7 +63,7 @@ pub enum Backend {
     /// Serves one client at a time.
     Server(Listener),
     /// Is the client of someone else.
-    Client(socket::Client),
+    Client(Client),
 }
 
 pub struct Files {
@@ -65,9 +71,23 @@ pub struct Files {
     pub output: File,
     /// Puts the terminal back as it was when dropped.
     pub terminal: Option<Terminal>,
-    /// The other end of a pseudo-terminal: while it is open, input does not fail for want of a
-    /// user.
-    _user_end: Option<OwnedFd>,
+    /// Of a pseudo-terminal.
+    pty: Option<Pty>,
+}
+
+pub struct Pty {
+    /// While it is open, input does not fail for want of a user.
+    _user_end: OwnedFd,
+    /// The link of `path=`, removed when this is dropped if it still is ours.
+    link: Option<(PathBuf, FileId)>,
+}
+
+impl Drop for Pty {
+    fn drop(&mut self) {
+        if let Some((path, id)) = &self.link {
+            id.remove(path);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -77,10 +97,13 @@ pub struct Status {
 }
 
 impl Chardev {
-    /// Opens what `config` describes. With `wait=on` this returns when a client is there.
-    pub fn open(config: &config::Chardev) -> Result<Chardev, Error> {
+    /// Opens what `config` describes, on the control plane's runtime. With `wait=on` this returns
+    /// when a client is there.
+    pub async fn open(config: &config::Chardev) -> Result<Chardev, Error> {
         let id = config.id.clone();
-        let log = config.log.as_ref().map(|log| open_log(&id, log)).transpose()?;
+        let mut stale = Vec::new();
+        let log = config.log.as_ref();
+        let log = log.map(|log| open_output(&id, &log.path, log.append, &mut stale)).transpose()?;
         let status = Arc::new(Status::default());
         let (backend, name) = match &config.backend {
             ChardevBackend::Null => (Backend::Null, "null".to_owned()),
@@ -88,7 +111,8 @@ impl Chardev {
                 (Backend::Files(stdio(&id, *signal)?), "stdio".to_owned())
             }
             ChardevBackend::File { path, append, input } => {
-                (Backend::Files(files(&id, path, *append, input.as_deref())?), "file".to_owned())
+                let output = open_output(&id, path, *append, &mut stale)?;
+                (Backend::Files(files(&id, output, input.as_deref())?), "file".to_owned())
             }
             ChardevBackend::Pty { path } => {
                 let (files, name) = pty(&id, path.as_deref())?;
@@ -96,7 +120,7 @@ impl Chardev {
             }
             ChardevBackend::Socket(socket) => match socket.role {
                 SocketRole::Server { wait } => {
-                    let listener = Listener::open(&id, &socket.address, wait)?;
+                    let listener = Listener::open(&id, &socket.address, wait).await?;
                     let name = format!("{},server=on", listener.name());
                     (Backend::Server(listener), name)
                 }
@@ -107,7 +131,7 @@ impl Chardev {
                 }
             },
         };
-        Ok(Chardev { id, backend, log, name, status })
+        Ok(Chardev { id, backend, log, name, status, stale })
     }
 
     /// Tells `query-chardev` about this device for as long as the process runs.
@@ -124,29 +148,35 @@ impl Chardev {
         }
     }
 
+    /// The files that [`empty`] is for.
+    pub fn take_stale(&mut self) -> Vec<File> {
+        std::mem::take(&mut self.stale)
+    }
+
     /// Where this device keeps whether someone is connected.
     pub fn status(&self) -> Arc<Status> {
         self.status.clone()
     }
 }
 
-fn open_log(id: &str, log: &config::LogFile) -> Result<File, Error> {
-    open_output(id, &log.path, log.append)
+/// Empties files that were opened to be written from their beginning.
+pub fn empty(stale: Vec<File>) -> io::Result<()> {
+    stale.into_iter().try_for_each(|file| file.set_len(0))
 }
 
-fn open_output(id: &str, path: &Path, append: bool) -> Result<File, Error> {
-    OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(!append)
-        .append(append)
-        .mode(0o666)
-        .open(path)
-        .map_err(|source| Error::Open { id: id.to_owned(), path: path.to_owned(), source })
+/// What is to be emptied is put to `stale`.
+fn open_output(id: &str, path: &Path, append: bool, stale: &mut Vec<File>) -> Result<File, Error> {
+    let failed = |source| Error::Open { id: id.to_owned(), path: path.to_owned(), source };
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).append(append).mode(0o666);
+    let file = options.open(path).map_err(failed)?;
+    if !append && file.metadata().map_err(failed)?.is_file() {
+        stale.push(file.try_clone().map_err(failed)?);
+    }
+    Ok(file)
 }
 
-fn files(id: &str, path: &Path, append: bool, input: Option<&Path>) -> Result<Files, Error> {
-    let output = open_output(id, path, append)?;
+fn files(id: &str, output: File, input: Option<&Path>) -> Result<Files, Error> {
     let open = |path: &Path| {
         File::open(path).map_err(|source| Error::Open {
             id: id.to_owned(),
@@ -154,7 +184,7 @@ fn files(id: &str, path: &Path, append: bool, input: Option<&Path>) -> Result<Fi
             source,
         })
     };
-    Ok(Files { input: input.map(open).transpose()?, output, terminal: None, _user_end: None })
+    Ok(Files { input: input.map(open).transpose()?, output, terminal: None, pty: None })
 }
 
 fn stdio(id: &str, signal: bool) -> Result<Files, Error> {
@@ -162,22 +192,25 @@ fn stdio(id: &str, signal: bool) -> Result<Files, Error> {
     let input = io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
     let output = io::stdout().as_fd().try_clone_to_owned().map_err(failed)?;
     let terminal = Terminal::raw(signal);
-    Ok(Files { input: Some(input.into()), output: output.into(), terminal, _user_end: None })
+    Ok(Files { input: Some(input.into()), output: output.into(), terminal, pty: None })
 }
 
 fn pty(id: &str, link: Option<&Path>) -> Result<(Files, String), Error> {
     let failed = |source| Error::Pty { id: id.to_owned(), source };
     let (ours, theirs, name) = terminal::open_pty().map_err(failed)?;
-    if let Some(link) = link {
-        std::os::unix::fs::symlink(&name, link).map_err(failed)?;
-    }
+    let make = |path: &Path| {
+        let failed = |source| Error::Open { id: id.to_owned(), path: path.to_owned(), source };
+        std::os::unix::fs::symlink(&name, path).map_err(failed)?;
+        Ok((path.to_owned(), FileId::at(path).map_err(failed)?))
+    };
+    let link = link.map(make).transpose()?;
     eprintln!("char device redirected to {name} (label {id})");
     let input = ours.try_clone().map_err(failed)?;
     let files = Files {
         input: Some(input.into()),
         output: ours.into(),
         terminal: None,
-        _user_end: Some(theirs),
+        pty: Some(Pty { _user_end: theirs, link }),
     };
     Ok((files, name))
 }

@@ -30,7 +30,7 @@ pub type Receiver<'a> = dyn Fn(&[u8]) -> usize + 'a;
 
 impl Port {
     /// Connects a port to `chardev`. Output is accepted from here on, input once [`Port::run`]
-    /// runs.
+    /// runs. What is needed until a client comes is had then.
     pub fn new(chardev: Chardev) -> io::Result<(Sink, Port)> {
         let status = chardev.status();
         status.used.store(true, Ordering::Relaxed);
@@ -48,34 +48,36 @@ impl Port {
 
     /// Carries bytes for as long as the process runs. `room` is notified when the guest has room
     /// for input again.
-    pub async fn run(self, receive: &Receiver<'_>, room: &Notify) -> io::Result<()> {
+    pub async fn run(self, receive: &Receiver<'_>, room: &Notify) {
         let Port { backend, output, status } = self;
         match backend {
-            Backend::Null => Ok(()),
-            Backend::Files(files) => {
-                let writer = RingFile::from_std(files.output.try_clone()?);
+            Backend::Null => {}
+            Backend::Files(Files { input, output: file, terminal, pty }) => {
+                let writer = RingFile::from_std(file);
                 let draining = tokio_uring::spawn(drain(output, FIRST_CONNECTION, writer));
-                if let Some(input) = &files.input {
-                    feed(input.try_clone()?, receive, room).await;
+                if let Some(input) = input {
+                    feed(input, receive, room).await;
                 }
                 let _ = draining.await;
-                drop(files);
-                Ok(())
+                drop((terminal, pty));
             }
-            Backend::Server(listener) => {
-                let mut listener = listener.into_async()?;
-                loop {
-                    let client = listener.accept().await;
-                    converse(client, &output, &status, receive, room).await?;
-                }
-            }
+            Backend::Server(mut listener) => loop {
+                let client = listener.accept().await;
+                report(converse(client, &output, &status, receive, room).await);
+            },
             Backend::Client(mut client) => {
                 while let Some(socket) = client.next().await {
-                    converse(socket, &output, &status, receive, room).await?;
+                    report(converse(socket, &output, &status, receive, room).await);
                 }
-                Ok(())
             }
         }
+    }
+}
+
+/// One connection in trouble is no reason to have no others.
+fn report(ended: io::Result<()>) {
+    if let Err(error) = ended {
+        eprintln!("godwit: serial port: {error}");
     }
 }
 
@@ -94,10 +96,11 @@ async fn converse(
     rustix::io::ioctl_fionbio(&socket, false)?;
     let writer = RingFile::from_std(File::from(socket.try_clone()?));
     let shared = Arc::new(File::from(socket.try_clone()?));
+    let input = File::from(socket.try_clone()?);
     let connection = output.connect(To::Socket(shared));
     status.connected.store(true, Ordering::Relaxed);
     let draining = tokio_uring::spawn(drain(output.clone(), connection, writer));
-    feed(File::from(socket.try_clone()?), receive, room).await;
+    feed(input, receive, room).await;
     status.connected.store(false, Ordering::Relaxed);
     output.disconnect();
     // A write that waits for this reader ends with an error.
@@ -161,17 +164,18 @@ async fn drain(output: Arc<Output>, connection: u64, to: RingFile) {
 /// output. The task ends when the other end of the socket was closed and everything it sent is
 /// written.
 pub fn bridge(files: Files) -> io::Result<(OwnedFd, JoinHandle<()>)> {
+    let Files { input, output, terminal, pty } = files;
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let end = File::from(ours);
     let to_monitor = RingFile::from_std(end.try_clone()?);
-    let output = RingFile::from_std(files.output.try_clone()?);
-    if let Some(input) = &files.input {
-        tokio_uring::spawn(carry(input.try_clone()?, to_monitor));
+    let output = RingFile::from_std(output);
+    if let Some(input) = input {
+        tokio_uring::spawn(carry(input, to_monitor));
     }
     let written = tokio_uring::spawn(async move {
         carry(end, output).await;
-        drop(files);
+        drop((terminal, pty));
     });
     Ok((theirs, written))
 }

@@ -5,39 +5,51 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener, UnixStream};
-use std::path::PathBuf;
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketFlags, accept_with, sockopt};
+use rustix::net::{AddressFamily, sockopt};
 
 use super::Error;
+use crate::aside::aside;
 use crate::config::{IpFamily, SocketAddress};
+use crate::io::socket_file::{self, SocketFile};
 
-/// A listening socket, and the client that `wait=on` waited for. The path of a unix socket is
-/// removed when this is dropped.
+/// Clients that wait for the one before them to leave.
+const BACKLOG: i32 = 128;
+
+/// A listening socket, ready for the control plane's runtime, and the client that `wait=on` waited
+/// for.
 pub struct Listener {
-    socket: OwnedFd,
+    #[expect(dead_code, reason = "removes the name of a unix socket, before the socket goes")]
+    file: Option<SocketFile>,
+    incoming: Incoming,
     first: Option<OwnedFd>,
     name: String,
     nodelay: bool,
-    path: Option<PathBuf>,
+}
+
+enum Incoming {
+    Unix(tokio::net::UnixListener),
+    Tcp(tokio::net::TcpListener),
 }
 
 impl Listener {
-    pub(super) fn open(id: &str, address: &SocketAddress, wait: bool) -> Result<Listener, Error> {
+    /// With `wait` this returns when a client is there.
+    pub(super) async fn open(
+        id: &str,
+        address: &SocketAddress,
+        wait: bool,
+    ) -> Result<Listener, Error> {
         let failed =
             |source| Error::Listen { id: id.to_owned(), address: describe(address), source };
-        let socket = listen(address).map_err(failed)?;
+        let (file, socket) = listen(address).map_err(failed)?;
         let name = bound_name(address, &socket);
-        let path = match address {
-            SocketAddress::Unix { path } => Some(path.clone()),
-            _ => None,
-        };
         let nodelay = matches!(address, SocketAddress::Tcp { nodelay: true, .. });
-        let mut listener = Listener { socket, first: None, name, nodelay, path };
+        let incoming = Incoming::new(socket).map_err(failed)?;
+        let mut listener = Listener { file, incoming, first: None, name, nodelay };
         if wait {
             eprintln!("godwit: waiting for a connection on {},server=on", listener.name);
-            listener.first = Some(listener.accept_now().map_err(failed)?);
+            listener.first = Some(listener.accept().await);
         }
         Ok(listener)
     }
@@ -47,49 +59,6 @@ impl Listener {
         &self.name
     }
 
-    fn accept_now(&self) -> io::Result<OwnedFd> {
-        let client = accept_with(&self.socket, SocketFlags::CLOEXEC)?;
-        if self.nodelay {
-            sockopt::set_tcp_nodelay(&client, true)?;
-        }
-        Ok(client)
-    }
-
-    /// Makes the socket ready for the control plane's runtime, on which this must be called.
-    pub fn into_async(mut self) -> io::Result<AsyncListener> {
-        rustix::io::ioctl_fionbio(&self.socket, true)?;
-        let first = self.first.take();
-        let socket = self.socket.try_clone()?;
-        let incoming = if sockopt::socket_domain(&socket)? == AddressFamily::UNIX {
-            Incoming::Unix(tokio::net::UnixListener::from_std(socket.into())?)
-        } else {
-            Incoming::Tcp(tokio::net::TcpListener::from_std(socket.into())?)
-        };
-        Ok(AsyncListener { listener: self, incoming, first })
-    }
-}
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        if let Some(path) = &self.path {
-            // Someone may have been faster.
-            let _ = std::fs::remove_file(path);
-        }
-    }
-}
-
-pub struct AsyncListener {
-    listener: Listener,
-    incoming: Incoming,
-    first: Option<OwnedFd>,
-}
-
-enum Incoming {
-    Unix(tokio::net::UnixListener),
-    Tcp(tokio::net::TcpListener),
-}
-
-impl AsyncListener {
     /// Waits for the next client. What the kernel refuses for the moment (too many files) is waited
     /// out.
     pub async fn accept(&mut self) -> OwnedFd {
@@ -97,10 +66,10 @@ impl AsyncListener {
             return first;
         }
         loop {
-            match self.incoming.accept(self.listener.nodelay).await {
+            match self.incoming.accept(self.nodelay).await {
                 Ok(client) => return client,
                 Err(error) => {
-                    tracing::warn!("{}: accept: {error}", self.listener.name);
+                    tracing::warn!("{}: accept: {error}", self.name);
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
@@ -109,6 +78,15 @@ impl AsyncListener {
 }
 
 impl Incoming {
+    fn new(socket: OwnedFd) -> io::Result<Incoming> {
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok(if sockopt::socket_domain(&socket)? == AddressFamily::UNIX {
+            Incoming::Unix(tokio::net::UnixListener::from_std(socket.into())?)
+        } else {
+            Incoming::Tcp(tokio::net::TcpListener::from_std(socket.into())?)
+        })
+    }
+
     async fn accept(&self, nodelay: bool) -> io::Result<OwnedFd> {
         match self {
             Incoming::Unix(listener) => Ok(listener.accept().await?.0.into_std()?.into()),
@@ -159,8 +137,13 @@ impl Client {
         loop {
             tokio::time::sleep(pause).await;
             let address = self.address.clone();
-            if let Ok(Ok(socket)) = tokio::task::spawn_blocking(move || connect(&address)).await {
-                return Some(socket);
+            match aside("reconnect", move || connect(&address)) {
+                Ok(connected) => {
+                    if let Ok(Ok(socket)) = connected.await {
+                        return Some(socket);
+                    }
+                }
+                Err(error) => tracing::warn!("{}: no thread: {error}", describe(&self.address)),
             }
         }
     }
@@ -187,23 +170,21 @@ fn bound_name(address: &SocketAddress, socket: &OwnedFd) -> String {
     }
 }
 
-fn listen(address: &SocketAddress) -> io::Result<OwnedFd> {
-    match address {
+fn listen(address: &SocketAddress) -> io::Result<(Option<SocketFile>, OwnedFd)> {
+    let socket = match address {
         SocketAddress::Unix { path } => {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            Ok(UnixListener::bind(path)?.into())
+            let (file, socket) = socket_file::listen_at(path, BACKLOG)?;
+            return Ok((Some(file), socket));
         }
         SocketAddress::Abstract { name } => {
-            Ok(UnixListener::bind_addr(&UnixAddr::from_abstract_name(name)?)?.into())
+            UnixListener::bind_addr(&UnixAddr::from_abstract_name(name)?)?.into()
         }
         SocketAddress::Tcp { host, port, port_to, family, .. } => {
-            listen_tcp(host, *port, port_to.unwrap_or(*port), *family)
+            listen_tcp(host, *port, port_to.unwrap_or(*port), *family)?
         }
-        SocketAddress::Fd(number) => inherited(*number),
-    }
+        SocketAddress::Fd(number) => inherited(*number)?,
+    };
+    Ok((None, socket))
 }
 
 fn listen_tcp(host: &str, port: u16, port_to: u16, family: IpFamily) -> io::Result<OwnedFd> {
@@ -223,7 +204,7 @@ fn listen_tcp(host: &str, port: u16, port_to: u16, family: IpFamily) -> io::Resu
 
 fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
     match address {
-        SocketAddress::Unix { path } => Ok(UnixStream::connect(path)?.into()),
+        SocketAddress::Unix { path } => socket_file::connect_to(path),
         SocketAddress::Abstract { name } => {
             Ok(UnixStream::connect_addr(&UnixAddr::from_abstract_name(name)?)?.into())
         }

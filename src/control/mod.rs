@@ -3,24 +3,22 @@
 //! The main thread runs one loop (tokio-uring) that owns monitors, character devices, listeners and
 //! signals, and never blocks: what waits for vCPUs or names runs on helper threads, and each
 //! migration or dump has a thread of its own. The guest runs on vCPU threads and needs nothing of
-//! this loop, so it is started before the loop is.
+//! this loop; it is started when the loop has all that it will need.
 
+mod connections;
 mod daemon;
+mod descriptors;
 mod pidfile;
 mod ring;
 
-use std::cell::RefCell;
-use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 
-use crate::chardev::{self, Backend, Chardev, Port, bridge};
+use crate::chardev;
 use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
 use crate::dump::Dumps;
 use crate::io::{Address, AddressError};
@@ -28,22 +26,27 @@ use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
 use crate::qmp::commands::migration::inherited;
-use crate::qmp::{Events, Monitor, Server};
-use crate::vmm::{self, Exit, Vmm};
+use crate::qmp::{Events, Server};
+use crate::vmm::{Exit, Vmm};
 
+use connections::Connections;
 use pidfile::Pidfile;
 
 /// Why a guest could not be run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     #[error(transparent)]
+    Descriptors(#[from] descriptors::TooFew),
+    #[error(transparent)]
     Ring(#[from] ring::Unavailable),
-    #[error("SIGBUS cannot be handled")]
+    #[error("signals cannot be handled")]
     Signal(#[source] std::io::Error),
     #[error(transparent)]
     Chardev(#[from] chardev::Error),
-    #[error("cannot set up the connection of the serial port")]
-    Serial(#[source] std::io::Error),
+    #[error("cannot set up the connection of character device '{id}'")]
+    Connection { id: String, source: std::io::Error },
+    #[error("cannot empty the file of a character device")]
+    Empty(#[source] std::io::Error),
     #[error(transparent)]
     Machine(#[from] machine::Error),
     #[error("the guest cannot be started")]
@@ -59,43 +62,72 @@ pub enum Error {
 }
 
 /// Runs the machine until it ends, and gives out the process's exit status.
+///
+/// A machine that cannot be started leaves everything as it found it, another one's monitor above
+/// all: what can be checked by looking is checked first; then come the names that only one machine
+/// can have; and files lose what they hold when all the rest is there.
 pub fn run(config: Config) -> Result<i32, Error> {
-    let daemon = if config.daemonize { Some(daemon::background()?) } else { None };
-    if let Some(daemon::Side::Parent(status)) = daemon {
-        return Ok(status);
-    }
+    let daemon = match config.daemonize.then(daemon::background).transpose()? {
+        Some(daemon::Side::Parent(status)) => return Ok(status),
+        Some(daemon::Side::Child(child)) => Some(child),
+        None => None,
+    };
+    descriptors::check(&config)?;
     memory::say_when_full().map_err(Error::Signal)?;
+    let incoming = match &config.incoming {
+        Some(Incoming::Uri(uri)) => Some(Address::from_uri(uri)?),
+        Some(Incoming::Defer) | None => None,
+    };
     let runtime = ring::runtime()?;
+    Machine::check(&config)?;
+    runtime.block_on(live(&config, incoming, daemon))
+}
+
+/// From the first name that is taken to the last word of the last monitor.
+async fn live(
+    config: &Config,
+    incoming: Option<Address>,
+    daemon: Option<daemon::Child>,
+) -> Result<i32, Error> {
     let events = Arc::new(Events::new());
     let exit = Arc::new(Exit::default());
-    let outside = Connections::open(&config)?;
-    let Connections { port, sink, monitors, idle, infos } = outside;
-
+    end_on_signals(&events, &exit).map_err(Error::Signal)?;
+    let _pidfile = config.pidfile.as_deref().map(Pidfile::claim).transpose()?;
+    let mut connections = tokio::select! {
+        opened = Connections::open(config) => opened?,
+        // While it waited for a client.
+        status = exit.requested() => return Ok(status),
+    };
     let built = Arc::new(OnceLock::new());
     let report = reporter(events.clone(), exit.clone(), built.clone());
-    let machine = Machine::build(&config, Outside { serial: sink, events: Box::new(report) })?;
+    let outside = Outside { serial: connections.take_sink(), events: Box::new(report) };
+    let machine = Machine::build(config, outside)?;
     let _ = built.set(Arc::downgrade(&machine));
-    let _pidfile = config.pidfile.as_deref().map(Pidfile::write).transpose()?;
-    if !config.start_paused && config.incoming.is_none() {
-        machine.cont()?;
-    }
 
     let mut vmm = Vmm::new(machine.clone(), events, exit);
     vmm.identity = config.identity.clone();
     let dumps = Dumps::new(machine.clone());
     vmm.dumps = Some(dumps.clone());
     vmm.set_autostart(!config.start_paused);
-    let migration = migrations(&config, &machine, &vmm);
+    let migration = migrations(config, &machine, &vmm);
     vmm.migration = Some(migration.clone());
+    let infos = connections.take_infos();
     vmm.chardevs = Box::new(move || infos.iter().map(|info| info()).collect());
-    if let Some(Incoming::Uri(uri)) = &config.incoming {
-        migration.incoming(&Address::from_uri(uri)?, true, &mut inherited)?;
+    let vmm = Arc::new(vmm);
+
+    connections.empty_files()?;
+    if let Some(address) = incoming {
+        migration.incoming(&address, true, &mut inherited)?;
     }
-    if let Some(daemon::Side::Child(child)) = daemon {
+    if !config.start_paused && config.incoming.is_none() {
+        machine.cont()?;
+    }
+    if let Some(child) = daemon {
         child.ready()?;
     }
-    let status = runtime.block_on(serve(Arc::new(vmm), machine.clone(), port, monitors));
-    drop(idle);
+    let status = serve(&vmm, &machine, &mut connections).await;
+    drop(connections);
+    migration.end();
     end_within(GUEST_END, move || {
         dumps.end();
         machine.quit();
@@ -140,63 +172,12 @@ fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle>
     })
 }
 
-type Info = Box<dyn Fn() -> vmm::ChardevInfo + Send + Sync>;
-
-/// Character devices, each with the one who uses it.
-struct Connections {
-    port: Option<Port>,
-    sink: Option<Box<dyn std::io::Write + Send>>,
-    monitors: Vec<(Chardev, bool)>,
-    /// Open and used by nobody.
-    idle: Vec<Chardev>,
-    infos: Vec<Info>,
-}
-
-impl Connections {
-    fn open(config: &Config) -> Result<Connections, Error> {
-        let mut all = Connections {
-            port: None,
-            sink: None,
-            monitors: Vec::new(),
-            idle: Vec::new(),
-            infos: Vec::new(),
-        };
-        for described in &config.chardevs {
-            let chardev = Chardev::open(described)?;
-            all.infos.push(Box::new(chardev.info()));
-            let monitor = config.monitors.iter().find(|monitor| monitor.chardev == chardev.id);
-            if let Some(monitor) = monitor {
-                all.monitors.push((chardev, monitor.pretty));
-            } else if config.serial.as_ref() == Some(&chardev.id) {
-                let (sink, port) = Port::new(chardev).map_err(Error::Serial)?;
-                all.sink = Some(Box::new(sink));
-                all.port = Some(port);
-            } else {
-                all.idle.push(chardev);
-            }
-        }
-        Ok(all)
-    }
-}
-
 /// The loop, until someone asks for the end; everything that was said until then has left.
-async fn serve(
-    vmm: Arc<Vmm>,
-    machine: Arc<Machine>,
-    port: Option<Port>,
-    monitors: Vec<(Chardev, bool)>,
-) -> i32 {
+async fn serve(vmm: &Arc<Vmm>, machine: &Arc<Machine>, connections: &mut Connections) -> i32 {
     let server = Server::new(vmm.clone());
-    end_on_signals(&vmm);
     let late = vmm.events.clone();
     tokio_uring::spawn(async move { late.send_late().await });
-    let bridges = Rc::default();
-    for (chardev, pretty) in monitors {
-        tokio_uring::spawn(serve_monitor(server.clone(), chardev, pretty, Rc::clone(&bridges)));
-    }
-    if let Some(port) = port {
-        tokio_uring::spawn(serve_port(port, machine));
-    }
+    connections.serve(&server, machine);
     let status = vmm.exit.requested().await;
     if let Some(dumps) = &vmm.dumps {
         // A command may wait for it.
@@ -204,89 +185,25 @@ async fn serve(
     }
     let end = Instant::now() + LAST_WORDS;
     server.close(end).await;
-    let bridges = bridges.take();
-    let _ = tokio::time::timeout_at(end.into(), async {
-        for bridge in bridges {
-            // It has ended, or panicked with a message of its own.
-            let _ = bridge.await;
-        }
-    })
-    .await;
+    connections.finish(end).await;
     status
 }
 
-/// Tasks that write what monitors on files said.
-type Bridges = Rc<RefCell<Vec<JoinHandle<()>>>>;
 /// For what monitors said last; who should read it may not. With [`GUEST_END`] less than a second:
 /// then the process has ended, whatever is stuck.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
-fn end_on_signals(vmm: &Arc<Vmm>) {
+/// From here on a signal ends the machine as `quit` does.
+fn end_on_signals(events: &Arc<Events>, exit: &Arc<Exit>) -> std::io::Result<()> {
     for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
-        let vmm = vmm.clone();
+        let (events, exit) = (events.clone(), exit.clone());
+        let mut signals = signal(kind)?;
         tokio_uring::spawn(async move {
-            match signal(kind) {
-                Ok(mut signals) => {
-                    signals.recv().await;
-                    vmm.exit.shutdown(&vmm.events, StopCause::HostSignal, 0);
-                }
-                Err(error) => tracing::warn!("signal {}: {error}", kind.as_raw_value()),
-            }
+            signals.recv().await;
+            exit.shutdown(&events, StopCause::HostSignal, 0);
         });
     }
-}
-
-/// One monitor: client after client, one at a time.
-async fn serve_monitor(server: Rc<Server>, chardev: Chardev, pretty: bool, bridges: Bridges) {
-    let monitor = Arc::new(Monitor { label: chardev.id.clone(), ..Monitor::default() });
-    let status = chardev.status();
-    status.used.store(true, Ordering::Relaxed);
-    let converse = async |socket| {
-        status.connected.store(true, Ordering::Relaxed);
-        let served = server.serve(&monitor, socket, pretty).await;
-        status.connected.store(false, Ordering::Relaxed);
-        served
-    };
-    let ended = match chardev.backend {
-        Backend::Null => Ok(()),
-        Backend::Files(files) => match bridge(files) {
-            Ok((socket, written)) => {
-                bridges.borrow_mut().push(written);
-                converse(socket).await
-            }
-            Err(error) => Err(error),
-        },
-        Backend::Server(listener) => match listener.into_async() {
-            Ok(mut listener) => loop {
-                let socket = listener.accept().await;
-                report_connection(&monitor, converse(socket).await);
-            },
-            Err(error) => Err(error),
-        },
-        Backend::Client(mut client) => {
-            while let Some(socket) = client.next().await {
-                report_connection(&monitor, converse(socket).await);
-            }
-            Ok(())
-        }
-    };
-    report_connection(&monitor, ended);
-}
-
-/// A monitor in trouble is no reason to end the guest.
-fn report_connection(monitor: &Monitor, ended: std::io::Result<()>) {
-    if let Err(error) = ended {
-        eprintln!("godwit: monitor {}: {error}", monitor.label);
-    }
-}
-
-async fn serve_port(port: Port, machine: Arc<Machine>) {
-    let room = Arc::new(Notify::new());
-    let wake = room.clone();
-    machine.on_serial_room(Box::new(move || wake.notify_one()));
-    if let Err(error) = port.run(&|bytes| machine.serial_input(bytes), &room).await {
-        eprintln!("godwit: serial port: {error}");
-    }
+    Ok(())
 }
 
 /// Turns what the machine tells into QMP events, and into the end of the process where that

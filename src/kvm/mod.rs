@@ -17,7 +17,7 @@ pub use caps::Caps;
 pub use dirty::DirtyLog;
 pub use state::TscRates;
 pub use vcpu::{Exit, Shared, Vcpu, monotonic_ns, thread_id};
-pub use vm::Vm;
+pub use vm::{Vm, check};
 
 use std::io;
 use std::path::PathBuf;

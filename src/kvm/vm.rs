@@ -47,11 +47,7 @@ pub struct Vm {
 impl Vm {
     /// Makes the VM with its interrupt controllers, and gives it `ram`.
     pub fn new(config: &config::Kvm, pit: bool, cpus: u32, ram: GuestRam) -> Result<Vm, Error> {
-        let kvm = open(&config.device)?;
-        let caps = Caps::of(&kvm)?;
-        if cpus > caps.vcpus_max {
-            return Err(Error::TooManyCpus { wanted: cpus, max: caps.vcpus_max });
-        }
+        let (kvm, caps) = open_for(config, cpus)?;
         let fd = kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
         let cpuid = cpuid.map_err(Error::call("KVM_GET_SUPPORTED_CPUID"))?;
@@ -270,6 +266,20 @@ fn isa_routes() -> KvmIrqRouting {
         route(gsi, KVM_IRQCHIP_IOAPIC, if gsi == 0 { 2 } else { gsi });
     }
     KvmIrqRouting::from_entries(&routes).expect("39 routes are fewer than KVM_MAX_IRQ_ROUTES")
+}
+
+/// Finds out whether KVM is there and runs so many vCPUs.
+pub fn check(config: &config::Kvm, cpus: u32) -> Result<(), Error> {
+    open_for(config, cpus).map(drop)
+}
+
+fn open_for(config: &config::Kvm, cpus: u32) -> Result<(Kvm, Caps), Error> {
+    let kvm = open(&config.device)?;
+    let caps = Caps::of(&kvm)?;
+    if cpus > caps.vcpus_max {
+        return Err(Error::TooManyCpus { wanted: cpus, max: caps.vcpus_max });
+    }
+    Ok((kvm, caps))
 }
 
 fn open(path: &Path) -> Result<Kvm, Error> {

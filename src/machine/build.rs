@@ -26,6 +26,17 @@ const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const MTRR_ENABLED_WRITE_BACK: u64 = 0x806;
 
 impl Machine {
+    /// Finds out whether KVM, kernel and initrd are there and fit, by looking alone: nothing outside
+    /// of this process is touched, and little memory.
+    pub fn check(config: &Config) -> Result<(), Error> {
+        let cpus = u32::from(config.cpu.count);
+        kvm::check(&config.kvm, cpus)?;
+        if let Some(boot) = &config.boot {
+            Images::open(boot)?.check(config.memory.bytes, cpus)?;
+        }
+        Ok(())
+    }
+
     /// Makes the VM, its RAM, devices and vCPU threads (standing still), and loads the kernel
     /// unless the guest comes by migration. The run state is then `prelaunch`, or `inmigrate` with
     /// `-incoming`; [`Machine::cont`] starts the guest.

@@ -510,7 +510,7 @@ impl Machine {
 
     fn start_anew(&self, control: &mut Control, cause: StopCause) -> Result<(), Error> {
         if let Some(images) = &mut control.images {
-            images.check(self.ram(), self.infos.len() as u32)?;
+            images.check(self.ram().bytes(), self.infos.len() as u32)?;
         }
         if control.state.is_running() {
             self.halt(control)?;

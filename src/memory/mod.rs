@@ -22,6 +22,7 @@ mod watch;
 
 pub use full::say_when_full;
 pub use pages::PageSet;
+pub(crate) use ram::layout;
 pub use ram::{GuestRam, Mem, RamBlock, Region};
 pub use snapshot::{POOL_BYTES, Snapshot};
 pub use uffd::Unavailable;

@@ -364,7 +364,7 @@ fn block(name: String, backing: Backing, regions: Vec<Region>) -> RamBlock {
 }
 
 /// Up to 3 GiB from zero, the rest from 4 GiB.
-fn layout(bytes: u64) -> Vec<Region> {
+pub fn layout(bytes: u64) -> Vec<Region> {
     let low = bytes.min(LOW_END);
     let mut regions = vec![Region { gpa: 0, offset: 0, bytes: low }];
     if bytes > low {

@@ -8,4 +8,5 @@ mod lifecycle;
 mod moments;
 mod recorded_streams;
 mod reset;
+mod starts;
 mod unfit_hosts;

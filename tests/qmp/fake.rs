@@ -79,8 +79,7 @@ impl Guest for FakeGuest {
 /// Serves on `DIR/vm0`, `DIR/vm1` … until a client says quit.
 pub fn start(dir: &Path, monitors: usize) {
     let paths: Vec<PathBuf> = (0..monitors).map(|n| dir.join(format!("vm{n}"))).collect();
-    let chardevs: Vec<Chardev> =
-        paths.iter().enumerate().map(|(n, path)| listener(n, path)).collect();
+    let (listening, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         tokio_uring::start(async move {
             let (events, exit) = (Arc::new(Events::new()), Arc::new(Exit::default()));
@@ -88,27 +87,28 @@ pub fn start(dir: &Path, monitors: usize) {
                 FakeGuest { state: Mutex::new(RunState::Prelaunch), events: events.clone() };
             let vmm = Arc::new(Vmm::new(Arc::new(guest), events, exit));
             let server = Server::new(vmm.clone());
-            for chardev in chardevs {
-                let server = server.clone();
+            for (n, path) in paths.iter().enumerate() {
+                let (server, chardev) = (server.clone(), listener(n, path).await);
                 tokio_uring::spawn(async move {
                     let monitor = Arc::new(Monitor { label: chardev.id, ..Monitor::default() });
-                    let Backend::Server(listener) = chardev.backend else { unreachable!() };
-                    let mut listener = listener.into_async().unwrap();
+                    let Backend::Server(mut listener) = chardev.backend else { unreachable!() };
                     loop {
                         let socket = listener.accept().await;
                         server.serve(&monitor, socket, false).await.unwrap();
                     }
                 });
             }
+            listening.send(()).unwrap();
             vmm.exit.requested().await;
             server.close(Instant::now() + Duration::from_secs(2)).await;
         });
     });
+    wait.recv().unwrap();
 }
 
-fn listener(n: usize, path: &Path) -> Chardev {
+async fn listener(n: usize, path: &Path) -> Chardev {
     let address = SocketAddress::Unix { path: path.to_owned() };
     let backend =
         ChardevBackend::Socket(Socket { address, role: SocketRole::Server { wait: false } });
-    Chardev::open(&config::Chardev { id: format!("mon{n}"), backend, log: None }).unwrap()
+    Chardev::open(&config::Chardev { id: format!("mon{n}"), backend, log: None }).await.unwrap()
 }

@@ -3,7 +3,7 @@
 //! Our own, because linux-loader's reads no 32-bit images, and does not clear what the file leaves
 //! out (`.bss`), which a reset needs: RAM is not fresh then.
 
-use super::{BootError, HIGH_MEMORY, Image, Room, copy, put, read_at, seek};
+use super::{BootError, HIGH_MEMORY, Image, Room, copy, no_room, put, read_at, seek};
 use crate::memory::PAGE_BYTES;
 use std::path::Path;
 
@@ -57,7 +57,9 @@ pub fn load(ram: &Room<'_>, path: &Path, image: &mut impl Image) -> Result<Kerne
     }
     let mut kernel = Kernel { wide, entry, pvh_entry: None, end: 0 };
     for i in 0..u64::from(count) {
-        let segment = segment(image, path, table + i * u64::from(size), wide)?;
+        let at = table.checked_add(i * u64::from(size));
+        let at = at.ok_or_else(|| damaged("the program header table"))?;
+        let segment = segment(image, path, at, wide)?;
         match segment.kind {
             PT_LOAD if segment.bytes > 0 => {
                 let end =
@@ -111,19 +113,22 @@ fn load_segment(
 ) -> Result<(), BootError> {
     seek(image, path, s.offset)?;
     copy(ram, path, image, s.gpa, s.file_bytes)?;
-    clear(ram, s.gpa + s.file_bytes, s.gpa + s.bytes)
+    clear(ram, path, s.gpa + s.file_bytes, s.gpa + s.bytes)
 }
 
 /// Zeros the range, without touching pages that are holes, and so zero already.
-fn clear(ram: &Room<'_>, start: u64, end: u64) -> Result<(), BootError> {
-    if !ram.writes {
-        return Ok(());
-    }
+fn clear(ram: &Room<'_>, path: &Path, start: u64, end: u64) -> Result<(), BootError> {
+    let Some(guest) = ram.ram else {
+        return match start >= end || ram.holds(start, end - start) {
+            true => Ok(()),
+            false => Err(no_room(ram, path, start, end - start)),
+        };
+    };
     let mut at = start;
     while at < end {
         let next = (at / PAGE_BYTES * PAGE_BYTES + PAGE_BYTES).min(end);
-        let offset = ram.main().offset(at);
-        let hole = offset.is_some_and(|o| ram.main().is_hole(o / PAGE_BYTES).unwrap_or(false));
+        let offset = guest.main().offset(at);
+        let hole = offset.is_some_and(|o| guest.main().is_hole(o / PAGE_BYTES).unwrap_or(false));
         if !hole {
             put(ram, at, &[0; PAGE_BYTES as usize][..(next - at) as usize])?;
         }

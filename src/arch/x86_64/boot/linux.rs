@@ -3,8 +3,8 @@
 
 use super::{
     BootError, CMDLINE, CMDLINE_BYTES_MAX, Entry, GDT, HIGH_MEMORY, Image, Initrd, PAGE_TABLES,
-    Room, ZERO_PAGE, bytes_of, copy, load_initrd, low_ram, memory_map, put, read_at, registers,
-    seek, write_common,
+    Room, ZERO_PAGE, bytes_of, copy, load_initrd, memory_map, put, read_at, registers, seek,
+    write_common,
 };
 use crate::config::Boot;
 use std::path::Path;
@@ -71,7 +71,7 @@ pub fn load_bzimage(
         .ok_or(BootError::Damaged { path: path.into(), what: "the setup part" })?;
     let load = quad(&page, PREF_ADDRESS).max(HIGH_MEMORY);
     let end = load.saturating_add(bytes.max(word(&page, INIT_SIZE).into()));
-    if end > low_ram(ram) {
+    if end > ram.low_bytes() {
         return Err(BootError::NoRoom { what: path.into(), needs: end, has: ram.bytes() });
     }
     seek(image, path, setup_bytes)?;
@@ -115,7 +115,7 @@ fn finish(
     set_word(&mut page, CMDLINE_SIZE, CMDLINE_BYTES_MAX as u32 - 1);
     set_word(&mut page, RAMDISK, initrd as u32);
     set_word(&mut page, RAMDISK_BYTES, initrd_bytes as u32);
-    let map = memory_map::ranges(ram, cpus);
+    let map = memory_map::ranges(&ram.regions, cpus);
     page[E820_COUNT] = map.len() as u8;
     for (i, range) in map.into_iter().enumerate() {
         page[E820 + 20 * i..][..20].copy_from_slice(&memory_map::entry(range));

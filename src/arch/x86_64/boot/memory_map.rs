@@ -1,7 +1,7 @@
 //! The memory map a guest is told.
 
 use super::mptable;
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Region};
 
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
@@ -26,7 +26,7 @@ pub fn low_end(cpus: u32) -> u64 {
 }
 
 /// All ranges, ascending.
-pub fn ranges(ram: &GuestRam, cpus: u32) -> Vec<Range> {
+pub fn ranges(regions: &[Region], cpus: u32) -> Vec<Range> {
     let low_end = low_end(cpus);
     let range = |start, end, kind| Range { start, bytes: end - start, kind };
     let mut map = vec![
@@ -34,7 +34,7 @@ pub fn ranges(ram: &GuestRam, cpus: u32) -> Vec<Range> {
         range(low_end, CONVENTIONAL_END, RESERVED),
         range(BIOS, HIGH, RESERVED),
     ];
-    for region in ram.main().regions() {
+    for region in regions {
         let start = region.gpa.max(HIGH);
         if start < region.gpa + region.bytes {
             map.push(range(start, region.gpa + region.bytes, RAM));

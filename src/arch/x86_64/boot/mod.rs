@@ -25,7 +25,7 @@ pub use memory_map::e820_file;
 pub use registers::Entry;
 
 use crate::config::{Boot, Kernel};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, Region, layout};
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -65,14 +65,15 @@ impl Images {
         Ok(Images { boot: boot.clone(), kernel, initrd })
     }
 
-    /// Whether [`Images::load`] would work: everything is there and fits. Writes nothing.
-    pub fn check(&mut self, ram: &GuestRam, cpus: u32) -> Result<(), BootError> {
-        self.load_into(&Room { ram, writes: false }, cpus).map(drop)
+    /// Whether [`Images::load`] would work with so much RAM, which need not be there yet: everything
+    /// is there and fits. Writes nothing.
+    pub fn check(&mut self, ram_bytes: u64, cpus: u32) -> Result<(), BootError> {
+        self.load_into(&Room { ram: None, regions: layout(ram_bytes) }, cpus).map(drop)
     }
 
     /// Puts everything into guest RAM, and says where the first vCPU starts.
     pub fn load(&mut self, ram: &GuestRam, cpus: u32) -> Result<Entry, BootError> {
-        self.load_into(&Room { ram, writes: true }, cpus)
+        self.load_into(&Room { ram: Some(ram), regions: ram.main().regions().to_vec() }, cpus)
     }
 
     fn load_into(&mut self, ram: &Room<'_>, cpus: u32) -> Result<Entry, BootError> {
@@ -100,17 +101,27 @@ fn open(path: &Path) -> Result<File, BootError> {
 /// An initrd's name and its open file.
 type Initrd<'a> = Option<(&'a Path, &'a mut File)>;
 
-/// Guest RAM that is written, or only measured.
+/// Guest RAM that is written, or, without any, only measured.
 struct Room<'a> {
-    ram: &'a GuestRam,
-    writes: bool,
+    ram: Option<&'a GuestRam>,
+    regions: Vec<Region>,
 }
 
-impl std::ops::Deref for Room<'_> {
-    type Target = GuestRam;
+impl Room<'_> {
+    fn bytes(&self) -> u64 {
+        self.regions.iter().map(|region| region.bytes).sum()
+    }
 
-    fn deref(&self) -> &GuestRam {
-        self.ram
+    /// Bytes of RAM below the hole at 4 GiB.
+    fn low_bytes(&self) -> u64 {
+        self.regions[0].bytes
+    }
+
+    /// Whether the range lies in one region.
+    fn holds(&self, gpa: u64, bytes: u64) -> bool {
+        let around = |r: &&Region| (r.gpa..r.gpa + r.bytes).contains(&gpa);
+        let end = self.regions.iter().find(around).map_or(0, |r| r.gpa + r.bytes);
+        gpa.checked_add(bytes).is_some_and(|needed| needed <= end)
     }
 }
 
@@ -162,7 +173,7 @@ fn load_initrd(
     let Some((path, file)) = initrd else { return Ok((0, 0)) };
     let bytes = bytes_of(file, path)?;
     seek(file, path, 0)?;
-    let top = low_ram(ram).min(end_max).min(INITRD_END_MAX);
+    let top = ram.low_bytes().min(end_max).min(INITRD_END_MAX);
     let start = top.saturating_sub(bytes) & !0xfff;
     if start < kernel_end.max(HIGH_MEMORY) {
         let needs = kernel_end.max(HIGH_MEMORY) + bytes;
@@ -170,11 +181,6 @@ fn load_initrd(
     }
     copy(ram, path, file, start, bytes)?;
     Ok((start, bytes))
-}
-
-/// Bytes of RAM below the hole at 4 GiB.
-fn low_ram(ram: &GuestRam) -> u64 {
-    ram.main().regions()[0].bytes
 }
 
 /// Copies `bytes` from where `image` stands.
@@ -185,43 +191,32 @@ fn copy(
     gpa: u64,
     bytes: u64,
 ) -> Result<(), BootError> {
-    if gpa
-        .checked_add(bytes)
-        .is_none_or(|end| ram.main().offset(gpa).is_none() || end > ram_end(ram, gpa))
-    {
-        return Err(BootError::NoRoom {
-            what: path.into(),
-            needs: gpa.saturating_add(bytes),
-            has: ram.bytes(),
-        });
+    if !ram.holds(gpa, bytes) {
+        return Err(no_room(ram, path, gpa, bytes));
     }
-    if !ram.writes {
+    let Some(ram) = ram.ram else {
         let at = image.stream_position().map_err(|source| unreadable(path, source))?;
         return match bytes_of(image, path)?.checked_sub(at) {
             Some(left) if left >= bytes => Ok(()),
             _ => Err(BootError::Damaged { path: path.into(), what: "its end" }),
         };
-    }
+    };
     let _leave = ram.ask_to_write(gpa, bytes);
     let done = ram.mem().read_exact_volatile_from(GuestAddress(gpa), image, bytes as usize);
     done.map_err(|e| unreadable(path, std::io::Error::other(e.to_string())))
 }
 
-/// End of the region that holds `gpa`.
-fn ram_end(ram: &GuestRam, gpa: u64) -> u64 {
-    let holds = ram.main().regions().iter().find(|r| (r.gpa..r.gpa + r.bytes).contains(&gpa));
-    holds.map_or(0, |r| r.gpa + r.bytes)
+fn put(ram: &Room<'_>, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
+    let done = match ram.ram {
+        Some(guest) => guest.write(gpa, bytes).is_ok(),
+        None => ram.holds(gpa, bytes.len() as u64),
+    };
+    let what = "the boot information".as_ref();
+    done.then_some(()).ok_or_else(|| no_room(ram, what, gpa, bytes.len() as u64))
 }
 
-fn put(ram: &Room<'_>, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
-    let end = gpa + bytes.len() as u64;
-    let done = match ram.writes {
-        true => ram.write(gpa, bytes).is_ok(),
-        false => end <= ram_end(ram, gpa),
-    };
-    let no_room =
-        || BootError::NoRoom { what: "the boot information".into(), needs: end, has: ram.bytes() };
-    done.then_some(()).ok_or_else(no_room)
+fn no_room(ram: &Room<'_>, what: &Path, gpa: u64, bytes: u64) -> BootError {
+    BootError::NoRoom { what: what.into(), needs: gpa.saturating_add(bytes), has: ram.bytes() }
 }
 
 fn bytes_of(image: &mut impl Image, path: &Path) -> Result<u64, BootError> {

@@ -21,7 +21,7 @@ pub fn prepare(
 ) -> Result<Entry, BootError> {
     let (initrd, initrd_bytes) = load_initrd(initrd, ram, u64::MAX, kernel_end)?;
     write_common(boot, ram, cpus)?;
-    let map = memory_map::ranges(ram, cpus);
+    let map = memory_map::ranges(&ram.regions, cpus);
     let modules = PVH_INFO + INFO_BYTES;
     let map_at = modules + MODULE_BYTES;
     let mut out = Vec::new();

@@ -1,0 +1,180 @@
+//! Character devices and their users: who serves what.
+
+use std::cell::RefCell;
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+use super::Error;
+use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, bridge};
+use crate::config::Config;
+use crate::machine::Machine;
+use crate::qmp::{Monitor, Server};
+use crate::vmm::ChardevInfo;
+
+type Info = Box<dyn Fn() -> ChardevInfo + Send + Sync>;
+
+/// Character devices, open, each with the one who uses it.
+pub struct Connections {
+    port: Option<Port>,
+    sink: Option<Box<dyn Write + Send>>,
+    monitors: Vec<Served>,
+    /// Open and used by nobody.
+    idle: Vec<Chardev>,
+    infos: Vec<Info>,
+    /// To be emptied when the machine starts.
+    stale: Vec<std::fs::File>,
+    bridges: Bridges,
+}
+
+/// Tasks that write what monitors on files said.
+type Bridges = RefCell<Vec<JoinHandle<()>>>;
+
+/// A monitor, and where its clients come from.
+struct Served {
+    monitor: Arc<Monitor>,
+    status: Arc<chardev::Status>,
+    pretty: bool,
+    clients: Clients,
+}
+
+enum Clients {
+    Nobody,
+    One(OwnedFd),
+    Each(Listener),
+    Ours(Client),
+}
+
+impl Connections {
+    /// Opens all of them, on the control plane's runtime; those that another machine may hold come
+    /// first.
+    pub async fn open(config: &Config) -> Result<Connections, Error> {
+        let mut all = Connections {
+            port: None,
+            sink: None,
+            monitors: Vec::new(),
+            idle: Vec::new(),
+            infos: Vec::new(),
+            stale: Vec::new(),
+            bridges: Bridges::default(),
+        };
+        let mut described: Vec<_> = config.chardevs.iter().collect();
+        described.sort_by_key(|chardev| !chardev.is_exclusive());
+        for described in described {
+            let mut chardev = Chardev::open(described).await?;
+            all.stale.extend(chardev.take_stale());
+            all.infos.push(Box::new(chardev.info()));
+            let monitor = config.monitors.iter().find(|monitor| monitor.chardev == chardev.id);
+            if let Some(monitor) = monitor {
+                let id = chardev.id.clone();
+                let served = all.served(chardev, monitor.pretty);
+                all.monitors.push(served.map_err(|source| Error::Connection { id, source })?);
+            } else if config.serial.as_ref() == Some(&chardev.id) {
+                let id = chardev.id.clone();
+                let (sink, port) =
+                    Port::new(chardev).map_err(|source| Error::Connection { id, source })?;
+                all.sink = Some(Box::new(sink));
+                all.port = Some(port);
+            } else {
+                all.idle.push(chardev);
+            }
+        }
+        Ok(all)
+    }
+
+    fn served(&self, chardev: Chardev, pretty: bool) -> io::Result<Served> {
+        let monitor = Arc::new(Monitor { label: chardev.id.clone(), ..Monitor::default() });
+        let status = chardev.status();
+        status.used.store(true, Ordering::Relaxed);
+        let clients = match chardev.backend {
+            Backend::Null => Clients::Nobody,
+            Backend::Files(files) => {
+                let (socket, written) = bridge(files)?;
+                self.bridges.borrow_mut().push(written);
+                Clients::One(socket)
+            }
+            Backend::Server(listener) => Clients::Each(listener),
+            Backend::Client(client) => Clients::Ours(client),
+        };
+        Ok(Served { monitor, status, pretty, clients })
+    }
+
+    /// Where the serial port's output goes.
+    pub fn take_sink(&mut self) -> Option<Box<dyn Write + Send>> {
+        self.sink.take()
+    }
+
+    /// What `query-chardev` tells.
+    pub fn take_infos(&mut self) -> Vec<Info> {
+        std::mem::take(&mut self.infos)
+    }
+
+    /// Empties the files that are written from their beginning.
+    pub fn empty_files(&mut self) -> Result<(), Error> {
+        chardev::empty(std::mem::take(&mut self.stale)).map_err(Error::Empty)
+    }
+
+    /// Starts to serve them all.
+    pub fn serve(&mut self, server: &Rc<Server>, machine: &Arc<Machine>) {
+        for monitor in self.monitors.drain(..) {
+            tokio_uring::spawn(monitor.serve(server.clone()));
+        }
+        if let Some(port) = self.port.take() {
+            tokio_uring::spawn(serve_port(port, machine.clone()));
+        }
+    }
+
+    /// Waits until what monitors on files said is written, but not after `end`.
+    pub async fn finish(&self, end: Instant) {
+        let bridges = self.bridges.take();
+        let all = async {
+            for bridge in bridges {
+                // It has ended, or panicked with a message of its own.
+                let _ = bridge.await;
+            }
+        };
+        let _ = tokio::time::timeout_at(end.into(), all).await;
+    }
+}
+
+impl Served {
+    /// Client after client, one at a time.
+    async fn serve(self, server: Rc<Server>) {
+        let Served { monitor, status, pretty, clients } = self;
+        // A monitor in trouble is no reason to end the guest.
+        let converse = async |socket| {
+            status.connected.store(true, Ordering::Relaxed);
+            let served = server.serve(&monitor, socket, pretty).await;
+            status.connected.store(false, Ordering::Relaxed);
+            if let Err(error) = served {
+                eprintln!("godwit: monitor {}: {error}", monitor.label);
+            }
+        };
+        match clients {
+            Clients::Nobody => {}
+            Clients::One(socket) => converse(socket).await,
+            Clients::Each(mut listener) => loop {
+                let socket = listener.accept().await;
+                converse(socket).await;
+            },
+            Clients::Ours(mut client) => {
+                while let Some(socket) = client.next().await {
+                    converse(socket).await;
+                }
+            }
+        }
+    }
+}
+
+async fn serve_port(port: Port, machine: Arc<Machine>) {
+    let room = Arc::new(Notify::new());
+    let wake = room.clone();
+    machine.on_serial_room(Box::new(move || wake.notify_one()));
+    port.run(&|bytes| machine.serial_input(bytes), &room).await;
+}
