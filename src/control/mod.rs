@@ -25,7 +25,7 @@ use crate::io::{Address, AddressError};
 use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
-use crate::qmp::commands::migration::inherited;
+use crate::qmp::commands::migration::InheritedFds;
 use crate::qmp::{Events, Server};
 use crate::vmm::{Exit, Vmm};
 
@@ -117,7 +117,7 @@ async fn live(
 
     connections.empty_files()?;
     if let Some(address) = incoming {
-        migration.incoming(&address, true, &mut inherited)?;
+        migration.incoming(&address, true, &mut InheritedFds)?;
     }
     if !config.start_paused && config.incoming.is_none() {
         machine.cont()?;

@@ -104,6 +104,8 @@ pub struct Dumps {
 #[derive(Default)]
 struct State {
     claimed: bool,
+    /// The dump in progress is not wanted any more.
+    cancelled: bool,
     /// No dump is wanted any more.
     ending: bool,
     /// All is written and announced or about to be; the guest goes on in a moment.
@@ -124,6 +126,7 @@ impl Drop for Claim {
     fn drop(&mut self) {
         let mut state = self.dumps.state();
         state.claimed = false;
+        state.cancelled = false;
         state.finishing = false;
         state.live = None;
         if state.progress.take().is_some() {
@@ -179,7 +182,9 @@ impl Dumps {
 
     /// Asks the dump in progress to end.
     pub fn cancel(&self) {
-        if let Some(progress) = &self.state().progress {
+        let mut state = self.state();
+        state.cancelled = state.claimed;
+        if let Some(progress) = &state.progress {
             progress.cancel();
         }
     }
@@ -206,7 +211,7 @@ impl Dumps {
 
     fn begin(&self, progress: &Arc<Progress>) {
         let mut state = self.state();
-        if state.ending {
+        if state.ending || state.cancelled {
             progress.cancel();
         }
         state.progress = Some(progress.clone());
@@ -218,6 +223,12 @@ impl Dumps {
 }
 
 impl Claim {
+    /// Its dump was cancelled before it began, or will be at once.
+    pub fn is_cancelled(&self) -> bool {
+        let state = self.dumps.state();
+        state.cancelled || state.ending
+    }
+
     /// Stops the guest, writes the dump and lets the guest go on; a live dump lets it go on first.
     /// With `detach` it returns as soon as the guest stands still (live: runs again) and the
     /// arguments have been found good; the rest happens on a thread of its own.

@@ -57,6 +57,16 @@ pub enum OpenError {
     Create { path: String, source: std::io::Error },
     #[error("Could not open '{path}': {}", reason(.source))]
     Open { path: String, source: std::io::Error },
+    #[error("failed to truncate migration file to offset {offset:x}: {}", reason(.source))]
+    Truncate { offset: u64, source: std::io::Error },
+    #[error("failed to seek to offset {offset:x} of '{path}': {}", reason(.source))]
+    Seek { path: String, offset: u64, source: std::io::Error },
+    #[error("Could not parse fdset {0}")]
+    FdSetName(String),
+    #[error("Failed to find fdset {0}")]
+    NoFdSet(String),
+    #[error("Failed to find file descriptor with matching flags=0x{0:x}")]
+    NoMatchingFd(i32),
     #[error("File descriptor named '{0}' has not been found")]
     NoFd(String),
     #[error("Failed to execute child process \u{201c}{program}\u{201d} ({})", reason(.source))]

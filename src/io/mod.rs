@@ -8,15 +8,19 @@
 //! | [`file`](mod@file) | files, pipes and sockets written from registered buffers; positioned reads |
 //! | [`limit`] | the bandwidth limit, a pure calculation |
 //! | [`address`] | `tcp:`, `unix:`, `fd:`, `exec:`, `file:` and QMP's `channels`, parsed |
+//! | [`name`] | files by name; a FIFO without its other end holds nobody up |
+//! | `aside` | what may not return, waited for in a ring |
 //! | `resolve` | addresses as the kernel takes them, and names |
 //! | [`transport`] | addresses opened: connected, listened on, spawned |
 //! | `error` | why a transfer ended early, why an address could not be opened |
 
 pub mod address;
+mod aside;
 mod error;
 pub mod file;
 pub mod gather;
 pub mod limit;
+pub mod name;
 mod resolve;
 pub mod ring;
 pub mod socket;
@@ -30,4 +34,4 @@ pub use gather::Gather;
 pub use limit::Limit;
 pub use ring::{Ring, Waker};
 pub use socket::{SocketReader, SocketWriter};
-pub use transport::{Connection, Listener};
+pub use transport::{Connection, Descriptors, Listener};

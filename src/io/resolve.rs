@@ -5,11 +5,11 @@
 
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::sync::mpsc;
 
+use super::OpenError;
 use super::address::Tcp;
+use super::aside::aside;
 use super::ring::Ring;
-use super::{Error, OpenError};
 
 /// Connections that wait to be accepted: the main channel and 255 multifd channels.
 pub(super) const BACKLOG: i32 = 256;
@@ -72,20 +72,8 @@ pub(super) fn resolve_aside(
     tcp: &Tcp,
     passive: bool,
 ) -> std::result::Result<Vec<SocketAddress>, OpenError> {
-    let (sender, receiver) = mpsc::channel();
-    let (tcp, waker) = (tcp.clone(), ring.waker().clone());
-    let helper = move || {
-        // A receiver that is gone was cancelled.
-        let _ = sender.send(resolve(&tcp, passive));
-        waker.wake();
-    };
-    std::thread::Builder::new().name("resolve".into()).spawn(helper).map_err(Error::from)?;
-    loop {
-        match receiver.try_recv() {
-            Ok(result) => return result,
-            Err(_) => ring.sleep(None)?,
-        }
-    }
+    let tcp = tcp.clone();
+    aside(ring, "resolve", move || resolve(&tcp, passive))?
 }
 
 pub(super) fn resolve(

@@ -1,14 +1,12 @@
-//! Addresses opened. What may block runs where it may: `fd:`, `file:` and `exec:` open at once, in
-//! the command that asked; names are resolved on a helper thread and connections made in the ring,
-//! both of which a cancel ends.
+//! Addresses opened. What may block runs where a cancel ends the wait for it: files and programs are
+//! opened, names resolved on helper threads, connections made in the ring.
 //!
 //! Unsafe for getaddrinfo and for socket calls that std does not offer.
 #![allow(unsafe_code)]
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -16,10 +14,11 @@ use std::time::{Duration, Instant};
 use io_uring::{opcode, types};
 
 use super::address::{Address, Tcp};
+use super::aside::aside;
 use super::resolve::{BACKLOG, SocketAddress, no_address, resolve, resolve_aside};
 use super::ring::Ring;
 use super::socket_file::{self, SocketFile};
-use super::{Error, OpenError, Result};
+use super::{Error, OpenError, Result, name};
 
 /// What a stream runs over; decides what may be asked of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,18 +36,20 @@ pub struct Connection {
     pub medium: Medium,
     /// The program behind an `exec:` stream, waited for when the stream ends.
     child: Option<Child>,
+    /// The set that the descriptor came from is in use.
+    in_use: Option<Arc<()>>,
 }
 
 impl Connection {
     /// Around a descriptor that is open already.
     pub fn from_fd(fd: OwnedFd) -> Self {
         let medium = medium(&fd);
-        Self { fd: Arc::new(fd), medium, child: None }
+        Self { fd: Arc::new(fd), medium, child: None, in_use: None }
     }
 
     /// The same stream once more; the program behind it, if there is one, stays with the first.
     pub fn share(&self) -> Self {
-        Self { fd: self.fd.clone(), medium: self.medium, child: None }
+        Self { fd: self.fd.clone(), medium: self.medium, child: None, in_use: None }
     }
 
     /// The first four bytes, left where they are; they tell the main channel from the others. Waits
@@ -77,6 +78,22 @@ impl Connection {
                 return Err(Error::TimedOut(time));
             }
             ring.sleep_until(Instant::now() + PEEK_AGAIN)?;
+        }
+    }
+
+    /// Waits until a pipe has something to read, or had a writer that is gone: one that never had a
+    /// writer reads as if it had ended.
+    pub fn await_writer(&self, ring: &mut Ring) -> Result<()> {
+        if self.medium != Medium::Pipe {
+            return Ok(());
+        }
+        let fd = types::Fd(self.fd.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
+        // SAFETY: a poll names no memory.
+        let token = unsafe { ring.submit(entry) }?;
+        match ring.wait(token)? {
+            0.. => Ok(()),
+            error => Err(Error::from_result(error)),
         }
     }
 
@@ -136,7 +153,8 @@ impl Drop for Connection {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
             // The program ends when its stream does; nobody waits for it meanwhile.
-            std::thread::spawn(move || child.wait());
+            // Without a thread it stays unburied until the process ends.
+            let _ = std::thread::Builder::new().name("exec".into()).spawn(move || child.wait());
         }
     }
 }
@@ -148,20 +166,76 @@ const PEEK_AGAIN: Duration = Duration::from_millis(2);
 /// take turns ten thousand times per gigabyte. TCP finds its own size.
 const SEND_BUFFER_BYTES: i32 = 4 << 20;
 
-/// What can be opened without waiting: everything but sockets. `fds` finds descriptors by name.
-pub fn open_now(
+/// Where descriptors come from that are named by somebody else.
+pub trait Descriptors {
+    /// One by its name (`fd:`), for good.
+    fn take(&mut self, name: &str) -> Option<OwnedFd>;
+
+    /// A duplicate from the set that `path`, `/dev/fdset/N`, names, opened with `flags`.
+    fn from_set(&mut self, path: &str, flags: i32) -> std::result::Result<SetFd, OpenError>;
+}
+
+/// A duplicate from a set of descriptors; the set stays listed while it is open.
+#[derive(Debug)]
+pub struct SetFd {
+    pub fd: OwnedFd,
+    pub in_use: Arc<()>,
+}
+
+/// Names that mean a member of a set of descriptors.
+pub const FD_SET: &str = "/dev/fdset/";
+
+/// What became of an address.
+pub enum Opened {
+    /// It names a socket, to be connected to or listened on.
+    Socket,
+    Connection(Connection),
+    /// It is a FIFO that nobody reads yet, for [`await_reader`].
+    Fifo(String),
+}
+
+/// Opens everything but sockets. Names and programs are opened on a thread of their own, so that
+/// the ring's owner can be cancelled whatever the file system does.
+pub fn open(
+    ring: &mut Ring,
     address: &Address,
     direction: Direction,
-    fds: &mut dyn FnMut(&str) -> Option<OwnedFd>,
-) -> std::result::Result<Option<Connection>, OpenError> {
+    fds: &mut dyn Descriptors,
+) -> std::result::Result<Opened, OpenError> {
     match address {
-        Address::Tcp(_) | Address::Unix(_) => Ok(None),
+        Address::Tcp(_) | Address::Unix(_) => Ok(Opened::Socket),
         Address::Fd(name) => {
-            let fd = fds(name).ok_or_else(|| OpenError::NoFd(name.clone()))?;
-            Ok(Some(Connection::from_fd(fd).tune()))
+            let fd = fds.take(name).ok_or_else(|| OpenError::NoFd(name.clone()))?;
+            Ok(Opened::Connection(Connection::from_fd(fd).tune()))
         }
-        Address::Exec(words) => spawn(words, direction).map(Some),
-        Address::File { path, offset } => open_file(path, *offset, direction).map(Some),
+        Address::Exec(words) => {
+            let words = words.clone();
+            aside(ring, "exec", move || spawn(&words, direction))?.map(Opened::Connection)
+        }
+        Address::File { path, offset } if path.starts_with(FD_SET) => {
+            let SetFd { fd, in_use } = fds.from_set(path, direction.flags())?;
+            let mut connection = file_connection(path, fd.into(), *offset, direction)?;
+            connection.in_use = Some(in_use);
+            Ok(Opened::Connection(connection))
+        }
+        Address::File { path, offset } => {
+            let (path, offset) = (path.clone(), *offset);
+            aside(ring, "open", move || open_file(path, offset, direction))?
+        }
+    }
+}
+
+/// Waits in the ring until somebody reads the FIFO.
+pub fn await_reader(ring: &mut Ring, path: &str) -> std::result::Result<Connection, OpenError> {
+    loop {
+        let name = path.to_owned();
+        let opened = aside(ring, "open", move || open_file(name, 0, Direction::Out))??;
+        match opened {
+            Opened::Connection(connection) => return Ok(connection),
+            Opened::Socket | Opened::Fifo(_) => {
+                ring.sleep_until(Instant::now() + name::FIFO_AGAIN)?;
+            }
+        }
     }
 }
 
@@ -172,27 +246,57 @@ pub enum Direction {
     In,
 }
 
+impl Direction {
+    /// How QEMU opens a file for it.
+    fn flags(self) -> i32 {
+        match self {
+            Direction::Out => libc::O_WRONLY | libc::O_CREAT,
+            Direction::In => libc::O_RDONLY,
+        }
+    }
+}
+
 fn open_file(
+    path: String,
+    offset: u64,
+    direction: Direction,
+) -> std::result::Result<Opened, OpenError> {
+    let file = match direction {
+        Direction::Out => {
+            let how = name::Create { mode: 0o600, truncate: false };
+            match name::try_create(path.as_ref(), how) {
+                Ok(Some(file)) => file,
+                Ok(None) => return Ok(Opened::Fifo(path)),
+                Err(source) => return Err(OpenError::Create { path, source }),
+            }
+        }
+        Direction::In => match name::open(path.as_ref()) {
+            Ok(file) => file,
+            Err(source) => return Err(OpenError::Open { path, source }),
+        },
+    };
+    file_connection(&path, file, offset, direction).map(Opened::Connection)
+}
+
+/// A stream that begins at `offset`; what a file holds from there on is cut off before it is
+/// written. Pipes and devices have no offset.
+fn file_connection(
     path: &str,
+    mut file: File,
     offset: u64,
     direction: Direction,
 ) -> std::result::Result<Connection, OpenError> {
-    let (opened, fail): (_, fn(String, std::io::Error) -> OpenError) = match direction {
-        Direction::Out => (
-            OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path),
-            |path, source| OpenError::Create { path, source },
-        ),
-        Direction::In => (File::open(path), |path, source| OpenError::Open { path, source }),
-    };
-    let prepared = opened.and_then(|mut file| {
-        if direction == Direction::Out {
-            file.set_len(offset)?;
-        }
-        file.seek(SeekFrom::Start(offset))?;
-        Ok(file)
-    });
-    let file = prepared.map_err(|source| fail(path.to_owned(), source))?;
-    Ok(Connection::from_fd(file.into()))
+    let connection = |file: File| Connection::from_fd(file.into());
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    if !is_file && offset == 0 {
+        return Ok(connection(file));
+    }
+    if direction == Direction::Out && is_file {
+        file.set_len(offset).map_err(|source| OpenError::Truncate { offset, source })?;
+    }
+    let placed = file.seek(SeekFrom::Start(offset));
+    placed.map_err(|source| OpenError::Seek { path: path.to_owned(), offset, source })?;
+    Ok(connection(file))
 }
 
 fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connection, OpenError> {
@@ -209,7 +313,7 @@ fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connecti
         Direction::In => child.stdout.take().map(OwnedFd::from),
     };
     let fd = fd.expect("the stream was asked to be a pipe");
-    Ok(Connection { fd: Arc::new(fd), medium: Medium::Pipe, child: Some(child) })
+    Ok(Connection { fd: Arc::new(fd), medium: Medium::Pipe, child: Some(child), in_use: None })
 }
 
 /// Connects to a socket address, in the ring and for as long as its patience lasts.
@@ -429,8 +533,24 @@ mod tests {
         Ring::new(Waker::new()).unwrap()
     }
 
-    fn none(_: &str) -> Option<OwnedFd> {
-        None
+    /// No descriptor has a name.
+    struct Nobody;
+
+    impl Descriptors for Nobody {
+        fn take(&mut self, _: &str) -> Option<OwnedFd> {
+            None
+        }
+
+        fn from_set(&mut self, path: &str, _: i32) -> std::result::Result<SetFd, OpenError> {
+            Err(OpenError::NoFdSet(path.to_owned()))
+        }
+    }
+
+    fn opened(address: &Address) -> std::result::Result<Connection, OpenError> {
+        match open(&mut ring(), address, Direction::Out, &mut Nobody)? {
+            Opened::Connection(connection) => Ok(connection),
+            Opened::Socket | Opened::Fifo(_) => panic!("{address} is not open"),
+        }
     }
 
     fn over(address: &Address) -> Medium {
@@ -489,12 +609,7 @@ mod tests {
             refused("tcp:localhost:x")
                 .starts_with("address resolution failed for localhost:x: Servname")
         );
-        let open = |uri: &str| {
-            open_now(&Address::from_uri(uri).unwrap(), Direction::Out, &mut none)
-                .err()
-                .unwrap()
-                .to_string()
-        };
+        let open = |uri: &str| opened(&Address::from_uri(uri).unwrap()).err().unwrap().to_string();
         assert_eq!(open("fd:missing"), "File descriptor named 'missing' has not been found");
         assert_eq!(
             open("file:/no/dir/f"),
@@ -502,7 +617,7 @@ mod tests {
         );
         let program = Address::Exec(vec!["/nonexistent/program".into()]);
         assert_eq!(
-            open_now(&program, Direction::Out, &mut none).err().unwrap().to_string(),
+            opened(&program).err().unwrap().to_string(),
             "Failed to execute child process \u{201c}/nonexistent/program\u{201d} (No such file or directory)"
         );
     }
@@ -517,7 +632,7 @@ mod tests {
             Address::File { path: path.clone(), offset: 4 },
             Address::Exec(vec!["/bin/sh".into(), "-c".into(), format!("cat > {path}.out")]),
         ] {
-            let connection = open_now(&address, Direction::Out, &mut none).unwrap().unwrap();
+            let connection = opened(&address).unwrap();
             assert!(!connection.is_two_way());
             let mut writer = SocketWriter::new(connection.fd.clone(), Arc::new(Limit::new(0)));
             writer.write_all(&mut ring, b"abc").unwrap();

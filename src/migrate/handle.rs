@@ -1,6 +1,5 @@
 //! Migrations of one machine as the control plane sees them: start, cancel, look.
 
-use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
@@ -14,8 +13,8 @@ use super::parameters::{ParameterError, Parameters};
 use super::progress::{Progress, Status};
 use super::settings::Settings;
 use crate::io::socket_file::SocketFile;
-use crate::io::transport::{self, Direction};
-use crate::io::{Address, Listener, OpenError, Waker};
+use crate::io::transport::{self, Direction, Opened};
+use crate::io::{self, Address, Descriptors, Listener, OpenError, Ring, Waker};
 use crate::machine::RunState;
 
 /// Why a command about migrations was refused. The texts are QEMU's.
@@ -37,6 +36,8 @@ pub enum Refused {
     IncomingStarted,
     #[error("Migration not in expected state: {0}")]
     WrongState(&'static str),
+    #[error("{0}")]
+    Blocked(&'static str),
     #[error("migrate-continue goes on from pre-switchover only")]
     NoContinue,
     #[error(transparent)]
@@ -112,22 +113,32 @@ impl Handle {
         })
     }
 
-    /// Starts to send the guest to `address`. `fds` finds descriptors by name. What fails at once
-    /// is told; the rest is in the report.
+    /// Starts to send the guest to `address`. `fds` finds descriptors by name, `blocker` says
+    /// whether something forbids it now. What fails at once is told; the rest is in the report.
     pub fn start(
         &self,
         address: Address,
-        fds: &mut dyn FnMut(&str) -> Option<OwnedFd>,
+        fds: &mut dyn Descriptors,
+        blocker: &dyn Fn() -> Option<&'static str>,
     ) -> Result<(), Refused> {
-        let mut outgoing = self.outgoing();
-        self.check_start(&outgoing, &address)?;
-        *outgoing = Outgoing::default();
-        let progress = outgoing.progress.clone();
-        self.enter(&progress, Status::Setup);
-        let opened = transport::open_now(&address, Direction::Out, fds);
+        let (progress, waker, go_on) = {
+            let mut outgoing = self.outgoing();
+            self.check_start(&outgoing, &address)?;
+            if let Some(reason) = blocker() {
+                return Err(Refused::Blocked(reason));
+            }
+            *outgoing = Outgoing::default();
+            self.enter(&outgoing.progress, Status::Setup);
+            (outgoing.progress.clone(), outgoing.waker.clone(), outgoing.go_on.clone())
+        };
+        // Without the lock: it may take long, and a cancel ends it.
+        let opened = Ring::new(waker.clone()).map_err(OpenError::from);
+        let opened =
+            opened.and_then(|mut ring| transport::open(&mut ring, &address, Direction::Out, fds));
         let destination = match opened {
-            Ok(Some(connection)) => Destination::Open(connection),
-            Ok(None) => Destination::Address(address),
+            Ok(Opened::Connection(connection)) => Destination::Open(connection),
+            Ok(Opened::Fifo(path)) => Destination::Fifo(path),
+            Ok(Opened::Socket) => Destination::Address(address),
             Err(error) => return Err(self.failed_at_once(&progress, error)),
         };
         let source = Source {
@@ -135,8 +146,8 @@ impl Handle {
             settings: self.settings.clone(),
             progress: progress.clone(),
             events: self.events.clone(),
-            waker: outgoing.waker.clone(),
-            go_on: outgoing.go_on.clone(),
+            waker,
+            go_on,
             uuid: self.uuid,
         };
         let thread = std::thread::Builder::new().name("migration".into());
@@ -165,8 +176,12 @@ impl Handle {
     }
 
     fn failed_at_once(&self, progress: &Progress, error: OpenError) -> Refused {
-        progress.figures().error = Some(error.to_string());
-        self.enter(progress, Status::Failed);
+        if matches!(error, OpenError::Io(io::Error::Cancelled)) {
+            self.enter(progress, Status::Cancelled);
+        } else {
+            progress.figures().error = Some(error.to_string());
+            self.enter(progress, Status::Failed);
+        }
         error.into()
     }
 
@@ -201,7 +216,7 @@ impl Handle {
         &self,
         address: &Address,
         exit_on_error: bool,
-        fds: &mut dyn FnMut(&str) -> Option<OwnedFd>,
+        fds: &mut dyn Descriptors,
     ) -> Result<(), Refused> {
         if !self.is_incoming {
             return Err(Refused::NotIncoming);
@@ -239,12 +254,11 @@ impl Handle {
         thread.spawn(run).map(drop).map_err(Refused::Thread)
     }
 
-    fn open_origin(
-        &self,
-        address: &Address,
-        fds: &mut dyn FnMut(&str) -> Option<OwnedFd>,
-    ) -> Result<Origin, Refused> {
-        if let Some(connection) = transport::open_now(address, Direction::In, fds)? {
+    fn open_origin(&self, address: &Address, fds: &mut dyn Descriptors) -> Result<Origin, Refused> {
+        let mut ring = Ring::new(Waker::new()).map_err(OpenError::from)?;
+        if let Opened::Connection(connection) =
+            transport::open(&mut ring, address, Direction::In, fds)?
+        {
             return Ok(Origin::Open(connection));
         }
         let listener = Listener::bind(address)?;

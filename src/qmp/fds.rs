@@ -2,13 +2,14 @@
 //! sets.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::{Value as Json, json};
 
 use super::error::Error;
+use crate::io::OpenError;
+use crate::io::transport::{FD_SET, SetFd};
 
 /// One `-qmp` or `-mon`: what stays when its client leaves and another comes.
 #[derive(Default)]
@@ -88,12 +89,6 @@ struct Member {
     opaque: Option<String>,
 }
 
-/// A duplicate from a set; the set stays listed while it is open.
-pub struct SetFd {
-    pub fd: OwnedFd,
-    _in_use: Arc<()>,
-}
-
 impl FdSets {
     /// Adds to set `id`, or to a new one with the lowest free id. Gives out the id and the
     /// descriptor's number.
@@ -149,25 +144,24 @@ impl FdSets {
             .collect()
     }
 
-    /// Duplicates the member of set `id` whose access mode is exactly that of `flags` (`O_RDONLY`,
-    /// `O_WRONLY`, `O_RDWR`, and `O_DIRECT` or not).
-    pub fn open(&self, id: i64, flags: i32) -> Result<SetFd, Error> {
+    /// Duplicates a member of the set that `path`, `/dev/fdset/N`, names: the one whose access mode
+    /// is exactly that of `flags` (`O_RDONLY`, `O_WRONLY`, `O_RDWR`, and `O_DIRECT` or not).
+    pub fn open(&self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
         const COMPARED: i32 = libc::O_ACCMODE | libc::O_DIRECT;
+        let id =
+            path.strip_prefix(FD_SET).filter(|id| id.starts_with(|c: char| c.is_ascii_digit()));
+        let id = id.and_then(|id| id.parse::<i32>().ok());
+        let id = id.ok_or_else(|| OpenError::FdSetName(path.to_owned()))?;
         let sets = self.reap();
-        let set = sets
-            .get(&id)
-            .ok_or_else(|| Error::generic(format_args!("Failed to find fdset /dev/fdset/{id}")))?;
+        let set =
+            sets.get(&id.into()).ok_or_else(|| OpenError::NoFdSet(format!("{FD_SET}{id}")))?;
         let same_mode = |member: &&Member| {
             rustix::fs::fcntl_getfl(&member.fd)
                 .is_ok_and(|mode| mode.bits() as i32 & COMPARED == flags & COMPARED)
         };
-        let member = set.fds.iter().find(same_mode).ok_or_else(|| {
-            Error::generic(format_args!(
-                "Failed to find file descriptor with matching flags=0x{flags:x}"
-            ))
-        })?;
-        let fd = member.fd.try_clone().map_err(|error: io::Error| Error::generic(error))?;
-        Ok(SetFd { fd, _in_use: set.in_use.clone() })
+        let member = set.fds.iter().find(same_mode).ok_or(OpenError::NoMatchingFd(flags))?;
+        let fd = member.fd.try_clone().map_err(crate::io::Error::from)?;
+        Ok(SetFd { fd, in_use: set.in_use.clone() })
     }
 
     fn reap(&self) -> MutexGuard<'_, BTreeMap<i64, FdSet>> {
@@ -209,7 +203,7 @@ mod tests {
     fn set_stays_while_a_duplicate_is_open() {
         let sets = FdSets::default();
         sets.add(Some(20), fd(), None).unwrap();
-        let open = sets.open(20, libc::O_RDONLY).unwrap();
+        let open = sets.open("/dev/fdset/20", libc::O_RDONLY).unwrap();
         sets.remove(20, None).unwrap();
         assert_eq!(sets.list(), json!([{"fds": [], "fdset-id": 20}]));
         drop(open);
@@ -220,7 +214,15 @@ mod tests {
     fn access_mode_has_to_match_exactly() {
         let sets = FdSets::default();
         sets.add(Some(3), fd(), None).unwrap();
-        let Err(error) = sets.open(3, libc::O_RDWR) else { panic!("opened") };
-        assert_eq!(error.desc, "Failed to find file descriptor with matching flags=0x2");
+        let refused = |path: &str, flags| sets.open(path, flags).unwrap_err().to_string();
+        assert_eq!(
+            refused("/dev/fdset/3", libc::O_RDWR),
+            "Failed to find file descriptor with matching flags=0x2"
+        );
+        assert_eq!(refused("/dev/fdset/7", 0), "Failed to find fdset /dev/fdset/7");
+        for name in ["", "x", "-1", "+3", "3/", "3 ", "9999999999"] {
+            let path = format!("/dev/fdset/{name}");
+            assert_eq!(refused(&path, 0), format!("Could not parse fdset {path}"));
+        }
     }
 }

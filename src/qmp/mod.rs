@@ -26,7 +26,7 @@ mod wire;
 pub use args::Args;
 pub use error::{Class, Error};
 pub use events::Events;
-pub use fds::{FdSets, Monitor, MonitorFds, SetFd};
+pub use fds::{FdSets, Monitor, MonitorFds};
 pub use outbox::Outbox;
 pub use server::Server;
 pub use session::{Item, Job, Message, Session};

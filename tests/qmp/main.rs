@@ -7,3 +7,4 @@ mod common;
 mod fake;
 mod process;
 mod replay;
+mod waiting;

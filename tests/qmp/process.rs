@@ -22,7 +22,7 @@ fn start(arguments: &[&str]) -> Vm {
 }
 
 /// With as many monitors as asked for, on `vm0`, `vm1` …
-fn with_monitors(count: usize, arguments: &[&str]) -> Vm {
+pub fn with_monitors(count: usize, arguments: &[&str]) -> Vm {
     let monitor = |n| format!("unix:@DIR@/vm{n},server=on,wait=off");
     let monitors: Vec<String> = (0..count).map(monitor).collect();
     let options = monitors.iter().flat_map(|monitor| ["-qmp", monitor.as_str()]);
@@ -30,18 +30,18 @@ fn with_monitors(count: usize, arguments: &[&str]) -> Vm {
     start(&all)
 }
 
-fn monitor(vm: &Vm, number: usize) -> Client {
+pub fn monitor(vm: &Vm, number: usize) -> Client {
     Client::negotiated(&vm.path(&format!("vm{number}")))
 }
 
-fn send(vm: &Vm, signal: Signal) {
+pub fn signal(vm: &Vm, signal: Signal) {
     kill_process(Pid::from_child(&vm.child), signal).unwrap();
 }
 
 fn against_process(topic: &str, until: Option<&str>) {
     let mut godwit = with_monitors(1, &["-S", "-no-shutdown"]);
     replay(topic, godwit.folder(), Peer::Process, until);
-    send(&godwit, Signal::TERM);
+    signal(&godwit, Signal::TERM);
     assert_eq!(godwit.exit_code(), Some(0));
 }
 
@@ -73,7 +73,7 @@ fn run_state_follows_the_recording() {
 #[test]
 fn a_signal_is_told_as_in_the_recording() {
     let mut godwit = with_monitors(1, &["-S"]);
-    let signal = || send(&godwit, Signal::TERM);
+    let signal = || signal(&godwit, Signal::TERM);
     replay_with_signal("shutdown_signal", godwit.folder(), Peer::Process, None, &signal);
     assert_eq!(godwit.exit_code(), Some(0));
 }

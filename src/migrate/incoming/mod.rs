@@ -295,7 +295,10 @@ impl Connections {
     fn main(&mut self, ring: &mut Ring, timeout: Duration) -> Result<Connection, Error> {
         loop {
             let connection = match &mut self.origin {
-                Origin::Open(connection) => return Ok(connection.share()),
+                Origin::Open(connection) => {
+                    connection.await_writer(ring)?;
+                    return Ok(connection.share());
+                }
                 Origin::Listener(listener) => match listener.accept(ring) {
                     Err(error) if error.is_disconnect() => continue,
                     accepted => accepted?,

@@ -103,6 +103,8 @@ pub enum Destination {
     Address(Address),
     /// Opened already: `fd:`, `exec:`, `file:`.
     Open(Connection),
+    /// A FIFO that nobody reads yet.
+    Fifo(String),
 }
 
 /// One outgoing migration.
@@ -152,6 +154,7 @@ impl Source {
         ring.set_patience(Some(timeout));
         let (connection, address) = match destination {
             Destination::Open(connection) => (connection, None),
+            Destination::Fifo(path) => (transport::await_reader(&mut ring, &path)?, None),
             Destination::Address(address) => {
                 (transport::connect(&mut ring, &address)?, Some(address))
             }

@@ -1,19 +1,18 @@
 //! Commands that dump the guest.
 
-use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
-use super::memory::reason;
+use super::file::{self, Named};
 use super::{Answer, Call, Command, Run};
-use crate::dump::{Codec, Done, Filter, Format, Options, Output, Snapshot};
+use crate::dump::{Claim, Codec, Done, Filter, Format, Options, Output, Snapshot};
 use crate::machine::moment::{self, Moment, Request, Ruling};
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("dump-guest-memory", Run::Blocking(dump_guest_memory)).arguments(&DUMP),
+    Command::new("dump-guest-memory", Run::Waiting(dump_guest_memory)).arguments(&DUMP),
     Command::new("query-dump", Run::Now(query_dump)),
     Command::new("x-dump-cancel", Run::Now(cancel)),
     Command::new("query-dump-guest-memory-capability", Run::Now(query_capability)),
@@ -48,7 +47,7 @@ fn dump_guest_memory(call: Call<'_>) -> Answer {
         call.vmm.dumps.as_ref().ok_or_else(|| Error::generic("this guest cannot be dumped"))?;
     let claim = dumps.claim().map_err(Error::generic)?;
     let options = options(call)?;
-    let output = open(call)?;
+    let (output, in_use) = open(call, &claim)?;
     if matches!(options.format, Format::Kdump { raw: true, .. }) && !output.seekable() {
         return Err(Error::generic(crate::dump::Error::NotSeekable));
     }
@@ -66,6 +65,7 @@ fn dump_guest_memory(call: Call<'_>) -> Answer {
             data["error"] = failure.to_string().into();
         }
         events.emit("DUMP_COMPLETED", data);
+        drop(in_use);
     });
     claim.run(output, options, detach, done).map_err(Error::generic)?;
     Ok(json!({}))
@@ -91,19 +91,21 @@ fn options(call: Call<'_>) -> Result<Options, Error> {
 }
 
 /// The file, made readable by its owner alone, or the descriptor that a client sent.
-fn open(call: Call<'_>) -> Result<Output, Error> {
+fn open(call: Call<'_>, claim: &Claim) -> Result<(Output, Option<Arc<()>>), Error> {
     let protocol = call.args.text("protocol");
-    let file = if let Some(name) = protocol.strip_prefix("fd:") {
-        File::from(call.monitor.fds.take(name)?)
+    let Named { file, in_use } = if let Some(name) = protocol.strip_prefix("fd:") {
+        Named { file: call.monitor.fds.take(name)?.into(), in_use: None }
     } else if let Some(path) = protocol.strip_prefix("file:") {
-        let made = File::options().write(true).create(true).truncate(true).mode(0o400).open(path);
-        made.map_err(|error| {
-            Error::generic(format_args!("Could not create '{path}': {}", reason(&error)))
-        })?
+        match file::create(call, path, "create", 0o400, &|| claim.is_cancelled()) {
+            Err(_) if claim.is_cancelled() => {
+                return Err(Error::generic(crate::dump::Error::Cancelled));
+            }
+            created => created?,
+        }
     } else {
         return Err(Error::generic("parameter 'protocol' must start with 'file:' or 'fd:'"));
     };
-    Output::new(file).map_err(Error::generic)
+    Ok((Output::new(file).map_err(Error::generic)?, in_use))
 }
 
 fn query_dump(call: Call<'_>) -> Answer {

@@ -5,13 +5,15 @@ use std::io::Write;
 
 use serde_json::json;
 
+use super::file::{self, Named};
 use super::{Answer, Call, Command, Run};
+use crate::io::reason;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("pmemsave", Run::Blocking(pmemsave)).arguments(&PHYSICAL),
-    Command::new("memsave", Run::Blocking(memsave)).arguments(&VIRTUAL),
+    Command::new("pmemsave", Run::Waiting(pmemsave)).arguments(&PHYSICAL),
+    Command::new("memsave", Run::Waiting(memsave)).arguments(&VIRTUAL),
 ];
 
 static PHYSICAL: Shape = Shape::of(&[
@@ -33,14 +35,14 @@ const PIECE_BYTES: u64 = 1 << 20;
 const PAGES_AT_ONCE: usize = 1024;
 
 fn pmemsave(call: Call<'_>) -> Answer {
-    let mut file = create(call)?;
+    let mut named = create(call)?;
     let mut address = call.args.int("val") as u64;
     let mut left = size(call)?;
     let mut piece = vec![0; left.min(PIECE_BYTES) as usize];
     while left > 0 {
         let piece = &mut piece[..left.min(PIECE_BYTES) as usize];
         call.vmm.guest.read_physical(address, piece);
-        write(call, &mut file, piece)?;
+        write(call, &mut named.file, piece)?;
         address = address.wrapping_add(piece.len() as u64);
         left -= piece.len() as u64;
     }
@@ -51,7 +53,7 @@ fn memsave(call: Call<'_>) -> Answer {
     let index = call.args.int_if_given("cpu-index").unwrap_or(0);
     let vcpu = call.vmm.guest.vcpus().into_iter().find(|vcpu| i64::from(vcpu.index) == index);
     let vcpu = vcpu.ok_or_else(|| Error::generic("Parameter 'cpu-index' expects a CPU number"))?;
-    let mut file = create(call)?;
+    let mut named = create(call)?;
     let mut rest = Range { address: call.args.int("val") as u64, bytes: size(call)? };
     let unmapped = || {
         let (start, size) = (call.args.int("val"), call.args.int("size"));
@@ -66,7 +68,7 @@ fn memsave(call: Call<'_>) -> Answer {
             let mut bytes = [0; PAGE_BYTES as usize];
             let bytes = &mut bytes[..page.bytes as usize];
             call.vmm.guest.read_physical(physical.ok_or_else(unmapped)?, bytes);
-            write(call, &mut file, bytes)?;
+            write(call, &mut named.file, bytes)?;
         }
     }
     Ok(json!({}))
@@ -94,12 +96,9 @@ fn size(call: Call<'_>) -> Result<u64, Error> {
         .map_err(|_| Error::generic("Parameter 'size' expects a non-negative value"))
 }
 
-fn create(call: Call<'_>) -> Result<File, Error> {
-    let name = call.args.text("filename");
+fn create(call: Call<'_>) -> Result<Named, Error> {
     size(call)?;
-    File::create(name).map_err(|error| {
-        Error::generic(format_args!("Could not open '{name}': {}", reason(&error)))
-    })
+    file::create(call, call.args.text("filename"), "open", 0o666, &|| false)
 }
 
 fn write(call: Call<'_>, file: &mut File, bytes: &[u8]) -> Result<(), Error> {
@@ -107,13 +106,4 @@ fn write(call: Call<'_>, file: &mut File, bytes: &[u8]) -> Result<(), Error> {
     file.write_all(bytes).map_err(|error| {
         Error::generic(format_args!("writing memory to '{name}' failed: {}", reason(&error)))
     })
-}
-
-/// The system's words alone, without Rust's `(os error N)`.
-pub(super) fn reason(error: &std::io::Error) -> String {
-    let text = error.to_string();
-    match text.find(" (os error ") {
-        Some(end) => text[..end].to_owned(),
-        None => text,
-    }
 }

@@ -6,18 +6,20 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Answer, Call, Command, Run};
-use crate::io::Address;
+use crate::io::transport::SetFd;
+use crate::io::{Address, Descriptors, OpenError};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::parameters::NAMES;
 use crate::migrate::{Handle, Refused};
 use crate::qmp::error::Error;
+use crate::qmp::fds::FdSets;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("migrate", Run::Blocking(migrate)).arguments(&MIGRATE),
+    Command::new("migrate", Run::Waiting(migrate)).arguments(&MIGRATE),
     Command::new("migrate_cancel", Run::Now(cancel)),
     Command::new("migrate-continue", Run::Now(go_on)).arguments(&CONTINUE),
-    Command::new("migrate-incoming", Run::Blocking(incoming)).arguments(&INCOMING),
+    Command::new("migrate-incoming", Run::Waiting(incoming)).arguments(&INCOMING),
     Command::new("query-migrate", Run::Now(query)),
     Command::new("migrate-set-capabilities", Run::Now(set_capabilities)).arguments(&CAPABILITIES),
     Command::new("query-migrate-capabilities", Run::Now(query_capabilities)),
@@ -133,11 +135,48 @@ fn migrate(call: Call<'_>) -> Answer {
     if call.args.bool_if_given("resume") == Some(true) {
         return Err(refused(Refused::NothingToResume));
     }
-    if call.vmm.dumps.as_ref().is_some_and(|dumps| dumps.is_busy()) {
-        return Err(Error::generic("Live migration disabled: dump-guest-memory in progress"));
-    }
-    handle.start(address, &mut |name| call.monitor.fds.take(name).ok()).map_err(refused)?;
+    handle
+        .start(address, &mut ClientFds { call, inherits: false }, &|| blocker(call))
+        .map_err(refused)?;
     Ok(json!({}))
+}
+
+/// What forbids a migration now.
+fn blocker(call: Call<'_>) -> Option<&'static str> {
+    let dumping = call.vmm.dumps.as_ref().is_some_and(|dumps| dumps.is_busy());
+    dumping.then_some("Live migration disabled: dump-guest-memory in progress")
+}
+
+/// Descriptors that the client sent, and for `migrate-incoming` those that the process was started
+/// with.
+struct ClientFds<'a> {
+    call: Call<'a>,
+    inherits: bool,
+}
+
+impl Descriptors for ClientFds<'_> {
+    fn take(&mut self, name: &str) -> Option<OwnedFd> {
+        let sent = self.call.monitor.fds.take(name).ok();
+        sent.or_else(|| if self.inherits { inherited(name) } else { None })
+    }
+
+    fn from_set(&mut self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
+        self.call.vmm.fd_sets.open(path, flags)
+    }
+}
+
+/// Descriptors that the process was started with, for `-incoming`.
+pub struct InheritedFds;
+
+impl Descriptors for InheritedFds {
+    fn take(&mut self, name: &str) -> Option<OwnedFd> {
+        inherited(name)
+    }
+
+    fn from_set(&mut self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
+        // Sets are made by QMP.
+        FdSets::default().open(path, flags)
+    }
 }
 
 fn cancel(call: Call<'_>) -> Answer {
@@ -154,14 +193,14 @@ fn incoming(call: Call<'_>) -> Answer {
     let handle = handle(call)?;
     let address = address(call)?;
     let exit_on_error = call.args.bool_if_given("exit-on-error").unwrap_or(true);
-    let mut fds = |name: &str| call.monitor.fds.take(name).ok().or_else(|| inherited(name));
+    let mut fds = ClientFds { call, inherits: true };
     handle.incoming(&address, exit_on_error, &mut fds).map_err(refused)?;
     Ok(json!({}))
 }
 
 /// A descriptor that the process was started with, by number.
 #[allow(unsafe_code)]
-pub fn inherited(name: &str) -> Option<OwnedFd> {
+fn inherited(name: &str) -> Option<OwnedFd> {
     let number = name.parse::<i32>().ok().filter(|number| *number > 2)?;
     let path = format!("/proc/self/fd/{number}");
     std::fs::symlink_metadata(path).ok()?;
@@ -174,9 +213,8 @@ pub fn inherited(name: &str) -> Option<OwnedFd> {
 
 fn query(call: Call<'_>) -> Answer {
     let mut report = handle(call)?.report();
-    if call.vmm.dumps.as_ref().is_some_and(|dumps| dumps.is_busy()) {
-        let reasons = json!(["Live migration disabled: dump-guest-memory in progress"]);
-        report.insert("blocked-reasons".into(), reasons);
+    if let Some(reason) = blocker(call) {
+        report.insert("blocked-reasons".into(), json!([reason]));
     }
     Ok(Json::Object(report))
 }

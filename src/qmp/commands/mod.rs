@@ -51,6 +51,7 @@
 
 mod descriptors;
 mod dump;
+mod file;
 mod machine;
 mod memory;
 pub mod migration;
