@@ -7,4 +7,5 @@ mod common;
 mod fake;
 mod process;
 mod replay;
+mod threads;
 mod waiting;

@@ -93,7 +93,7 @@ fn signals_end_it_cleanly() {
         assert_eq!(client.ask("query-status", json!({}))["running"], json!(true));
         let pid = std::fs::read_to_string(godwit.path("pid")).unwrap();
         assert_eq!(pid, format!("{}\n", godwit.pid()));
-        send(&godwit, signal);
+        crate::process::signal(&godwit, signal);
         assert_eq!(
             client.event("SHUTDOWN")["data"],
             json!({"guest": false, "reason": "host-signal"})
