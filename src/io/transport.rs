@@ -172,7 +172,7 @@ pub trait Descriptors {
     fn take(&mut self, name: &str) -> Option<OwnedFd>;
 
     /// A duplicate from the set that `path`, `/dev/fdset/N`, names, opened with `flags`.
-    fn from_set(&mut self, path: &str, flags: i32) -> std::result::Result<SetFd, OpenError>;
+    fn member(&mut self, path: &str, flags: i32) -> std::result::Result<SetFd, OpenError>;
 }
 
 /// A duplicate from a set of descriptors; the set stays listed while it is open.
@@ -213,7 +213,7 @@ pub fn open(
             aside(ring, "exec", move || spawn(&words, direction))?.map(Opened::Connection)
         }
         Address::File { path, offset } if path.starts_with(FD_SET) => {
-            let SetFd { fd, in_use } = fds.from_set(path, direction.flags())?;
+            let SetFd { fd, in_use } = fds.member(path, direction.flags())?;
             let mut connection = file_connection(path, fd.into(), *offset, direction)?;
             connection.in_use = Some(in_use);
             Ok(Opened::Connection(connection))
@@ -541,7 +541,7 @@ mod tests {
             None
         }
 
-        fn from_set(&mut self, path: &str, _: i32) -> std::result::Result<SetFd, OpenError> {
+        fn member(&mut self, path: &str, _: i32) -> std::result::Result<SetFd, OpenError> {
             Err(OpenError::NoFdSet(path.to_owned()))
         }
     }

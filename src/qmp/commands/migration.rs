@@ -160,7 +160,7 @@ impl Descriptors for ClientFds<'_> {
         sent.or_else(|| if self.inherits { inherited(name) } else { None })
     }
 
-    fn from_set(&mut self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
+    fn member(&mut self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
         self.call.vmm.fd_sets.open(path, flags)
     }
 }
@@ -173,7 +173,7 @@ impl Descriptors for InheritedFds {
         inherited(name)
     }
 
-    fn from_set(&mut self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
+    fn member(&mut self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
         // Sets are made by QMP.
         FdSets::default().open(path, flags)
     }
