@@ -175,6 +175,19 @@ pub trait Descriptors {
     fn member(&mut self, path: &str, flags: i32) -> std::result::Result<SetFd, OpenError>;
 }
 
+/// Nobody named any.
+pub struct NoDescriptors;
+
+impl Descriptors for NoDescriptors {
+    fn take(&mut self, _name: &str) -> Option<OwnedFd> {
+        None
+    }
+
+    fn member(&mut self, path: &str, _flags: i32) -> std::result::Result<SetFd, OpenError> {
+        Err(OpenError::NoFdSet(path.to_owned()))
+    }
+}
+
 /// A duplicate from a set of descriptors; the set stays listed while it is open.
 #[derive(Debug)]
 pub struct SetFd {
@@ -533,21 +546,8 @@ mod tests {
         Ring::new(Waker::new()).unwrap()
     }
 
-    /// No descriptor has a name.
-    struct Nobody;
-
-    impl Descriptors for Nobody {
-        fn take(&mut self, _: &str) -> Option<OwnedFd> {
-            None
-        }
-
-        fn member(&mut self, path: &str, _: i32) -> std::result::Result<SetFd, OpenError> {
-            Err(OpenError::NoFdSet(path.to_owned()))
-        }
-    }
-
     fn opened(address: &Address) -> std::result::Result<Connection, OpenError> {
-        match open(&mut ring(), address, Direction::Out, &mut Nobody)? {
+        match open(&mut ring(), address, Direction::Out, &mut NoDescriptors)? {
             Opened::Connection(connection) => Ok(connection),
             Opened::Socket | Opened::Fifo(_) => panic!("{address} is not open"),
         }

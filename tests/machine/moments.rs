@@ -10,6 +10,7 @@ use std::time::Duration;
 use godwit::config::Incoming;
 use godwit::dump::{Dumps, Target};
 use godwit::io::Address;
+use godwit::io::transport::NoDescriptors;
 use godwit::machine::moment::{Moment, Request, Ruling, rule};
 use godwit::machine::{Event, RunState, StopCause};
 use godwit::migrate::guest::Guest as Migrated;
@@ -69,7 +70,12 @@ impl Stage {
                     let _ = socket.read_to_end(&mut Vec::new());
                 });
                 let address = Address::Unix(path.to_str().unwrap().to_owned());
-                self.vmm.migration.as_ref().unwrap().start(address, &mut |_| None).unwrap();
+                self.vmm
+                    .migration
+                    .as_ref()
+                    .unwrap()
+                    .start(address, &mut NoDescriptors, &|| None)
+                    .unwrap();
             }
             Moment::Switching | Moment::HandingOver | Moment::Left => {
                 assert!(Migrated::stop(&**machine, RunState::FinishMigrate).unwrap());
@@ -325,7 +331,7 @@ fn a_reset_in_state_device_waits_for_the_outcome() {
     });
     let migration = stage.vmm.migration.as_ref().unwrap();
     let address = Address::Unix(path.to_str().unwrap().to_owned());
-    migration.start(address, &mut |_| None).unwrap();
+    migration.start(address, &mut NoDescriptors, &|| None).unwrap();
     let status = || migration.report()["status"].as_str().unwrap_or_default().to_owned();
     wait(|| status() == "device", status);
     wait(|| stage.guest.machine.moment() == Moment::HandingOver, || "no hold".into());
