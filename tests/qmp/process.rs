@@ -87,13 +87,13 @@ fn qmp_shell_gets_the_recorded_answers() {
 
 #[test]
 fn signals_end_it_cleanly() {
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
+    for kind in [Signal::TERM, Signal::INT, Signal::HUP] {
         let mut godwit = with_monitors(1, &["-pidfile", "@DIR@/pid"]);
         let mut client = monitor(&godwit, 0);
         assert_eq!(client.ask("query-status", json!({}))["running"], json!(true));
         let pid = std::fs::read_to_string(godwit.path("pid")).unwrap();
         assert_eq!(pid, format!("{}\n", godwit.pid()));
-        crate::process::signal(&godwit, signal);
+        signal(&godwit, kind);
         assert_eq!(
             client.event("SHUTDOWN")["data"],
             json!({"guest": false, "reason": "host-signal"})
