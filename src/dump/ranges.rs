@@ -15,32 +15,34 @@ impl Range {
     }
 }
 
-/// The part of memory that `begin` and `length` ask for, byte exact. `begin` may be negative, as
-/// QMP's integers may: then the range starts below memory and what lies in it is dumped.
+/// The part of memory that `begin` and `length` ask for, byte exact. It may reach past the end of
+/// memory, and past 2^64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Filter {
-    pub begin: i64,
-    pub length: i64,
+    pub begin: u64,
+    pub length: u64,
 }
+
+/// No file has an offset behind it.
+const END: u64 = i64::MAX as u64;
 
 /// `ranges` sorted, neighbours joined, cut to `filter`. Empty ranges and whatever would end past
 /// 2^63 vanish; of two that overlap the second loses what the first has.
 pub fn cut(ranges: &[Range], filter: Option<Filter>) -> Vec<Range> {
-    let (low, high) = filter.map_or((0, i128::from(i64::MAX)), |filter| {
-        (i128::from(filter.begin), i128::from(filter.begin) + i128::from(filter.length))
+    let (low, high) = filter.map_or((0, END), |filter| {
+        (filter.begin, filter.begin.saturating_add(filter.length).min(END))
     });
     let mut sorted = ranges.to_vec();
     sorted.sort();
     let mut out: Vec<Range> = Vec::with_capacity(sorted.len());
     for range in sorted {
         let done = out.last().map_or(0, Range::end);
-        let start = i128::from(range.start.max(done)).max(low);
-        let end =
-            (i128::from(range.start) + i128::from(range.len)).min(high).min(i128::from(i64::MAX));
+        let start = range.start.max(done).max(low);
+        let end = range.start.saturating_add(range.len).min(high);
         if start >= end {
             continue;
         }
-        let (start, len) = (start as u64, (end - start) as u64);
+        let len = end - start;
         match out.last_mut() {
             Some(last) if last.end() == start => last.len += len,
             _ => out.push(Range { start, len }),
@@ -95,15 +97,15 @@ mod tests {
     }
 
     #[test]
-    fn a_filter_is_byte_exact_and_may_begin_below_zero() {
+    fn a_filter_is_byte_exact_and_may_reach_past_the_end() {
         let ranges = [range(0, 0xa0000), range(0x100000, 0x200000)];
         let filter = |begin, length| cut(&ranges, Some(Filter { begin, length }));
         assert_eq!(filter(0x9f123, 0x61f01), [range(0x9f123, 0xa0000), range(0x100000, 0x101024)]);
-        assert_eq!(filter(-4096, 8192), [range(0, 4096)]);
-        assert_eq!(filter(0x1ff800, i64::MAX), [range(0x1ff800, 0x200000)]);
-        assert_eq!(filter(4096, -1), []);
+        assert_eq!(filter(0x1ff800, i64::MAX as u64), [range(0x1ff800, 0x200000)]);
+        assert_eq!(filter(0x1ff800, u64::MAX), [range(0x1ff800, 0x200000)]);
         assert_eq!(filter(0xa0000, 0x60000), []);
-        assert_eq!(filter(i64::MIN, i64::MIN), []);
+        assert_eq!(filter(u64::MAX, 2), [], "nothing begins again at zero");
+        assert_eq!(filter(i64::MAX as u64, u64::MAX), []);
     }
 
     #[test]

@@ -87,6 +87,18 @@ fn a_failed_dump_leaves_nothing_and_the_guest_running() {
         }
     }
     qmp.wait_until_running();
+    // No address wraps around: what lies below zero is nowhere.
+    let part = guest.path("part");
+    for (begin, length, want) in [
+        (-1, 2, "Parameter 'begin' expects a non-negative value"),
+        (i64::MIN, i64::MAX, "Parameter 'begin' expects a non-negative value"),
+        (4096, -1, "dump: no guest memory to dump"),
+    ] {
+        let set = json!({"paging": false, "protocol": format!("file:{}", part.display()),
+            "begin": begin, "length": length});
+        assert_eq!(qmp.ask("dump-guest-memory", set).unwrap_err(), want);
+        assert!(!part.exists(), "nothing is made for what is refused");
+    }
     drop(qmp);
     let before = std::fs::read_dir(guest.folder()).unwrap().count();
     let outside = guest.dump(&guest.path("core"), &["--begin", "0x10000000000", "--length", "1"]);

@@ -191,6 +191,24 @@ fn memory_is_saved_in_the_length_asked_for() {
         assert_eq!(answer, json!({}));
         assert_eq!(std::fs::metadata(&file).unwrap().len(), size);
     }
+    // The last bytes of all, and no address wraps around to the first.
+    for (val, size, want) in [
+        (json!(u64::MAX - 15), json!(16), None),
+        (json!(-16), json!(16), None),
+        (json!(-1), json!(2), Some("Invalid addr 0xffffffffffffffff/size 2 specified")),
+        (json!(u64::MAX), json!(2), Some("Invalid addr 0xffffffffffffffff/size 2 specified")),
+        (json!(0), json!(-1), Some("Parameter 'size' expects a value from 0 to 2^63 - 1")),
+        (json!(0), json!(1u64 << 63), Some("Parameter 'size' expects a value from 0 to 2^63 - 1")),
+        (json!(1.5), json!(1), Some("Parameter 'val' expects uint64")),
+    ] {
+        for command in ["pmemsave", "memsave"] {
+            let _ = std::fs::remove_file(&file);
+            let answer =
+                client.try_ask(command, json!({"val": val, "size": size, "filename": file}));
+            assert_eq!(answer.err().as_deref(), want, "{command} {val} {size}");
+            assert_eq!(file.exists(), want.is_none(), "nothing is made for what is refused");
+        }
+    }
     let refused =
         client.refused("pmemsave", json!({"val": 0, "size": 1, "filename": "/nowhere/x"}));
     assert_eq!(refused["desc"], json!("Could not open '/nowhere/x': No such file or directory"));

@@ -81,13 +81,21 @@ fn options(call: Call<'_>) -> Result<Options, Error> {
     }
     let missing = |name| Err(Error::generic(format_args!("Parameter '{name}' is missing")));
     let filter = match (begin, length) {
-        (Some(begin), Some(length)) => Some(Filter { begin, length }),
+        (Some(begin), Some(length)) => Some(filter(begin, length)?),
         (None, None) => None,
         (Some(_), None) => return missing("length"),
         (None, Some(_)) => return missing("begin"),
     };
     let live = call.args.bool_if_given("x-live").unwrap_or(false);
     Ok(Options { paging, filter, live, ..Options::new(format) })
+}
+
+/// Nothing lies below address 0. (QEMU wraps around and makes a dump without memory.)
+fn filter(begin: i64, length: i64) -> Result<Filter, Error> {
+    let begin = u64::try_from(begin)
+        .map_err(|_| Error::generic("Parameter 'begin' expects a non-negative value"))?;
+    let length = u64::try_from(length).map_err(|_| Error::generic(crate::dump::Error::NoMemory))?;
+    Ok(Filter { begin, length })
 }
 
 /// The file, made readable by its owner alone, or the descriptor that a client sent.

@@ -17,13 +17,13 @@ pub static COMMANDS: &[Command] = &[
 ];
 
 static PHYSICAL: Shape = Shape::of(&[
-    required("val", Type::Int),
-    required("size", Type::Int),
+    required("val", Type::U64),
+    required("size", Type::U64),
     required("filename", Type::Text),
 ]);
 static VIRTUAL: Shape = Shape::of(&[
-    required("val", Type::Int),
-    required("size", Type::Int),
+    required("val", Type::U64),
+    required("size", Type::U64),
     required("filename", Type::Text),
     optional("cpu-index", Type::Int),
 ]);
@@ -31,18 +31,20 @@ static VIRTUAL: Shape = Shape::of(&[
 const PAGE_BYTES: u64 = 4096;
 /// Physical memory is copied in pieces of this size.
 const PIECE_BYTES: u64 = 1 << 20;
+/// No file is longer.
+const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 /// Virtual pages that are looked up in one stop of the guest.
 const PAGES_AT_ONCE: usize = 1024;
 
 fn pmemsave(call: Call<'_>) -> Answer {
+    let Range { mut address, bytes: mut left } = Range::of(call)?;
     let mut named = create(call)?;
-    let mut address = call.args.int("val") as u64;
-    let mut left = size(call)?;
     let mut piece = vec![0; left.min(PIECE_BYTES) as usize];
     while left > 0 {
         let piece = &mut piece[..left.min(PIECE_BYTES) as usize];
         call.vmm.guest.read_physical(address, piece);
         write(call, &mut named.file, piece)?;
+        // Only the end of a range that ends at 2^64 wraps, and it is not looked at.
         address = address.wrapping_add(piece.len() as u64);
         left -= piece.len() as u64;
     }
@@ -53,12 +55,8 @@ fn memsave(call: Call<'_>) -> Answer {
     let index = call.args.int_if_given("cpu-index").unwrap_or(0);
     let vcpu = call.vmm.guest.vcpus().into_iter().find(|vcpu| i64::from(vcpu.index) == index);
     let vcpu = vcpu.ok_or_else(|| Error::generic("Parameter 'cpu-index' expects a CPU number"))?;
+    let mut rest = Range::of(call)?;
     let mut named = create(call)?;
-    let mut rest = Range { address: call.args.int("val") as u64, bytes: size(call)? };
-    let unmapped = || {
-        let (start, size) = (call.args.int("val"), call.args.int("size"));
-        Error::generic(format_args!("Invalid addr 0x{start:016x}/size {size} specified"))
-    };
     while rest.bytes > 0 {
         let pages: Vec<Range> =
             std::iter::from_fn(|| rest.take_page()).take(PAGES_AT_ONCE).collect();
@@ -67,37 +65,50 @@ fn memsave(call: Call<'_>) -> Answer {
         for (page, physical) in pages.iter().zip(found) {
             let mut bytes = [0; PAGE_BYTES as usize];
             let bytes = &mut bytes[..page.bytes as usize];
-            call.vmm.guest.read_physical(physical.ok_or_else(unmapped)?, bytes);
+            call.vmm.guest.read_physical(physical.ok_or_else(|| invalid(call))?, bytes);
             write(call, &mut named.file, bytes)?;
         }
     }
     Ok(json!({}))
 }
 
-/// Virtual memory still to be saved.
+/// Memory still to be saved. It ends at 2^64 at the latest.
 struct Range {
     address: u64,
     bytes: u64,
 }
 
 impl Range {
+    /// What was asked for. (QEMU goes on at address zero.)
+    fn of(call: Call<'_>) -> Result<Range, Error> {
+        let (address, bytes) = (call.args.unsigned("val"), call.args.unsigned("size"));
+        if bytes > FILE_BYTES_MAX {
+            return Err(Error::generic("Parameter 'size' expects a value from 0 to 2^63 - 1"));
+        }
+        match u128::from(address) + u128::from(bytes) <= 1 << 64 {
+            true => Ok(Range { address, bytes }),
+            false => Err(invalid(call)),
+        }
+    }
+
     /// Cuts off what lies in the first page.
     fn take_page(&mut self) -> Option<Range> {
         let bytes = self.bytes.min(PAGE_BYTES - self.address % PAGE_BYTES);
         let page = Range { address: self.address, bytes };
+        // Only behind the last byte of all.
         self.address = self.address.wrapping_add(bytes);
         self.bytes -= bytes;
         (bytes > 0).then_some(page)
     }
 }
 
-fn size(call: Call<'_>) -> Result<u64, Error> {
-    u64::try_from(call.args.int("size"))
-        .map_err(|_| Error::generic("Parameter 'size' expects a non-negative value"))
+/// QEMU's words for memory that is not there.
+fn invalid(call: Call<'_>) -> Error {
+    let (start, size) = (call.args.unsigned("val"), call.args.unsigned("size"));
+    Error::generic(format_args!("Invalid addr 0x{start:016x}/size {size} specified"))
 }
 
 fn create(call: Call<'_>) -> Result<Named, Error> {
-    size(call)?;
     file::create(call, call.args.text("filename"), "open", 0o666, &|| false)
 }
 
