@@ -34,9 +34,9 @@ struct Arguments {
     #[arg(long)]
     paging: bool,
     #[arg(long, requires = "length")]
-    begin: Option<i64>,
+    begin: Option<u64>,
     #[arg(long, requires = "begin")]
-    length: Option<i64>,
+    length: Option<u64>,
     #[arg(long)]
     threads: Option<usize>,
     /// `-` for standard output

@@ -17,6 +17,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod migrate;
+pub mod output;
 pub mod pages;
 pub mod qmp;
 pub mod sabotage;

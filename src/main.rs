@@ -51,7 +51,7 @@ enum Verb {
     Inspect(godwit::inspect::Options),
     /// Write the built-in guest as an ELF file, for other VMMs that boot PVH kernels
     BuiltinGuest {
-        /// Where to
+        /// Where to; - is standard output
         file: PathBuf,
     },
 }
@@ -62,6 +62,9 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => error.exit(),
     };
+    if let Err(error) = outlive_file_size_limit() {
+        return refuse(format_args!("SIGXFSZ cannot be handled: {error}"));
+    }
     log();
     #[cfg(feature = "sabotage")]
     godwit::sabotage::chosen();
@@ -72,15 +75,24 @@ fn main() -> ExitCode {
         Verb::Dump(dump) => done(client::dump::run(&dump)),
         Verb::Status(status) => done(client::status::run(&status)),
         Verb::Qmp(shell) => done(client::shell::run(&shell)),
-        Verb::Inspect(options) => match godwit::inspect::run(&options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => refuse(error),
-        },
-        Verb::BuiltinGuest { file } => match std::fs::write(&file, godwit::builtin::elf()) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => refuse(format_args!("{}: {error}", file.display())),
-        },
+        Verb::Inspect(options) => {
+            match client::interrupt::end_cleanly()
+                .map_err(Into::into)
+                .and_then(|()| godwit::inspect::run(&options))
+            {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => refuse(chain(&*error)),
+            }
+        }
+        Verb::BuiltinGuest { file } => done(client::builtin_guest::run(&file)),
     }
+}
+
+/// A write past `ulimit -f` is an error of that write (`EFBIG`), not the end of the process and its
+/// guest. A handler that does nothing, rather than SIG_IGN: commands of `exec:` do not inherit it.
+fn outlive_file_size_limit() -> std::io::Result<()> {
+    extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {}
+    Ok(vmm_sys_util::signal::register_signal_handler(libc::SIGXFSZ, nothing)?)
 }
 
 /// `GODWIT_LOG=debug` tells on stderr what goes on; without it only what is wrong is told.

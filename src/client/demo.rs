@@ -13,6 +13,7 @@ use super::migrate::{self, How};
 use super::progress::{Progress, Snapshot};
 use super::qmp::{Address, Client};
 use super::table::Table;
+use super::{say, show};
 use clap::Args;
 use guest::SerialLog;
 use serde_json::json;
@@ -90,7 +91,7 @@ pub fn run(demo: &Demo) -> Result<(), ClientError> {
     check_kvm()?;
     let interrupts = Interrupts::count()?;
     let folder = Folder::new()?;
-    println!("{}", demo.introduction());
+    show(format_args!("{}\n", demo.introduction()))?;
     let plain = How {
         max_bandwidth: demo.bandwidth,
         downtime_limit: Some(demo.downtime_limit),
@@ -100,8 +101,7 @@ pub fn run(demo: &Demo) -> Result<(), ClientError> {
     let xbzrle = How { xbzrle: Some(Some(cache)), ..plain.clone() };
     let first = demo.once("whole pages", &plain, &folder, &interrupts)?;
     let second = demo.once("XBZRLE", &xbzrle, &folder, &interrupts)?;
-    print!("\n{}", comparison(&first, &second));
-    Ok(())
+    show(format_args!("\n{}", comparison(&first, &second)))
 }
 
 /// The guest counts in MiB.
@@ -187,10 +187,10 @@ impl Demo {
             }
             _ => return Err(ClientError::Failed(end.error.unwrap_or_default())),
         };
-        eprintln!(
+        say(format_args!(
             "{label:>11}: {}, the guest counted on from sweep {} to {}",
             end.status, sweeps.0, sweeps.1
-        );
+        ));
         Ok(Outcome { end, sweeps })
     }
 

@@ -1,18 +1,22 @@
 //! `godwit dump`: writes a machine's memory to a file, and shows how.
 //!
-//! The machine writes to FILE.part; the file gets its name when it is whole. After a failure
-//! nothing is left.
+//! The file is opened here and its descriptor given to the machine, which may run as another user
+//! or see other folders; [`crate::output`] says what FILE may be. After a failure nothing is left.
+//! Over TCP no descriptor can be given: there the machine gets the name, and writes it itself.
 
 use super::Error;
 use super::figures::{bytes, bytes_per_second, milliseconds};
 use super::interrupt::Interrupts;
 use super::qmp::{self, Address, Client};
+use super::{say, show};
 use crate::dump::Format;
+use crate::output::{self, Destination, Input, NamedOutput, OutputFile};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 #[derive(Args, Debug)]
@@ -20,7 +24,8 @@ pub struct Dump {
     /// The machine's monitor: unix:PATH or tcp:HOST:PORT, on this host
     #[arg(long, value_name = "ADDRESS")]
     pub qmp: Address,
-    /// Where to; written as FILE.part and renamed when it is whole
+    /// Where to: a file, which gets its name when it is whole; a device, a FIFO, /dev/fd/N, or - for
+    /// standard output
     pub file: PathBuf,
     /// elf, kdump-zlib, kdump-lzo, kdump-snappy, kdump-zstd, or kdump-raw- and one of these
     #[arg(long, value_name = "FORMAT", default_value = "elf")]
@@ -29,11 +34,11 @@ pub struct Dump {
     #[arg(long)]
     pub paging: bool,
     /// ELF: only memory from this guest-physical address on
-    #[arg(long, value_name = "ADDRESS", requires = "length", value_parser = number, allow_hyphen_values = true)]
-    pub begin: Option<i64>,
+    #[arg(long, value_name = "ADDRESS", requires = "length", value_parser = number)]
+    pub begin: Option<u64>,
     /// ELF: so many bytes of it
-    #[arg(long, value_name = "BYTES", requires = "begin", value_parser = number, allow_hyphen_values = true)]
-    pub length: Option<i64>,
+    #[arg(long, value_name = "BYTES", requires = "begin", value_parser = number)]
+    pub length: Option<u64>,
     /// The guest as it is at one moment, written while it runs on (Godwit only)
     #[arg(long)]
     pub live: bool,
@@ -49,55 +54,93 @@ pub enum DumpError {
     Failed(String),
     #[error("the dump was cancelled; the guest goes on")]
     Cancelled,
-    #[error("the dump is whole, but {part} cannot be renamed to {file}")]
-    Rename { part: String, file: String, source: std::io::Error },
-    #[error("cannot find the folder of {file}")]
-    Folder { file: String, source: std::io::Error },
 }
 
 const POLL_TIME: Duration = Duration::from_millis(100);
 /// Between two lines where there is no terminal.
 const LINE_TIME: Duration = Duration::from_secs(1);
 
-/// Runs the verb; what it prints on stdout is the result.
+/// Runs the verb; what it prints is the result.
 pub fn run(dump: &Dump) -> Result<(), Error> {
     let interrupts = Interrupts::count()?;
-    let mut client = Client::connect(&dump.qmp)?;
-    let part = Part::of(&dump.file)?;
-    let began = Instant::now();
-    client.execute("dump-guest-memory", dump.arguments(&part))?;
-    let Made { total, downtime } = follow(&mut client, &interrupts)?;
-    let took = began.elapsed();
-    let size = part.keep(&dump.file)?;
-    if dump.json {
-        let mut result = json!({"file": dump.file, "format": dump.format.name(), "memory": total, "size": size,
-            "total-time": took.as_millis() as u64});
-        if let Some(downtime) = downtime {
-            result["downtime-us"] = downtime.into();
-        }
-        println!("{result:#}");
-    } else {
-        let rate = total as f64 / took.as_secs_f64().max(1e-3);
-        println!(
-            "{}: {} of memory as {} ({}) in {}, {}{}",
-            dump.file.display(),
-            bytes(total),
-            dump.format,
-            bytes(size),
-            milliseconds(took.as_millis() as u64),
-            bytes_per_second(rate),
-            downtime.map_or(String::new(), |us| format!(
-                "; the guest stood still for {:.1} ms",
-                us as f64 / 1e3
-            ))
-        );
+    let destination = Destination::look(&dump.file)?;
+    let mut client = Client::connect_for(&dump.qmp, &interrupts)?;
+    if let Some(process) = client.machine_process() {
+        // Its memory, its disks, its log.
+        destination.is_none_of(&Input::of_process(process))?;
     }
-    Ok(())
+    let is_stdout = destination.is_stdout();
+    let written = Written::begin(destination, &mut client, &interrupts)?;
+    let began = Instant::now();
+    let started = client.execute("dump-guest-memory", dump.arguments(&written.protocol));
+    if let (Err(qmp::Error::Refused { .. }), true) = (&started, client.can_pass()) {
+        // It may not have been taken; that it has is no error.
+        let _ = client.execute("closefd", json!({"fdname": DESCRIPTOR}));
+    }
+    started?;
+    let made = follow(&mut client, &interrupts)?;
+    let took = began.elapsed();
+    let size = written.finish()?;
+    let words = if dump.json {
+        format!("{:#}", dump.result(&made, size, took))
+    } else {
+        dump.summary(&made, size, took)
+    };
+    match is_stdout {
+        true => {
+            say(words);
+            Ok(())
+        }
+        false => show(words + "\n"),
+    }
 }
 
+/// The descriptor's name at the machine.
+const DESCRIPTOR: &str = "godwit-dump";
+
+/// What the machine writes to.
+struct Written {
+    protocol: String,
+    /// Nothing for what is written in place by name.
+    output: Option<Output>,
+}
+
+enum Output {
+    Passed(OutputFile),
+    Named(NamedOutput),
+}
+
+impl Written {
+    fn begin(
+        destination: Destination,
+        client: &mut Client,
+        interrupts: &Interrupts,
+    ) -> Result<Written, Error> {
+        if client.can_pass() {
+            let file = destination.open(MODE, &|| interrupts.pressed() == 0)?;
+            client.pass(DESCRIPTOR, file.file().as_fd())?;
+            let protocol = format!("fd:{DESCRIPTOR}");
+            return Ok(Written { protocol, output: Some(Output::Passed(file)) });
+        }
+        let (name, output) = destination.open_elsewhere()?;
+        Ok(Written { protocol: format!("file:{name}"), output: output.map(Output::Named) })
+    }
+
+    /// The file gets its name; its size in bytes, if it has one.
+    fn finish(self) -> Result<Option<u64>, output::Error> {
+        match self.output {
+            Some(Output::Passed(file)) => Ok(file.finish()?),
+            Some(Output::Named(file)) => Ok(file.finish()?),
+            None => Ok(None),
+        }
+    }
+}
+
+/// Of a new file: it is all that a guest knows, and QEMU makes its dumps so.
+const MODE: u32 = 0o400;
+
 impl Dump {
-    fn arguments(&self, part: &Part) -> Value {
-        let protocol = format!("file:{}", part.path.display());
+    fn arguments(&self, protocol: &str) -> Value {
         let mut arguments = json!({"protocol": protocol, "paging": self.paging, "detach": true});
         if self.live {
             arguments["x-live"] = true.into();
@@ -111,57 +154,45 @@ impl Dump {
         }
         arguments
     }
-}
 
-/// A decimal number, or a hexadecimal one after `0x`.
-fn number(text: &str) -> Result<i64, String> {
-    let (sign, digits) = text.strip_prefix('-').map_or((1, text), |digits| (-1, digits));
-    let value = match digits.strip_prefix("0x") {
-        Some(hex) => i64::from_str_radix(hex, 16),
-        None => digits.parse(),
-    };
-    value.map(|value| sign * value).map_err(|error| error.to_string())
-}
-
-/// The unfinished file; removed unless it is kept.
-struct Part {
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Part {
-    /// The machine has a working folder of its own, so it gets an absolute path. What an earlier
-    /// dump left is removed: it may belong to us and yet not be writable (the machine makes it with
-    /// mode 0400).
-    fn of(file: &Path) -> Result<Part, DumpError> {
-        let absolute = std::path::absolute(file)
-            .map_err(|source| DumpError::Folder { file: file.display().to_string(), source })?;
-        let mut path = absolute.into_os_string();
-        path.push(".part");
-        let part = Part { path: path.into(), kept: false };
-        let _ = std::fs::remove_file(&part.path);
-        Ok(part)
-    }
-
-    /// Gives the file its name; its size in bytes.
-    fn keep(mut self, file: &Path) -> Result<u64, DumpError> {
-        let renamed = std::fs::rename(&self.path, file).and_then(|()| std::fs::metadata(file));
-        let metadata = renamed.map_err(|source| DumpError::Rename {
-            part: self.path.display().to_string(),
-            file: file.display().to_string(),
-            source,
-        })?;
-        self.kept = true;
-        Ok(metadata.len())
-    }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = std::fs::remove_file(&self.path);
+    /// A name that JSON cannot hold is shown as well as it can be.
+    fn result(&self, made: &Made, size: Option<u64>, took: Duration) -> Value {
+        let mut result = json!({"file": self.file.to_string_lossy(), "format": self.format.name(),
+            "memory": made.total, "total-time": took.as_millis() as u64});
+        if let Some(size) = size {
+            result["size"] = size.into();
         }
+        if let Some(downtime) = made.downtime {
+            result["downtime-us"] = downtime.into();
+        }
+        result
     }
+
+    fn summary(&self, made: &Made, size: Option<u64>, took: Duration) -> String {
+        let rate = made.total as f64 / took.as_secs_f64().max(1e-3);
+        let size = size.map_or(String::new(), |size| format!(" ({})", bytes(size)));
+        let still = made.downtime.map_or(String::new(), |us| {
+            format!("; the guest stood still for {:.1} ms", us as f64 / 1e3)
+        });
+        format!(
+            "{}: {} of memory as {}{size} in {}, {}{still}",
+            self.file.display(),
+            bytes(made.total),
+            self.format,
+            milliseconds(took.as_millis() as u64),
+            bytes_per_second(rate),
+        )
+    }
+}
+
+/// A decimal number, or a hexadecimal one after `0x`, that QMP can carry.
+fn number(text: &str) -> Result<u64, String> {
+    let value = match text.strip_prefix("0x") {
+        Some(hex) => i64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    let value = value.map_err(|error| error.to_string())?;
+    u64::try_from(value).map_err(|_| "it is below zero".into())
 }
 
 /// What the machine said at the end.
@@ -261,7 +292,7 @@ impl Bar {
             }
             None if self.last_line.elapsed() >= LINE_TIME => {
                 self.last_line = Instant::now();
-                eprintln!("dumping: {line}");
+                say(format_args!("dumping: {line}"));
             }
             None => {}
         }
@@ -271,7 +302,7 @@ impl Bar {
     fn say(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 
@@ -289,22 +320,9 @@ mod tests {
     #[test]
     fn addresses_are_read_in_both_bases() {
         assert_eq!(number("0x9f123"), Ok(0x9f123));
-        assert_eq!(number("-4096"), Ok(-4096));
-        assert!(number("12k").is_err() && number("").is_err());
-    }
-
-    #[test]
-    fn an_unfinished_file_is_removed_and_a_whole_one_renamed() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("core");
-        let unfinished = Part::of(&file).unwrap();
-        std::fs::write(&unfinished.path, b"half").unwrap();
-        drop(unfinished);
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
-        let whole = Part::of(&file).unwrap();
-        std::fs::write(&whole.path, b"whole").unwrap();
-        assert_eq!(whole.keep(&file).unwrap(), 5);
-        assert_eq!(std::fs::read(&file).unwrap(), b"whole");
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert_eq!(number("9223372036854775807"), Ok(i64::MAX as u64));
+        for bad in ["-4096", "0x-1", "12k", "", "9223372036854775808"] {
+            assert!(number(bad).is_err(), "{bad}");
+        }
     }
 }

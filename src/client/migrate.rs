@@ -1,6 +1,5 @@
 //! `godwit migrate`: moves a running machine, and shows how.
 
-use super::Error;
 use super::figures::{
     bytes, bytes_per_second, milliseconds, parse_bytes, parse_rate, parse_time, per_cent,
 };
@@ -8,6 +7,7 @@ use super::interrupt::Interrupts;
 use super::progress::{Progress, Snapshot};
 use super::qmp::{Address, Client};
 use super::table::Table;
+use super::{Error, show};
 use clap::Args;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -60,10 +60,10 @@ const POLL_TIME: Duration = Duration::from_millis(100);
 /// Runs the verb; what it prints on stdout is the result.
 pub fn run(migrate: &Migrate) -> Result<(), Error> {
     let interrupts = Interrupts::count()?;
-    let mut source = Client::connect(&migrate.qmp)?;
+    let mut source = Client::connect_for(&migrate.qmp, &interrupts)?;
     migrate.how.prepare(&mut source)?;
     if let Some(address) = &migrate.target_qmp {
-        let mut target = Client::connect(address)?;
+        let mut target = Client::connect_for(address, &interrupts)?;
         migrate.how.prepare(&mut target)?;
         target.execute("migrate-incoming", json!({"uri": migrate.uri}))?;
     }
@@ -72,10 +72,10 @@ pub fn run(migrate: &Migrate) -> Result<(), Error> {
     progress.finish();
     let (answer, end) = end?;
     if migrate.json {
-        println!("{answer:#}");
+        show(format_args!("{answer:#}\n"))?;
     }
     match end.status.as_str() {
-        "completed" if !migrate.json => print!("{}", summary(&end)),
+        "completed" if !migrate.json => show(summary(&end))?,
         "completed" => {}
         "cancelled" => return Err(Error::Cancelled),
         _ => {

@@ -3,10 +3,13 @@
 //! Plain blocking sockets; nothing here runs inside a machine's process. Progress goes to stderr,
 //! as a bar on a terminal and as lines elsewhere; results go to stdout.
 
+use std::io::Write;
+
+pub mod builtin_guest;
 pub mod demo;
 pub mod dump;
 mod figures;
-mod interrupt;
+pub mod interrupt;
 pub mod migrate;
 mod progress;
 pub mod qmp;
@@ -29,6 +32,21 @@ pub enum Error {
     Dump(#[from] dump::DumpError),
     #[error(transparent)]
     Demo(#[from] demo::Error),
+    #[error(transparent)]
+    File(#[from] crate::output::Error),
     #[error("cannot write the answer")]
     Output(#[from] std::io::Error),
+}
+
+/// A result, on stdout.
+fn show(text: impl std::fmt::Display) -> Result<(), Error> {
+    let mut out = std::io::stdout().lock();
+    write!(out, "{text}")?;
+    out.flush()?;
+    Ok(())
+}
+
+/// A line on stderr. That it cannot be read any more (the terminal has gone) is no reason to stop.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -1,6 +1,7 @@
 //! How far a migration is, and how that is shown.
 
 use super::figures::{bytes, bytes_per_second, milliseconds, per_cent};
+use super::say;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use std::io::IsTerminal;
@@ -177,7 +178,8 @@ impl Progress {
             None if self.last_line.elapsed() >= LINE_TIME => {
                 self.last_line = Instant::now();
                 let left = bytes(now.remaining);
-                eprintln!("{}: {}, {left} left, {}", self.label, per_cent(now.done()), now.line());
+                let (done, line) = (per_cent(now.done()), now.line());
+                say(format_args!("{}: {done}, {left} left, {line}", self.label));
             }
             None => {}
         }
@@ -188,7 +190,7 @@ impl Progress {
         match &self.bar {
             _ if self.quiet => {}
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => say(text),
         }
     }
 

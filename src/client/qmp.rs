@@ -1,11 +1,20 @@
 //! A QMP connection: one command at a time, events kept aside.
 
+use super::interrupt::Interrupts;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
+};
 use serde_json::{Value, json};
 use std::collections::VecDeque;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::net::TcpStream;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::str::FromStr;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// Where a monitor listens: `unix:PATH` (or the path alone) or `tcp:HOST:PORT`.
@@ -58,54 +67,77 @@ pub enum Error {
     Refused { command: String, class: String, description: String },
     #[error("the machine's answer to {command} has an unknown form")]
     Form { command: String },
+    #[error("interrupted before anything answered at {address}")]
+    Interrupted { address: Address },
+    #[error("interrupted; the machine does not answer {command}, and may still work on it")]
+    Unanswered { command: String },
 }
 
 /// A monitor serves one client at a time; the next one hears nothing until the first has gone.
 const GREETING_TIME: Duration = Duration::from_secs(5);
 
 /// One line of an answer is never longer; query-qmp-schema, the longest there is, is about 200 KiB.
-const LINE_BYTES_MAX: u64 = 64 << 20;
+const LINE_BYTES_MAX: usize = 64 << 20;
+
+/// A machine that was interrupted in its answer gets so long for it.
+const GRACE: Duration = Duration::from_secs(2);
+/// How soon an interrupt is seen.
+const TICK: Duration = Duration::from_millis(100);
 
 pub struct Client {
-    reader: BufReader<Box<dyn Read + Send>>,
-    writer: Box<dyn Write + Send>,
-    set_timeout: Box<dyn Fn(Option<Duration>) -> io::Result<()> + Send>,
-    /// The line being received, when a time-out came in the middle of it.
-    partial: Vec<u8>,
+    socket: OwnedFd,
+    address: Address,
+    interrupts: Option<Interrupts>,
+    /// Received and not read yet.
+    input: Vec<u8>,
     events: VecDeque<Value>,
     /// The `version` object of the greeting.
     pub version: Value,
 }
 
+/// What a wait for a line came to.
+enum Heard {
+    Message(Value),
+    Nothing,
+    Interrupted,
+}
+
 impl Client {
     /// Connects and negotiates.
     pub fn connect(address: &Address) -> Result<Client, Error> {
+        Client::negotiate(address, None)
+    }
+
+    /// The same, and whatever it waits for from then on ends by an interrupt: at once while it
+    /// connects, after [`GRACE`] or with the next one when the machine owes an answer.
+    pub fn connect_for(address: &Address, interrupts: &Interrupts) -> Result<Client, Error> {
+        Client::negotiate(address, Some(interrupts.clone()))
+    }
+
+    fn negotiate(address: &Address, interrupts: Option<Interrupts>) -> Result<Client, Error> {
         let refused = |source| Error::Connect { address: address.clone(), source };
-        let mut client = match address {
-            Address::Unix(path) => {
-                let socket = UnixStream::connect(path).map_err(refused)?;
-                let (reader, clock) =
-                    (socket.try_clone().map_err(refused)?, socket.try_clone().map_err(refused)?);
-                Client::over(Box::new(reader), Box::new(socket), move |time| {
-                    clock.set_read_timeout(time)
-                })
-            }
-            Address::Tcp(place) => {
-                let socket = TcpStream::connect(place).map_err(refused)?;
-                socket.set_nodelay(true).map_err(refused)?;
-                let (reader, clock) =
-                    (socket.try_clone().map_err(refused)?, socket.try_clone().map_err(refused)?);
-                Client::over(Box::new(reader), Box::new(socket), move |time| {
-                    clock.set_read_timeout(time)
-                })
+        let interrupted = || Error::Interrupted { address: address.clone() };
+        let socket = match &interrupts {
+            None => open(address).map_err(refused)?,
+            Some(interrupts) => {
+                open_unless(address, interrupts).map_err(refused)?.ok_or_else(interrupted)?
             }
         };
-        client.version = match client.message(Some(GREETING_TIME)) {
-            Ok(Some(Value::Object(greeting))) if greeting.contains_key("QMP") => {
+        let mut client = Client {
+            socket,
+            address: address.clone(),
+            interrupts,
+            input: Vec::new(),
+            events: VecDeque::new(),
+            version: Value::Null,
+        };
+        client.version = match client.message(Some(GREETING_TIME), Duration::ZERO) {
+            Ok(Heard::Message(Value::Object(greeting))) if greeting.contains_key("QMP") => {
                 greeting["QMP"]["version"].clone()
             }
-            Ok(Some(_)) => return Err(Error::NotQmp { address: address.clone() }),
-            Ok(None) => return Err(Error::NoGreeting { address: address.clone() }),
+            Ok(Heard::Message(_)) => return Err(Error::NotQmp { address: address.clone() }),
+            Ok(Heard::Nothing) => return Err(Error::NoGreeting { address: address.clone() }),
+            Ok(Heard::Interrupted) => return Err(interrupted()),
             Err(source) if source.kind() == io::ErrorKind::InvalidData => {
                 return Err(Error::NotQmp { address: address.clone() });
             }
@@ -113,34 +145,6 @@ impl Client {
         };
         client.execute("qmp_capabilities", json!({}))?;
         Ok(client)
-    }
-
-    /// Tries again until the monitor is there, for a machine that was started a moment ago.
-    pub fn connect_within(address: &Address, time: Duration) -> Result<Client, Error> {
-        let end = Instant::now() + time;
-        loop {
-            match Client::connect(address) {
-                Err(Error::Connect { .. }) if Instant::now() < end => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                done => return done,
-            }
-        }
-    }
-
-    fn over(
-        reader: Box<dyn Read + Send>,
-        writer: Box<dyn Write + Send>,
-        set_timeout: impl Fn(Option<Duration>) -> io::Result<()> + Send + 'static,
-    ) -> Client {
-        Client {
-            reader: BufReader::new(reader),
-            writer,
-            set_timeout: Box::new(set_timeout),
-            partial: Vec::new(),
-            events: VecDeque::new(),
-            version: Value::Null,
-        }
     }
 
     /// Runs a command and waits for its answer.
@@ -154,15 +158,56 @@ impl Client {
 
     /// Sends a whole request object. `command` is its name in error messages.
     pub fn request(&mut self, command: &str, request: &Value) -> Result<Value, Error> {
+        self.request_with(command, request, None)
+    }
+
+    /// Gives the machine a descriptor, under this name. Only a monitor on a unix socket can take
+    /// one.
+    pub fn pass(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
+        let request = json!({"execute": "getfd", "arguments": {"fdname": name}});
+        self.request_with("getfd", &request, Some(fd)).map(drop)
+    }
+
+    pub fn can_pass(&self) -> bool {
+        matches!(self.address, Address::Unix(_))
+    }
+
+    /// The process at the other end, if it is one of this host and of our namespaces.
+    pub fn machine_process(&self) -> Option<u32> {
+        if !self.can_pass() {
+            return None;
+        }
+        // The standard library does not tell yet.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().ok()?;
+        let _guard = runtime.enter();
+        let socket = UnixStream::from(self.socket.try_clone().ok()?);
+        socket.set_nonblocking(true).ok()?;
+        let peer = tokio::net::UnixStream::from_std(socket).ok()?.peer_cred().ok()?;
+        peer.pid().and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0)
+    }
+
+    fn request_with(
+        &mut self,
+        command: &str,
+        request: &Value,
+        fd: Option<BorrowedFd<'_>>,
+    ) -> Result<Value, Error> {
         let lost = |source| Error::Lost { command: command.into(), source };
         let form = || Error::Form { command: command.into() };
-        self.writer.write_all(format!("{request}\r\n").as_bytes()).map_err(lost)?;
+        let unanswered = || Error::Unanswered { command: command.into() };
+        if !self.send(format!("{request}\r\n").as_bytes(), fd).map_err(lost)? {
+            return Err(unanswered());
+        }
         loop {
-            let message = self.message(None).map_err(|source| match source.kind() {
+            let heard = self.message(None, GRACE).map_err(|source| match source.kind() {
                 io::ErrorKind::UnexpectedEof => Error::Closed { command: command.into() },
                 _ => lost(source),
             })?;
-            let Some(Value::Object(mut message)) = message else { return Err(form()) };
+            let mut message = match heard {
+                Heard::Message(Value::Object(message)) => message,
+                Heard::Message(_) => return Err(form()),
+                Heard::Nothing | Heard::Interrupted => return Err(unanswered()),
+            };
             if message.contains_key("event") {
                 self.events.push_back(Value::Object(message));
             } else if let Some(value) = message.remove("return") {
@@ -182,8 +227,9 @@ impl Client {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
         }
-        match self.message(Some(time)) {
-            Ok(message) => Ok(message),
+        match self.message(Some(time), Duration::MAX) {
+            Ok(Heard::Message(message)) => Ok(Some(message)),
+            Ok(_) => Ok(None),
             Err(source) if source.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(Error::Closed { command: "events".into() })
             }
@@ -191,36 +237,147 @@ impl Client {
         }
     }
 
-    /// One line as JSON; `None` if none came in time.
-    fn message(&mut self, time: Option<Duration>) -> io::Result<Option<Value>> {
-        (self.set_timeout)(time)?;
+    /// One line as JSON. `grace`: so long it is waited for after an interrupt.
+    fn message(&mut self, time: Option<Duration>, grace: Duration) -> io::Result<Heard> {
+        let mut patience = Patience::new(time, grace, self.interrupts.clone());
+        let mut scanned = 0;
         loop {
-            let room = LINE_BYTES_MAX.saturating_sub(self.partial.len() as u64);
-            match (&mut self.reader).take(room).read_until(b'\n', &mut self.partial) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(_) if self.partial.ends_with(b"\n") => {}
-                Ok(_) if self.partial.len() as u64 >= LINE_BYTES_MAX => {
-                    return Err(io::ErrorKind::InvalidData.into());
+            if let Some(end) = self.input[scanned..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.input.drain(..scanned + end + 1).collect();
+                scanned = 0;
+                if line.iter().all(u8::is_ascii_whitespace) {
+                    continue;
                 }
-                Ok(_) => continue,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut
-                    ) =>
-                {
-                    return Ok(None);
+                return serde_json::from_slice(&line)
+                    .map(Heard::Message)
+                    .map_err(|_| io::ErrorKind::InvalidData.into());
+            }
+            scanned = self.input.len();
+            if scanned >= LINE_BYTES_MAX {
+                return Err(io::ErrorKind::InvalidData.into());
+            }
+            if let Some(end) = patience.wait(&self.socket, PollFlags::IN)? {
+                return Ok(end);
+            }
+            let mut piece = [0; 16 << 10];
+            match recv(&self.socket, &mut piece, RecvFlags::DONTWAIT) {
+                Ok((0, _)) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok((bytes, _)) => self.input.extend_from_slice(&piece[..bytes]),
+                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// All of `bytes`, `fd` with the first; false if an interrupt ended it.
+    fn send(&mut self, mut bytes: &[u8], mut fd: Option<BorrowedFd<'_>>) -> io::Result<bool> {
+        let mut patience = Patience::new(None, GRACE, self.interrupts.clone());
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        while !bytes.is_empty() {
+            let sent = match fd {
+                None => send(&self.socket, bytes, flags),
+                Some(fd) => {
+                    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+                    let mut control = SendAncillaryBuffer::new(&mut space);
+                    let passed = [fd];
+                    control.push(SendAncillaryMessage::ScmRights(&passed));
+                    sendmsg(&self.socket, &[IoSlice::new(bytes)], &mut control, flags)
                 }
-                Err(error) => return Err(error),
+            };
+            match sent {
+                Ok(sent) => {
+                    bytes = &bytes[sent..];
+                    fd = None;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => {
+                    if patience.wait(&self.socket, PollFlags::OUT)?.is_some() {
+                        return Ok(false);
+                    }
+                }
+                Err(error) => return Err(error.into()),
             }
-            let line = std::mem::take(&mut self.partial);
-            if line.iter().all(u8::is_ascii_whitespace) {
-                continue;
+        }
+        Ok(true)
+    }
+}
+
+/// How long a wait for the machine goes on.
+struct Patience {
+    until: Option<Instant>,
+    grace: Duration,
+    interrupts: Option<Interrupts>,
+    /// How many there had been when it began.
+    before: u32,
+    /// When the first was noticed.
+    noticed: Option<Instant>,
+}
+
+impl Patience {
+    fn new(time: Option<Duration>, grace: Duration, interrupts: Option<Interrupts>) -> Patience {
+        let before = interrupts.as_ref().map_or(0, Interrupts::pressed);
+        Patience {
+            until: time.map(|time| Instant::now() + time),
+            grace,
+            interrupts,
+            before,
+            noticed: None,
+        }
+    }
+
+    /// Waits until the socket is ready, or says why not.
+    fn wait(&mut self, socket: &OwnedFd, ready: PollFlags) -> io::Result<Option<Heard>> {
+        loop {
+            let pressed = self.interrupts.as_ref().map_or(0, Interrupts::pressed);
+            if pressed > 0 {
+                let since = self.noticed.get_or_insert_with(Instant::now).elapsed();
+                let again = pressed > 1 && pressed > self.before && self.grace < Duration::MAX;
+                if since >= self.grace || again {
+                    return Ok(Some(Heard::Interrupted));
+                }
             }
-            return serde_json::from_slice(&line)
-                .map(Some)
-                .map_err(|_| io::ErrorKind::InvalidData.into());
+            let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
+            let tick = left.map_or(TICK, |left| left.min(TICK));
+            let tick = Timespec { tv_sec: 0, tv_nsec: tick.as_nanos() as i64 };
+            match poll(&mut [PollFd::new(socket, ready)], Some(&tick)) {
+                Ok(0) if left.is_some_and(|left| left <= TICK) => {
+                    return Ok(Some(Heard::Nothing));
+                }
+                Ok(0) | Err(Errno::INTR) => {}
+                Ok(_) => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}
+
+fn open(address: &Address) -> io::Result<OwnedFd> {
+    match address {
+        Address::Unix(path) => Ok(UnixStream::connect(path)?.into()),
+        Address::Tcp(place) => {
+            let socket = TcpStream::connect(place)?;
+            socket.set_nodelay(true)?;
+            Ok(socket.into())
+        }
+    }
+}
+
+/// `None` if an interrupt came first: names and silent hosts may take minutes, on a thread of their
+/// own.
+fn open_unless(address: &Address, interrupts: &Interrupts) -> io::Result<Option<OwnedFd>> {
+    let (opened, result) = mpsc::channel();
+    let address = address.clone();
+    std::thread::Builder::new()
+        .name("connect".into())
+        .spawn(move || opened.send(open(&address)))?;
+    loop {
+        match result.recv_timeout(TICK) {
+            Ok(result) => return result.map(Some),
+            Err(RecvTimeoutError::Timeout) if interrupts.pressed() > 0 => return Ok(None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(io::Error::other("its thread ended"));
+            }
         }
     }
 }
@@ -238,6 +395,7 @@ pub fn version_text(version: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
 
     #[test]

@@ -1,7 +1,7 @@
 //! `godwit qmp`: QMP commands from a shell.
 
-use super::Error;
 use super::qmp::{Address, Client};
+use super::{Error, say, show};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, IsTerminal, Write};
@@ -32,7 +32,7 @@ pub fn run(shell: &Shell) -> Result<(), Error> {
     let mut client = Client::connect(&shell.qmp)?;
     if !shell.words.is_empty() {
         let answer = send(&mut client, &shell.words)?;
-        println!("{answer:#}");
+        show(format_args!("{answer:#}\n"))?;
     }
     if shell.events {
         return print_events(&mut client);
@@ -46,7 +46,7 @@ pub fn run(shell: &Shell) -> Result<(), Error> {
 fn print_events(client: &mut Client) -> Result<(), Error> {
     loop {
         match client.event(Duration::from_secs(3600)) {
-            Ok(Some(event)) => println!("{event}"),
+            Ok(Some(event)) => show(format_args!("{event}\n"))?,
             Ok(None) => {}
             Err(super::qmp::Error::Closed { .. }) => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -72,8 +72,10 @@ fn converse(client: &mut Client) -> Result<(), Error> {
         };
         if !words.is_empty() {
             match send(client, &words) {
-                Ok(answer) => println!("{answer:#}"),
-                Err(error @ super::qmp::Error::Refused { .. }) => eprintln!("godwit: {error}"),
+                Ok(answer) => show(format_args!("{answer:#}\n"))?,
+                Err(error @ super::qmp::Error::Refused { .. }) => {
+                    say(format_args!("godwit: {error}"));
+                }
                 Err(error) => return Err(error.into()),
             }
         }

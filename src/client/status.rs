@@ -1,9 +1,9 @@
 //! `godwit status`: one machine at a glance.
 
-use super::Error;
 use super::figures::{bytes, milliseconds, per_cent};
 use super::progress::Snapshot;
 use super::qmp::{Address, Client, version_text};
+use super::{Error, show};
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -21,10 +21,9 @@ pub fn run(status: &Status) -> Result<(), Error> {
     let mut client = Client::connect(&status.qmp)?;
     let facts = gather(&mut client)?;
     match status.json {
-        true => println!("{facts:#}"),
-        false => print!("{}", page(&facts)),
+        true => show(format_args!("{facts:#}\n")),
+        false => show(page(&facts)),
     }
-    Ok(())
 }
 
 /// The queries that make up a glance. What a VMM does not know stays away.

@@ -49,7 +49,12 @@ impl Output {
         let order = if self.seekable() { Order::Positioned } else { Order::Stream };
         let file = Arc::new(OwnedFd::from(self.file));
         let io = FileWriter::new(file.clone(), order, waker.clone()).map_err(Error::Ring)?;
-        Ok(Writer { file, kind: self.kind, io, part: None, end: 0 })
+        let start = match self.kind {
+            Kind::Sparse { base } => Some(base),
+            _ => None,
+        };
+        let half = Half { file: file.clone(), start };
+        Ok(Writer { file, kind: self.kind, io, half, part: None, end: 0 })
     }
 }
 
@@ -62,10 +67,27 @@ pub(super) struct Writer {
     file: Arc<OwnedFd>,
     kind: Kind,
     io: FileWriter<What>,
+    /// Dropped after `io`, which waits for what is in flight.
+    half: Half,
     /// What was put and not handed on yet.
     part: Option<Part>,
     /// The end of what has been put.
     end: u64,
+}
+
+/// A dump that is not whole: a regular file is left empty, as it was when the dump began.
+struct Half {
+    file: Arc<OwnedFd>,
+    start: Option<u64>,
+}
+
+impl Drop for Half {
+    fn drop(&mut self) {
+        if let Some(start) = self.start {
+            // Nothing else can be done about it.
+            let _ = ftruncate(&self.file, start);
+        }
+    }
 }
 
 struct Part {
@@ -135,7 +157,9 @@ impl Writer {
             Kind::Positioned { .. } => seek(&self.file, SeekFrom::Start(end)),
             Kind::Stream => Ok(end),
         };
-        result.map(drop).map_err(|error| Error::Write { what: What::FileEnd, source: error.into() })
+        result.map_err(|error| Error::Write { what: What::FileEnd, source: error.into() })?;
+        self.half.start = None;
+        Ok(())
     }
 
     fn base(&self) -> u64 {
@@ -295,6 +319,18 @@ mod tests {
         output.put(What::Memory, 0, &vec![7; 4 << 20]).unwrap();
         output.finish(4 << 20).unwrap();
         assert_eq!(reader.join().unwrap(), 4 << 20);
+    }
+
+    #[test]
+    fn half_a_dump_is_none() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"before").unwrap();
+        let mut output = open(file.try_clone().unwrap());
+        for offset in 0..64 {
+            output.put(What::Memory, offset << 18, &[1; 1 << 16]).unwrap();
+        }
+        drop(output);
+        assert_eq!(file.metadata().unwrap().len(), 6);
     }
 
     #[test]

@@ -6,8 +6,7 @@ use crate::dump::{
 };
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
 
 /// The machine whose memory we know how to place.
 const MACHINE: &str = "microvm";
@@ -34,14 +33,15 @@ impl Arrived {
     }
 }
 
-/// Writes the dump. The file gets its name when it is whole.
-pub fn write(
-    arrived: Arrived,
-    machine: Option<&str>,
-    path: &Path,
-    format: Format,
-    paging: bool,
-) -> Result<(), Failure> {
+/// A dump that can be written.
+pub struct Prepared {
+    view: ImageView,
+    cpus: Vec<Cpu>,
+    vmcoreinfo: Option<VmCoreInfo>,
+}
+
+/// Looks whether all is there that a dump needs.
+pub fn prepare(arrived: Arrived, machine: Option<&str>) -> Result<Prepared, Failure> {
     let not_microvm = || Failure::Machine(machine.unwrap_or("a machine without a name").to_owned());
     if machine.is_none_or(|machine| machine != MACHINE && !machine.starts_with("pc-microvm")) {
         return Err(not_microvm());
@@ -52,55 +52,21 @@ pub fn write(
     }
     let mut cpus = arrived.cpus;
     cpus.sort_by_key(|(instance, _)| *instance);
-    let cpus: Vec<Cpu> = cpus.into_iter().map(|(_, cpu)| cpu).collect();
+    let cpus = cpus.into_iter().map(|(_, cpu)| cpu).collect();
     let view = ImageView::new(memory).map_err(Failure::Image)?;
-    let guest = Guest { view: &view, cpus: &cpus, vmcoreinfo: arrived.vmcoreinfo };
-    let part = Part::create(path).map_err(|error| Failure::Core(path.to_owned(), error))?;
-    let file = part.file.try_clone().map_err(|error| Failure::Core(path.to_owned(), error))?;
-    let options = Options { paging: paging && format == Format::Elf, ..Options::new(format) };
-    let output = Output::new(file).map_err(Failure::Dump)?;
-    dump::write(&guest, &options, output, &Progress::default()).map_err(Failure::Dump)?;
-    part.keep(path).map_err(|error| Failure::Core(path.to_owned(), error))
+    Ok(Prepared { view, cpus, vmcoreinfo: arrived.vmcoreinfo })
 }
 
-/// The file while it is not whole; removed unless it is kept.
-struct Part {
-    file: File,
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Part {
-    /// Readable by its owner alone: it is all that a guest knows.
-    fn create(path: &Path) -> io::Result<Part> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let path = PathBuf::from(part);
-        let file =
-            File::options().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
-        Ok(Part { file, path, kept: false })
-    }
-
-    fn keep(mut self, path: &Path) -> io::Result<()> {
-        std::fs::rename(&self.path, path)?;
-        self.kept = true;
+impl Prepared {
+    pub fn write(&self, file: &File, format: Format, paging: bool) -> Result<(), Failure> {
+        let Prepared { view, cpus, vmcoreinfo } = self;
+        let guest = Guest { view, cpus, vmcoreinfo: *vmcoreinfo };
+        let options = Options { paging: paging && format == Format::Elf, ..Options::new(format) };
+        let file = file.try_clone().map_err(dump::Error::Target).map_err(Failure::Dump)?;
+        let output = Output::new(file).map_err(Failure::Dump)?;
+        dump::write(&guest, &options, output, &Progress::default()).map_err(Failure::Dump)?;
         Ok(())
     }
-}
-
-impl Drop for Part {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-/// A file without a name in the folder of `path`, for an image that nobody asked to keep.
-pub fn unnamed_beside(path: &Path) -> io::Result<File> {
-    let folder =
-        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::options().read(true).write(true).custom_flags(libc::O_TMPFILE).mode(0o600).open(folder)
 }
 
 /// The image, laid out as the machine lays out its RAM.

@@ -4,7 +4,6 @@ use crate::stream::PAGE_BYTES;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 pub struct Image {
     file: File,
@@ -14,13 +13,8 @@ pub struct Image {
 }
 
 impl Image {
-    pub fn create(path: &Path) -> io::Result<Self> {
-        let file = File::options().read(true).write(true).create(true).truncate(true).open(path)?;
-        Ok(Self { file, bytes: 0, written_end: 0 })
-    }
-
-    /// An image in a file that has no name.
-    pub fn unnamed(file: File) -> Self {
+    /// An image in this file, which is empty, and can be read.
+    pub fn new(file: File) -> Self {
         Self { file, bytes: 0, written_end: 0 }
     }
 
@@ -71,9 +65,8 @@ mod tests {
 
     #[test]
     fn pages_zeros_and_deltas_make_the_block() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ram");
-        let mut image = Image::create(&path).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut image = Image::new(file.reopen().unwrap());
         image.resize(4 * PAGE_BYTES as u64).unwrap();
         image.write(4096, &[1; PAGE_BYTES]).unwrap();
         image.write(8192, &[2; PAGE_BYTES]).unwrap();
@@ -84,6 +77,6 @@ mod tests {
         let mut expected = vec![0; 4 * PAGE_BYTES];
         expected[4096..8192].fill(1);
         expected[4096] = 9;
-        assert_eq!(std::fs::read(&path).unwrap(), expected);
+        assert_eq!(std::fs::read(file.path()).unwrap(), expected);
     }
 }

@@ -8,6 +8,7 @@ mod channels;
 mod core;
 mod image;
 mod layouts;
+mod outputs;
 mod report;
 mod source;
 mod text;
@@ -32,7 +33,7 @@ pub struct Options {
     /// The connection that resumed an interrupted postcopy; in order, if there were several
     #[arg(long, value_name = "FILE")]
     pub resume: Vec<PathBuf>,
-    /// Write the image of a memory block to this file, by offset in the block
+    /// Write the image of a memory block to this file, by offset in the block; - is standard output
     #[arg(long, value_name = "OUT")]
     pub ram: Option<PathBuf>,
     /// The block for --ram
@@ -75,8 +76,8 @@ pub enum Failure {
         "--core needs the registers of the vCPUs, and the stream holds none that could be read"
     )]
     NoRegisters,
-    #[error("{file}: {1}", file = .0.display())]
-    Core(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    Output(#[from] crate::output::Error),
     #[error(transparent)]
     Dump(crate::dump::Error),
 }
@@ -101,29 +102,32 @@ fn read_failure(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
 /// its `error`.
 pub fn inspect(options: &Options) -> (Report, Result<(), Failure>) {
     let mut report = Report::default();
-    let mut arrived = core::Arrived::default();
-    let result = walk::walk(options, &mut report, &mut arrived).and_then(|()| {
-        if options.ram.is_none() || report.image.is_some() {
-            return Ok(());
-        }
-        let names: Vec<&str> = report.blocks.iter().map(|block| block.name.as_str()).collect();
-        let found = if names.is_empty() { "none at all".into() } else { names.join(", ") };
-        Err(Failure::NoBlock { wanted: options.block.clone(), found })
-    });
-    let result = match &options.core {
-        Some(path) => result.and_then(|()| {
-            core::write(arrived, report.machine.as_deref(), path, options.format, options.paging)
-        }),
-        None => result,
-    };
+    let result = read(options, &mut report);
     report.error = result.as_ref().err().map(ToString::to_string);
     (report, result)
+}
+
+fn read(options: &Options, report: &mut Report) -> Result<(), Failure> {
+    let outputs = outputs::Outputs::begin(options)?;
+    let mut arrived = core::Arrived::default();
+    walk::walk(options, outputs.image()?, report, &mut arrived)?;
+    if options.ram.is_some() && report.image.is_none() {
+        let names: Vec<&str> = report.blocks.iter().map(|block| block.name.as_str()).collect();
+        let found = if names.is_empty() { "none at all".into() } else { names.join(", ") };
+        return Err(Failure::NoBlock { wanted: options.block.clone(), found });
+    }
+    outputs.write(options, report, arrived)
 }
 
 /// The command: prints what was found, even before a failure.
 pub fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
     let (report, result) = inspect(options);
-    let mut out = io::BufWriter::new(io::stdout().lock());
+    // What was asked for goes where the report would.
+    let to: Box<dyn Write> = match outputs::take_stdout(options) {
+        true => Box::new(io::stderr().lock()),
+        false => Box::new(io::stdout().lock()),
+    };
+    let mut out = io::BufWriter::new(to);
     let printed = if options.json {
         serde_json::to_writer_pretty(&mut out, &report)
             .map_err(io::Error::from)

@@ -21,24 +21,20 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-/// Reads everything that `options` name. What was found before a failure is in `report`.
-pub fn walk(options: &Options, report: &mut Report, arrived: &mut Arrived) -> Result<(), Failure> {
+/// Reads everything that `options` name; memory goes to `image`. What was found before a failure is
+/// in `report`.
+pub fn walk(
+    options: &Options,
+    image: Option<File>,
+    report: &mut Report,
+    arrived: &mut Arrived,
+) -> Result<(), Failure> {
     let mut source = Source::open(&options.main).map_err(read_failure(&options.main))?;
     source.fill(4).map_err(read_failure(&options.main))?;
     if is_return_path(source.input()) {
         return return_path(&options.main, source, report);
     }
     report.kind = "migration";
-    let image = match (&options.ram, &options.core) {
-        (Some(_), Some(_)) if options.block != core::BLOCK => {
-            return Err(Failure::OtherBlock);
-        }
-        (Some(path), _) => Some(Image::create(path).map_err(Failure::Image)?),
-        (None, Some(path)) => {
-            Some(Image::unnamed(core::unnamed_beside(path).map_err(Failure::Image)?))
-        }
-        (None, None) => None,
-    };
     let wanted = if options.ram.is_some() { &options.block } else { core::BLOCK };
     let layouts = AnyLayout::of(source.file()).unwrap_or_default();
     let channels =
@@ -47,7 +43,7 @@ pub fn walk(options: &Options, report: &mut Report, arrived: &mut Arrived) -> Re
         options,
         report,
         arrived,
-        image: image.map(|image| (image, u32::MAX)),
+        image: image.map(|file| (Image::new(file), u32::MAX)),
         wanted,
         channels,
         part: RamCounts::default(),

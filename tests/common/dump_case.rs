@@ -54,7 +54,7 @@ impl Case {
         });
         let cpus = (0..from.number(1) % 4).map(|_| cpu(&mut from)).collect();
         let filter = (from.number(1) % 2 == 1).then(|| {
-            let unit = UNITS[from.number(1) as usize % UNITS.len()] as u64;
+            let unit = UNITS[from.number(1) as usize % UNITS.len()];
             let begin = (from.number(2) as i16 as i64 as u64).wrapping_mul(unit);
             Filter { begin, length: from.number(4) as i32 as i64 as u64 }
         });

@@ -3,5 +3,6 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod live;
+mod output_files;
 mod process;
 mod vmcoreinfo;
