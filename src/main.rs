@@ -66,6 +66,9 @@ fn main() -> ExitCode {
         return refuse(format_args!("SIGXFSZ cannot be handled: {error}"));
     }
     log();
+    if let Err(why) = check_codec_path() {
+        return refuse(why);
+    }
     #[cfg(feature = "sabotage")]
     godwit::sabotage::chosen();
     match cli.verb {
@@ -100,6 +103,21 @@ fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GODWIT_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}
+
+/// A path that the environment names and this CPU has not is refused: the codec would pass it over.
+fn check_codec_path() -> Result<(), String> {
+    let Some(name) = std::env::var_os(xbzrle::PATH_VARIABLE) else { return Ok(()) };
+    if name.to_str().and_then(xbzrle::Path::named).is_some() {
+        return Ok(());
+    }
+    let paths: Vec<_> = xbzrle::Path::available().map(|path| path.name()).collect();
+    Err(format!(
+        "{}={}: this processor's paths are {}",
+        xbzrle::PATH_VARIABLE,
+        name.display(),
+        paths.join(", ")
+    ))
 }
 
 fn run(words: Vec<OsString>) -> ExitCode {

@@ -49,6 +49,7 @@
 
 mod ahead;
 pub mod cache;
+mod choice;
 mod decode;
 mod dispatch;
 mod format;
@@ -61,8 +62,9 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 
-pub use ahead::Ahead;
+pub use ahead::{Ahead, Fetch};
 pub use cache::{Cache, CacheError};
+pub use choice::{Choice, PATH_VARIABLE, Reason};
 pub use dispatch::Path;
 pub use format::PAGE_BYTES_MAX;
 pub use outcome::{DecodeError, Outcome};
@@ -146,7 +148,7 @@ pub unsafe fn encode_live_ahead<const N: usize>(
 /// As for [`encode_live`], with `to` in place of `cached`.
 pub unsafe fn copy_live<const N: usize>(to: &mut [u8; N], live: *const u8) {
     // SAFETY: the caller's promise is the same.
-    unsafe { Path::best().copy_live(to, live) }
+    unsafe { Path::widest().copy_live(to, live) }
 }
 
 /// Applies `delta` to `page`.
@@ -158,7 +160,7 @@ pub unsafe fn copy_live<const N: usize>(to: &mut [u8; N], live: *const u8) {
 ///
 /// See [`DecodeError`]. The page may then be partly changed.
 pub fn decode<const N: usize>(delta: &[u8], page: &mut [u8; N]) -> Result<(), DecodeError> {
-    Path::best().decode(delta, page)
+    Path::widest().decode(delta, page)
 }
 
 /// Applies `delta` to the page of [`PAGE_SIZE`] bytes at `page`, for memory to which no reference
@@ -176,12 +178,12 @@ pub fn decode<const N: usize>(delta: &[u8], page: &mut [u8; N]) -> Result<(), De
 ///   and then the guest's bytes may be lost.
 pub unsafe fn decode_at(delta: &[u8], page: *mut u8) -> Result<(), DecodeError> {
     // SAFETY: the caller's promise is the same.
-    unsafe { Path::best().decode_at(delta, page) }
+    unsafe { Path::widest().decode_at(delta, page) }
 }
 
 /// Whether all of `bytes` are zero; true for none.
 pub fn is_zero(bytes: &[u8]) -> bool {
-    Path::best().is_zero(bytes)
+    Path::widest().is_zero(bytes)
 }
 
 /// Whether all `len` bytes at `live` are zero, each as it was when it was read.
@@ -192,5 +194,5 @@ pub fn is_zero(bytes: &[u8]) -> bool {
 /// meanwhile.
 pub unsafe fn is_zero_live(live: *const u8, len: usize) -> bool {
     // SAFETY: the caller's promise is the same.
-    unsafe { Path::best().is_zero_live(live, len) }
+    unsafe { Path::widest().is_zero_live(live, len) }
 }

@@ -31,7 +31,7 @@ use bench::peer512::Peer512;
 use bench::region::{Page, Region};
 use clap::Parser;
 use serde_json::{Value, json};
-use xbzrle::{Ahead, Outcome, PAGE_SIZE, Path};
+use xbzrle::{Ahead, Choice, Fetch, Outcome, PAGE_SIZE, PATH_VARIABLE, Path, Reason};
 
 #[derive(Parser)]
 struct Args {
@@ -315,6 +315,7 @@ fn rate(pages: usize, times: &mut [Duration]) -> f64 {
 
 fn main() -> std::io::Result<()> {
     let args = Args::parse();
+    let _ = Path::best(); // the choice is made before anything is measured
     let mut bench = Bench::new((args.kib << 10) / PAGE_SIZE, args.passes.max(1))?;
     let mut coders = vec![Coder::Peer];
     #[cfg(target_arch = "x86_64")]
@@ -356,9 +357,25 @@ fn to_json(rows: &[Row], memcmp: f64, memcpy: f64, two_threads: [f64; 2]) -> Val
         "memcmp_gib_s": memcmp,
         "memcpy_gib_s": memcpy,
         "best_path": Path::best().name(),
+        "choice": chosen(),
         "two_threads_over_one_64_bytes": two_threads[0],
         "two_threads_over_one_memcpy": two_threads[1],
     })
+}
+
+/// What encodes by default in a process on this machine, and why.
+fn chosen() -> String {
+    let Choice { path, fetch, reason } = Choice::of_this_process();
+    let fetch = match fetch {
+        Fetch::IntoCaches => "fetching ahead into all caches",
+        Fetch::PastCaches => "fetching ahead past the larger caches",
+    };
+    let reason = match reason {
+        Reason::Named => format!("named by {PATH_VARIABLE}"),
+        Reason::Only => "nothing to choose from".into(),
+        Reason::Measured(time) => format!("fastest in {} µs of trials", time.as_micros()),
+    };
+    format!("chosen: {path}, {fetch} ({reason})")
 }
 
 fn print_table(rows: &[Row], memcmp: f64, memcpy: f64, two_threads: [f64; 2]) {
@@ -400,6 +417,7 @@ fn print_table(rows: &[Row], memcmp: f64, memcpy: f64, two_threads: [f64; 2]) {
             row.overflows
         );
     }
+    println!("\n{}", chosen());
     let [encode, copy] = two_threads;
     println!("\ntwo threads on 64-bytes: {encode:.2} times one; at memcpy: {copy:.2}");
 }
