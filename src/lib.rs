@@ -10,7 +10,6 @@ pub mod config;
 pub mod control;
 pub mod devices;
 pub mod dump;
-
 pub mod inspect;
 pub mod io;
 pub mod kvm;

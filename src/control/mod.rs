@@ -73,7 +73,7 @@ pub fn run(config: Config) -> Result<i32, Error> {
         None => None,
     };
     descriptors::check(&config)?;
-    memory::say_when_full().map_err(Error::Signal)?;
+    memory::survive_missing_pages().map_err(Error::Signal)?;
     let incoming = match &config.incoming {
         Some(Incoming::Uri(uri)) => Some(Address::from_uri(uri)?),
         Some(Incoming::Defer) | None => None,
@@ -232,6 +232,14 @@ fn reporter(
         }
         Event::GuestPanicked { action } => {
             events.emit("GUEST_PANICKED", json!({"action": action.name()}));
+        }
+        Event::MemoryFailure { vcpu, why } => {
+            eprintln!("godwit: vCPU {vcpu} stopped: {why}");
+            let flags = json!({"action-required": true, "recursive": false});
+            events.emit(
+                "MEMORY_FAILURE",
+                json!({"recipient": "guest", "action": "fatal", "flags": flags, "x-godwit-reason": why}),
+            );
         }
         Event::InternalError { vcpu, why } => eprintln!("godwit: vCPU {vcpu} stopped: {why}"),
     }

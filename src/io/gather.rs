@@ -1,9 +1,12 @@
 //! One vectored send: own bytes and pieces of guest memory, in the order they go out.
 //!
-//! Unsafe because pieces of guest memory are named by address: a vCPU may write them while the
-//! kernel reads, which is harmless (a page written after its dirty bit was cleared is dirty again),
-//! but they must stay mapped.
-#![allow(unsafe_code)]
+//! A vCPU may write a piece of guest memory while the kernel reads it, which is harmless: a page
+//! written after its dirty bit was cleared is dirty again. The blocks that the pieces lie in are
+//! held until the send is over, so that they stay mapped.
+
+use std::ops::Range;
+
+use crate::memory::RamBlock;
 
 /// Pieces one `sendmsg` takes at most (`UIO_MAXIOV`).
 pub const PIECES_MAX: usize = 1024;
@@ -16,16 +19,14 @@ pub struct Gather {
     /// Own bytes up to here belong to an earlier piece.
     sealed: usize,
     bytes: usize,
+    /// The blocks of the pieces of memory.
+    held: Vec<RamBlock>,
 }
 
 enum Piece {
     Own { start: usize, end: usize },
-    Memory { address: *const u8, bytes: usize },
+    Memory { address: usize, bytes: usize },
 }
-
-// SAFETY: the addresses are only handed to the kernel; whoever put them in promised that they stay
-// mapped.
-unsafe impl Send for Gather {}
 
 impl Gather {
     /// The buffer for own bytes; what is appended to it goes out here.
@@ -33,17 +34,21 @@ impl Gather {
         &mut self.own
     }
 
-    /// Appends `bytes` bytes at `address`, sent from where they are.
+    /// Appends a range (bytes) of a block, sent from where it is.
     ///
-    /// # Safety
-    /// The memory stays mapped until the gather was sent or cleared.
-    pub unsafe fn memory(&mut self, address: *const u8, bytes: usize) {
+    /// # Panics
+    /// When it does not lie in the block.
+    pub fn memory(&mut self, block: &RamBlock, range: Range<u64>) {
+        assert!(range.start <= range.end && range.end <= block.bytes());
         self.seal();
+        if !self.held.iter().any(|held| held.is(block)) {
+            self.held.push(block.clone());
+        }
+        let address = block.host() as usize + range.start as usize;
+        let bytes = (range.end - range.start) as usize;
         self.bytes += bytes;
         match self.pieces.last_mut() {
-            Some(Piece::Memory { address: before, bytes: have })
-                if before.wrapping_add(*have) == address =>
-            {
+            Some(Piece::Memory { address: before, bytes: have }) if *before + *have == address => {
                 *have += bytes
             }
             _ => self.pieces.push(Piece::Memory { address, bytes }),
@@ -67,6 +72,7 @@ impl Gather {
     pub fn clear(&mut self) {
         self.own.clear();
         self.pieces.clear();
+        self.held.clear();
         (self.sealed, self.bytes) = (0, 0);
     }
 
@@ -89,7 +95,7 @@ impl Gather {
                 libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() }
             }
             Piece::Memory { address, bytes } => {
-                libc::iovec { iov_base: address.cast_mut().cast(), iov_len: bytes }
+                libc::iovec { iov_base: address as *mut libc::c_void, iov_len: bytes }
             }
         }));
     }
@@ -101,14 +107,12 @@ mod tests {
 
     #[test]
     fn order_is_kept_and_neighbours_in_memory_become_one_piece() {
-        let memory = [7u8; 64];
+        let ram = crate::memory::for_tests(1 << 20);
+        let block = ram.main();
         let mut gather = Gather::default();
         gather.own().extend_from_slice(b"head");
-        // SAFETY: `memory` outlives the gather.
-        unsafe {
-            gather.memory(memory.as_ptr(), 16);
-            gather.memory(memory[16..].as_ptr(), 16);
-        }
+        gather.memory(block, 0..16);
+        gather.memory(block, 16..32);
         gather.own().extend_from_slice(b"tail");
         assert_eq!((gather.bytes(), gather.pieces()), (40, 3));
         let mut iovecs = Vec::new();

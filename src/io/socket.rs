@@ -7,6 +7,7 @@
 //! let go.
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,6 +17,7 @@ use io_uring::{opcode, types};
 use super::gather::{Gather, PIECES_MAX};
 use super::ring::{Ring, Token};
 use super::{Error, Limit, Result};
+use crate::memory::RamBlock;
 
 /// Bytes one receive into the reader's own buffer asks for: large enough that calls cost nothing,
 /// small enough that what was received is still in the cache when it is copied on.
@@ -322,18 +324,15 @@ impl SocketReader {
         Ok(&self.buffer[self.start..self.start + bytes])
     }
 
-    /// Receives exactly `bytes` bytes to `address`: what is buffered is copied, the rest comes
-    /// straight from the kernel.
+    /// Receives a range (bytes) of a block of guest memory: what is buffered is copied, the rest
+    /// comes straight from the kernel. Others may read and write the memory meanwhile.
     ///
-    /// # Safety
-    /// The memory is mapped and writable, and stays so. Others may read and write it meanwhile: it
-    /// is guest memory.
-    pub unsafe fn read_to(
-        &mut self,
-        ring: &mut Ring,
-        address: *mut u8,
-        bytes: usize,
-    ) -> Result<()> {
+    /// # Panics
+    /// When it does not lie in the block.
+    pub fn read_to(&mut self, ring: &mut Ring, block: &RamBlock, range: Range<u64>) -> Result<()> {
+        assert!(range.start <= range.end && range.end <= block.bytes());
+        let (address, bytes) =
+            (block.host().wrapping_add(range.start as usize), (range.end - range.start) as usize);
         let buffered = bytes.min(self.end - self.start);
         // SAFETY: both ranges are valid for `buffered` bytes; the buffer is private, so they do not
         // overlap.
@@ -344,7 +343,7 @@ impl SocketReader {
         let mut done = buffered;
         while done < bytes {
             let ask = (bytes - done).min(RECEIVE_BYTES);
-            // SAFETY: `address + done` has room for `ask` bytes by the caller's promise.
+            // SAFETY: the range lies in the block's mapping, which `block` keeps.
             done += unsafe { self.receive(ring, address.add(done), ask, libc::MSG_WAITALL, None) }?;
         }
         Ok(())
@@ -474,14 +473,15 @@ mod tests {
             all
         });
         let memory: Vec<u8> = (0..3 << 20).map(|i: u32| (i >> 9) as u8).collect();
+        let ram = crate::memory::for_tests(3 << 20);
+        ram.write(0, &memory).unwrap();
         let mut ring = ring();
         let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(0)));
         let mut expected = Vec::new();
         for round in 0..4u8 {
             let mut gather = writer.gather(&mut ring).unwrap();
             gather.own().extend_from_slice(&[round; 5]);
-            // SAFETY: `memory` outlives the writer's use.
-            unsafe { gather.memory(memory.as_ptr(), memory.len()) };
+            gather.memory(ram.main(), 0..3 << 20);
             expected.extend_from_slice(&[round; 5]);
             expected.extend_from_slice(&memory);
             writer.send(&mut ring, gather).unwrap();
@@ -517,9 +517,10 @@ mod tests {
         let mut reader = SocketReader::with_buffer(fd, 4096);
         assert_eq!(reader.need(&mut ring, 10).unwrap(), &bytes[..10]);
         reader.consume(10);
+        let ram = crate::memory::for_tests(2 << 20);
+        reader.read_to(&mut ring, ram.main(), 0..bytes.len() as u64 - 10).unwrap();
         let mut memory = vec![0u8; bytes.len() - 10];
-        // SAFETY: `memory` has that many bytes.
-        unsafe { reader.read_to(&mut ring, memory.as_mut_ptr(), memory.len()) }.unwrap();
+        ram.read(0, &mut memory).unwrap();
         assert!(memory == bytes[10..]);
         writer.join().unwrap();
         assert!(matches!(reader.fill(&mut ring), Err(Error::Closed)));
@@ -537,10 +538,8 @@ mod tests {
                 let linger = dies.then_some(Duration::ZERO);
                 rustix::net::sockopt::set_socket_linger(&peer, linger).unwrap();
             });
-            let (mut ring, mut memory) = (ring(), [0; 10]);
-            // SAFETY: `memory` has that many bytes.
-            let error = unsafe { reader.read_to(&mut ring, memory.as_mut_ptr(), memory.len()) }
-                .unwrap_err();
+            let (mut ring, ram) = (ring(), crate::memory::for_tests(4096));
+            let error = reader.read_to(&mut ring, ram.main(), 0..10).unwrap_err();
             assert_eq!(matches!(error, Error::Closed), !dies, "{error}");
             thread.join().unwrap();
         }

@@ -7,10 +7,10 @@
 use super::{Error, msrs};
 use kvm_bindings::{
     KVM_EXIT_DIRTY_RING_FULL, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_HLT, KVM_EXIT_INTERNAL_ERROR,
-    KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_RUNNABLE, KVM_SYSTEM_EVENT_CRASH,
-    KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state, kvm_mp_state, kvm_regs,
-    kvm_run, kvm_sregs,
+    KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_IN, KVM_EXIT_IRQ_WINDOW_OPEN, KVM_EXIT_MEMORY_FAULT,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_SYSTEM_EVENT, KVM_MP_STATE_RUNNABLE,
+    KVM_SYSTEM_EVENT_CRASH, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, kvm_lapic_state,
+    kvm_mp_state, kvm_regs, kvm_run, kvm_sregs,
 };
 use kvm_ioctls::VcpuFd;
 use std::sync::atomic::{AtomicU8, Ordering, fence};
@@ -49,6 +49,10 @@ pub enum Exit<'a> {
     Crash,
     /// HLT, which KVM keeps to itself as long as it has the interrupt controller.
     Halt,
+    /// The host has no page for guest memory, at this address if KVM says where.
+    NoMemory {
+        gpa: Option<u64>,
+    },
     /// The vCPU cannot go on, for a reason in words.
     Broken(String),
 }
@@ -198,6 +202,14 @@ impl Vcpu {
         }
         match failed {
             Some(libc::EINTR | libc::EAGAIN) => return Exit::Interrupted,
+            Some(libc::EFAULT | libc::EHWPOISON) => {
+                if run.exit_reason != KVM_EXIT_MEMORY_FAULT {
+                    return Exit::NoMemory { gpa: None };
+                }
+                // SAFETY: the exit reason says which member of the union is meant.
+                let fault = unsafe { run.__bindgen_anon_1.memory_fault };
+                return Exit::NoMemory { gpa: Some(fault.gpa) };
+            }
             Some(errno) => {
                 let e = std::io::Error::from_raw_os_error(errno);
                 return Exit::Broken(format!("KVM_RUN: {e}"));

@@ -9,7 +9,7 @@ use crate::devices::serial::{self, Serial};
 use crate::devices::virtio_mmio::{EmptyTransports, WINDOW_BYTES};
 use crate::devices::vmcoreinfo::{self, VmCoreInfo};
 use crate::kvm::{Exit, Vm};
-use crate::memory::GuestRam;
+use crate::memory::{self, GuestRam};
 use std::io::Write;
 use std::sync::Arc;
 
@@ -19,6 +19,7 @@ const TRANSPORTS: u64 = 8;
 
 /// Everything that answers in this process.
 pub struct Board {
+    ram: GuestRam,
     ports: Bus,
     mmio: Bus,
     pub serial: Option<Arc<Serial>>,
@@ -56,12 +57,21 @@ impl Board {
         let fw_cfg = Arc::new(FwCfg::new(items, vm.ram().clone()));
         ports.insert(fw_cfg::PORT, fw_cfg::PORTS, fw_cfg.clone());
         mmio.insert(VIRTIO, TRANSPORTS * WINDOW_BYTES, Arc::new(EmptyTransports));
-        Board { ports, mmio, serial, fw_cfg, vmcoreinfo }
+        Board { ram: vm.ram().clone(), ports, mmio, serial, fw_cfg, vmcoreinfo }
     }
 
     /// Serves an access; false if the exit is none.
+    ///
+    /// KVM makes an access to RAM whose page it cannot have (a full tmpfs, a file cut short) one to
+    /// a device, or ends the run with `EFAULT`.
     pub fn serve(&self, exit: Exit<'_>) -> Result<(), Unserved> {
         match exit {
+            Exit::MmioRead { gpa, .. } | Exit::MmioWrite { gpa, .. }
+                if self.ram.main().offset(gpa).is_some() =>
+            {
+                return Err(self.no_memory(Some(gpa)));
+            }
+            Exit::NoMemory { gpa } => return Err(self.no_memory(gpa)),
             Exit::PortIn { port, size, data } => self.ports.read(port.into(), size, data),
             Exit::PortOut { port, size, data } => self.ports.write(port.into(), size, data),
             Exit::MmioRead { gpa, data } => self.mmio.read(gpa, data.len(), data),
@@ -75,6 +85,11 @@ impl Board {
             Exit::Broken(why) => return Err(Unserved::Broken(why)),
         }
         Ok(())
+    }
+
+    fn no_memory(&self, gpa: Option<u64>) -> Unserved {
+        let offset = gpa.and_then(|gpa| self.ram.main().offset(gpa)).unwrap_or(0);
+        Unserved::NoMemory(self.ram.main().missing(offset))
     }
 
     /// As after power-on. Interrupt lines fall.
@@ -97,6 +112,8 @@ pub enum Unserved {
     Reset,
     Shutdown,
     Panic,
+    /// The host has no page for guest memory.
+    NoMemory(memory::Error),
     Broken(String),
 }
 

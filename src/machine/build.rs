@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::kvm::state::{ForeignTsc, VcpuState, VmState};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once, Weak, mpsc};
 use std::thread::Builder;
 
@@ -63,6 +63,7 @@ impl Machine {
             gate: Gate::new(count as usize),
             vcpus: vcpus.into_iter().map(kvm::Shared::new).collect(),
             throttle_percent: AtomicU8::new(0),
+            losses: AtomicU64::new(0),
             wish: Box::new(move |wish| {
                 raised.fetch_add(1, Ordering::SeqCst);
                 // Nobody listens any more when the machine is being dropped.

@@ -4,7 +4,8 @@ use super::board::{Board, Unserved};
 use super::gate::{Gate, Pass, request};
 use super::{Error, StopCause};
 use crate::kvm::{self, Vcpu, Vm};
-use std::sync::atomic::{AtomicU8, Ordering};
+use crate::memory;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -28,7 +29,15 @@ pub enum Wish {
     Reset,
     Shutdown,
     Panic,
-    Broken { vcpu: u32, why: String },
+    /// The host has no page for guest memory.
+    NoMemory {
+        vcpu: u32,
+        why: memory::Error,
+    },
+    Broken {
+        vcpu: u32,
+        why: String,
+    },
 }
 
 impl Wish {
@@ -37,7 +46,7 @@ impl Wish {
             Wish::Reset => StopCause::GuestReset,
             Wish::Shutdown => StopCause::GuestShutdown,
             Wish::Panic => StopCause::GuestPanic,
-            Wish::Broken { .. } => StopCause::HostError,
+            Wish::NoMemory { .. } | Wish::Broken { .. } => StopCause::HostError,
         }
     }
 }
@@ -49,6 +58,8 @@ pub struct Cpus {
     pub gate: Gate,
     pub vcpus: Vec<kvm::Shared>,
     pub throttle_percent: AtomicU8,
+    /// Pages of guest memory lost that the guest was stopped for.
+    pub losses: AtomicU64,
     /// Called on a vCPU thread, which holds no lock then.
     pub wish: Box<dyn Fn(Wish) + Send + Sync>,
 }
@@ -149,7 +160,11 @@ impl Cpus {
                     continue;
                 }
             }
-            match self.board.serve(vcpu.run()) {
+            let served = self.board.serve(vcpu.run());
+            if let Some(why) = self.new_loss() {
+                return Some(Wish::NoMemory { vcpu: index as u32, why });
+            }
+            match served {
                 Ok(()) => {
                     full_in_a_row = 0;
                     // The PIC's interrupts go to the first vCPU.
@@ -180,11 +195,23 @@ impl Cpus {
                 Err(Unserved::Reset) => return Some(Wish::Reset),
                 Err(Unserved::Shutdown) => return Some(Wish::Shutdown),
                 Err(Unserved::Panic) => return Some(Wish::Panic),
+                Err(Unserved::NoMemory(why)) => {
+                    return Some(Wish::NoMemory { vcpu: index as u32, why });
+                }
                 Err(Unserved::Broken(why)) => {
                     return Some(Wish::Broken { vcpu: index as u32, why });
                 }
             }
         }
+    }
+
+    /// Whether memory was lost since it was last asked, under the hands of any thread.
+    fn new_loss(&self) -> Option<memory::Error> {
+        let block = self.vm.ram().main();
+        let before = self.losses.load(Ordering::Relaxed);
+        let why = block.check_losses(before).err()?;
+        self.losses.store(block.losses(), Ordering::Relaxed);
+        Some(why)
     }
 
     /// Finishes the last exit. What else it brings up would come again on the next run.

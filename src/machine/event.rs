@@ -70,6 +70,12 @@ pub enum Event {
     GuestPanicked {
         action: Panic,
     },
+    /// The host cannot supply a page of guest memory that `vcpu` wants; the run state is
+    /// `internal-error`. `why` says which memory and what to do.
+    MemoryFailure {
+        vcpu: u32,
+        why: String,
+    },
     /// A vCPU cannot go on; the run state is `internal-error`. Not a QMP event: a sentence for
     /// stderr.
     InternalError {

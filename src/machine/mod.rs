@@ -536,13 +536,13 @@ impl Machine {
             Wish::Reset => (Request::GuestReset, PutOff::Reset(cause)),
             Wish::Shutdown => (Request::GuestShutdown, PutOff::Shutdown(cause)),
             Wish::Panic => (Request::GuestPanic, PutOff::Panic(self.actions().panic)),
-            Wish::Broken { vcpu, why } => {
-                (self.events)(Event::InternalError { vcpu, why });
+            Wish::NoMemory { vcpu, why } => {
                 drop(control);
-                if let Err(error) = self.stop(RunState::InternalError) {
-                    self.fail(&mut self.control(), error);
-                }
-                return self.wish_is_granted();
+                return self.cannot_go_on(Event::MemoryFailure { vcpu, why: why.to_string() });
+            }
+            Wish::Broken { vcpu, why } => {
+                drop(control);
+                return self.cannot_go_on(Event::InternalError { vcpu, why });
             }
         };
         let done = match self.is_now(&mut control, request, put_off) {
@@ -559,6 +559,15 @@ impl Machine {
             self.fail(&mut control, error);
         }
         drop(control);
+        self.wish_is_granted();
+    }
+
+    /// Stops a guest of which one vCPU cannot go on.
+    fn cannot_go_on(&self, event: Event) {
+        (self.events)(event);
+        if let Err(error) = self.stop(RunState::InternalError) {
+            self.fail(&mut self.control(), error);
+        }
         self.wish_is_granted();
     }
 

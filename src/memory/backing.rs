@@ -3,14 +3,15 @@
 //! Unsafe because it maps and unmaps memory and advises the kernel about it.
 #![allow(unsafe_code)]
 
+use super::full::Watched;
 use super::{Error, PAGE_BYTES};
 use crate::config::{HugePages, MemoryBackend};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
@@ -20,8 +21,6 @@ const ALIGN_BYTES: u64 = 2 << 20;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 /// `f_type` of tmpfs, memfd's file system too.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
-/// Number of the system call, the same on all architectures (asm-generic/unistd.h).
-const SYS_CACHESTAT: libc::c_long = 451;
 
 /// One mapping of guest RAM, unmapped when dropped.
 #[derive(Debug)]
@@ -29,6 +28,11 @@ pub struct Backing {
     host: NonNull<u8>,
     bytes: u64,
     file: Option<File>,
+    /// Of the file, for messages.
+    path: Option<PathBuf>,
+    on_tmpfs: bool,
+    /// Huge pages that nobody else knows of.
+    own_hugetlb: bool,
     /// Where the block starts in `file`.
     file_offset: u64,
     /// Bytes of one page of the backend: 4096, or the huge page size of hugetlb memory.
@@ -40,6 +44,7 @@ pub struct Backing {
     mapped: OnceLock<Vec<Range<u64>>>,
     /// Of this process, opened when it is first asked; `None` if it cannot be.
     page_map: OnceLock<Option<File>>,
+    watched: Watched,
 }
 
 // SAFETY: the mapping is plain memory that stays where it is until `drop`; all access to its bytes
@@ -61,19 +66,27 @@ impl Backing {
                 let (file, page_bytes) = made.map_err(|source| Error::Map { bytes, source })?;
                 Backing::map(bytes, Some(file), 0, page_bytes, libc::MAP_SHARED)
             }
+            // Nobody else could see what is in a private memfd; its file would only hold memory
+            // that is never used.
+            MemoryBackend::Memfd { share: false, huge_pages: None, .. } => {
+                Backing::map(bytes, None, 0, PAGE_BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+            }
             MemoryBackend::Memfd { share, seal, huge_pages } => {
                 let (file, page_bytes) = memfd(name, bytes, *seal, *huge_pages)
                     .map_err(|source| Error::Map { bytes, source })?;
                 if !bytes.is_multiple_of(page_bytes) {
                     return Err(Error::PageSize { bytes, page_bytes });
                 }
-                Backing::map(bytes, Some(file), 0, page_bytes, kind(*share))
+                let mut backing = Backing::map(bytes, Some(file), 0, page_bytes, kind(*share))?;
+                backing.own_hugetlb = huge_pages.is_some();
+                Ok(backing)
             }
             MemoryBackend::File { readonly: true, .. } => Err(Error::ReadOnly),
             MemoryBackend::File { path, share, offset, discard_at_exit, .. } => {
                 let (file, page_bytes) = open(path, *offset, bytes)?;
                 let mut backing =
                     Backing::map(bytes, Some(file), *offset, page_bytes, kind(*share))?;
+                backing.path = Some(path.clone());
                 backing.discard_at_exit = *discard_at_exit && *share;
                 Ok(backing)
             }
@@ -90,6 +103,45 @@ impl Backing {
 
     pub fn page_bytes(&self) -> u64 {
         self.page_bytes
+    }
+
+    pub(super) fn file(&self) -> Option<&File> {
+        self.file.as_ref()
+    }
+
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    pub(super) fn is_own_hugetlb(&self) -> bool {
+        self.own_hugetlb
+    }
+
+    /// Of this process.
+    pub(super) fn page_map(&self) -> Option<&File> {
+        self.page_map.get_or_init(|| File::open("/proc/self/pagemap").ok()).as_ref()
+    }
+
+    pub(super) fn watched(&self) -> &Watched {
+        &self.watched
+    }
+
+    /// Pages were lost, and are this process's own now.
+    pub(super) fn has_lost(&self) -> bool {
+        self.watched.count() > 0
+    }
+
+    /// Why the page at `offset` cannot be had.
+    pub(super) fn why_missing(&self, offset: u64) -> io::Error {
+        let Some(file) = &self.file else { return io::Error::from_raw_os_error(libc::ENOMEM) };
+        let end = self.file_offset + offset + self.page_bytes;
+        if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() < end) {
+            return io::ErrorKind::UnexpectedEof.into();
+        }
+        match file_system(file) {
+            Ok(found) if found.f_bavail == 0 => io::Error::from_raw_os_error(libc::ENOSPC),
+            _ => io::Error::from_raw_os_error(libc::EFAULT),
+        }
     }
 
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -121,6 +173,7 @@ impl Backing {
     pub fn is_filled_by_descriptor(&self, range: &Range<u64>) -> bool {
         self.file.is_some()
             && self.shared
+            && !self.has_lost()
             && self.page_bytes == PAGE_BYTES
             && !self.is_mapped(range)
     }
@@ -138,9 +191,12 @@ impl Backing {
     /// Whether a page of the file that is there can be written to as soon as it is mapped, without
     /// asking a file system.
     pub(super) fn is_shared_tmpfs(&self) -> bool {
-        let on_tmpfs =
-            |file: &File| file_system(file).is_ok_and(|found| found.f_type == TMPFS_MAGIC);
-        self.shared && self.file.as_ref().is_some_and(on_tmpfs)
+        self.shared && self.on_tmpfs
+    }
+
+    /// Memfds are, too.
+    pub(super) fn is_on_tmpfs(&self) -> bool {
+        self.on_tmpfs
     }
 
     /// Writes `pieces` one after another from `offset` (bytes into the block) on.
@@ -174,140 +230,6 @@ impl Backing {
                     };
                     at += piece.len();
                 }
-            }
-        }
-        Ok(())
-    }
-
-    /// Where the first data in `range` (bytes) begin, `None` if it holds only holes. In contrast to
-    /// [`Backing::next_data`] its cost does not grow with the data, nor, beyond the range, with the
-    /// hole.
-    pub fn first_data(&self, range: Range<u64>) -> io::Result<Option<u64>> {
-        let range = range.start..range.end.min(self.bytes);
-        if range.is_empty() {
-            return Ok(None);
-        }
-        match &self.file {
-            Some(file) if self.shared => {
-                let start = seek(file, self.file_offset + range.start, libc::SEEK_DATA)?;
-                Ok(start.map(|start| start - self.file_offset).filter(|start| *start < range.end))
-            }
-            None => {
-                let mut first = None;
-                self.present(range, |page, present| {
-                    first = present.then_some(page);
-                    first.is_some()
-                })?;
-                Ok(first)
-            }
-            Some(_) => Ok(Some(range.start)),
-        }
-    }
-
-    /// True if all of `range` (bytes, whole pages) is in memory, and so has no hole. Costs some
-    /// nanoseconds per page. False says nothing, as on kernels before 6.5.
-    pub fn is_in_memory(&self, range: Range<u64>) -> bool {
-        /// From linux/mman.h: the range asked about, and counts of pages, the first of those in
-        /// memory.
-        #[repr(C)]
-        struct CacheRange(u64, u64);
-        let Some(file) =
-            self.file.as_ref().filter(|_| self.shared && self.page_bytes == PAGE_BYTES)
-        else {
-            return false;
-        };
-        let (bytes, mut counts) = (range.end - range.start, [0u64; 5]);
-        let asked = CacheRange(self.file_offset + range.start, bytes);
-        // SAFETY: cachestat reads a range and writes five counts, both of which outlive the call.
-        let done = unsafe {
-            libc::syscall(SYS_CACHESTAT, file.as_raw_fd(), &raw const asked, &raw mut counts, 0)
-        };
-        done == 0 && counts[0] == bytes / PAGE_BYTES
-    }
-
-    /// The first range at or after `from` that may hold something else than zeros; `None` if only
-    /// holes follow. Nothing is touched. Where the kernel cannot tell, all is data.
-    pub fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
-        if from >= self.bytes {
-            return Ok(None);
-        }
-        match &self.file {
-            Some(file) if self.shared => self.next_data_in_file(file, from),
-            None => self.next_present(from),
-            Some(_) => Ok(Some(from..self.bytes)),
-        }
-    }
-
-    fn next_data_in_file(&self, file: &File, from: u64) -> io::Result<Option<Range<u64>>> {
-        let end = self.file_offset + self.bytes;
-        let Some(start) = seek(file, self.file_offset + from, libc::SEEK_DATA)? else {
-            return Ok(None);
-        };
-        if start >= end {
-            return Ok(None);
-        }
-        let stop = seek(file, start, libc::SEEK_HOLE)?.unwrap_or(end).min(end);
-        Ok(Some(start - self.file_offset..stop - self.file_offset))
-    }
-
-    /// Private anonymous memory has no holes to seek; the page map says which pages were ever
-    /// touched. Where there is much of it, a part is returned, so that one call does not take as
-    /// long as there are pages.
-    fn next_present(&self, from: u64) -> io::Result<Option<Range<u64>>> {
-        const PART_BYTES: u64 = 256 << 20;
-        let (mut start, mut end) = (None, self.bytes);
-        self.present(from..self.bytes, |page, present| match (present, start) {
-            (true, None) => {
-                start = Some(page);
-                false
-            }
-            (_, Some(start)) if !present || page - start >= PART_BYTES => {
-                end = page;
-                true
-            }
-            _ => false,
-        })?;
-        Ok(start.map(|start| start..end))
-    }
-
-    /// Says which pages of `range` (bytes) were ever touched, by their offset, and that it could:
-    /// only of private anonymous memory is this the whole answer. Costs one read of the page map
-    /// for 512 pages.
-    pub fn touched(&self, range: Range<u64>, mut say: impl FnMut(u64)) -> io::Result<bool> {
-        if self.file.is_some() || self.page_map().is_none() {
-            return Ok(false);
-        }
-        self.present(range, |page, present| {
-            if present {
-                say(page);
-            }
-            false
-        })?;
-        Ok(true)
-    }
-
-    fn page_map(&self) -> Option<&File> {
-        self.page_map.get_or_init(|| File::open("/proc/self/pagemap").ok()).as_ref()
-    }
-
-    /// Tells of each page of a range on whether it was ever touched, until `see` returns true.
-    fn present(&self, range: Range<u64>, mut see: impl FnMut(u64, bool) -> bool) -> io::Result<()> {
-        const ENTRIES: u64 = 512;
-        let Some(map) = self.page_map() else {
-            see(range.start, true);
-            return Ok(());
-        };
-        let mut entries = [0u8; ENTRIES as usize * 8];
-        let mut at = range.start;
-        while at < range.end {
-            let want = ENTRIES.min((range.end - at).div_ceil(PAGE_BYTES)) as usize * 8;
-            map.read_exact_at(&mut entries[..want], (self.host() as u64 + at) / PAGE_BYTES * 8)?;
-            for entry in entries[..want].chunks_exact(8) {
-                let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
-                if see(at, is_there(entry)) {
-                    return Ok(());
-                }
-                at += PAGE_BYTES;
             }
         }
         Ok(())
@@ -382,16 +304,23 @@ impl Backing {
         let host = map_aligned(bytes, align, flags, file.as_ref(), offset);
         let host = host.map_err(|source| Error::Map { bytes, source })?;
         let shared = flags & libc::MAP_SHARED != 0;
+        let start = host.as_ptr() as usize;
+        let found = file.as_ref().and_then(|file| file_system(file).ok());
+        let on_tmpfs = found.is_some_and(|found| found.f_type == TMPFS_MAGIC);
         Ok(Backing {
             host,
             bytes,
             file,
+            path: None,
+            on_tmpfs,
+            own_hugetlb: false,
             file_offset: offset,
             page_bytes,
             shared,
             discard_at_exit: false,
             mapped: OnceLock::new(),
             page_map: OnceLock::new(),
+            watched: Watched::new(start..start + bytes as usize, page_bytes as usize),
         })
     }
 }
@@ -401,6 +330,7 @@ impl Drop for Backing {
         if self.discard_at_exit {
             let _ = self.discard(0..self.bytes);
         }
+        self.watched = Watched::nothing();
         // SAFETY: the mapping is ours and whole. Whoever holds a pointer into it holds the block,
         // too.
         unsafe { libc::munmap(self.host.as_ptr().cast(), self.bytes as usize) };
@@ -409,24 +339,6 @@ impl Drop for Backing {
 
 fn kind(share: bool) -> i32 {
     if share { libc::MAP_SHARED } else { libc::MAP_PRIVATE }
-}
-
-/// Whether a page map entry is that of a page that was ever touched
-/// (Documentation/admin-guide/mm/pagemap.rst). Bit 63: present, bit 62: swapped out, bits 0 to 54:
-/// where to.
-///
-/// A page that was never touched and is write-protected by userfaultfd (bit 57) seems to be swapped
-/// out. The place of its marker is none of a swap file: type 31 (`SWP_PTE_MARKER`), offset 1
-/// (`PTE_MARKER_UFFD_WP`, linux/swapops.h). The kernel shows places to root (CAP_SYS_ADMIN) only;
-/// for others such a page counts as touched.
-fn is_there(entry: u64) -> bool {
-    const PRESENT: u64 = 1 << 63;
-    const SWAPPED: u64 = 1 << 62;
-    const PROTECTED: u64 = 1 << 57;
-    const PLACE: u64 = (1 << 55) - 1;
-    const MARKER: u64 = 1 << 5 | 31;
-    let marked = entry & (PRESENT | SWAPPED | PROTECTED | PLACE) == SWAPPED | PROTECTED | MARKER;
-    entry & (PRESENT | SWAPPED) != 0 && !marked
 }
 
 /// Maps on a multiple of `align`: a larger range is reserved first, what sticks out is given back.
@@ -507,8 +419,9 @@ fn memfd(name: &str, bytes: u64, seal: bool, huge: Option<HugePages>) -> io::Res
     Ok((file, page_bytes))
 }
 
-/// Opens or makes the file; a directory gives an unnamed file in it. A file that is too short
-/// grows.
+/// Opens or makes the file; a directory gives an unnamed file in it. One without anything in it
+/// gets the size that is needed; one with something in it, but too little, is a mistake, and is left
+/// as it is.
 fn open(path: &Path, offset: u64, bytes: u64) -> Result<(File, u64), Error> {
     let mut options = File::options();
     options.read(true).write(true);
@@ -524,8 +437,11 @@ fn open(path: &Path, offset: u64, bytes: u64) -> Result<(File, u64), Error> {
         return Err(Error::PageSize { bytes, page_bytes });
     }
     let meta = file.metadata().map_err(resize)?;
-    if meta.is_file() && meta.len() < offset + bytes {
-        file.set_len(offset + bytes).map_err(resize)?;
+    let needed = offset.checked_add(bytes).ok_or(Error::PageSize { bytes, page_bytes })?;
+    match meta.len() {
+        has if !meta.is_file() || has >= needed => {}
+        0 => file.set_len(needed).map_err(resize)?,
+        has => return Err(Error::TooShort { path: path.into(), has, needed }),
     }
     Ok((file, page_bytes))
 }
@@ -563,23 +479,6 @@ fn file_system(file: &File) -> io::Result<libc::statfs> {
             0 => Ok(stat),
             _ => Err(io::Error::last_os_error()),
         }
-    }
-}
-
-/// `None`: only holes (or the end of the file) follow.
-fn seek(file: &File, offset: u64, whence: i32) -> io::Result<Option<u64>> {
-    // SAFETY: lseek takes integers only. The file position it moves is used by nobody.
-    let at = unsafe { libc::lseek(file.as_raw_fd(), offset as libc::off_t, whence) };
-    if at >= 0 {
-        return Ok(Some(at as u64));
-    }
-    match io::Error::last_os_error() {
-        e if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        // No support for seeking holes: everything is data.
-        e if e.raw_os_error() == Some(libc::EINVAL) => {
-            Ok((whence == libc::SEEK_DATA).then_some(offset))
-        }
-        e => Err(e),
     }
 }
 

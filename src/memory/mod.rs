@@ -11,8 +11,10 @@
 //! A [`Snapshot`] is RAM as it was at one moment, read while the guest goes on; whoever writes is
 //! made to wait until the page was copied.
 
+mod arrive;
 mod backing;
 mod full;
+mod holes;
 mod mapped;
 mod pages;
 mod ram;
@@ -20,7 +22,7 @@ mod snapshot;
 mod uffd;
 mod watch;
 
-pub use full::say_when_full;
+pub use full::survive_missing_pages;
 pub use pages::PageSet;
 pub(crate) use ram::layout;
 pub use ram::{GuestRam, Mem, RamBlock, Region};
@@ -43,6 +45,12 @@ pub enum Error {
     #[error("cannot set the size of guest RAM file {}: {source}", path.display())]
     Resize { path: PathBuf, source: std::io::Error },
     #[error(
+        "guest RAM file {} has {has} bytes and {needed} are needed; give an empty or a new file, one of this size, or \
+         the guest as much as the file holds (size=)",
+        path.display()
+    )]
+    TooShort { path: PathBuf, has: u64, needed: u64 },
+    #[error(
         "guest RAM of {bytes} bytes is not a multiple of the {page_bytes}-byte pages of its backend"
     )]
     PageSize { bytes: u64, page_bytes: u64 },
@@ -58,14 +66,15 @@ pub enum Error {
         "block {name:?} of {bytes} bytes belongs to no device here and is too large to be kept"
     )]
     BlockTooLarge { name: String, bytes: u64 },
-    #[error(
-        "no memory for the guest at {offset:#x} of block {block:?}: {source}{}",
-        advice(source)
-    )]
+    #[error("no memory for the guest at {offset:#x} of block {block}: {source}{}", advice(source))]
     Full { block: String, offset: u64, source: std::io::Error },
+    #[error(
+        "guest memory from {left:#x} of block {block} on is lost: what it lies on was cut short there"
+    )]
+    CutShort { block: String, left: u64 },
     #[error("the image of guest RAM was lost: write faults could not be answered")]
     SnapshotLost,
-    #[error("cannot find or punch holes in block {block:?}: {source}")]
+    #[error("cannot find or punch holes in block {block}: {source}")]
     Hole { block: String, source: std::io::Error },
 }
 
@@ -78,7 +87,18 @@ fn advice(e: &std::io::Error) -> &'static str {
         Some(libc::ENOSPC) => {
             "; what the memory lies on is full: free some space there, or use a larger file system"
         }
+        Some(libc::EFAULT) => "; the host cannot supply this page, its own log (dmesg) may say why",
         Some(libc::EINVAL) => "; does the host support this backend and page size?",
         _ => "",
     }
+}
+
+/// Shared memory of so many bytes.
+#[cfg(test)]
+pub(crate) fn for_tests(bytes: u64) -> GuestRam {
+    use crate::config::{Memory, MemoryBackend};
+    let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+    let block = "ram".into();
+    GuestRam::new(&Memory { bytes, block, backend, prealloc: false, merge: false, dump: true })
+        .unwrap()
 }

@@ -59,6 +59,11 @@ impl RamBlock {
         self.inner.backing.bytes()
     }
 
+    /// Whether both are the same block.
+    pub fn is(&self, other: &RamBlock) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
     /// Number of 4 KiB pages.
     pub fn pages(&self) -> u64 {
         self.bytes() / PAGE_BYTES
@@ -116,6 +121,46 @@ impl RamBlock {
         self.inner.backing.touched(range, say).map_err(|source| self.hole_error(source))
     }
 
+    /// Says which parts of `range` (bytes, in whole pages) may hold something else than zeros,
+    /// ascending. `known` is what the last answer brought beyond the range, which spares questions
+    /// of who asks for range after range; it holds data only: a hole must be asked for again each
+    /// time. Asking is reading: clear the dirty bits of the range first. Touches no page.
+    pub fn data_in(
+        &self,
+        range: Range<u64>,
+        known: &mut Range<u64>,
+        mut say: impl FnMut(Range<u64>),
+    ) -> Result<(), Error> {
+        if self.touched(range.clone(), |page| say(page..page + PAGE_BYTES))? {
+            return Ok(());
+        }
+        // Finding where data end takes as long as there are pages; that there are any, or no hole,
+        // is known sooner.
+        if !known.contains(&range.start) && self.is_in_memory(range.clone()) {
+            say(range);
+            return Ok(());
+        }
+        let mut at = range.start;
+        while at < range.end {
+            if !known.contains(&at) {
+                if self.first_data(at..range.end)?.is_none() {
+                    break;
+                }
+                match self.next_data(at)? {
+                    Some(data) => *known = data,
+                    None => break,
+                }
+            }
+            let from = known.start.max(at);
+            if from >= range.end {
+                break;
+            }
+            say(from..known.end.min(range.end));
+            at = known.end;
+        }
+        Ok(())
+    }
+
     /// True if all of a range (bytes, whole pages) is in memory, and so has no hole, at a cost that
     /// is small beside that of reading it. False says nothing.
     pub fn is_in_memory(&self, range: Range<u64>) -> bool {
@@ -142,19 +187,6 @@ impl RamBlock {
 
     pub(super) fn backing(&self) -> &Backing {
         &self.inner.backing
-    }
-
-    /// Writes whole pages into RAM of a guest that does not run, `pieces` one after another from
-    /// `offset` (bytes into the block) on. Does not mark pages dirty.
-    ///
-    /// # Panics
-    /// When they do not lie in the block.
-    pub fn fill(&self, offset: u64, pieces: &mut [io::IoSlice<'_>]) -> Result<(), Error> {
-        self.inner.backing.fill(offset, pieces).map_err(|source| Error::Full {
-            block: self.name().into(),
-            offset,
-            source,
-        })
     }
 
     /// All pages that are not holes, by [`RamBlock::next_data`].
@@ -192,8 +224,52 @@ impl RamBlock {
         Some(region.offset + (gpa - region.gpa))
     }
 
+    /// How many pages went away under the hands of who read or wrote them: nothing reads right if
+    /// the number moves meanwhile, see [`RamBlock::check_losses`]. Costs one load.
+    pub fn losses(&self) -> u64 {
+        self.inner.backing.watched().count()
+    }
+
+    /// Fails if pages were lost since there were `before`.
+    pub fn check_losses(&self, before: u64) -> Result<(), Error> {
+        if self.losses() == before {
+            return Ok(());
+        }
+        Err(self.missing(self.inner.backing.watched().offset()))
+    }
+
+    /// Why the host cannot supply the page at `offset`.
+    pub fn missing(&self, offset: u64) -> Error {
+        self.full(offset, self.inner.backing.why_missing(offset))
+    }
+
+    /// The error of a host that did not supply memory at `offset`.
+    pub fn full(&self, offset: u64, source: io::Error) -> Error {
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => self.hole_error(source),
+            _ => Error::Full { block: self.label(), offset, source },
+        }
+    }
+
     fn hole_error(&self, source: io::Error) -> Error {
-        Error::Hole { block: self.name().into(), source }
+        let left = || {
+            let bytes = self.inner.backing.file()?.metadata().ok()?.len();
+            Some(bytes.saturating_sub(self.file_offset()))
+        };
+        match source.kind() {
+            io::ErrorKind::UnexpectedEof => {
+                Error::CutShort { block: self.label(), left: left().unwrap_or(0) }
+            }
+            _ => Error::Hole { block: self.label(), source },
+        }
+    }
+
+    /// The block's name, and the file's behind it.
+    fn label(&self) -> String {
+        match self.inner.backing.path() {
+            Some(path) => format!("{:?} ({})", self.name(), path.display()),
+            None => format!("{:?}", self.name()),
+        }
     }
 }
 
@@ -276,19 +352,22 @@ impl GuestRam {
         self.main().bytes()
     }
 
-    /// Copies guest memory at `gpa` into `buf`.
+    /// Copies guest memory at `gpa` into `buf`. A hole that is read may become memory: who reads
+    /// much asks for holes first.
     pub fn read(&self, gpa: u64, buf: &mut [u8]) -> Result<(), Error> {
-        let bytes = buf.len();
-        self.mem().read_slice(buf, GuestAddress(gpa)).map_err(|_| Error::Address { gpa, bytes })
+        let (bytes, losses) = (buf.len(), self.main().losses());
+        self.mem().read_slice(buf, GuestAddress(gpa)).map_err(|_| Error::Address { gpa, bytes })?;
+        self.main().check_losses(losses)
     }
 
     /// Copies `bytes` into guest memory and marks the pages.
     pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Error> {
-        let len = bytes.len();
+        let (len, losses) = (bytes.len(), self.main().losses());
         let _leave = self.ask_to_write(gpa, len as u64);
         self.mem()
             .write_slice(bytes, GuestAddress(gpa))
-            .map_err(|_| Error::Address { gpa, bytes: len })
+            .map_err(|_| Error::Address { gpa, bytes: len })?;
+        self.main().check_losses(losses)
     }
 
     /// Announces that this process will write `bytes` bytes at `gpa` by another way than
@@ -500,6 +579,39 @@ mod tests {
     }
 
     #[test]
+    fn a_page_of_a_private_file_is_a_hole_if_neither_the_file_nor_the_process_has_it() {
+        let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+        let path = dir.path().join("ram");
+        let file = std::fs::File::create(&path).unwrap();
+        file.set_len(16 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 8192], 300 * PAGE_BYTES).unwrap();
+        let backend = |share| MemoryBackend::File {
+            path: path.clone(),
+            share,
+            offset: 0,
+            readonly: false,
+            discard_at_exit: false,
+        };
+        let ram = GuestRam::new(&config(16 << 20, backend(false))).unwrap();
+        let main = ram.main();
+        main.small_pages();
+        ram.write(5 * PAGE_BYTES, &[1]).unwrap();
+        ram.write(301 * PAGE_BYTES, &[0; 4096]).unwrap();
+        ram.write(400 * PAGE_BYTES, &[1]).unwrap();
+        let pages = main.data_pages().unwrap();
+        assert_eq!(pages.iter().collect::<Vec<_>>(), [5, 300, 301, 400]);
+        assert!(main.is_hole(4).unwrap() && !main.is_hole(301).unwrap());
+        let mut byte = [9];
+        ram.read(301 * PAGE_BYTES, &mut byte).unwrap();
+        assert_eq!(byte, [0], "the process's own page counts");
+        let mut seen = Vec::new();
+        main.data_in(1 << 20..2 << 20, &mut (0..0), |data| seen.push(data)).unwrap();
+        let page = |page: u64| page * PAGE_BYTES..(page + 1) * PAGE_BYTES;
+        assert_eq!(seen.iter().map(|data| data.end - data.start).sum::<u64>(), 3 * PAGE_BYTES);
+        assert_eq!(seen.last(), Some(&page(400)));
+    }
+
+    #[test]
     fn a_page_without_a_page_table_entry_is_no_hole() {
         for backend in [memfd(), MemoryBackend::Anonymous { share: true }] {
             let ram = GuestRam::new(&config(16 << 20, backend)).unwrap();
@@ -583,7 +695,7 @@ mod tests {
     }
 
     #[test]
-    fn a_short_file_grows_and_a_long_one_is_kept() {
+    fn a_long_file_is_kept_an_empty_one_grows_and_a_short_one_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ram");
         std::fs::write(&path, vec![7u8; 3 << 20]).unwrap();
@@ -594,10 +706,17 @@ mod tests {
             readonly: false,
             discard_at_exit: false,
         };
-        let ram = GuestRam::new(&config(2 << 20, backend)).unwrap();
+        let ram = GuestRam::new(&config(2 << 20, backend.clone())).unwrap();
         let mut byte = [0];
         ram.read(4096, &mut byte).unwrap();
         assert_eq!(byte, [7]);
-        assert_eq!(std::fs::metadata(&path).unwrap().len(), 3 << 20);
+        let len = || std::fs::metadata(&path).unwrap().len();
+        assert_eq!(len(), 3 << 20);
+        let refused = GuestRam::new(&config(4 << 20, backend.clone())).unwrap_err();
+        assert!(matches!(refused, Error::TooShort { has: 0x30_0000, needed: 0x40_0000, .. }));
+        assert_eq!(len(), 3 << 20);
+        std::fs::File::create(&path).unwrap();
+        GuestRam::new(&config(4 << 20, backend)).unwrap();
+        assert_eq!(len(), 4 << 20);
     }
 }

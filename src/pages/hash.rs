@@ -1,9 +1,8 @@
 //! A hash of all RAM, for comparing source and target. Zero pages count nothing, so that holes need
 //! not be touched.
-//!
-//! Unsafe because guest memory is read by address; the guest stands still.
-#![allow(unsafe_code)]
 
+use super::source::sources;
+use super::{CHUNK_PAGES, mask_ranges};
 use crate::memory::{Error, GuestRam, PAGE_BYTES};
 
 /// Odd, with bits well spread (the golden ratio's).
@@ -13,25 +12,18 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 /// stand still.
 pub fn hash_ram(ram: &GuestRam) -> Result<u64, Error> {
     let mut sum = 0u64;
-    let mut first_page = 0;
-    for block in ram.blocks() {
-        let mut at = 0;
-        while let Some(data) = block.next_data(at)? {
-            let pages = data.start / PAGE_BYTES..data.end.div_ceil(PAGE_BYTES);
-            for page in pages {
-                // SAFETY: the page lies in the block's mapping; the guest stands still and nobody
-                // else writes.
-                let bytes = unsafe {
-                    let start = block.host().add((page * PAGE_BYTES) as usize);
-                    &*start.cast::<[u8; PAGE_BYTES as usize]>()
-                };
-                if !xbzrle::is_zero(bytes) {
-                    sum = sum.wrapping_add(hash_page(first_page + page, bytes));
+    let mut bytes = [0; PAGE_BYTES as usize];
+    for mut source in sources(ram) {
+        for chunk in 0..source.pages().div_ceil(CHUNK_PAGES) {
+            let data = source.data_mask(chunk)?;
+            for page in mask_ranges(&data).flatten().map(|page| chunk * CHUNK_PAGES + page) {
+                source.copy(page, &mut bytes);
+                if !xbzrle::is_zero(&bytes) {
+                    sum = sum.wrapping_add(hash_page(source.number(page), &bytes));
                 }
             }
-            at = data.end;
+            source.check()?;
         }
-        first_page += block.pages();
     }
     Ok(sum)
 }

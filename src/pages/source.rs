@@ -19,6 +19,8 @@ pub struct PageSource {
     first_page: u64,
     /// Known to hold data, in bytes. Only that: a hole must be asked for again each time.
     data: Range<u64>,
+    /// Of the block, when they were last looked at.
+    losses: u64,
     #[cfg(feature = "sabotage")]
     early: Option<early::Answers>,
 }
@@ -33,6 +35,7 @@ pub fn sources(ram: &GuestRam) -> Vec<PageSource> {
             index: index as u8,
             first_page,
             data: 0..0,
+            losses: block.losses(),
             #[cfg(feature = "sabotage")]
             early: early::ask(block),
         });
@@ -87,38 +90,10 @@ impl PageSource {
         let start = chunk * CHUNK_PAGES * PAGE_BYTES;
         let end = (start + CHUNK_PAGES * PAGE_BYTES).min(self.block.bytes());
         let mut mask = [0; 4];
-        let touched = |offset: u64| {
-            let page = (offset - start) / PAGE_BYTES;
-            mask[(page / 64) as usize] |= 1 << (page % 64);
-        };
-        if self.block.touched(start..end, touched)? {
-            return Ok(mask);
-        }
-        // Finding where data end takes as long as there are pages; that there are any, or no hole,
-        // is known sooner.
-        if !self.data.contains(&start) && self.block.is_in_memory(start..end) {
-            set_range(&mut mask, 0..(end - start) / PAGE_BYTES);
-            return Ok(mask);
-        }
-        let mut at = start;
-        while at < end {
-            if !self.data.contains(&at) {
-                if self.block.first_data(at..end)?.is_none() {
-                    break;
-                }
-                match self.block.next_data(at)? {
-                    Some(data) => self.data = data,
-                    None => break,
-                }
-            }
-            let from = self.data.start.max(at);
-            if from >= end {
-                break;
-            }
-            let to = self.data.end.min(end);
-            set_range(&mut mask, (from - start) / PAGE_BYTES..(to - start).div_ceil(PAGE_BYTES));
-            at = self.data.end;
-        }
+        self.block.data_in(start..end, &mut self.data, |data| {
+            let pages = (data.start - start) / PAGE_BYTES..(data.end - start).div_ceil(PAGE_BYTES);
+            set_range(&mut mask, pages);
+        })?;
         Ok(mask)
     }
 
@@ -154,19 +129,20 @@ impl PageSource {
 
     /// Appends these pages to what is sent, from where they are.
     pub fn gather(&self, pages: Range<u64>, gather: &mut Gather) {
-        let bytes = (pages.end - pages.start) * PAGE_BYTES;
-        assert!(pages.end <= self.block.pages() && pages.start < pages.end);
-        // SAFETY: the range lies in the block's mapping. A lane drops its sources after its writer
-        // has let go of all sends, and the machine keeps its RAM longer than any migration runs.
-        unsafe { gather.memory(self.at(pages.start), bytes as usize) };
+        gather.memory(&self.block, pages.start * PAGE_BYTES..pages.end * PAGE_BYTES);
     }
 
-    /// Appends a copy of a page.
-    pub fn copy(&self, page: u64, out: &mut Vec<u8>) {
-        let mut bytes = [0; PAGE_BYTES as usize];
+    /// Copies a page.
+    pub fn copy(&self, page: u64, to: &mut [u8; PAGE_BYTES as usize]) {
         // SAFETY: the page lies in the block's mapping, which lives as long as `self.block`.
-        unsafe { xbzrle::copy_live(&mut bytes, self.at(page)) };
-        out.extend_from_slice(&bytes);
+        unsafe { xbzrle::copy_live(to, self.at(page)) };
+    }
+
+    /// Fails if pages went away while this source read them: what it said and gave since the last
+    /// call is no part of the guest's memory.
+    pub fn check(&mut self) -> Result<(), Error> {
+        let before = std::mem::replace(&mut self.losses, self.block.losses());
+        self.block.check_losses(before)
     }
 
     fn at(&self, page: u64) -> *const u8 {

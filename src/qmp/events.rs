@@ -26,6 +26,7 @@ pub static KINDS: &[Kind] = &[
     kind("DUMP_COMPLETED", false),
     kind("GUEST_CRASHLOADED", false),
     kind("GUEST_PANICKED", false),
+    kind("MEMORY_FAILURE", false),
     kind("MIGRATION", false),
     kind("MIGRATION_PASS", false),
     kind("POWERDOWN", false),

@@ -19,8 +19,8 @@ pub trait Guest: Send + Sync {
     fn powerdown(&self);
     fn vcpus(&self) -> Vec<VcpuInfo>;
     fn ram_bytes(&self) -> u64;
-    /// Copies guest-physical memory; what is not RAM reads as zeros.
-    fn read_physical(&self, address: u64, bytes: &mut [u8]);
+    /// Copies guest-physical memory; holes, and what is not RAM, read as zeros.
+    fn read_physical(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error>;
     /// The guest-physical addresses behind virtual ones, as vCPU `index` translates them now.
     fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error>;
     fn actions(&self) -> Actions;
@@ -64,18 +64,8 @@ impl Guest for Machine {
         self.config().memory.bytes
     }
 
-    fn read_physical(&self, address: u64, bytes: &mut [u8]) {
-        const PAGE: u64 = 4096;
-        let mut at = 0;
-        while at < bytes.len() {
-            let here = address.wrapping_add(at as u64);
-            let length = ((PAGE - here % PAGE) as usize).min(bytes.len() - at);
-            let part = &mut bytes[at..at + length];
-            if self.ram().read(here, part).is_err() {
-                part.fill(0);
-            }
-            at += length;
-        }
+    fn read_physical(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        crate::pages::read(self.ram(), address, bytes).map_err(Error::generic)
     }
 
     fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error> {

@@ -8,6 +8,7 @@ pub mod guest;
 pub mod machines;
 pub mod process;
 pub mod qmp;
+pub mod small;
 pub mod vectors;
 pub mod vm;
 

@@ -355,6 +355,25 @@ impl Vm {
         self.ask("query-status", json!({}))["status"].as_str().unwrap().to_owned()
     }
 
+    /// Waits for a run state.
+    pub fn wait_for_status(&mut self, status: &str) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let found = self.status();
+            if found == status {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{} is {found}, not {status}: {} {}",
+                self.name,
+                self.serial(),
+                self.stderr()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Waits until `query-migrate` says something that `is` accepts.
     pub fn wait_for(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + PATIENCE;

@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod holes;
 mod live;
 mod output_files;
 mod process;

@@ -5,6 +5,7 @@ mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod lifecycle;
+mod missing_memory;
 mod moments;
 mod recorded_streams;
 mod reset;

@@ -61,8 +61,9 @@ impl Guest for FakeGuest {
         64 << 20
     }
 
-    fn read_physical(&self, _address: u64, bytes: &mut [u8]) {
+    fn read_physical(&self, _address: u64, bytes: &mut [u8]) -> Result<(), Error> {
         bytes.fill(0);
+        Ok(())
     }
 
     fn translate(&self, _index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error> {

@@ -5,10 +5,8 @@
 //! memory of a fresh target costs is then half, and nothing is mapped that the guest may never
 //! touch. Deltas are applied in place.
 //!
-//! Unsafe because guest memory is written by address. No vCPU runs yet, and each page is written by
-//! one thread at a time: that of the channel it travels on, or the one that has its chunk of a
-//! batch.
-#![allow(unsafe_code)]
+//! No vCPU runs yet, and each page is written by one thread at a time: that of the channel it
+//! travels on, or the one that has its chunk of a batch.
 
 use std::cell::OnceCell;
 use std::io::IoSlice;
@@ -19,7 +17,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::Error;
 use crate::io::{Ring, SocketReader};
-use crate::memory::{self, GuestRam, PAGE_BYTES, RamBlock};
+use crate::memory::{GuestRam, PAGE_BYTES, RamBlock};
 use crate::pages::CHUNK_PAGES;
 use crate::stream::Record;
 use crate::stream::ram::{ListedBlock, PageAt};
@@ -112,13 +110,9 @@ impl Blocks {
                     clear(&mut zeros)?;
                     pages.write(self)?;
                     let range = self.range(at.block as u8, at.offset, PAGE_BYTES)?;
-                    // SAFETY: a page of the block's mapping, as `range` has checked, written by
-                    // nobody else now; the delta is in a buffer of its own.
-                    unsafe {
-                        let to = self.0[at.block as usize].host().add(range.start as usize);
-                        xbzrle::decode_at(delta, to)
-                    }
-                    .map_err(|source| Error::Delta { offset: at.offset, source })?;
+                    self.0[at.block as usize]
+                        .apply_delta(range.start, delta)?
+                        .map_err(|source| Error::Delta { offset: at.offset, source })?;
                 }
                 _ => return Err(Error::Command("a record that is no page among pages")),
             }
@@ -130,20 +124,7 @@ impl Blocks {
     /// Makes a range zero without touching what is zero already, holes above all.
     pub fn zero(&self, block: u8, offset: u64, bytes: u64) -> Result<(), Error> {
         let range = self.range(block, offset, bytes)?;
-        let block = &self.0[usize::from(block)];
-        let mut at = range.start;
-        while let Some(data) = block.first_data(at..range.end)? {
-            let page = data / PAGE_BYTES * PAGE_BYTES;
-            // SAFETY: the page lies in the block's mapping, and nobody else writes it now.
-            unsafe {
-                let to = block.host().add(page as usize);
-                if !xbzrle::is_zero_live(to, PAGE_BYTES as usize) {
-                    std::ptr::write_bytes(to, 0, PAGE_BYTES as usize);
-                }
-            }
-            at = page + PAGE_BYTES;
-        }
-        Ok(())
+        Ok(self.0[usize::from(block)].clear(range)?)
     }
 
     /// Receives a run of pages.
@@ -159,12 +140,9 @@ impl Blocks {
         let block = &self.0[usize::from(block)];
         if !block.is_filled_by_descriptor(&range) {
             if !block.is_mapped(&range) {
-                populate(block, &range)?;
+                block.populate(range.clone())?;
             }
-            // SAFETY: the range lies in the block's mapping, which `block` keeps.
-            return Ok(unsafe {
-                reader.read_to(ring, block.host().add(range.start as usize), bytes as usize)
-            }?);
+            return Ok(reader.read_to(ring, block, range)?);
         }
         let mut at = range.start;
         while at < range.end {
@@ -196,25 +174,6 @@ impl Blocks {
             None => Err(Error::Range { block, offset, bytes }),
         }
     }
-}
-
-/// Makes page tables for the whole range at once: a fault for each page would cost half as much as
-/// the copy.
-fn populate(block: &RamBlock, range: &Range<u64>) -> Result<(), Error> {
-    // SAFETY: the range lies in the block's mapping, and populating changes no byte.
-    let done = unsafe {
-        let start = block.host().add(range.start as usize);
-        libc::madvise(start.cast(), (range.end - range.start) as usize, libc::MADV_POPULATE_WRITE)
-    };
-    let source = std::io::Error::last_os_error();
-    // A kernel that does not know this (before 5.14) takes the faults.
-    if done != 0
-        && !matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EAGAIN | libc::EINTR))
-    {
-        let block = block.name().into();
-        return Err(memory::Error::Full { block, offset: range.start, source }.into());
-    }
-    Ok(())
 }
 
 /// Threads that share out what comes on the main channel, started when there is something to share.

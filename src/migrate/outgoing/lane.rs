@@ -371,11 +371,15 @@ impl Lane {
             numbers.extend(mask_ranges(&and(&mask, &data)).flatten().map(|page| base + page));
             if numbers.len() >= ENCODE_PAGES {
                 self.deltas(round, source, &numbers)?;
+                source.check()?;
                 numbers.clear();
             }
             round.counters.settle(count(&mask));
         }
-        if numbers.is_empty() { Ok(()) } else { self.deltas(round, source, &numbers) }
+        if !numbers.is_empty() {
+            self.deltas(round, source, &numbers)?;
+        }
+        Ok(source.check()?)
     }
 
     /// Encodes one batch and puts its records into the send being filled.

@@ -117,6 +117,7 @@ impl<I: Iterator<Item = u64>> Looks<'_, I> {
         };
         let zeros =
             if self.round.detect_zeros { self.source.zero_mask(chunk, &filled) } else { [0; 4] };
+        self.source.check()?;
         Ok(Some(Looked { chunk, zeros: or(&holes, &zeros), data: and_not(&filled, &zeros) }))
     }
 }

@@ -93,9 +93,10 @@ impl Packets {
             _ if self.normal.is_empty() => None,
             Packer::None => None,
             _ => {
-                let mut pages = Vec::with_capacity(self.normal.len() * PAGE_BYTES as usize);
-                for offset in &self.normal {
-                    source.copy(offset / PAGE_BYTES, &mut pages);
+                let mut pages = vec![0; self.normal.len() * PAGE_BYTES as usize];
+                let (rooms, _) = pages.as_chunks_mut();
+                for (offset, room) in self.normal.iter().zip(rooms) {
+                    source.copy(offset / PAGE_BYTES, room);
                 }
                 Some(self.packer.pack(&pages, &self.settings)?)
             }

@@ -42,7 +42,7 @@ fn pmemsave(call: Call<'_>) -> Answer {
     let mut piece = vec![0; left.min(PIECE_BYTES) as usize];
     while left > 0 {
         let piece = &mut piece[..left.min(PIECE_BYTES) as usize];
-        call.vmm.guest.read_physical(address, piece);
+        call.vmm.guest.read_physical(address, piece)?;
         write(call, &mut named.file, piece)?;
         // Only the end of a range that ends at 2^64 wraps, and it is not looked at.
         address = address.wrapping_add(piece.len() as u64);
@@ -65,7 +65,7 @@ fn memsave(call: Call<'_>) -> Answer {
         for (page, physical) in pages.iter().zip(found) {
             let mut bytes = [0; PAGE_BYTES as usize];
             let bytes = &mut bytes[..page.bytes as usize];
-            call.vmm.guest.read_physical(physical.ok_or_else(|| invalid(call))?, bytes);
+            call.vmm.guest.read_physical(physical.ok_or_else(|| invalid(call))?, bytes)?;
             write(call, &mut named.file, bytes)?;
         }
     }

@@ -1,47 +1,13 @@
 //! Memory and disks that are full.
 
-use std::io::Write;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
 use serde_json::json;
 
 use super::{GUEST, uri};
+use crate::common::small::Small;
 use crate::common::vm::{Launch, Vm};
 
 /// Less than the guest has.
 const TOO_SMALL: u64 = 3 << 20;
-
-/// A file system of its own. Needs root.
-struct Small(PathBuf);
-
-impl Small {
-    fn mount(dir: &Path, bytes: u64) -> Self {
-        let at = dir.join("small");
-        std::fs::create_dir(&at).unwrap();
-        let size = format!("size={bytes}");
-        let done = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &size, "none"])
-            .arg(&at)
-            .status()
-            .unwrap();
-        assert!(done.success(), "a tmpfs cannot be mounted; is this root?");
-        Self(at)
-    }
-
-    /// Somebody else takes all the space that is left.
-    fn fill(&self) {
-        let mut ballast = std::fs::File::create(self.0.join("ballast")).unwrap();
-        let full = (0..).find_map(|_| ballast.write_all(&[1; 4096]).err());
-        assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
 
 #[test]
 fn a_target_whose_memory_is_full_says_so_and_the_guest_stays() {

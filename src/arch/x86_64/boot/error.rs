@@ -18,6 +18,8 @@ pub enum BootError {
     Damaged { path: PathBuf, what: &'static str },
     #[error("{} needs RAM up to {needs:#x}, the guest has {has:#x} bytes; give it more with -m", what.display())]
     NoRoom { what: PathBuf, needs: u64, has: u64 },
+    #[error(transparent)]
+    Memory(#[from] crate::memory::Error),
     #[error("the kernel's command line has {bytes} bytes, {max} is the most it takes")]
     Cmdline { bytes: usize, max: usize },
     #[error("-append: {0}")]

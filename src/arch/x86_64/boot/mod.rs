@@ -25,7 +25,7 @@ pub use memory_map::e820_file;
 pub use registers::Entry;
 
 use crate::config::{Boot, Kernel};
-use crate::memory::{GuestRam, Region, layout};
+use crate::memory::{self, GuestRam, PAGE_BYTES, Region, layout};
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::Path;
@@ -202,17 +202,25 @@ fn copy(
         };
     };
     let _leave = ram.ask_to_write(gpa, bytes);
+    // Memory that is missing is told by name here; reading into it would only fail.
+    if let Some(offset) = ram.main().offset(gpa).filter(|_| bytes > 0) {
+        let pages = offset / PAGE_BYTES * PAGE_BYTES..(offset + bytes).next_multiple_of(PAGE_BYTES);
+        ram.main().populate(pages)?;
+    }
     let done = ram.mem().read_exact_volatile_from(GuestAddress(gpa), image, bytes as usize);
     done.map_err(|e| unreadable(path, std::io::Error::other(e.to_string())))
 }
 
 fn put(ram: &Room<'_>, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
-    let done = match ram.ram {
-        Some(guest) => guest.write(gpa, bytes).is_ok(),
-        None => ram.holds(gpa, bytes.len() as u64),
-    };
     let what = "the boot information".as_ref();
-    done.then_some(()).ok_or_else(|| no_room(ram, what, gpa, bytes.len() as u64))
+    let no_room = || no_room(ram, what, gpa, bytes.len() as u64);
+    let Some(guest) = ram.ram else {
+        return ram.holds(gpa, bytes.len() as u64).then_some(()).ok_or_else(no_room);
+    };
+    guest.write(gpa, bytes).map_err(|error| match error {
+        memory::Error::Address { .. } => no_room(),
+        missing => missing.into(),
+    })
 }
 
 fn no_room(ram: &Room<'_>, what: &Path, gpa: u64, bytes: u64) -> BootError {
