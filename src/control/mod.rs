@@ -8,6 +8,7 @@
 mod connections;
 mod daemon;
 mod descriptors;
+mod outputs;
 mod pidfile;
 mod ring;
 
@@ -58,6 +59,8 @@ pub enum Error {
     #[error(transparent)]
     Pidfile(#[from] pidfile::Error),
     #[error(transparent)]
+    Output(#[from] outputs::Error),
+    #[error(transparent)]
     Daemon(#[from] daemon::Error),
 }
 
@@ -78,6 +81,7 @@ pub fn run(config: Config) -> Result<i32, Error> {
         Some(Incoming::Uri(uri)) => Some(Address::from_uri(uri)?),
         Some(Incoming::Defer) | None => None,
     };
+    outputs::check(&config, incoming.as_ref())?;
     let runtime = ring::runtime()?;
     Machine::check(&config)?;
     runtime.block_on(live(&config, incoming, daemon))

@@ -2,10 +2,11 @@
 //! would wait for where nothing can end it: here it is opened without waiting, and who opens it
 //! decides how to wait.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -23,8 +24,13 @@ pub struct Create {
     pub truncate: bool,
 }
 
-/// Opens `path` for writing. `None`: it is a FIFO that nobody reads yet.
+/// Opens `path` for writing. `None`: it is a FIFO that nobody reads yet. A file that this process
+/// has opened for itself, guest memory above all, is refused.
 pub fn try_create(path: &Path, how: Create) -> io::Result<Option<File>> {
+    // Looked at by name: the lock of a pid file would end with a descriptor that is closed.
+    if std::fs::metadata(path).is_ok_and(|is| is.is_file() && is_our_own(&is)) {
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "this machine uses it"));
+    }
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(how.truncate).mode(how.mode);
     match options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path) {
@@ -53,6 +59,24 @@ pub fn create(path: &Path, how: Create, ended: &dyn Fn() -> bool) -> io::Result<
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     OpenOptions::new().read(true).custom_flags(flags).open(path).and_then(blocking)
+}
+
+/// Does a descriptor that is closed on exec refer to it? Those that are not came from outside.
+fn is_our_own(is: &Metadata) -> bool {
+    let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return false };
+    descriptors.flatten().any(|descriptor| {
+        let same = std::fs::metadata(descriptor.path())
+            .is_ok_and(|own| (own.dev(), own.ino()) == (is.dev(), is.ino()));
+        same && is_closed_on_exec(&descriptor.file_name())
+    })
+}
+
+fn is_closed_on_exec(descriptor: &OsStr) -> bool {
+    let info = std::fs::read_to_string(Path::new("/proc/self/fdinfo").join(descriptor));
+    let info = info.unwrap_or_default();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0);
+    OFlags::from_bits_retain(flags).contains(OFlags::CLOEXEC)
 }
 
 fn is_fifo(path: &Path) -> bool {
@@ -108,6 +132,24 @@ mod tests {
     fn a_fifo_without_a_writer_is_opened_at_once() {
         let (_dir, path) = fifo();
         assert!(open(&path).is_ok());
+    }
+
+    #[test]
+    fn a_file_that_we_have_open_is_left_alone() {
+        let mut own = tempfile::NamedTempFile::new().unwrap();
+        own.write_all(b"memory").unwrap();
+        let link = tempfile::tempdir().unwrap();
+        let link = link.path().join("link");
+        std::os::unix::fs::symlink(own.path(), &link).unwrap();
+        let descriptor = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&own));
+        for name in [own.path(), &link, Path::new(&descriptor)] {
+            let error = try_create(name, HOW).unwrap_err();
+            assert_eq!(error.to_string(), "this machine uses it", "{}", name.display());
+        }
+        assert_eq!(std::fs::read(own.path()).unwrap(), b"memory");
+        let (_file, path) = own.into_parts();
+        drop(_file);
+        assert!(try_create(&path, HOW).unwrap().is_some());
     }
 
     #[test]

@@ -41,6 +41,13 @@ impl Input {
     }
 }
 
+impl Input {
+    /// Is it the same file, so that writing one changes the other?
+    pub fn is(&self, other: &Input) -> bool {
+        same(&self.is, &other.is)
+    }
+}
+
 /// As many as the kernel follows.
 const LINKS_MAX: usize = 40;
 

@@ -3,20 +3,18 @@
 
 use std::ffi::OsStr;
 use std::fs::Permissions;
-use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use std::time::Duration;
 
 use crate::common::cli::{godwit, text};
 use crate::common::process::Godwit;
+use crate::common::vm::Launch;
 use godwit::dump::read::Core;
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 
 /// The command with a limit on the size of files of one block.
@@ -223,85 +221,6 @@ fn two_dumps_to_one_name_are_each_whole() {
 }
 
 #[test]
-fn a_signal_winds_up_what_runs_and_leaves_no_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("core");
-    for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
-        let monitor = Monitor::silent_at("nothing");
-        let mut client = monitor.client("dump", &[out.to_str().unwrap()]);
-        wait_until("a dump is under way", || monitor.heard("query-dump"));
-        assert_eq!(names(folder.path()).len(), 1);
-        client.signal(signal);
-        let (status, words) = client.end();
-        assert_eq!(status.code(), Some(1), "{signal:?} {words}");
-        assert!(words.contains("cancelled; the guest goes on"), "{words}");
-        assert!(monitor.heard("x-dump-cancel"));
-        assert_eq!(names(folder.path()), [""; 0]);
-
-        let monitor = Monitor::silent_at("nothing");
-        let mut client = monitor.client("migrate", &["tcp:h:1"]);
-        wait_until("a migration is under way", || monitor.heard("query-migrate"));
-        client.signal(signal);
-        let (status, words) = client.end();
-        assert_eq!(status.code(), Some(1), "{signal:?} {words}");
-        assert!(words.contains("the guest runs on where it was"), "{words}");
-        assert!(monitor.heard("migrate_cancel"));
-    }
-    // Who started us with a signal ignored (nohup) does not want to be asked.
-    let monitor = Monitor::silent_at("nothing");
-    let mut client = monitor.client_of_nohup(&["dump", out.to_str().unwrap()]);
-    wait_until("a dump is under way", || monitor.heard("query-dump"));
-    client.signal(Signal::HUP);
-    client.signal(Signal::TERM);
-    let (status, _) = client.end();
-    assert_eq!(status.code(), Some(1));
-    assert_eq!(names(folder.path()), [""; 0]);
-}
-
-#[test]
-fn a_machine_that_does_not_answer_can_be_left_alone() {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("core");
-    for (silent, verb, word) in [
-        ("greeting", "dump", "interrupted before anything answered"),
-        ("getfd", "dump", "does not answer getfd"),
-        ("dump-guest-memory", "dump", "does not answer dump-guest-memory"),
-        ("query-dump", "dump", "does not answer query-dump"),
-        ("x-dump-cancel", "dump", "does not answer x-dump-cancel"),
-        ("query-migrate", "migrate", "does not answer query-migrate"),
-        ("migrate_cancel", "migrate", "does not answer migrate_cancel"),
-    ] {
-        let monitor = Monitor::silent_at(silent);
-        let target = if verb == "dump" { out.to_str().unwrap() } else { "tcp:h:1" };
-        let mut client = monitor.client(verb, &[target]);
-        let reached = match silent {
-            "x-dump-cancel" => "query-dump",
-            "migrate_cancel" => "query-migrate",
-            other => other,
-        };
-        wait_until(reached, || monitor.heard(reached));
-        client.signal(Signal::INT);
-        let (status, words) = client.end();
-        assert_eq!(status.code(), Some(1), "{silent}: {words}");
-        assert!(words.contains(word), "{silent}: {words}");
-        assert_eq!(names(folder.path()), [""; 0], "{silent}");
-    }
-}
-
-#[test]
-fn an_interrupted_inspection_leaves_no_file() {
-    let folder = tempfile::tempdir().unwrap();
-    let (main, out) = (folder.path().join("main"), folder.path().join("ram"));
-    fifo(&main);
-    let words = ["inspect", main.to_str().unwrap(), "--ram", out.to_str().unwrap()];
-    let mut client = Client::start(Command::new(env!("CARGO_BIN_EXE_godwit")).args(words));
-    wait_until("the image is begun", || names(folder.path()).len() == 2);
-    client.signal(Signal::TERM);
-    assert_eq!(client.end().0.code(), Some(128 + 15));
-    assert_eq!(names(folder.path()), ["main"]);
-}
-
-#[test]
 fn an_output_that_is_an_input_is_refused_before_anything_is_touched() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
@@ -376,105 +295,67 @@ fn who_may_not_replace_a_file_writes_it_in_place_or_is_refused() {
     assert_eq!(std::fs::read(&on).unwrap(), b"old");
 }
 
-fn wait_until(what: &str, is: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
-    while !is() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(5));
+#[test]
+fn what_the_machine_reads_is_not_written_by_its_commands() {
+    let memory = "memory-backend-file,id=ram,size=64M,share=on,mem-path=@DIR@/ram";
+    let mut vm = Launch::alone()
+        .words(&["-object", memory, "-M", "microvm,acpi=off,memory-backend=ram"])
+        .start();
+    vm.wait_for_sweeps(1);
+    let ram = vm.path("ram");
+    symlink("ram", vm.path("link")).unwrap();
+    std::fs::hard_link(&ram, vm.path("same")).unwrap();
+    for name in ["ram", "link", "same"] {
+        let path = vm.path(name);
+        let protocol = format!("file:{}", path.display());
+        for (command, arguments) in [
+            ("pmemsave", json!({"val": 0, "size": 4096, "filename": path})),
+            ("memsave", json!({"val": 0, "size": 4096, "filename": path})),
+            ("dump-guest-memory", json!({"paging": false, "protocol": protocol})),
+        ] {
+            let error = vm.try_ask(command, arguments).unwrap_err();
+            assert!(error.ends_with("this machine uses it"), "{command}: {error}");
+        }
+        let failure = match vm.try_ask("migrate", json!({"uri": protocol})) {
+            Ok(_) => vm.outcome()["error-desc"].to_string(),
+            Err(error) => error,
+        };
+        assert!(failure.contains("this machine uses it"), "{failure}");
     }
+    assert_eq!(std::fs::metadata(&ram).unwrap().len(), 64 << 20);
+    vm.assert_alive();
+    vm.hang_up();
+    let monitor = format!("unix:{}", vm.monitor().display());
+    let made = godwit(&["dump", "--qmp", &monitor, ram.to_str().unwrap()]);
+    assert!(text(&made.stderr).contains("would overwrite"), "{}", text(&made.stderr));
+    assert_eq!(std::fs::metadata(&ram).unwrap().nlink(), 2, "it is still the same file");
 }
 
-/// A verb that runs.
-struct Client(Child);
-
-impl Client {
-    fn start(command: &mut Command) -> Client {
-        let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        Client(command.spawn().unwrap())
+#[test]
+fn a_machine_does_not_log_over_what_it_starts_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("kernel"), godwit::builtin::elf()).unwrap();
+    std::fs::write(path("initrd"), b"initrd").unwrap();
+    std::fs::write(path("stream"), b"stream").unwrap();
+    symlink("kernel", path("link")).unwrap();
+    let (serial, log) =
+        (format!("file:{}", path("link")), format!("null,id=n,logfile={}", path("initrd")));
+    let arriving = format!("file:{}", path("stream"));
+    let kernel = path("kernel");
+    for words in [
+        vec!["-kernel", &kernel, "-serial", &serial],
+        vec!["-kernel", &kernel, "-initrd", &path("initrd"), "-chardev", &log],
+        vec!["-incoming", &arriving, "-serial", &arriving],
+    ] {
+        let mut all = vec!["run", "-M", "microvm,acpi=off", "-nodefaults", "-m", "64"];
+        all.extend(&words);
+        let made = godwit(&all);
+        assert_eq!(made.status.code(), Some(1), "{words:?}");
+        let said = text(&made.stderr);
+        assert!(said.contains("would overwrite"), "{words:?}: {said}");
     }
-
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(&self.0), signal).unwrap();
-    }
-
-    /// How it ended, and what it said.
-    fn end(&mut self) -> (ExitStatus, String) {
-        let mut words = String::new();
-        self.0.stderr.take().unwrap().read_to_string(&mut words).unwrap();
-        (self.0.wait().unwrap(), words)
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// A machine whose dumps and migrations do not end by themselves, and which at one command falls
-/// silent.
-struct Monitor {
-    folder: tempfile::TempDir,
-    heard: Arc<Mutex<Vec<String>>>,
-}
-
-impl Monitor {
-    fn silent_at(silent: &'static str) -> Monitor {
-        let folder = tempfile::tempdir().unwrap();
-        let listener = UnixListener::bind(folder.path().join("q")).unwrap();
-        let heard = Arc::new(Mutex::new(Vec::new()));
-        let hearing = heard.clone();
-        std::thread::spawn(move || {
-            let (mut socket, _) = listener.accept().unwrap();
-            hearing.lock().unwrap().push("greeting".to_owned());
-            let mut lines = BufReader::new(socket.try_clone().unwrap()).lines();
-            if silent != "greeting" {
-                writeln!(socket, "{}", json!({"QMP": {"version": {}, "capabilities": []}}))
-                    .unwrap();
-            }
-            let mut cancelled = false;
-            while let Some(Ok(line)) = lines.next() {
-                let request: serde_json::Value = serde_json::from_str(&line).unwrap();
-                let name = request["execute"].as_str().unwrap().to_owned();
-                cancelled |= name == "migrate_cancel";
-                let answer = match name.as_str() {
-                    "query-dump" => json!({"status": "active", "completed": 1, "total": 2}),
-                    "query-migrate" if cancelled => json!({"status": "cancelled"}),
-                    "query-migrate" => json!({"status": "active"}),
-                    _ => json!({}),
-                };
-                hearing.lock().unwrap().push(name.clone());
-                if name == silent {
-                    continue;
-                }
-                writeln!(socket, "{}", json!({"return": answer})).unwrap();
-                if name == "x-dump-cancel" {
-                    let data = json!({"result": {"status": "failed"}, "error": "dump: cancelled"});
-                    writeln!(socket, "{}", json!({"event": "DUMP_COMPLETED", "data": data}))
-                        .unwrap();
-                }
-            }
-        });
-        Monitor { folder, heard }
-    }
-
-    fn heard(&self, name: &str) -> bool {
-        self.heard.lock().unwrap().iter().any(|heard| heard == name)
-    }
-
-    fn address(&self) -> String {
-        format!("unix:{}", self.folder.path().join("q").display())
-    }
-
-    fn client(&self, verb: &str, words: &[&str]) -> Client {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_godwit"));
-        Client::start(command.args([verb, "--qmp", &self.address()]).args(words))
-    }
-
-    fn client_of_nohup(&self, words: &[&str]) -> Client {
-        let mut command = Command::new("sh");
-        command.args(["-c", "trap '' HUP; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_godwit")]);
-        Client::start(command.args(words).args(["--qmp", &self.address()]))
-    }
+    assert_eq!(std::fs::read(path("kernel")).unwrap(), godwit::builtin::elf());
+    assert_eq!(std::fs::read(path("initrd")).unwrap(), b"initrd");
+    assert_eq!(std::fs::read(path("stream")).unwrap(), b"stream");
 }
