@@ -5,7 +5,7 @@ use super::figures::{
 };
 use super::interrupt::Interrupts;
 use super::progress::{Progress, Snapshot};
-use super::qmp::{Address, Client};
+use super::qmp::{self, Address, Client};
 use super::table::Table;
 use super::{Error, show};
 use clap::Args;
@@ -65,7 +65,7 @@ pub fn run(migrate: &Migrate) -> Result<(), Error> {
     if let Some(address) = &migrate.target_qmp {
         let mut target = Client::connect_for(address, &interrupts)?;
         migrate.how.prepare(&mut target)?;
-        target.execute("migrate-incoming", json!({"uri": migrate.uri}))?;
+        listen(&mut target, &migrate.uri)?;
     }
     let mut progress = Progress::new("migrating");
     let end = start(&mut source, &migrate.uri, &mut progress, &interrupts, None);
@@ -85,6 +85,51 @@ pub fn run(migrate: &Migrate) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Makes the target wait for the guest. It may do so since an earlier try that the source refused.
+fn listen(target: &mut Client, uri: &str) -> Result<(), Error> {
+    let refused = match target.execute("migrate-incoming", json!({"uri": uri})) {
+        Err(refused @ qmp::Error::Refused { .. }) => refused,
+        answer => return answer.map(drop).map_err(Error::from),
+    };
+    let state = target.execute("query-migrate", json!({}))?;
+    if state["status"] != "setup" {
+        return Err(refused.into());
+    }
+    let places: Vec<String> =
+        state["socket-address"].as_array().into_iter().flatten().filter_map(place).collect();
+    match places.iter().any(|place| is_at(uri, place)) {
+        true => Ok(()),
+        false if places.is_empty() => Err(refused.into()),
+        false => Err(Error::WaitsElsewhere(places.join(", "))),
+    }
+}
+
+/// A socket's address as a URI.
+fn place(address: &Value) -> Option<String> {
+    let text = |key: &str| address[key].as_str();
+    match text("type")? {
+        "inet" if text("host")?.contains(':') => {
+            Some(format!("tcp:[{}]:{}", text("host")?, text("port")?))
+        }
+        "inet" => Some(format!("tcp:{}:{}", text("host")?, text("port")?)),
+        "unix" => Some(format!("unix:{}", text("path")?)),
+        _ => None,
+    }
+}
+
+/// Does what listens at `place` hear who connects to `uri`? A host may have many names, of which it
+/// listens at one or at all.
+fn is_at(uri: &str, place: &str) -> bool {
+    let port = |uri: &str| {
+        let (_, port) = uri.strip_prefix("tcp:")?.rsplit_once(':')?;
+        Some(port.split(',').next().unwrap_or(port).to_owned())
+    };
+    match (port(uri), port(place)) {
+        (Some(one), Some(other)) => one == other,
+        _ => uri == place,
+    }
 }
 
 impl How {
@@ -266,6 +311,18 @@ pub fn hits(xbzrle: &super::progress::Xbzrle) -> String {
 mod tests {
     use super::super::progress::Xbzrle;
     use super::*;
+
+    #[test]
+    fn a_target_that_waits_already_is_told_from_one_that_waits_elsewhere() {
+        let tcp = place(&json!({"type": "inet", "host": "0.0.0.0", "port": "4444"})).unwrap();
+        assert!(is_at("tcp:peer:4444", &tcp) && is_at("tcp:[fe80::1]:4444,ipv6=on", &tcp));
+        assert!(!is_at("tcp:peer:4445", &tcp) && !is_at("unix:/m", &tcp));
+        let unix = place(&json!({"type": "unix", "path": "/m"})).unwrap();
+        assert!(is_at("unix:/m", &unix) && !is_at("unix:/n", &unix));
+        let ipv6 = place(&json!({"type": "inet", "host": "::", "port": "1"})).unwrap();
+        assert_eq!(ipv6, "tcp:[::]:1");
+        assert!(!is_at("exec:cat", &ipv6));
+    }
 
     #[test]
     fn cache_sizes_become_powers_of_two() {

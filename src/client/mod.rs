@@ -26,6 +26,8 @@ pub enum Error {
     Failed(String),
     #[error("the migration was cancelled; the guest runs on where it was")]
     Cancelled,
+    #[error("the target waits already, at {0}: migrate to there, or start it again")]
+    WaitsElsewhere(String),
     #[error("this VMM has no {0}; leave it out, or use a newer one")]
     NotThere(&'static str),
     #[error(transparent)]

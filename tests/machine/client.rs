@@ -2,6 +2,7 @@
 
 use crate::common::cli::{godwit, text};
 use crate::common::vm::{Launch, Vm};
+use serde_json::json;
 
 /// A machine, and where its monitor is.
 fn start() -> (Vm, String) {
@@ -36,6 +37,29 @@ fn a_machine_is_seen_and_told_what_to_do_from_a_shell() {
     assert_eq!(machine.exit_code(), Some(0));
     let gone = godwit(&["status", "--qmp", &qmp]);
     assert!(text(&gone.stderr).starts_with(&format!("godwit: nothing answers at {qmp}: ")));
+}
+
+/// The target listens since a first try that the source refused.
+#[test]
+fn a_second_try_to_migrate_finds_the_target_waiting() {
+    let (_source, qmp) = start();
+    let mut target = Launch::alone().words(&["-incoming", "defer"]).no_guest().start();
+    let place = format!("unix:{}", target.path("migration").display());
+    target.ask("migrate-incoming", json!({"uri": place}));
+    target.hang_up();
+    let target_qmp = format!("unix:{}", target.monitor().display());
+    let migrate = |uri: &str| {
+        godwit(&["migrate", "--qmp", &qmp, "--target-qmp", &target_qmp, "--xbzrle", uri])
+    };
+    let elsewhere = migrate("tcp:127.0.0.1:4444");
+    let want = format!(
+        "godwit: the target waits already, at {place}: migrate to there, or start it again\n"
+    );
+    assert_eq!(text(&elsewhere.stderr), want);
+    let made = migrate(&place);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    target.connect();
+    target.assert_alive();
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod builtin_guest;
 mod client;
 #[path = "../common/mod.rs"]
 mod common;
+mod interrupts;
 mod lifecycle;
 mod missing_memory;
 mod moments;

@@ -1,6 +1,6 @@
 //! What the built-in guest writes on its serial port, read as evidence.
 
-use super::{Error, Running, SWEEP_TIME};
+use super::{Error, Interrupts, Running, SWEEP_TIME};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ impl SerialLog {
         &self,
         child: &mut Running,
         side: &'static str,
+        interrupts: &Interrupts,
         enough: impl Fn(&Evidence) -> bool,
     ) -> Result<Evidence, Error> {
         let begin = Instant::now();
@@ -45,6 +46,9 @@ impl SerialLog {
                 return Ok(evidence);
             }
             child.ended(side, &self.errors)?;
+            if interrupts.pressed() > 0 {
+                return Err(Error::Interrupted);
+            }
             if begin.elapsed() > SWEEP_TIME {
                 return Err(Error::Silent { side });
             }

@@ -15,10 +15,11 @@ use super::qmp::{Address, Client};
 use super::table::Table;
 use super::{say, show};
 use clap::Args;
-use guest::SerialLog;
+use guest::{Evidence, SerialLog};
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::File;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -81,6 +82,10 @@ pub enum Error {
     NoPort,
     #[error("cannot use a folder for temporary files: {0}")]
     Folder(std::io::Error),
+    #[error("the name of the folder for temporary files, {}, is not UTF-8; set TMPDIR", .0.display())]
+    FolderName(PathBuf),
+    #[error("interrupted")]
+    Interrupted,
 }
 
 /// How long a guest may take for a line: a sweep of a large working set on a slow KVM.
@@ -90,7 +95,10 @@ const START_TIME: Duration = Duration::from_secs(10);
 pub fn run(demo: &Demo) -> Result<(), ClientError> {
     check_kvm()?;
     let interrupts = Interrupts::count()?;
-    let folder = Folder::new()?;
+    // Sockets and logs; removed at the end.
+    let folder =
+        tempfile::Builder::new().prefix("godwit-demo-").tempdir().map_err(Error::Folder)?;
+    let folder = folder.path();
     show(format_args!("{}\n", demo.introduction()))?;
     let plain = How {
         max_bandwidth: demo.bandwidth,
@@ -99,8 +107,8 @@ pub fn run(demo: &Demo) -> Result<(), ClientError> {
     };
     let cache = demo.memory.next_power_of_two().min(1 << 40);
     let xbzrle = How { xbzrle: Some(Some(cache)), ..plain.clone() };
-    let first = demo.once("whole pages", &plain, &folder, &interrupts)?;
-    let second = demo.once("XBZRLE", &xbzrle, &folder, &interrupts)?;
+    let first = demo.once("whole pages", &plain, folder, &interrupts)?;
+    let second = demo.once("XBZRLE", &xbzrle, folder, &interrupts)?;
     show(format_args!("\n{}", comparison(&first, &second)))
 }
 
@@ -149,12 +157,12 @@ impl Demo {
         &self,
         label: &str,
         how: &How,
-        folder: &Folder,
+        folder: &Path,
         interrupts: &Interrupts,
     ) -> Result<Outcome, ClientError> {
-        let mut target = self.start("target", folder, &["-incoming", "defer"])?;
-        let mut source = self.start("source", folder, &[])?;
-        source.log.wait_for(&mut source.child, "source", |log| log.least_sweep() >= 1)?;
+        let mut target = self.start("target", folder, &["-incoming", "defer"], interrupts)?;
+        let mut source = self.start("source", folder, &[], interrupts)?;
+        source.wait_for(interrupts, |log| log.least_sweep() >= 1)?;
         how.prepare(&mut source.qmp)?;
         how.prepare(&mut target.qmp)?;
         let uri = listen(&mut target.qmp)?;
@@ -171,18 +179,14 @@ impl Demo {
                 // The sweep under way may have begun before; the second line after it is of pages
                 // checked here only.
                 let goal = before.least_sweep() + 2;
-                let after = target
-                    .log
-                    .wait_for(&mut target.child, "target", |log| log.least_sweep() >= goal)?;
+                let after = target.wait_for(interrupts, |log| log.least_sweep() >= goal)?;
                 before.goes_on_in(&after)?;
                 (before.least_sweep(), after.least_sweep())
             }
             "cancelled" if interrupts.pressed() > 0 => return Err(ClientError::Cancelled),
             "cancelled" => {
                 let goal = before.least_sweep() + 2;
-                let after = source
-                    .log
-                    .wait_for(&mut source.child, "source", |log| log.least_sweep() >= goal)?;
+                let after = source.wait_for(interrupts, |log| log.least_sweep() >= goal)?;
                 (before.least_sweep(), after.least_sweep())
             }
             _ => return Err(ClientError::Failed(end.error.unwrap_or_default())),
@@ -197,17 +201,22 @@ impl Demo {
     fn start(
         &self,
         side: &'static str,
-        folder: &Folder,
+        folder: &Path,
         extra: &[&str],
+        interrupts: &Interrupts,
     ) -> Result<Side, ClientError> {
-        let path = |what: &str| folder.0.join(format!("{side}.{what}"));
+        let path = |what: &str| folder.join(format!("{side}.{what}"));
         let (serial, qmp, errors) = (path("serial"), path("qmp"), path("errors"));
         let stderr = File::create(&errors).map_err(Error::Folder)?;
         // What the first migration left behind is not what this one says.
         File::create(&serial).map_err(Error::Folder)?;
         let _ = std::fs::remove_file(&qmp);
         let mut words = self.program(folder)?;
-        let show = |path: &Path| path.to_string_lossy().into_owned();
+        let text = |path: &Path| {
+            path.to_str().map(String::from).ok_or_else(|| Error::FolderName(folder.to_owned()))
+        };
+        // In a list of options a comma of a name is two.
+        let option = |path: &Path| text(path).map(|text| text.replace(',', ",,"));
         let ws = self.working_set >> 20;
         words.extend(
             [
@@ -222,12 +231,14 @@ impl Demo {
                 "-display".into(),
                 "none".into(),
                 "-nodefaults".into(),
+                "-chardev".into(),
+                format!("file,id=serial,path={}", option(&serial)?),
                 "-serial".into(),
-                format!("file:{}", show(&serial)),
+                "chardev:serial".into(),
                 "-append".into(),
                 format!("ws={ws} rate={} pattern={} bytes=8", self.rate, self.pattern),
                 "-qmp".into(),
-                format!("unix:{},server=on,wait=off", show(&qmp)),
+                format!("unix:{},server=on,wait=off", option(&qmp)?),
             ]
             .map(OsString::from),
         );
@@ -238,16 +249,21 @@ impl Demo {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
+            // Ctrl-C is for us alone.
+            .process_group(0)
             .spawn()
             .map(Running)
             .map_err(failed)?;
-        let address = Address::Unix(show(&qmp));
+        let address = Address::Unix(text(&qmp)?);
         let begin = Instant::now();
         let qmp = loop {
-            match Client::connect(&address) {
+            match Client::connect_for(&address, interrupts) {
                 Ok(client) => break client,
                 Err(error) => {
                     child.ended(side, &errors)?;
+                    if interrupts.pressed() > 0 {
+                        return Err(Error::Interrupted.into());
+                    }
                     if begin.elapsed() > START_TIME {
                         return Err(error.into());
                     }
@@ -255,13 +271,13 @@ impl Demo {
                 }
             }
         };
-        Ok(Side { child, qmp, log: SerialLog::new(serial, errors) })
+        Ok(Side { name: side, child, qmp, log: SerialLog::new(serial, errors) })
     }
 
     /// The command and the kernel: this binary with the guest inside, or the other VMM with the
     /// guest in a file.
-    fn program(&self, folder: &Folder) -> Result<Vec<OsString>, Error> {
-        let kernel = folder.0.join("guest.elf");
+    fn program(&self, folder: &Path) -> Result<Vec<OsString>, Error> {
+        let kernel = folder.join("guest.elf");
         match &self.vmm {
             Some(command) => {
                 std::fs::write(&kernel, crate::builtin::elf()).map_err(Error::Folder)?;
@@ -307,9 +323,21 @@ fn comparison(plain: &Outcome, xbzrle: &Outcome) -> Table {
 }
 
 struct Side {
+    name: &'static str,
     child: Running,
     qmp: Client,
     log: SerialLog,
+}
+
+impl Side {
+    /// Waits until the guest has said enough.
+    fn wait_for(
+        &mut self,
+        interrupts: &Interrupts,
+        enough: impl Fn(&Evidence) -> bool,
+    ) -> Result<Evidence, Error> {
+        self.log.wait_for(&mut self.child, self.name, interrupts, enough)
+    }
 }
 
 /// A process that does not outlive its owner.
@@ -337,22 +365,5 @@ impl Drop for Running {
         // Both fail only for a process that is gone already.
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-/// A folder for sockets and logs, removed at the end.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Result<Folder, Error> {
-        let path = std::env::temp_dir().join(format!("godwit-demo-{}", std::process::id()));
-        std::fs::create_dir(&path).map_err(Error::Folder)?;
-        Ok(Folder(path))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
