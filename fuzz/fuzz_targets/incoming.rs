@@ -156,7 +156,7 @@ fuzz_target!(|bytes: &[u8]| {
     let folder = FOLDER.get_or_init(|| tempfile::tempdir().unwrap());
     let Some((multifd, channels)) = split(bytes) else { return };
     let path = folder.path().join("s").to_str().unwrap().to_owned();
-    let listener = Listener::bind(&Address::Unix(path.clone())).unwrap();
+    let listener = Listener::bind(&Address::unix(path.clone())).unwrap();
     let settings = Settings::default();
     let parameters = json!({"x-godwit-peer-timeout": PEER_TIMEOUT, "multifd-channels": channels.len().max(2) - 1});
     settings.set_parameters(settings.parameters().with(parameters.as_object().unwrap()).unwrap());

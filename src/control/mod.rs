@@ -22,11 +22,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::chardev;
 use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
 use crate::dump::Dumps;
-use crate::io::{Address, AddressError};
+use crate::io::Address;
 use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
-use crate::qmp::commands::migration::InheritedFds;
+use crate::qmp::commands::{channels, migration::InheritedFds};
 use crate::qmp::{Events, Server};
 use crate::vmm::{Exit, Vmm};
 
@@ -53,7 +53,7 @@ pub enum Error {
     #[error("the guest cannot be started")]
     Start(#[from] ContRefused),
     #[error("-incoming: {0}")]
-    Address(#[from] AddressError),
+    Address(crate::qmp::Error),
     #[error("-incoming: {0}")]
     Incoming(#[from] migrate::Refused),
     #[error(transparent)]
@@ -78,7 +78,7 @@ pub fn run(config: Config) -> Result<i32, Error> {
     descriptors::check(&config)?;
     memory::survive_missing_pages().map_err(Error::Signal)?;
     let incoming = match &config.incoming {
-        Some(Incoming::Uri(uri)) => Some(Address::from_uri(uri)?),
+        Some(Incoming::Uri(text)) => Some(channels::incoming(text).map_err(Error::Address)?),
         Some(Incoming::Defer) | None => None,
     };
     outputs::check(&config, incoming.as_ref())?;

@@ -51,6 +51,12 @@ pub enum OpenError {
     BindTcp { address: String, source: std::io::Error },
     #[error("address resolution failed for {address}: {text}")]
     Resolve { address: String, text: String },
+    #[error("Cannot disable IPv4 and IPv6 at same time")]
+    NoFamily,
+    #[error("no port lies between {from} and {to}")]
+    NoPort { from: u16, to: u16 },
+    #[error("a unix socket to listen on needs a name")]
+    NoName,
     #[error("UNIX socket path '{0}' is too long")]
     PathTooLong(String),
     #[error("Could not create '{path}': {}", reason(.source))]

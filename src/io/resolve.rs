@@ -7,7 +7,7 @@ use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use super::OpenError;
-use super::address::Tcp;
+use super::address::{Family, Tcp, UnixName};
 use super::aside::aside;
 use super::ring::Ring;
 
@@ -21,19 +21,44 @@ pub(super) struct SocketAddress {
 }
 
 impl SocketAddress {
-    pub(super) fn unix(path: &str) -> std::result::Result<Self, OpenError> {
+    pub(super) fn unix(name: &UnixName) -> std::result::Result<Self, OpenError> {
         // SAFETY: all zeros is a valid sockaddr_storage.
         let mut storage = unsafe { std::mem::zeroed::<libc::sockaddr_storage>() };
         // SAFETY: sockaddr_storage is large and aligned enough for every address family.
         let unix = unsafe { &mut *(&raw mut storage).cast::<libc::sockaddr_un>() };
-        if path.len() >= unix.sun_path.len() || path.contains('\0') {
-            return Err(OpenError::PathTooLong(path.to_owned()));
-        }
         unix.sun_family = libc::AF_UNIX as u16;
-        for (to, from) in unix.sun_path.iter_mut().zip(path.bytes()) {
+        // An abstract name stands behind a zero. The kernel asks for no zero at a path's end.
+        let (text, start) = match name {
+            UnixName::Path(path) => (path, 0),
+            UnixName::Abstract { name, .. } => (name, 1),
+        };
+        let room = &mut unix.sun_path[start..];
+        if text.len() > room.len() || (start == 0 && text.contains('\0')) {
+            return Err(OpenError::PathTooLong(text.clone()));
+        }
+        for (to, from) in room.iter_mut().zip(text.bytes()) {
             *to = from as libc::c_char;
         }
-        Ok(Self { storage, length: size_of::<libc::sockaddr_un>() as u32 })
+        let length = match name {
+            UnixName::Abstract { tight: true, .. } => {
+                std::mem::offset_of!(libc::sockaddr_un, sun_path) + start + text.len()
+            }
+            _ => size_of::<libc::sockaddr_un>(),
+        };
+        Ok(Self { storage, length: length as u32 })
+    }
+
+    /// Of an internet address.
+    pub(super) fn port(&self) -> u16 {
+        // SAFETY: addresses of both families begin with the family and the port, two bytes each.
+        u16::from_be(unsafe { (*(&raw const self.storage).cast::<libc::sockaddr_in>()).sin_port })
+    }
+
+    pub(super) fn with_port(&self, port: u16) -> Self {
+        let mut storage = self.storage;
+        // SAFETY: addresses of both families begin with the family and the port, two bytes each.
+        unsafe { (*(&raw mut storage).cast::<libc::sockaddr_in>()).sin_port = port.to_be() };
+        Self { storage, length: self.length }
     }
 
     pub(super) fn family(&self) -> i32 {
@@ -44,9 +69,11 @@ impl SocketAddress {
         ((&raw const self.storage).cast(), self.length)
     }
 
-    pub(super) fn socket(&self) -> std::io::Result<OwnedFd> {
+    /// `protocol` 0 is the family's own.
+    pub(super) fn socket(&self, protocol: i32) -> std::io::Result<OwnedFd> {
+        let kind = libc::SOCK_STREAM | libc::SOCK_CLOEXEC;
         // SAFETY: socket has no memory arguments.
-        let fd = unsafe { libc::socket(self.family(), libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0) };
+        let fd = unsafe { libc::socket(self.family(), kind, protocol) };
         if fd < 0 {
             return Err(std::io::Error::last_os_error());
         }
@@ -81,20 +108,25 @@ pub(super) fn resolve(
     passive: bool,
 ) -> std::result::Result<Vec<SocketAddress>, OpenError> {
     let fail = |text: String| OpenError::Resolve { address: tcp.to_string(), text };
-    let family = match (tcp.ipv4, tcp.ipv6) {
-        (true, false) => libc::AF_INET,
-        (false, true) => libc::AF_INET6,
-        _ => libc::AF_UNSPEC,
+    let family = match tcp.family {
+        Family::Any => libc::AF_UNSPEC,
+        Family::V4 => libc::AF_INET,
+        Family::V6 => libc::AF_INET6,
+        Family::Neither => return Err(OpenError::NoFamily),
     };
     // SAFETY: all zeros is a valid set of hints.
     let mut hints = unsafe { std::mem::zeroed::<libc::addrinfo>() };
     hints.ai_family = family;
     hints.ai_socktype = libc::SOCK_STREAM;
     hints.ai_flags = if passive { libc::AI_PASSIVE } else { 0 };
+    if passive && tcp.numeric {
+        hints.ai_flags |= libc::AI_NUMERICHOST | libc::AI_NUMERICSERV;
+    }
     let c_string =
         |text: &str| CString::new(text).map_err(|_| fail("Name or service not known".into()));
     let (host, port) = (c_string(&tcp.host)?, c_string(&tcp.port)?);
-    let host_pointer = if tcp.host.is_empty() { std::ptr::null() } else { host.as_ptr() };
+    let any = passive && tcp.host.is_empty();
+    let host_pointer = if any { std::ptr::null() } else { host.as_ptr() };
     if tcp.port.parse::<u64>().is_ok_and(|port| port > 65535) {
         return Err(fail("Name or service not known".into()));
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
-use super::address::{Address, Tcp};
+use super::address::{Address, Tcp, UnixName};
 use super::aside::aside;
 use super::resolve::{BACKLOG, SocketAddress, no_address, resolve, resolve_aside};
 use super::ring::Ring;
@@ -117,7 +117,11 @@ impl Connection {
             return Ok(());
         }
         let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-        set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &ms)?;
+        match set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &ms) {
+            // Multipath TCP has none.
+            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
+            set => set?,
+        }
         // A silent peer is only noticed when there is something to acknowledge.
         set_option(&self.fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1i32)?;
         let seconds = (ms / 4000).clamp(1, 30) as i32;
@@ -332,11 +336,11 @@ fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connecti
 /// Connects to a socket address, in the ring and for as long as its patience lasts.
 pub fn connect(ring: &mut Ring, address: &Address) -> std::result::Result<Connection, OpenError> {
     match address {
-        Address::Unix(path) => connect_to(ring, address, &SocketAddress::unix(path)?),
+        Address::Unix(name) => connect_to(ring, address, &SocketAddress::unix(name)?, 0),
         Address::Tcp(tcp) => {
             let mut failure = None;
             for candidate in resolve_aside(ring, tcp, false)? {
-                match connect_to(ring, address, &candidate) {
+                match connect_to(ring, address, &candidate, protocol(tcp)) {
                     Ok(connection) => return Ok(connection),
                     Err(OpenError::Io(Error::Cancelled)) => return Err(Error::Cancelled.into()),
                     Err(error) => failure = Some(error),
@@ -352,9 +356,10 @@ fn connect_to(
     ring: &mut Ring,
     address: &Address,
     to: &SocketAddress,
+    protocol: i32,
 ) -> std::result::Result<Connection, OpenError> {
     let fail = |source| OpenError::Connect { address: address.to_string(), source };
-    let fd = to.socket().map_err(fail)?;
+    let fd = to.socket(protocol).map_err(fail)?;
     let (name, length) = to.parts();
     let entry = opcode::Connect::new(types::Fd(fd.as_raw_fd()), name, length).build();
     // SAFETY: `to` is borrowed until `wait` returns, and `wait` returns only when the kernel is
@@ -366,6 +371,10 @@ fn connect_to(
         Err(Error::TimedOut(_)) => Err(fail(std::io::Error::from_raw_os_error(libc::ETIMEDOUT))),
         Err(error) => Err(error.into()),
     }
+}
+
+fn protocol(tcp: &Tcp) -> i32 {
+    if tcp.mptcp { libc::IPPROTO_MPTCP } else { 0 }
 }
 
 /// A socket that waits for a source.
@@ -380,30 +389,63 @@ pub struct Listener {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BoundAddress {
     Inet { host: String, port: u16, ipv6: bool },
-    Unix { path: String },
+    Unix(UnixName),
 }
 
 impl Listener {
     pub fn bind(address: &Address) -> std::result::Result<Self, OpenError> {
         match address {
-            Address::Unix(path) => Self::bind_unix(path),
+            Address::Unix(name) => Self::bind_unix(name),
             Address::Tcp(tcp) => Self::bind_tcp(tcp),
             other => unreachable!("{other} is opened, not listened on"),
         }
     }
 
-    fn bind_unix(path: &str) -> std::result::Result<Self, OpenError> {
-        let fail = |source| OpenError::BindUnix { address: path.to_owned(), source };
-        let (file, socket) = socket_file::listen_at(path.as_ref(), BACKLOG).map_err(fail)?;
-        let bound = BoundAddress::Unix { path: path.to_owned() };
-        Ok(Self { file: Some(Arc::new(file)), sockets: vec![socket], addresses: vec![bound] })
+    fn bind_unix(name: &UnixName) -> std::result::Result<Self, OpenError> {
+        let fail = |source| OpenError::BindUnix { address: name.to_string(), source };
+        let address = SocketAddress::unix(name)?;
+        let (file, socket) = match name {
+            UnixName::Path(path) if path.is_empty() => return Err(OpenError::NoName),
+            UnixName::Path(path) => {
+                let (file, socket) =
+                    socket_file::listen_at(path.as_ref(), BACKLOG).map_err(fail)?;
+                (Some(Arc::new(file)), socket)
+            }
+            UnixName::Abstract { .. } => {
+                let socket = address.socket(0).map_err(fail)?;
+                address.listen(&socket).map_err(fail)?;
+                (None, socket)
+            }
+        };
+        Ok(Self { file, sockets: vec![socket], addresses: vec![BoundAddress::Unix(name.clone())] })
     }
 
+    /// On the first port of the range that nobody has.
     fn bind_tcp(tcp: &Tcp) -> std::result::Result<Self, OpenError> {
+        let candidates = resolve(tcp, true)?;
+        let from = candidates.first().ok_or_else(|| no_address(tcp))?.port();
+        let to = tcp.to.unwrap_or(from);
+        let mut outcome = Err(OpenError::NoPort { from, to });
+        for port in from..=to {
+            let candidates = candidates.iter().map(|candidate| candidate.with_port(port));
+            outcome = Self::bind_port(tcp, candidates, port == to);
+            if outcome.is_ok() {
+                break;
+            }
+        }
+        outcome
+    }
+
+    /// On all addresses, or with `some` on those that can be had.
+    fn bind_port(
+        tcp: &Tcp,
+        candidates: impl Iterator<Item = SocketAddress>,
+        some: bool,
+    ) -> std::result::Result<Self, OpenError> {
         let mut listener = Self { sockets: Vec::new(), addresses: Vec::new(), file: None };
         let mut failure = None;
-        for candidate in resolve(tcp, true)? {
-            let opened = candidate.socket().and_then(|fd| {
+        for candidate in candidates {
+            let opened = candidate.socket(protocol(tcp)).and_then(|fd| {
                 set_option(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1i32)?;
                 if candidate.family() == libc::AF_INET6 {
                     set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &1i32)?;
@@ -421,14 +463,13 @@ impl Listener {
                 }
             }
             // One port chosen by the kernel cannot be had twice for sure.
-            if tcp.port == "0" && !listener.sockets.is_empty() {
+            if candidate.port() == 0 && !listener.sockets.is_empty() {
                 break;
             }
         }
-        if listener.sockets.is_empty() {
-            Err(failure.unwrap_or_else(|| no_address(tcp)))
-        } else {
-            Ok(listener)
+        match failure {
+            Some(failure) if listener.sockets.is_empty() || !some => Err(failure),
+            _ => Ok(listener),
         }
     }
 
@@ -580,11 +621,57 @@ mod tests {
     fn sockets_connect_over_unix_ipv4_ipv6_and_names() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s").to_str().unwrap().to_owned();
-        assert_eq!(over(&Address::Unix(path.clone())), Medium::Socket);
+        assert_eq!(over(&Address::unix(&path)), Medium::Socket);
         assert!(!std::path::Path::new(&path).exists(), "the socket file is gone with the listener");
-        for uri in ["tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:localhost:0"] {
+        for uri in ["tcp:127.0.0.1:0", "tcp:[::1]:0", "tcp:localhost:0", "tcp:127.0.0.1:0,mptcp"] {
             assert_eq!(over(&Address::from_uri(uri).unwrap()), Medium::Tcp, "{uri}");
         }
+    }
+
+    #[test]
+    fn a_path_takes_all_the_room_there_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let prefix = format!("{}/é,% #", dir.path().to_str().unwrap());
+        for bytes in [107, 108] {
+            let path = format!("{prefix}{}", "a".repeat(bytes - prefix.len()));
+            assert_eq!(over(&Address::from_uri(&format!("unix:{path}")).unwrap()), Medium::Socket);
+        }
+        let long = Address::unix("a".repeat(109));
+        let text = format!("UNIX socket path '{long}' is too long");
+        assert_eq!(connect(&mut ring(), &long).err().unwrap().to_string(), text);
+        assert_eq!(Listener::bind(&long).err().unwrap().to_string(), text);
+        assert!(matches!(Listener::bind(&Address::unix("")), Err(OpenError::NoName)));
+    }
+
+    #[test]
+    fn abstract_names_are_no_files() {
+        let name = format!("godwit-test-{}", std::process::id());
+        let of = |tight| Address::Unix(UnixName::Abstract { name: name.clone(), tight });
+        for tight in [true, false] {
+            assert_eq!(over(&of(tight)), Medium::Socket);
+            let _listener = Listener::bind(&of(tight)).unwrap();
+            assert!(!std::path::Path::new(&name).exists());
+            let other = connect(&mut ring(), &of(!tight)).err().unwrap().to_string();
+            assert_eq!(other, format!("Failed to connect to '{name}': Connection refused"));
+        }
+        let long = Address::Unix(UnixName::Abstract { name: "a".repeat(108), tight: true });
+        assert!(matches!(Listener::bind(&long), Err(OpenError::PathTooLong(_))));
+    }
+
+    #[test]
+    fn a_port_in_use_is_passed_over() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let bind = |to: u32| {
+            let uri = format!("tcp:127.0.0.1:{port},to={to}");
+            Listener::bind(&Address::from_uri(&uri).unwrap())
+        };
+        let error = bind(port.into()).err().unwrap().to_string();
+        assert_eq!(error, "Failed to find an available port: Address already in use");
+        assert!(matches!(bind(1), Err(OpenError::NoPort { .. })));
+        let listener = bind(65535).unwrap();
+        let BoundAddress::Inet { port: bound, .. } = listener.addresses()[0] else { panic!() };
+        assert!(bound > port);
     }
 
     #[test]
@@ -610,6 +697,14 @@ mod tests {
                 .starts_with("address resolution failed for localhost:x: Servname")
         );
         let open = |uri: &str| opened(&Address::from_uri(uri).unwrap()).err().unwrap().to_string();
+        assert_eq!(
+            refused("tcp::1"),
+            "address resolution failed for :1: Name or service not known"
+        );
+        assert_eq!(
+            refused("tcp:h:1,ipv4=off,ipv6=off"),
+            "Cannot disable IPv4 and IPv6 at same time"
+        );
         assert_eq!(open("fd:missing"), "File descriptor named 'missing' has not been found");
         assert_eq!(
             open("file:/no/dir/f"),

@@ -246,7 +246,7 @@ fn migrate_with(
     meanwhile: impl FnOnce(&Waker),
 ) -> Run {
     let dir = tempfile::tempdir().unwrap();
-    let address = Address::Unix(dir.path().join("s").to_str().unwrap().to_owned());
+    let address = Address::unix(dir.path().join("s").to_str().unwrap());
     let settings = |(capabilities, parameters): Side<'_>| {
         let settings = Settings::default();
         let on: Vec<_> = capabilities.iter().map(|capability| (*capability, true)).collect();

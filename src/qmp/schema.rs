@@ -119,6 +119,12 @@ fn check_value(value: &Value, of: &Type, path: &str, name: Option<&str>) -> Resu
     };
     let expects = |what| Error::generic(format_args!("Parameter '{path}' expects {what}"));
     let accept = |yes: bool, error: Error| if yes { Ok(()) } else { Err(error) };
+    let name = name.unwrap_or("null");
+    let within = |max: u64, type_name| {
+        let number = wrapping_u64(value).ok_or_else(|| expects("uint64"))?;
+        let text = format_args!("Parameter '{name}' expects {type_name}").to_string();
+        accept(number <= max, Error::generic(text))
+    };
     match of {
         Type::Any => Ok(()),
         Type::Text => accept(value.as_str().is_some(), expected("string")),
@@ -130,12 +136,11 @@ fn check_value(value: &Value, of: &Type, path: &str, name: Option<&str>) -> Resu
         Type::Int => accept(value.as_i64().is_some(), expected("integer")),
         Type::Number => accept(value.as_f64().is_some(), expected("number")),
         Type::U64 => accept(wrapping_u64(value).is_some(), expects("uint64")),
-        Type::U32 => check_unsigned(value, u32::MAX.into(), "uint32_t", expects),
-        Type::U16 => check_unsigned(value, u16::MAX.into(), "uint16_t", expects),
-        Type::U8 => check_unsigned(value, u8::MAX.into(), "uint8_t", expects),
+        Type::U32 => within(u32::MAX.into(), "uint32_t"),
+        Type::U16 => within(u16::MAX.into(), "uint16_t"),
+        Type::U8 => within(u8::MAX.into(), "uint8_t"),
         Type::Enum(accepted) => {
             let text = value.as_str().ok_or_else(|| expected("string"))?;
-            let name = name.unwrap_or("null");
             accept(
                 accepted.contains(&text),
                 Error::generic(format_args!("Parameter '{name}' does not accept value '{text}'")),
@@ -152,16 +157,6 @@ fn check_value(value: &Value, of: &Type, path: &str, name: Option<&str>) -> Resu
             check(members, shape, path)
         }
     }
-}
-
-fn check_unsigned(
-    value: &Value,
-    max: u64,
-    type_name: &'static str,
-    expects: impl Fn(&'static str) -> Error,
-) -> Result<(), Error> {
-    let value = wrapping_u64(value).ok_or_else(|| expects("uint64"))?;
-    if value <= max { Ok(()) } else { Err(expects(type_name)) }
 }
 
 /// An unsigned argument as QEMU takes it: a negative number that fits 64 bits wraps.

@@ -69,7 +69,7 @@ impl Stage {
                     let (mut socket, _) = listener.accept().unwrap();
                     let _ = socket.read_to_end(&mut Vec::new());
                 });
-                let address = Address::Unix(path.to_str().unwrap().to_owned());
+                let address = Address::unix(path.to_str().unwrap());
                 self.vmm
                     .migration
                     .as_ref()
@@ -330,7 +330,7 @@ fn a_reset_in_state_device_waits_for_the_outcome() {
         reader.join().unwrap()
     });
     let migration = stage.vmm.migration.as_ref().unwrap();
-    let address = Address::Unix(path.to_str().unwrap().to_owned());
+    let address = Address::unix(path.to_str().unwrap());
     migration.start(address, &mut NoDescriptors, &|| None).unwrap();
     let status = || migration.report()["status"].as_str().unwrap_or_default().to_owned();
     wait(|| status() == "device", status);

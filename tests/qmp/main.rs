@@ -1,6 +1,7 @@
 //! Conversations recorded from QEMU, and many clients, against the server: over a machine in this
 //! process (`behaviour` and `replay` need no privileges) and in the real one (`process`).
 
+mod addresses;
 mod behaviour;
 #[path = "../common/mod.rs"]
 mod common;

@@ -20,6 +20,7 @@ use super::guest::{Guest, GuestError};
 use super::outgoing::Event;
 use super::progress::Status;
 use super::settings::Settings;
+use crate::io::address::UnixName;
 use crate::io::transport::{BoundAddress, Medium};
 use crate::io::{self, Connection, Limit, Listener, Ring, SocketReader, SocketWriter, Waker};
 use crate::kvm::state::ForeignTsc;
@@ -175,9 +176,13 @@ impl Arrival {
 fn address_json(address: &BoundAddress) -> Value {
     match address {
         BoundAddress::Inet { host, port, ipv6 } => {
-            json!({"type": "inet", "host": host, "port": port.to_string(), "ipv6": ipv6, "ipv4": !ipv6})
+            let family = if *ipv6 { "ipv6" } else { "ipv4" };
+            json!({"type": "inet", "host": host, "port": port.to_string(), family: true})
         }
-        BoundAddress::Unix { path } => json!({"type": "unix", "path": path}),
+        BoundAddress::Unix(UnixName::Path(path)) => json!({"type": "unix", "path": path}),
+        BoundAddress::Unix(UnixName::Abstract { name, tight }) => {
+            json!({"type": "unix", "path": name, "abstract": true, "tight": tight})
+        }
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json, json};
 
+use super::channels::{self, CHANNEL, Way};
 use super::{Answer, Call, Command, Run};
 use crate::io::transport::SetFd;
-use crate::io::{Address, Descriptors, OpenError};
+use crate::io::{Descriptors, OpenError};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::parameters::NAMES;
 use crate::migrate::{Handle, Refused};
@@ -35,13 +36,13 @@ pub static COMMANDS: &[Command] = &[
 
 static MIGRATE: Shape = Shape::of(&[
     optional("uri", Type::Text),
-    optional("channels", Type::List(&Type::Any)),
+    optional("channels", Type::List(&Type::Object(&CHANNEL))),
     optional("detach", Type::Bool),
     optional("resume", Type::Bool),
 ]);
 static INCOMING: Shape = Shape::of(&[
     optional("uri", Type::Text),
-    optional("channels", Type::List(&Type::Any)),
+    optional("channels", Type::List(&Type::Object(&CHANNEL))),
     optional("exit-on-error", Type::Bool),
 ]);
 static URI: Shape = Shape::of(&[required("uri", Type::Text)]);
@@ -122,16 +123,9 @@ fn refused(error: Refused) -> Error {
     Error::generic(error)
 }
 
-fn address(call: Call<'_>) -> Result<Address, Error> {
-    let channels =
-        call.args.get("channels").map(|value| serde_json::to_value(value).unwrap_or_default());
-    Address::from_arguments(call.args.text_if_given("uri"), channels.as_ref())
-        .map_err(Error::generic)
-}
-
 fn migrate(call: Call<'_>) -> Answer {
     let handle = handle(call)?;
-    let address = address(call)?;
+    let address = channels::address(call.args, Way::Out).map_err(Error::generic)?;
     if call.args.bool_if_given("resume") == Some(true) {
         return Err(refused(Refused::NothingToResume));
     }
@@ -191,7 +185,7 @@ fn go_on(call: Call<'_>) -> Answer {
 
 fn incoming(call: Call<'_>) -> Answer {
     let handle = handle(call)?;
-    let address = address(call)?;
+    let address = channels::address(call.args, Way::In).map_err(Error::generic)?;
     let exit_on_error = call.args.bool_if_given("exit-on-error").unwrap_or(true);
     let mut fds = ClientFds { call, inherits: true };
     handle.incoming(&address, exit_on_error, &mut fds).map_err(refused)?;

@@ -49,6 +49,7 @@
 //! all the same. New events go into `events::KINDS`. What a command needs of the VMM is a field of
 //! [`Vmm`].
 
+pub mod channels;
 mod descriptors;
 mod dump;
 mod file;
