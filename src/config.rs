@@ -32,6 +32,8 @@ pub struct Config {
     pub pidfile: Option<PathBuf>,
     /// `-daemonize`: go to the background once the machine is built.
     pub daemonize: bool,
+    /// What to say about the line at the start: parts that it could do without.
+    pub notices: Vec<String>,
 }
 
 /// Which optional parts the machine `microvm` has. `acpi=off` is the only kind there is so far.
@@ -83,12 +85,29 @@ impl Default for Kvm {
 pub struct Cpu {
     /// 1 to [`Cpu::COUNT_MAX`].
     pub count: u8,
+    /// What the guest is told, of which the first `count` are there.
+    pub topology: Topology,
+}
+
+/// How processors stand together. No number is zero, and APIC ids stay below [`Cpu::COUNT_MAX`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    pub sockets: u8,
+    /// In a socket.
+    pub cores: u8,
+    /// In a core.
+    pub threads: u8,
 }
 
 impl Cpu {
     /// APIC ids 0 to 253: an MP table has eight bits for one, 255 is the broadcast, 254 goes to the
     /// IOAPIC.
     pub const COUNT_MAX: u8 = 254;
+
+    /// `count` cores of one socket.
+    pub fn cores(count: u8) -> Cpu {
+        Cpu { count, topology: Topology { sockets: 1, cores: count, threads: 1 } }
+    }
 }
 
 /// Guest RAM: one block, whatever lies behind it.

@@ -3,8 +3,9 @@
 use super::chardev::{self, Short};
 use super::error::{Error, Errors, Problem};
 use super::keys::{Key, Keys};
-use super::machine::{MachineDraft, Smp, into};
+use super::machine::{MachineDraft, into};
 use super::memory::MemoryDraft;
+use super::smp::Smp;
 use super::suggest::nearest;
 use super::value;
 use crate::config::{
@@ -230,24 +231,29 @@ impl Draft {
         let boot = self.boot().map_err(&mut keep).ok();
         let wiring = self.wire().map_err(&mut keep).ok();
         match (board, cpu, memory, boot, wiring) {
-            (Some(board), Some(cpu), Some(memory), Some(boot), Some((serial, monitors))) => {
-                Ok(Config {
-                    board,
-                    kvm: self.machine.kvm,
-                    cpu,
-                    memory,
-                    boot,
-                    chardevs: self.chardevs,
-                    serial: serial.filter(|_| board.isa_serial),
-                    monitors,
-                    incoming: self.incoming,
-                    start_paused: self.start_paused,
-                    actions: self.actions,
-                    identity: self.identity,
-                    pidfile: self.pidfile,
-                    daemonize: self.daemonize,
-                })
-            }
+            (
+                Some(board),
+                Some((cpu, cpu_notice)),
+                Some((memory, memory_notice)),
+                Some(boot),
+                Some((serial, monitors)),
+            ) => Ok(Config {
+                board,
+                kvm: self.machine.kvm,
+                cpu,
+                memory,
+                boot,
+                chardevs: self.chardevs,
+                serial: serial.filter(|_| board.isa_serial),
+                monitors,
+                incoming: self.incoming,
+                start_paused: self.start_paused,
+                actions: self.actions,
+                identity: self.identity,
+                pidfile: self.pidfile,
+                daemonize: self.daemonize,
+                notices: cpu_notice.into_iter().chain(memory_notice).collect(),
+            }),
             _ => Err(Errors(errors)),
         }
     }

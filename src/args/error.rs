@@ -56,8 +56,14 @@ pub enum Problem {
     Unused(&'static str),
     #[error("-m asks for {asked} bytes, this backend has {backend}; the two must agree")]
     SizesDiffer { asked: u64, backend: u64 },
-    #[error("cores, threads and sockets multiply to {product}, but there are {cpus} processors")]
+    #[error("{max} bytes are less than the {bytes} of the beginning")]
+    BelowSize { max: u64, bytes: u64 },
+    #[error("sockets, cores and threads multiply to {product}, not to {cpus}")]
     TopologyDiffers { product: u64, cpus: u64 },
+    #[error("{cpus} processors are more than maxcpus={max}")]
+    MoreThanMax { cpus: u64, max: u64 },
+    #[error("the last processor's APIC id would be {last}, {max} is the highest")]
+    ApicIds { last: u32, max: u8 },
     #[error("{0} goes only with {1}")]
     NeedsOther(&'static str, &'static str),
     #[error("{0} cannot go with {1}")]

@@ -3,7 +3,7 @@
 use super::error::{Error, Problem};
 use super::keys::{Key, Keys};
 use super::value;
-use crate::config::{Board, Cpu, Kvm};
+use crate::config::{Board, Kvm};
 use std::path::PathBuf;
 
 /// What `-M` and `-accel` said so far; later ones win, as in QEMU.
@@ -163,58 +163,4 @@ pub fn cpu(option: &str, text: &str) -> Result<(), Error> {
         }
     }
     Ok(())
-}
-
-/// What `-smp` said.
-#[derive(Default)]
-pub struct Smp {
-    cpus: Option<u64>,
-    cpus_max: Option<u64>,
-    cores: Option<u64>,
-    others: Option<u64>,
-}
-
-const TOPOLOGY: &str = "all processors are cores of one socket; write cores=N alone";
-
-pub const SMP: Keys<Smp> = Keys {
-    owner: "-smp",
-    implied: Some("cpus"),
-    table: &[
-        Key::set("cpus", "N", |s, v| count(v, &mut s.cpus)),
-        Key::set("maxcpus", "N", |s, v| count(v, &mut s.cpus_max)),
-        Key::set("cores", "N", |s, v| count(v, &mut s.cores)),
-        Key::set("sockets", "1", |s, v| one(v, &mut s.others)),
-        Key::set("dies", "1", |s, v| one(v, &mut s.others)),
-        Key::set("clusters", "1", |s, v| one(v, &mut s.others)),
-        Key::set("modules", "1", |s, v| one(v, &mut s.others)),
-        Key::set("threads", "1", |s, v| one(v, &mut s.others)),
-    ],
-};
-
-fn count(text: &str, place: &mut Option<u64>) -> Result<(), Problem> {
-    *place = Some(value::number(text, 1, Cpu::COUNT_MAX.into())?);
-    Ok(())
-}
-
-fn one(text: &str, place: &mut Option<u64>) -> Result<(), Problem> {
-    count(text, place)?;
-    match place {
-        Some(1) => Ok(()),
-        _ => Err(Problem::Refused(TOPOLOGY)),
-    }
-}
-
-impl Smp {
-    pub fn cpu(&self) -> Result<Cpu, Error> {
-        let count = self.cpus.or(self.cpus_max).or(self.cores).unwrap_or(1);
-        if let Some(cores) = self.cores.filter(|cores| *cores != count) {
-            return Err(Problem::TopologyDiffers { product: cores, cpus: count }.at("-smp"));
-        }
-        if self.cpus_max.is_some_and(|max| max != count) {
-            let reason = "processors cannot be added later yet; leave it out";
-            return Err(Problem::Refused(reason).at("-smp maxcpus="));
-        }
-        // The bounds of every number above fit a byte.
-        Ok(Cpu { count: count as u8 })
-    }
 }

@@ -18,29 +18,38 @@ const BYTES_MAX: u64 = 1 << 46;
 #[derive(Default)]
 pub struct MemoryDraft {
     pub bytes: Option<u64>,
+    pub slots: Option<u64>,
+    pub bytes_max: Option<u64>,
     pub path: Option<PathBuf>,
     pub prealloc: bool,
     pub objects: Vec<Object>,
 }
-
-const NO_HOTPLUG: &str = "memory cannot be added later yet; leave it out";
 
 pub const MEMORY: Keys<MemoryDraft> = Keys {
     owner: "-m",
     implied: Some("size"),
     table: &[
         Key::set("size", "SIZE", |m, v| {
-            m.bytes = Some(ram_size(v)?);
+            m.bytes = match value::size(v, MIB)? {
+                // QEMU's word for the default.
+                0 => None,
+                bytes => Some(ram_size(bytes)?),
+            };
             Ok(())
         }),
-        Key::only("slots", &["0"], NO_HOTPLUG),
-        Key::refuse("maxmem", NO_HOTPLUG),
+        Key::set("slots", "N", |m, v| {
+            m.slots = Some(value::number(v, 0, 256)?);
+            Ok(())
+        }),
+        Key::set("maxmem", "SIZE", |m, v| {
+            m.bytes_max = Some(ram_size(value::size(v, 1)?)?);
+            Ok(())
+        }),
     ],
 };
 
-/// A size of RAM; a number alone counts MiB.
-fn ram_size(text: &str) -> Result<u64, Problem> {
-    match value::size(text, MIB)? {
+fn ram_size(bytes: u64) -> Result<u64, Problem> {
+    match bytes {
         bytes @ 1..=BYTES_MAX => Ok(bytes.next_multiple_of(GRAIN_BYTES)),
         _ => Err(Problem::SizeOutOfRange { min: "8K", max: "64T" }),
     }
@@ -285,8 +294,24 @@ impl Object {
 }
 
 impl MemoryDraft {
-    /// Guest RAM, once everything is known.
-    pub fn memory(&self, machine: &MachineDraft) -> Result<Memory, Error> {
+    /// Guest RAM, once everything is known, and what to say about it.
+    pub fn memory(&self, machine: &MachineDraft) -> Result<(Memory, Option<String>), Error> {
+        let memory = self.of(machine)?;
+        let bytes = memory.bytes;
+        let notice = match (self.bytes_max, self.slots) {
+            (Some(max), _) if max < bytes => {
+                return Err(Problem::BelowSize { max, bytes }.at("-m maxmem="));
+            }
+            (None, Some(_)) => return Err(Problem::NeedsOther("slots=", "maxmem=").at("-m")),
+            (Some(max), _) if max > bytes => Some(format!(
+                "-m maxmem={max}: memory cannot be added later; there are {bytes} bytes"
+            )),
+            _ => None,
+        };
+        Ok((memory, notice))
+    }
+
+    fn of(&self, machine: &MachineDraft) -> Result<Memory, Error> {
         if let Some(unused) = self.objects.iter().find(|o| o.id != machine.memory_backend) {
             let id = unused.id.as_deref().unwrap_or_default();
             return Err(Problem::Unused("name it with -M microvm,memory-backend=ID")

@@ -12,6 +12,7 @@ mod help;
 mod keys;
 mod machine;
 mod memory;
+mod smp;
 mod suggest;
 mod table;
 mod value;

@@ -2,7 +2,7 @@
 
 use super::draft::Draft;
 use super::error::Error;
-use super::{chardev, device, machine, memory};
+use super::{chardev, device, machine, memory, smp};
 
 pub struct Opt {
     /// The first name is the one that help shows.
@@ -120,8 +120,8 @@ pub const OPTIONS: &[Opt] = {
             |d, o, v| machine::KVM.read(o, v, &mut d.machine)).keys(|| machine::KVM.rows()),
         set(Machine, &["cpu"], "host", "the processor's model: always this host's (max means the same)",
             |_, o, v| machine::cpu(o, v)).keys(|| vec!["host".into(), "max".into()]),
-        set(Machine, &["smp"], "N", "number of processors, 1 to 254 (default 1)",
-            |d, o, v| machine::SMP.read(o, v, &mut d.smp)).keys(|| machine::SMP.rows()),
+        set(Machine, &["smp"], "N[,sockets=N,cores=N,threads=N]", "number of processors, 1 to 254 (default 1), and how the guest sees them",
+            |d, o, v| smp::SMP.read(o, v, &mut d.smp)).keys(|| smp::SMP.rows()),
         set(Machine, &["m"], "SIZE", "guest RAM, in MiB unless K, M, G or T follows (default 128M)",
             |d, o, v| memory::MEMORY.read(o, v, &mut d.memory)).keys(|| memory::MEMORY.rows()),
         set(Machine, &["object"], "memory-backend-{memfd,file,ram},id=ID,…", "where RAM comes from, named by -M memory-backend=ID; -object help",

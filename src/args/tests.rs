@@ -44,7 +44,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
     let expected = Config {
         board: Board::default(),
         kvm: Kvm::default(),
-        cpu: Cpu { count: 1 },
+        cpu: Cpu::cores(1),
         memory: Memory {
             bytes: 2048 << 20,
             block: "m".into(),
@@ -72,6 +72,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         identity: Identity::default(),
         pidfile: None,
         daemonize: false,
+        notices: vec![],
     };
     assert_eq!(config(line), expected);
     assert_eq!(config(&line.replace(" -", " --")), expected, "two dashes");
@@ -122,6 +123,25 @@ fn memory_comes_from_where_it_was_said() {
         r#"-object '{"qom-type":"memory-backend-ram","id":"m","size":268435456,"share":true}'"#,
     );
     assert_eq!((json.backend, json.bytes), (MemoryBackend::Anonymous { share: true }, 256 << 20));
+    let bytes =
+        |extra: &str| config(&format!("-M microvm,acpi=off -kernel K {extra}")).memory.bytes;
+    for (extra, mib) in [
+        ("-m 0", 128),
+        ("-m size=0", 128),
+        ("-m ''", 128),
+        ("-m 1G -m 0", 128),
+        ("-m size=64M", 64),
+        ("-m ' 64'", 64),
+        ("-m '\t+64M'", 64),
+        ("-m 65536k", 64),
+        ("-m 67108864B", 64),
+        ("-m .5G", 512),
+        ("-m 1M,size=2M", 2),
+        ("-m 64,maxmem=64M,slots=0", 64),
+        ("-m 64,slots=2,maxmem=128M", 64),
+    ] {
+        assert_eq!(bytes(extra), mib << 20, "{extra}");
+    }
     let plain = config("-M microvm,acpi=off -kernel K").memory;
     assert_eq!(plain.backend, MemoryBackend::Anonymous { share: false });
     assert_eq!(plain.bytes, 128 << 20);
@@ -211,17 +231,17 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         ("-smp 0", "-smp 0: expects a number from 1 to 254"),
         (
-            "-smp 4,threads=2",
-            "-smp threads=2: all processors are cores of one socket; write cores=N alone",
+            "-smp 4,sockets=2,cores=2,threads=2",
+            "-smp: sockets, cores and threads multiply to 8, not to 4",
         ),
-        (
-            "-smp 4,cores=2",
-            "-smp: cores, threads and sockets multiply to 2, but there are 4 processors",
-        ),
-        ("-smp 2,maxcpus=4", "-smp maxcpus=: processors cannot be added later yet; leave it out"),
+        ("-smp 4,maxcpus=2", "-smp: 4 processors are more than maxcpus=2"),
         ("-m 12Q", "-m 12Q: expects a size: a number, with K, M, G or T behind it if you like"),
-        ("-m 0", "-m 0: expects a size from 8K to 64T"),
-        ("-m 1G,slots=2", "-m slots=2: memory cannot be added later yet; leave it out"),
+        ("-m 65T", "-m 65T: expects a size from 8K to 64T"),
+        ("-m 1G,slots=2", "-m: slots= goes only with maxmem="),
+        (
+            "-m 1G,maxmem=512M",
+            "-m maxmem=: 536870912 bytes are less than the 1073741824 of the beginning",
+        ),
         (
             "-object iothread,id=i",
             "-object iothread: I/O threads come with the virtio devices and are not built yet",

@@ -28,8 +28,15 @@ pub fn unknown(given: &str, accepted: &[&'static str]) -> Problem {
     }
 }
 
+/// Without what C's `strtoull`, and so QEMU, skips in front of a number.
+fn unsigned(text: &str) -> &str {
+    let text = text.trim_start_matches([' ', '\t', '\n', '\x0b', '\x0c', '\r']);
+    text.strip_prefix('+').unwrap_or(text)
+}
+
 /// A number in decimal or, after `0x`, in hexadecimal.
 pub fn number(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
+    let text = unsigned(text);
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
             u64::from_str_radix(digits, 16)
@@ -50,6 +57,7 @@ pub fn power_of_two(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
 /// A size in bytes: digits, a fraction if wanted, and a suffix (B K M G T P E, powers of 1024). A
 /// number without a suffix counts units of `unit` bytes.
 pub fn size(text: &str, unit: u64) -> Result<u64, Problem> {
+    let text = unsigned(text);
     let bytes = if text.starts_with("0x") || text.starts_with("0X") {
         number(text, 0, u64::MAX).ok().and_then(|n| n.checked_mul(unit))
     } else {
@@ -65,13 +73,10 @@ fn decimal_size(text: &str, unit: u64) -> Option<u64> {
     };
     let (whole, fraction) = digits.split_once('.').unwrap_or((digits, ""));
     let plain = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
-    if whole.is_empty()
-        || !plain(whole)
-        || !plain(fraction)
-        || (fraction.is_empty() && digits.contains('.'))
-    {
+    if whole.is_empty() && fraction.is_empty() || !plain(whole) || !plain(fraction) {
         return None;
     }
+    let whole = if whole.is_empty() { "0" } else { whole };
     let whole = whole.parse::<u64>().ok()?.checked_mul(factor)?;
     // 18 digits of fraction fit a u64 and are finer than a byte of an exbibyte.
     let fraction = &fraction[..fraction.len().min(18)];
@@ -134,8 +139,15 @@ mod tests {
             ("0x10", Some(16 * MIB)),
             ("7B", Some(7)),
             ("16E", None),
-            ("1.", None),
-            (".5G", None),
+            ("1.M", Some(MIB)),
+            (".5G", Some(512 * MIB)),
+            (" 2048", Some(2048 * MIB)),
+            ("\t+2G", Some(2 << 30)),
+            (".", None),
+            (".G", None),
+            ("2G ", None),
+            ("+ 1", None),
+            ("++1", None),
             ("-1", None),
             ("1GG", None),
             ("G", None),
@@ -151,7 +163,8 @@ mod tests {
     fn numbers_keep_their_bounds() {
         assert_eq!(number("12", 1, 12), Ok(12));
         assert_eq!(number("0x0c", 1, 12), Ok(12));
-        for text in ["0", "13", "", "-1", "+1", "1 ", "0x", "0x+1", "99999999999999999999"] {
+        assert_eq!(number(" \t+12", 1, 12), Ok(12));
+        for text in ["0", "13", "", " ", "-1", "+", "1 ", "0x", "0x+1", "99999999999999999999"] {
             assert_eq!(number(text, 1, 12), Err(Problem::OutOfRange { min: 1, max: 12 }), "{text}");
         }
     }

@@ -75,6 +75,7 @@ pub fn run(config: Config) -> Result<i32, Error> {
         Some(daemon::Side::Child(child)) => Some(child),
         None => None,
     };
+    config.notices.iter().for_each(|notice| eprintln!("godwit: warning: {notice}"));
     descriptors::check(&config)?;
     memory::survive_missing_pages().map_err(Error::Signal)?;
     let incoming = match &config.incoming {

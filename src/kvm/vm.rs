@@ -104,9 +104,9 @@ impl Vm {
         self.rings.as_ref()
     }
 
-    /// Makes vCPU `index`, which sees the CPUID table `cpuid`.
-    pub fn create_vcpu(&self, index: u32, cpuid: &CpuId) -> Result<Vcpu, Error> {
-        let fd = self.fd.create_vcpu(index.into()).map_err(Error::call("KVM_CREATE_VCPU"))?;
+    /// Makes vCPU `index`, whose APIC has `apic_id`, and which sees the CPUID table `cpuid`.
+    pub fn create_vcpu(&self, index: u32, apic_id: u32, cpuid: &CpuId) -> Result<Vcpu, Error> {
+        let fd = self.fd.create_vcpu(apic_id.into()).map_err(Error::call("KVM_CREATE_VCPU"))?;
         fd.set_cpuid2(cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
         if self.mce_cap != 0 {
             ioctl::setup_mce(&fd, self.mce_cap).map_err(Error::raw("KVM_X86_SETUP_MCE"))?;

@@ -1,7 +1,7 @@
 //! The microvm's devices, and where they answer.
 
 use crate::arch::x86_64::boot;
-use crate::config::Config;
+use crate::config::{Config, Topology};
 use crate::devices::IrqLine;
 use crate::devices::bus::Bus;
 use crate::devices::fw_cfg::{self, FwCfg, Items, key};
@@ -118,14 +118,18 @@ pub enum Unserved {
 }
 
 fn items(config: &Config, ram: &GuestRam) -> Items {
-    let cpus = u16::from(config.cpu.count).to_le_bytes().to_vec();
+    let cpus = u16::from(config.cpu.count);
+    // Not how many: one more than the last APIC id.
+    let Topology { sockets, .. } = config.cpu.topology;
+    let last = u32::from(sockets) * config.cpu.topology.per_socket() - 1;
+    let ids = config.cpu.topology.apic_id(last) as u16 + 1;
     let mut items = Items::new();
     items.add(key::UUID, config.identity.uuid.to_vec());
     items.add(key::RAM_SIZE, ram.bytes().to_le_bytes().to_vec());
     items.add(key::NOGRAPHIC, 1u16.to_le_bytes().to_vec());
     items.add(key::BOOT_MENU, 0u16.to_le_bytes().to_vec());
-    items.add(key::NB_CPUS, cpus.clone());
-    items.add(key::MAX_CPUS, cpus);
+    items.add(key::NB_CPUS, cpus.to_le_bytes().to_vec());
+    items.add(key::MAX_CPUS, ids.to_le_bytes().to_vec());
     if let Some(boot) = &config.boot {
         let cmdline = [boot.cmdline.as_bytes(), b"\0"].concat();
         items.add(key::CMDLINE_SIZE, (cmdline.len() as u32).to_le_bytes().to_vec());

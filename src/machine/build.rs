@@ -7,7 +7,7 @@ use super::throttle::Throttle;
 use super::{Control, Error, Machine, Outside, RunState, VcpuInfo};
 use crate::arch::x86_64::boot::{self, Images};
 use crate::arch::x86_64::cpuid;
-use crate::config::Config;
+use crate::config::{Config, Cpu};
 use crate::kvm::state::{ForeignTsc, VcpuState, VmState};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
@@ -32,7 +32,7 @@ impl Machine {
         let cpus = u32::from(config.cpu.count);
         kvm::check(&config.kvm, cpus)?;
         if let Some(boot) = &config.boot {
-            Images::open(boot)?.check(config.memory.bytes, cpus)?;
+            Images::open(boot)?.check(config.memory.bytes, &config.cpu)?;
         }
         Ok(())
     }
@@ -45,10 +45,11 @@ impl Machine {
         let mut images = config.boot.as_ref().map(Images::open).transpose()?;
         let ram = GuestRam::new(&config.memory)?;
         let vm = Arc::new(Vm::new(&config.kvm, config.board.pit, count, ram)?);
-        let vcpus = create_vcpus(&vm, count)?;
+        let vcpus = create_vcpus(&vm, &config.cpu)?;
         let power_on = PowerOn::of(&vm, &vcpus)?;
         if config.incoming.is_none() {
-            let entry = images.as_mut().map(|images| images.load(vm.ram(), count)).transpose()?;
+            let entry =
+                images.as_mut().map(|images| images.load(vm.ram(), &config.cpu)).transpose()?;
             for (index, vcpu) in vcpus.iter().enumerate() {
                 firmware_state(vcpu, entry.filter(|_| index == 0))?;
             }
@@ -72,7 +73,11 @@ impl Machine {
         });
         let threads = Threads::start(&cpus)?;
         let infos = threads.ids.iter().enumerate();
-        let infos = infos.map(|(i, &thread_id)| VcpuInfo { index: i as u32, thread_id }).collect();
+        let infos = infos.map(|(i, &thread_id)| {
+            let index = i as u32;
+            VcpuInfo { index, position: config.cpu.topology.position(index), thread_id }
+        });
+        let infos = infos.collect();
         let state =
             if config.incoming.is_some() { RunState::InMigrate } else { RunState::Prelaunch };
         let built = Arc::new(Machine {
@@ -118,7 +123,7 @@ impl Machine {
         self.vm().write_state(vm)?;
         self.cpus.board.reset();
         if let Some(images) = images {
-            let entry = images.load(self.ram(), self.cpus.vcpus.len() as u32)?;
+            let entry = images.load(self.ram(), &self.config.cpu)?;
             for (index, vcpu) in self.cpus.vcpus.iter().enumerate() {
                 firmware_state(&vcpu.lock(), (index == 0).then_some(entry))?;
             }
@@ -127,10 +132,12 @@ impl Machine {
     }
 }
 
-fn create_vcpus(vm: &Vm, count: u32) -> Result<Vec<Vcpu>, kvm::Error> {
-    let create =
-        |index| vm.create_vcpu(index, &cpuid::for_vcpu(vm.cpuid(), index, count, vm.caps()));
-    (0..count).map(create).collect()
+fn create_vcpus(vm: &Vm, cpus: &Cpu) -> Result<Vec<Vcpu>, kvm::Error> {
+    let create = |index| {
+        let cpuid = cpuid::for_vcpu(vm.cpuid(), &cpus.topology, index, vm.caps());
+        vm.create_vcpu(index, cpus.topology.apic_id(index), &cpuid)
+    };
+    (0..cpus.count.into()).map(create).collect()
 }
 
 /// What KVM holds of a machine that was never run. KVM has no reset: this is written back. Read when

@@ -7,7 +7,7 @@ use super::{RunState, SavedState};
 use crate::arch::x86_64::registers::Misfit;
 use crate::arch::x86_64::xsave::XsaveLayout;
 use crate::arch::x86_64::{chips, registers};
-use crate::config::{Board, Config};
+use crate::config::{Board, Config, Topology};
 use crate::stream::{
     Configuration, Error, ListedBlock, PAYLOAD_BYTES_MAX, Problem, SectionHeader, Step,
 };
@@ -37,6 +37,7 @@ impl HostCpu {
 pub struct Loader {
     board: Board,
     vcpus: u32,
+    topology: Topology,
     block: String,
     ram_bytes: u64,
     serial: bool,
@@ -49,6 +50,7 @@ impl Loader {
         Self {
             board: config.board,
             vcpus: config.cpu.count.into(),
+            topology: config.cpu.topology,
             block: config.memory.block.clone(),
             ram_bytes: config.memory.bytes,
             serial: config.serial.is_some() && config.board.isa_serial,
@@ -141,6 +143,10 @@ impl Loader {
         Ok(Step::Item((), used))
     }
 
+    fn has_apic(&self, id: u32) -> bool {
+        (0..self.vcpus).any(|index| self.topology.apic_id(index) == id)
+    }
+
     /// Why the section has no place here: the field and a sentence.
     fn missing_device(&self, header: &SectionHeader) -> Option<Misfit> {
         let none = |what: &str| Some(("name", format!("this machine has no such device: {what}")));
@@ -149,13 +155,22 @@ impl Loader {
         };
         let instance = header.instance;
         match section {
-            Section::Cpu(_) | Section::CpuCommon(_) | Section::Apic(_)
-                if instance >= self.vcpus =>
-            {
+            Section::Cpu(_) | Section::CpuCommon(_) if instance >= self.vcpus => {
                 let count = self.vcpus;
                 Some((
                     "instance",
                     format!("this machine has {count} vCPUs (-smp {count}), the stream more"),
+                ))
+            }
+            Section::Apic(_) if !self.has_apic(instance) => {
+                let Topology { sockets, cores, threads } = self.topology;
+                let count = self.vcpus;
+                Some((
+                    "instance",
+                    format!(
+                        "none of this machine's vCPUs has this APIC id \
+                         (-smp {count},sockets={sockets},cores={cores},threads={threads})"
+                    ),
                 ))
             }
             Section::Ioapic(_) if instance == 1 => none("a second I/O APIC, part of acpi=on"),
@@ -194,11 +209,15 @@ impl Loader {
     /// mentioned keeps the state it has after a reset, as in QEMU.
     pub fn validate(&self) -> Result<(), Error> {
         for index in 0..self.vcpus {
-            for name in ["cpu", "apic"] {
-                if self.get(name, index).is_none() {
-                    let header =
-                        SectionHeader { id: 0, name: name.into(), instance: index, version: 0 };
-                    let why = format!("missing; this machine has {} vCPUs (-smp {0})", self.vcpus);
+            for (name, instance) in [("cpu", index), ("apic", self.topology.apic_id(index))] {
+                if self.get(name, instance).is_none() {
+                    let header = SectionHeader { id: 0, name: name.into(), instance, version: 0 };
+                    let Topology { sockets, cores, threads } = self.topology;
+                    let why = format!(
+                        "missing; this machine has {} vCPUs \
+                         (-smp {0},sockets={sockets},cores={cores},threads={threads})",
+                        self.vcpus
+                    );
                     return Err(Error::new(
                         format!("section {header}"),
                         "whole section",
@@ -250,7 +269,7 @@ impl Loader {
 
     fn vcpu(&self, index: u32, state: &mut SavedState) -> Result<(), Error> {
         let (Some(Section::Cpu(registers)), Some(Section::Apic(apic))) =
-            (self.get("cpu", index), self.get("apic", index))
+            (self.get("cpu", index), self.get("apic", self.topology.apic_id(index)))
         else {
             return self.validate();
         };

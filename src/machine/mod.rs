@@ -37,6 +37,7 @@ pub use saved::{LoadReport, SavedState};
 pub use crate::kvm::monotonic_ns;
 
 use crate::arch::x86_64::boot::Images;
+use crate::arch::x86_64::topology::Position;
 use crate::config::{Config, PanicAction, RebootAction};
 use crate::devices::vmcoreinfo::VmCoreInfoState;
 use crate::kvm::{self, DirtyLog, Vm};
@@ -61,6 +62,7 @@ pub struct Outside {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VcpuInfo {
     pub index: u32,
+    pub position: Position,
     /// Kernel thread id (`gettid`).
     pub thread_id: i32,
 }
@@ -510,7 +512,7 @@ impl Machine {
 
     fn start_anew(&self, control: &mut Control, cause: StopCause) -> Result<(), Error> {
         if let Some(images) = &mut control.images {
-            images.check(self.ram().bytes(), self.infos.len() as u32)?;
+            images.check(self.ram().bytes(), &self.config.cpu)?;
         }
         if control.state.is_running() {
             self.halt(control)?;

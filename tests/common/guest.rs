@@ -251,7 +251,7 @@ pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Confi
     Config {
         board: Default::default(),
         kvm: Default::default(),
-        cpu: godwit::config::Cpu { count: cpus },
+        cpu: godwit::config::Cpu::cores(cpus),
         memory,
         boot: Some(Boot { kernel: Kernel::File(path), initrd: None, cmdline: String::new() }),
         chardevs: vec![],
@@ -263,6 +263,7 @@ pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Confi
         identity: Default::default(),
         pidfile: None,
         daemonize: false,
+        notices: vec![],
     }
 }
 

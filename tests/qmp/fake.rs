@@ -54,7 +54,7 @@ impl Guest for FakeGuest {
     }
 
     fn vcpus(&self) -> Vec<VcpuInfo> {
-        vec![VcpuInfo { index: 0, thread_id: 1 }]
+        vec![VcpuInfo { index: 0, position: Default::default(), thread_id: 1 }]
     }
 
     fn ram_bytes(&self) -> u64 {

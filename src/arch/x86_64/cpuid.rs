@@ -1,6 +1,8 @@
 //! The CPUID table of a vCPU: what the host's KVM supports, with the vCPU's own ids, and without
 //! what could not follow a guest to another host.
 
+use super::topology::Position;
+use crate::config::Topology;
 use crate::kvm::Caps;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -19,82 +21,109 @@ const SVM: u32 = 1 << 2;
 /// a host with another frequency it would be wrong.
 const INVARIANT_TSC: u32 = 1 << 8;
 
-/// The table of vCPU `index` of `count`: one package, one thread per core, APIC id = index.
+/// The table of vCPU `index`, as QEMU's microvm shows it.
 ///
 /// Nested virtualization (VMX, SVM) is left out: its state cannot be moved yet.
-pub fn for_vcpu(supported: &CpuId, index: u32, count: u32, caps: &Caps) -> CpuId {
+pub fn for_vcpu(supported: &CpuId, topology: &Topology, index: u32, caps: &Caps) -> CpuId {
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
-        .filter(|e| !matches!(e.function, 0xb | 0x1f))
+        // Leaves of the host's own topology; the first is made below.
+        .filter(|e| !matches!(e.function, 0xb | 0x1f | 0x8000_0026))
         .copied()
         .collect();
     let leaves_max = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
+    let of = Of { topology, index, apic_id: topology.apic_id(index) };
     for entry in &mut entries {
-        patch(entry, index, count, caps);
+        of.patch(entry, caps);
     }
     if leaves_max >= 0xb {
-        entries.extend(topology(index, count));
+        entries.extend(of.levels());
     }
     CpuId::from_entries(&entries).unwrap_or_else(|_| supported.clone())
 }
 
-fn patch(e: &mut kvm_cpuid_entry2, index: u32, count: u32, caps: &Caps) {
-    match (e.function, e.index) {
-        (1, _) => {
-            e.ebx = (e.ebx & 0xff00) | (index & 0xff) << 24 | (count.min(255) << 16);
-            e.ecx = (e.ecx | HYPERVISOR) & !(MONITOR | VMX | OSXSAVE | TSC_DEADLINE);
-            if caps.tsc_deadline {
-                e.ecx |= TSC_DEADLINE;
+/// One processor among the others.
+struct Of<'a> {
+    topology: &'a Topology,
+    index: u32,
+    apic_id: u32,
+}
+
+impl Of<'_> {
+    fn patch(&self, e: &mut kvm_cpuid_entry2, caps: &Caps) {
+        let (topology, apic_id) = (self.topology, self.apic_id);
+        // Processors in one socket; alone in it, a processor says nothing of others.
+        let together = topology.per_socket();
+        let several = together > 1;
+        match (e.function, e.index) {
+            (1, _) => {
+                let count = if several { together.min(255) } else { 0 };
+                e.ebx = (e.ebx & 0xff00) | (apic_id & 0xff) << 24 | count << 16;
+                e.ecx = (e.ecx | HYPERVISOR) & !(MONITOR | VMX | OSXSAVE | TSC_DEADLINE);
+                if caps.tsc_deadline {
+                    e.ecx |= TSC_DEADLINE;
+                }
+                set(&mut e.edx, HTT, several);
             }
-            set(&mut e.edx, HTT, count > 1);
+            (4, _) if e.eax & 0x1f != 0 => {
+                let cores = u32::from(topology.cores).next_power_of_two().min(64) - 1;
+                e.eax = (e.eax & 0x3fff) | self.cache_sharing(e.eax) << 14 | cores << 26;
+            }
+            (0x8000_0001, _) => {
+                e.ecx &= !SVM;
+                let keep = several && e.ecx & CMP_LEGACY != 0;
+                set(&mut e.ecx, CMP_LEGACY, keep);
+            }
+            (0x8000_0007, _) => e.edx &= !INVARIANT_TSC,
+            (0x8000_0008, _) => {
+                let count = (together - 1).min(255);
+                e.ecx = (e.ecx & !0xf0ff) | count | topology.socket_shift() << 12;
+            }
+            (0x8000_000a, _) => (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, 0, 0),
+            (0x8000_001d, _) if e.eax & 0x1f != 0 => {
+                e.eax = (e.eax & !0x03ff_c000) | self.cache_sharing(e.eax) << 14;
+            }
+            (0x8000_001e, _) => {
+                let Position { socket, core, .. } = topology.position(self.index);
+                e.eax = apic_id;
+                e.ebx = (u32::from(topology.threads) - 1) << 8 | core & 0xff;
+                // One node in each socket.
+                e.ecx = socket & 0xff;
+                e.edx = 0;
+            }
+            _ => {}
         }
-        (4, _) if e.eax & 0x1f != 0 => {
-            let sharing = cache_sharing(e.eax, count);
-            e.eax = (e.eax & 0x3fff) | sharing << 14 | (id_space(count).min(64) - 1) << 26;
-        }
-        (0x8000_0001, _) => {
-            e.ecx &= !SVM;
-            let keep = count > 1 && e.ecx & CMP_LEGACY != 0;
-            set(&mut e.ecx, CMP_LEGACY, keep);
-        }
-        (0x8000_0007, _) => e.edx &= !INVARIANT_TSC,
-        (0x8000_0008, _) => {
-            let bits = id_space(count).trailing_zeros();
-            e.ecx = (e.ecx & !0xf0ff) | (count - 1).min(255) | bits << 12;
-        }
-        (0x8000_000a, _) => (e.eax, e.ebx, e.ecx, e.edx) = (0, 0, 0, 0),
-        (0x8000_001d, _) if e.eax & 0x1f != 0 => {
-            e.eax = (e.eax & !0x03ff_c000) | cache_sharing(e.eax, count) << 14;
-        }
-        (0x8000_001e, _) => (e.eax, e.ebx, e.ecx, e.edx) = (index, index & 0xff, 0, 0),
-        _ => {}
     }
-}
 
-/// Threads that share a cache, less one: levels 1 and 2 belong to one core, level 3 to all.
-fn cache_sharing(eax: u32, count: u32) -> u32 {
-    if eax >> 5 & 7 >= 3 { id_space(count).min(4096) - 1 } else { 0 }
-}
+    /// APIC ids that share a cache, less one: levels 1 and 2 belong to one core, level 3 to all of a
+    /// socket.
+    fn cache_sharing(&self, eax: u32) -> u32 {
+        let topology = self.topology;
+        let level = eax >> 5 & 7;
+        let shift = if level >= 3 { topology.socket_shift() } else { topology.core_shift() };
+        (1 << shift.min(12)) - 1
+    }
 
-/// Leaf 0xb: one thread per core, then all cores of the one package.
-fn topology(index: u32, count: u32) -> [kvm_cpuid_entry2; 3] {
-    let level = |n, eax, ebx, kind: u32| kvm_cpuid_entry2 {
-        function: 0xb,
-        index: n,
-        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
-        eax,
-        ebx,
-        ecx: n | kind << 8,
-        edx: index,
-        ..Default::default()
-    };
-    [level(0, 0, 1, 1), level(1, id_space(count).trailing_zeros(), count, 2), level(2, 0, 0, 0)]
-}
-
-/// APIC ids reserved for a package of `count` cores.
-fn id_space(count: u32) -> u32 {
-    count.next_power_of_two()
+    /// Leaf 0xb: threads of a core, then all of the socket.
+    fn levels(&self) -> [kvm_cpuid_entry2; 3] {
+        let topology = self.topology;
+        let level = |n, shift, count, kind: u32| kvm_cpuid_entry2 {
+            function: 0xb,
+            index: n,
+            flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+            eax: shift,
+            ebx: count,
+            ecx: n | kind << 8,
+            edx: self.apic_id,
+            ..Default::default()
+        };
+        [
+            level(0, topology.core_shift(), topology.threads.into(), 1),
+            level(1, topology.socket_shift(), topology.per_socket(), 2),
+            level(2, 0, 0, 0),
+        ]
+    }
 }
 
 fn set(word: &mut u32, bit: u32, on: bool) {
@@ -104,6 +133,7 @@ fn set(word: &mut u32, bit: u32, on: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Cpu;
     use kvm_ioctls::Kvm;
 
     fn entry(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -117,7 +147,7 @@ mod tests {
         let supported = kvm.get_supported_cpuid(256).unwrap();
         let caps = Caps::of(&kvm).unwrap();
         for index in 0..3 {
-            let cpuid = for_vcpu(&supported, index, 3, &caps);
+            let cpuid = for_vcpu(&supported, &Cpu::cores(3).topology, index, &caps);
             let one = entry(&cpuid, 1, 0);
             assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff), (index, 3));
             assert!(
@@ -134,8 +164,66 @@ mod tests {
     #[test]
     fn one_vcpu_is_no_multiprocessor() {
         let kvm = Kvm::new().unwrap();
-        let cpuid =
-            for_vcpu(&kvm.get_supported_cpuid(256).unwrap(), 0, 1, &Caps::of(&kvm).unwrap());
+        let supported = kvm.get_supported_cpuid(256).unwrap();
+        let cpuid = for_vcpu(&supported, &Cpu::cores(1).topology, 0, &Caps::of(&kvm).unwrap());
         assert_eq!(entry(&cpuid, 1, 0).edx & HTT, 0);
+    }
+
+    /// Recorded from QEMU 10.0.2: `-M microvm,acpi=off -cpu host -smp …`.
+    #[test]
+    fn a_topology_is_shown_as_qemu_shows_it() {
+        let caps = Caps::of(&Kvm::new().unwrap()).unwrap();
+        let host = |function, index, eax| kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            flags: if function == 4 { KVM_CPUID_FLAG_SIGNIFCANT_INDEX } else { 0 },
+            ..Default::default()
+        };
+        let mut entries = vec![
+            host(0, 0, 0x20),
+            host(1, 0, 0xc06f2),
+            host(4, 0, 0x0c00_4121),
+            host(4, 2, 0x0c00_4143),
+            host(4, 3, 0xfc1f_c163),
+            host(0x8000_0008, 0, 0x392e),
+            host(0x8000_001e, 0, 7),
+        ];
+        entries[1].ebx = 0x4040_0800;
+        entries[1].edx = 0x0f8b_fbff;
+        let supported = CpuId::from_entries(&entries).unwrap();
+        // sockets, cores, threads, index: leaf 1 EBX, leaf 4 EAX of levels 1 and 3, leaf 0xb EAX, EBX
+        // of both levels and EDX, leaf 0x80000008 ECX.
+        for ((sockets, cores, threads, index), wanted) in [
+            ((1, 1, 1, 0), [0x0000_0800, 0x121, 0x163, 0, 1, 0, 1, 0, 0]),
+            ((1, 2, 1, 1), [0x0102_0800, 0x0400_0121, 0x0400_4163, 0, 1, 1, 2, 1, 0x1001]),
+            ((1, 3, 1, 2), [0x0203_0800, 0x0c00_0121, 0x0c00_c163, 0, 1, 2, 3, 2, 0x2002]),
+            ((2, 2, 1, 3), [0x0302_0800, 0x0400_0121, 0x0400_4163, 0, 1, 1, 2, 3, 0x1001]),
+            ((1, 2, 2, 3), [0x0304_0800, 0x0400_4121, 0x0400_c163, 1, 2, 2, 4, 3, 0x2003]),
+            ((2, 3, 1, 4), [0x0503_0800, 0x0c00_0121, 0x0c00_c163, 0, 1, 2, 3, 5, 0x2002]),
+            ((1, 4, 1, 1), [0x0104_0800, 0x0c00_0121, 0x0c00_c163, 0, 1, 2, 4, 1, 0x2003]),
+        ] {
+            let topology = Topology { sockets, cores, threads };
+            let cpuid = for_vcpu(&supported, &topology, index, &caps);
+            let (thread, socket) = (entry(&cpuid, 0xb, 0), entry(&cpuid, 0xb, 1));
+            let found = [
+                entry(&cpuid, 1, 0).ebx,
+                entry(&cpuid, 4, 0).eax,
+                entry(&cpuid, 4, 3).eax,
+                thread.eax,
+                thread.ebx,
+                socket.eax,
+                socket.ebx,
+                socket.edx,
+                entry(&cpuid, 0x8000_0008, 0).ecx,
+            ];
+            assert_eq!(found.map(|r| format!("{r:x}")), wanted.map(|r: u32| format!("{r:x}")));
+            assert_eq!(entry(&cpuid, 1, 0).edx & HTT != 0, cores * threads > 1);
+            assert_eq!((thread.ecx, socket.ecx), (0x100, 0x201));
+            let Position { socket, core, .. } = topology.position(index);
+            let amd = entry(&cpuid, 0x8000_001e, 0);
+            let threads = (u32::from(threads) - 1) << 8;
+            assert_eq!((amd.eax, amd.ebx, amd.ecx), (thread.edx, threads | core, socket));
+        }
     }
 }

@@ -8,4 +8,5 @@ pub mod chips;
 pub mod cpuid;
 pub mod msrs;
 pub mod registers;
+pub mod topology;
 pub mod xsave;

@@ -3,6 +3,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use super::{Answer, Call, Command, Run};
+use crate::arch::x86_64::topology::Position;
 use crate::config::Cpu;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional};
@@ -65,11 +66,12 @@ fn query_cpu_definitions(_call: Call<'_>) -> Answer {
 fn query_cpus_fast(call: Call<'_>) -> Answer {
     let vcpus = call.vmm.guest.vcpus();
     let entry = |(at, vcpu): (usize, &crate::machine::VcpuInfo)| {
+        let Position { socket, core, thread } = vcpu.position;
         json!({
             "cpu-index": vcpu.index,
             "thread-id": vcpu.thread_id,
             "qom-path": format!("/machine/unattached/device[{at}]"),
-            "props": {"socket-id": 0, "core-id": vcpu.index, "thread-id": 0},
+            "props": {"socket-id": socket, "core-id": core, "thread-id": thread},
             "target": "x86_64",
         })
     };

@@ -6,7 +6,7 @@ use super::{
     Room, ZERO_PAGE, bytes_of, copy, load_initrd, memory_map, put, read_at, registers, seek,
     write_common,
 };
-use crate::config::Boot;
+use crate::config::{Boot, Cpu};
 use std::path::Path;
 
 /// Offsets in the zero page, and in the first sectors of a bzImage.
@@ -44,7 +44,7 @@ pub fn load_bzimage(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,
-    cpus: u32,
+    cpus: &Cpu,
     path: &Path,
     image: &mut impl Image,
 ) -> Result<Entry, BootError> {
@@ -87,7 +87,7 @@ pub fn prepare_vmlinux(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,
-    cpus: u32,
+    cpus: &Cpu,
     entry: u64,
     end: u64,
 ) -> Result<Entry, BootError> {
@@ -105,7 +105,7 @@ pub fn prepare_vmlinux(
 fn finish(
     boot: &Boot,
     ram: &Room<'_>,
-    cpus: u32,
+    cpus: &Cpu,
     mut page: Vec<u8>,
     (initrd, initrd_bytes): (u64, u64),
 ) -> Result<(), BootError> {
@@ -115,7 +115,7 @@ fn finish(
     set_word(&mut page, CMDLINE_SIZE, CMDLINE_BYTES_MAX as u32 - 1);
     set_word(&mut page, RAMDISK, initrd as u32);
     set_word(&mut page, RAMDISK_BYTES, initrd_bytes as u32);
-    let map = memory_map::ranges(&ram.regions, cpus);
+    let map = memory_map::ranges(&ram.regions, cpus.count.into());
     page[E820_COUNT] = map.len() as u8;
     for (i, range) in map.into_iter().enumerate() {
         page[E820 + 20 * i..][..20].copy_from_slice(&memory_map::entry(range));

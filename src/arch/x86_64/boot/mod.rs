@@ -24,7 +24,7 @@ pub use error::BootError;
 pub use memory_map::e820_file;
 pub use registers::Entry;
 
-use crate::config::{Boot, Kernel};
+use crate::config::{Boot, Cpu, Kernel};
 use crate::memory::{self, GuestRam, PAGE_BYTES, Region, layout};
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
@@ -67,16 +67,16 @@ impl Images {
 
     /// Whether [`Images::load`] would work with so much RAM, which need not be there yet: everything
     /// is there and fits. Writes nothing.
-    pub fn check(&mut self, ram_bytes: u64, cpus: u32) -> Result<(), BootError> {
+    pub fn check(&mut self, ram_bytes: u64, cpus: &Cpu) -> Result<(), BootError> {
         self.load_into(&Room { ram: None, regions: layout(ram_bytes) }, cpus).map(drop)
     }
 
     /// Puts everything into guest RAM, and says where the first vCPU starts.
-    pub fn load(&mut self, ram: &GuestRam, cpus: u32) -> Result<Entry, BootError> {
+    pub fn load(&mut self, ram: &GuestRam, cpus: &Cpu) -> Result<Entry, BootError> {
         self.load_into(&Room { ram: Some(ram), regions: ram.main().regions().to_vec() }, cpus)
     }
 
-    fn load_into(&mut self, ram: &Room<'_>, cpus: u32) -> Result<Entry, BootError> {
+    fn load_into(&mut self, ram: &Room<'_>, cpus: &Cpu) -> Result<Entry, BootError> {
         let Images { boot, kernel, initrd } = self;
         let initrd = boot.initrd.as_deref().zip(initrd.as_mut());
         match (&boot.kernel, kernel) {
@@ -129,7 +129,7 @@ fn load_image(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,
-    cpus: u32,
+    cpus: &Cpu,
     path: &Path,
     image: &mut impl Image,
 ) -> Result<Entry, BootError> {
@@ -153,10 +153,10 @@ fn load_image(
 }
 
 /// The parts every protocol has: command line and MP table.
-fn write_common(boot: &Boot, ram: &Room<'_>, cpus: u32) -> Result<(), BootError> {
+fn write_common(boot: &Boot, ram: &Room<'_>, cpus: &Cpu) -> Result<(), BootError> {
     put(ram, CMDLINE, &[boot.cmdline.as_bytes(), b"\0"].concat())?;
     let table = mptable::build(cpus);
-    let start = memory_map::low_end(cpus);
+    let start = memory_map::low_end(cpus.count.into());
     put(ram, start, &mptable::at(start, &table))?;
     // BIOS data area: where the EBDA starts, and how many KiB of RAM end there.
     put(ram, 0x40e, &((start >> 4) as u16).to_le_bytes())?;

@@ -1,6 +1,8 @@
 //! The MP table (Intel MultiProcessor Specification 1.4), by which a guest without ACPI finds its
 //! processors, its IOAPIC, and how ISA interrupts reach it.
 
+use crate::config::Cpu;
+
 /// Bytes of the floating pointer, which the table follows.
 pub const FLOATING_BYTES: usize = 16;
 
@@ -34,11 +36,12 @@ pub const fn bytes(cpus: u32) -> usize {
     HEADER_BYTES + CPU_BYTES * cpus as usize + ENTRY_BYTES * entries
 }
 
-/// The table; APIC ids are 0 to `cpus` − 1, the IOAPIC takes the next.
-pub fn build(cpus: u32) -> Vec<u8> {
-    let ioapic_id = cpus as u8;
+/// The table; the IOAPIC takes the id that follows the last processor's.
+pub fn build(cpus: &Cpu) -> Vec<u8> {
+    let ids = || cpus.apic_ids().map(|id| id as u8);
+    let ioapic_id = ids().max().map_or(0, |last| last + 1);
     let mut table = vec![0; HEADER_BYTES];
-    for id in 0..cpus as u8 {
+    for id in ids() {
         let flags = ENABLED | if id == 0 { BOOTSTRAP } else { 0 };
         table.extend([0, id, LAPIC_VERSION, flags]);
         // Signature and features: an APIC is all that the specification wants to see (CPUID tells
@@ -55,7 +58,7 @@ pub fn build(cpus: u32) -> Vec<u8> {
     }
     table.extend([4, EXTINT, 0, 0, ISA_BUS, 0, 0, 0]);
     table.extend([4, NMI, 0, 0, ISA_BUS, 0, ALL_LAPICS, 1]);
-    fill_header(&mut table, cpus as usize + 2 + INTERRUPTS + LOCAL_INTERRUPTS);
+    fill_header(&mut table, usize::from(cpus.count) + 2 + INTERRUPTS + LOCAL_INTERRUPTS);
     table
 }
 
@@ -90,12 +93,13 @@ fn checksum(bytes: &[u8]) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Topology;
 
     #[test]
     fn sizes_and_checksums_hold_for_every_number_of_cpus() {
         for cpus in [1, 2, 40, 254] {
-            let table = build(cpus);
-            assert_eq!(table.len(), bytes(cpus));
+            let table = build(&Cpu::cores(cpus));
+            assert_eq!(table.len(), bytes(cpus.into()));
             assert_eq!(checksum(&table), 0);
             let all = at(0x9_fc00, &table);
             assert_eq!(checksum(&all[..16]), 0);
@@ -113,8 +117,17 @@ mod tests {
 
     #[test]
     fn the_ioapic_id_is_no_cpus_id() {
-        let table = build(2);
-        let ioapic = &table[HEADER_BYTES + 2 * CPU_BYTES + ENTRY_BYTES..];
-        assert_eq!(ioapic[..2], [2, 2]);
+        let ioapic = |cpus: Cpu| {
+            let table = build(&cpus);
+            let ids: Vec<_> = (0..usize::from(cpus.count))
+                .map(|n| table[HEADER_BYTES + n * CPU_BYTES + 1])
+                .collect();
+            let at = HEADER_BYTES + usize::from(cpus.count) * CPU_BYTES + ENTRY_BYTES;
+            assert_eq!(table[at], 2);
+            (ids, table[at + 1])
+        };
+        assert_eq!(ioapic(Cpu::cores(2)), (vec![0, 1], 2));
+        let topology = Topology { sockets: 2, cores: 3, threads: 1 };
+        assert_eq!(ioapic(Cpu { count: 5, topology }), (vec![0, 1, 2, 4, 5], 6));
     }
 }

@@ -4,7 +4,7 @@
 use super::{
     BootError, CMDLINE, Entry, Initrd, PVH_INFO, Room, load_initrd, memory_map, put, write_common,
 };
-use crate::config::Boot;
+use crate::config::{Boot, Cpu};
 
 const MAGIC: u32 = 0x336e_c578;
 const VERSION: u32 = 1;
@@ -15,13 +15,13 @@ pub fn prepare(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,
-    cpus: u32,
+    cpus: &Cpu,
     entry: u32,
     kernel_end: u64,
 ) -> Result<Entry, BootError> {
     let (initrd, initrd_bytes) = load_initrd(initrd, ram, u64::MAX, kernel_end)?;
     write_common(boot, ram, cpus)?;
-    let map = memory_map::ranges(&ram.regions, cpus);
+    let map = memory_map::ranges(&ram.regions, cpus.count.into());
     let modules = PVH_INFO + INFO_BYTES;
     let map_at = modules + MODULE_BYTES;
     let mut out = Vec::new();
