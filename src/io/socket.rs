@@ -32,7 +32,8 @@ const RECEIVE_BYTES: usize = 1 << 20;
 
 /// Writes one stream in order.
 pub struct SocketWriter {
-    fd: Arc<OwnedFd>,
+    /// `None` once closed.
+    fd: Option<Arc<OwnedFd>>,
     socket: bool,
     limit: Arc<Limit>,
     flight: Option<Flight>,
@@ -47,7 +48,9 @@ struct Flight {
     token: Token,
     gather: Gather,
     message: Box<Message>,
+    /// Bytes that have not gone out, and how many of them the kernel works on.
     bytes: usize,
+    portion: usize,
     since: Instant,
 }
 
@@ -56,6 +59,8 @@ struct Message {
     iovecs: Vec<libc::iovec>,
     /// Pieces before this one have gone out.
     first: usize,
+    /// The pieces of a portion that the limit allows, where that is less than all.
+    portion: Vec<libc::iovec>,
 }
 
 // SAFETY: the addresses are only handed to the kernel and live as long as the flight that owns
@@ -67,7 +72,7 @@ impl SocketWriter {
         let socket = is_socket(fd.as_raw_fd());
         let start = if socket { None } else { position(fd.as_raw_fd()) };
         let spare = vec![Gather::default(), Gather::default()];
-        Self { fd, socket, limit, flight: None, spare, sent: 0, start }
+        Self { fd: Some(fd), socket, limit, flight: None, spare, sent: 0, start }
     }
 
     /// An empty gather: the pool has two, one being filled while the other is in flight. Waits for
@@ -79,6 +84,16 @@ impl SocketWriter {
         Ok(self.spare.pop().unwrap_or_default())
     }
 
+    /// Lets go of the stream: what is sent afterwards fails.
+    pub fn close(&mut self, ring: &mut Ring) {
+        self.abandon(ring);
+        self.fd = None;
+    }
+
+    fn raw(&self) -> RawFd {
+        self.fd.as_ref().map_or(-1, |fd| fd.as_raw_fd())
+    }
+
     /// Bytes the kernel has taken.
     pub fn sent(&self) -> u64 {
         self.sent
@@ -86,25 +101,40 @@ impl SocketWriter {
 
     /// Starts sending `gather` once the one before is out and the limit allows. An empty one comes
     /// back at once.
-    pub fn send(&mut self, ring: &mut Ring, mut gather: Gather) -> Result<()> {
+    pub fn send(&mut self, ring: &mut Ring, gather: Gather) -> Result<()> {
         self.finish(ring)?;
         if gather.is_empty() {
             self.spare.push(gather);
             return Ok(());
         }
         assert!(gather.pieces() <= PIECES_MAX, "a send of {} pieces", gather.pieces());
-        while let Some(when) = self.limit.ready_at(Instant::now()) {
-            ring.sleep_until(when)?;
-        }
         let bytes = gather.bytes();
-        self.limit.spend(Instant::now(), bytes);
+        let portion = self.allowed(ring, bytes)?;
+        self.start(ring, gather, portion)
+    }
+
+    /// Hands `gather` to the kernel, the first `portion` bytes of it at once.
+    fn start(&mut self, ring: &mut Ring, mut gather: Gather, portion: usize) -> Result<()> {
+        let bytes = gather.bytes();
         // SAFETY: all zeros is a valid msghdr: no name, no control data, no pieces.
         let header = unsafe { std::mem::zeroed::<libc::msghdr>() };
-        let mut message = Box::new(Message { header, iovecs: Vec::new(), first: 0 });
+        let (iovecs, pieces) = (Vec::new(), Vec::new());
+        let mut message = Box::new(Message { header, iovecs, first: 0, portion: pieces });
         gather.iovecs(&mut message.iovecs);
-        let token = self.submit(ring, &mut message)?;
-        self.flight = Some(Flight { token, gather, message, bytes, since: Instant::now() });
+        let token = self.submit(ring, &mut message, portion, bytes)?;
+        self.flight =
+            Some(Flight { token, gather, message, bytes, portion, since: Instant::now() });
         Ok(())
+    }
+
+    /// Waits until the limit lets some of `bytes` bytes leave; how many.
+    fn allowed(&self, ring: &mut Ring, bytes: usize) -> Result<usize> {
+        loop {
+            match self.limit.take(Instant::now(), bytes) {
+                Ok(portion) => return Ok(portion),
+                Err(when) => ring.sleep_until(when)?,
+            }
+        }
     }
 
     /// Waits until everything handed to [`Self::send`] has been taken by the kernel.
@@ -123,23 +153,35 @@ impl SocketWriter {
             self.sent += done as u64;
             self.move_position();
             flight.bytes -= done;
+            flight.portion -= done;
             if flight.bytes == 0 {
                 flight.gather.clear();
                 self.spare.push(flight.gather);
             } else {
                 flight.message.skip(done);
-                flight.token = self.submit(ring, &mut flight.message)?;
+                if flight.portion == 0 {
+                    flight.portion = self.allowed(ring, flight.bytes)?;
+                }
+                let (message, portion) = (&mut flight.message, flight.portion);
+                flight.token = self.submit(ring, message, portion, flight.bytes)?;
                 self.flight = Some(flight);
             }
         }
         Ok(())
     }
 
-    /// Sends `bytes` and waits until the kernel has them.
+    /// Sends `bytes` and waits until the kernel has them. They are few, and what stands between
+    /// pages: the limit counts them, but does not hold them back.
     pub fn write_all(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<()> {
         let mut gather = self.gather(ring)?;
         gather.own().extend_from_slice(bytes);
-        self.send(ring, gather)?;
+        self.finish(ring)?;
+        if gather.is_empty() {
+            self.spare.push(gather);
+            return Ok(());
+        }
+        self.limit.spend(Instant::now(), bytes.len());
+        self.start(ring, gather, bytes.len())?;
         self.finish(ring)
     }
 
@@ -147,13 +189,25 @@ impl SocketWriter {
     pub fn unacknowledged(&self) -> usize {
         let mut bytes: libc::c_int = 0;
         // SAFETY: TIOCOUTQ writes one int.
-        let result = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TIOCOUTQ, &mut bytes) };
+        let result = unsafe { libc::ioctl(self.raw(), libc::TIOCOUTQ, &mut bytes) };
         if result == 0 { bytes.max(0) as usize } else { 0 }
     }
 
-    fn submit(&self, ring: &mut Ring, message: &mut Message) -> Result<Token> {
-        let fd = types::Fd(self.fd.as_raw_fd());
-        let left = &mut message.iovecs[message.first..];
+    /// Submits `portion` of the `bytes` bytes left.
+    fn submit(
+        &self,
+        ring: &mut Ring,
+        message: &mut Message,
+        portion: usize,
+        bytes: usize,
+    ) -> Result<Token> {
+        let fd = types::Fd(self.raw());
+        let left = if portion < bytes {
+            message.cut(portion);
+            &mut message.portion[..]
+        } else {
+            &mut message.iovecs[message.first..]
+        };
         let entry = if self.socket {
             message.header.msg_iov = left.as_mut_ptr();
             message.header.msg_iovlen = left.len() as _;
@@ -179,7 +233,7 @@ impl SocketWriter {
         // SAFETY: both addresses are those of live variables of the sizes given.
         let result = unsafe {
             libc::getsockopt(
-                self.fd.as_raw_fd(),
+                self.raw(),
                 libc::IPPROTO_TCP,
                 libc::TCP_USER_TIMEOUT,
                 (&raw mut ms).cast(),
@@ -195,7 +249,7 @@ impl SocketWriter {
         if let Some(at) = self.start.and_then(|start| libc::off_t::try_from(start + self.sent).ok())
         {
             // SAFETY: lseek has no memory arguments.
-            unsafe { libc::lseek(self.fd.as_raw_fd(), at, libc::SEEK_SET) };
+            unsafe { libc::lseek(self.raw(), at, libc::SEEK_SET) };
         }
     }
 
@@ -219,6 +273,19 @@ impl Drop for SocketWriter {
 }
 
 impl Message {
+    /// Puts the first `bytes` bytes of what is left into `portion`.
+    fn cut(&mut self, mut bytes: usize) {
+        self.portion.clear();
+        for piece in &self.iovecs[self.first..] {
+            let iov_len = bytes.min(piece.iov_len);
+            self.portion.push(libc::iovec { iov_len, ..*piece });
+            bytes -= iov_len;
+            if bytes == 0 {
+                break;
+            }
+        }
+    }
+
     /// Leaves out the first `bytes` bytes: a short write has sent them.
     fn skip(&mut self, mut bytes: usize) {
         while bytes > 0 {
@@ -558,20 +625,37 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_holds_sends_back() {
+    fn a_limit_lets_a_send_out_in_portions_that_are_whole_and_in_order() {
         let (fd, mut peer) = pair();
-        let reader =
-            std::thread::spawn(move || std::io::copy(&mut peer, &mut std::io::sink()).unwrap());
+        let reader = std::thread::spawn(move || {
+            let mut all = Vec::new();
+            peer.read_to_end(&mut all).unwrap();
+            all
+        });
+        let memory: Vec<u8> = (0..300_000u32).map(|i| (i / 7) as u8).collect();
+        let ram = crate::memory::for_tests(1 << 20);
+        ram.write(0, &memory).unwrap();
         let mut ring = ring();
-        let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(1 << 20)));
+        // A portion is 50,000 bytes.
+        let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(1_000_000)));
+        let mut expected = Vec::new();
         let started = Instant::now();
-        for _ in 0..9 {
-            writer.write_all(&mut ring, &[0; 32 << 10]).unwrap();
+        for send in 0..3 {
+            let mut gather = writer.gather(&mut ring).unwrap();
+            for part in 0..2 {
+                let start = send * 100_000 + part * 50_000;
+                gather.own().extend_from_slice(b"head");
+                gather.memory(ram.main(), start..start + 50_000);
+                expected.extend_from_slice(b"head");
+                expected.extend_from_slice(&memory[start as usize..start as usize + 50_000]);
+            }
+            writer.send(&mut ring, gather).unwrap();
         }
-        // The first batch may leave at once, and 100 ms may be caught up.
-        assert!(started.elapsed() >= Duration::from_millis(140), "{:?}", started.elapsed());
+        writer.finish(&mut ring).unwrap();
+        // All but what may be caught up and the last portion have been waited for.
+        assert!(started.elapsed() >= Duration::from_millis(195), "{:?}", started.elapsed());
         drop(writer);
-        assert_eq!(reader.join().unwrap(), 288 << 10);
+        assert!(reader.join().unwrap() == expected);
     }
 
     #[test]
