@@ -12,6 +12,9 @@ pub enum Error {
     /// Nothing arrived in the time allowed.
     #[error("no answer within {} ms", .0.as_millis())]
     TimedOut(std::time::Duration),
+    /// The command behind an `exec:` stream has failed.
+    #[error(transparent)]
+    Program(#[from] super::program::Failed),
     /// The kernel refused or the connection broke.
     #[error("{0}")]
     System(#[from] std::io::Error),

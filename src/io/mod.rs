@@ -11,6 +11,7 @@
 //! | [`name`] | files by name; a FIFO without its other end holds nobody up |
 //! | `aside` | what may not return, waited for in a ring |
 //! | `resolve` | addresses as the kernel takes them, and names |
+//! | [`program`] | the command behind an `exec:` stream, and its end |
 //! | [`transport`] | addresses opened: connected, listened on, spawned |
 //! | `error` | why a transfer ended early, why an address could not be opened |
 
@@ -21,6 +22,7 @@ pub mod file;
 pub mod gather;
 pub mod limit;
 pub mod name;
+pub mod program;
 mod resolve;
 pub mod ring;
 pub mod socket;
@@ -32,6 +34,7 @@ pub use error::{Error, OpenError, Result, reason};
 pub use file::FileWriter;
 pub use gather::Gather;
 pub use limit::Limit;
+pub use program::Program;
 pub use ring::{Ring, Waker};
 pub use socket::{SocketReader, SocketWriter};
 pub use transport::{Connection, Descriptors, Listener};

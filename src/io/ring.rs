@@ -7,7 +7,7 @@
 //! returned its result.
 #![allow(unsafe_code)]
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -90,7 +90,6 @@ pub struct Ring {
     next: u64,
     watching: bool,
     patience: Option<Duration>,
-    deaf: bool,
 }
 
 impl Ring {
@@ -106,7 +105,6 @@ impl Ring {
             next: FIRST,
             watching: false,
             patience: None,
-            deaf: false,
         };
         ring.watch_waker()?;
         Ok(ring)
@@ -126,14 +124,9 @@ impl Ring {
         self.patience
     }
 
-    /// From now on a cancel has no effect here: what was begun can only be ended.
-    pub fn ignore_cancel(&mut self) {
-        self.deaf = true;
-    }
-
     /// Somebody wants what runs here to end.
     pub fn is_cancelled(&self) -> bool {
-        !self.deaf && self.waker.is_cancelled()
+        self.waker.is_cancelled()
     }
 
     /// Registers memory that [`opcode::WriteFixed`] and [`opcode::ReadFixed`] name by index.
@@ -145,6 +138,12 @@ impl Ring {
     pub unsafe fn register(&self, buffers: &[libc::iovec]) -> Result<()> {
         // SAFETY: the caller keeps the memory mapped for the ring's life.
         Ok(unsafe { self.uring.submitter().register_buffers(buffers) }?)
+    }
+
+    /// Waits in the ring for one of `events` on a descriptor.
+    pub fn poll(&mut self, fd: RawFd, events: i16) -> Result<Token> {
+        // SAFETY: a poll names no memory.
+        unsafe { self.submit(opcode::PollAdd::new(types::Fd(fd), events as u32).build()) }
     }
 
     /// Queues one operation and hands it to the kernel.
@@ -298,23 +297,15 @@ mod tests {
     }
 
     #[test]
-    fn patience_takes_an_operation_back_and_a_deaf_ring_is_not_cancelled() {
-        let waker = Waker::new();
-        let mut ring = Ring::new(waker.clone()).unwrap();
+    fn a_time_out_takes_an_operation_back() {
+        let mut ring = Ring::new(Waker::new()).unwrap();
         let silent = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
-        let poll =
-            || opcode::PollAdd::new(types::Fd(silent.as_raw_fd()), libc::POLLIN as u32).build();
         ring.set_patience(Some(Duration::from_millis(20)));
-        // SAFETY: a poll names no memory.
-        let token = unsafe { ring.submit(poll()) }.unwrap();
+        let token = ring.poll(silent.as_raw_fd(), libc::POLLIN).unwrap();
         assert!(matches!(ring.wait(token), Err(Error::TimedOut(_))));
-        ring.ignore_cancel();
-        waker.cancel();
         silent.write(1).unwrap();
-        // SAFETY: a poll names no memory.
-        let token = unsafe { ring.submit(poll()) }.unwrap();
+        let token = ring.poll(silent.as_raw_fd(), libc::POLLIN).unwrap();
         assert!(ring.wait(token).unwrap() > 0);
-        assert!(!ring.is_cancelled());
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use super::aside::aside;
 use super::resolve::{BACKLOG, SocketAddress, no_address, resolve, resolve_aside};
 use super::ring::Ring;
 use super::socket_file::{self, SocketFile};
-use super::{Error, OpenError, Result, name};
+use super::{Error, OpenError, Program, Result, name};
 
 /// What a stream runs over; decides what may be asked of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +34,8 @@ pub enum Medium {
 pub struct Connection {
     pub fd: Arc<OwnedFd>,
     pub medium: Medium,
-    /// The program behind an `exec:` stream, waited for when the stream ends.
-    child: Option<Child>,
+    /// The command behind an `exec:` stream.
+    pub program: Option<Program>,
     /// The set that the descriptor came from is in use.
     in_use: Option<Arc<()>>,
 }
@@ -44,12 +44,13 @@ impl Connection {
     /// Around a descriptor that is open already.
     pub fn from_fd(fd: OwnedFd) -> Self {
         let medium = medium(&fd);
-        Self { fd: Arc::new(fd), medium, child: None, in_use: None }
+        Self { fd: Arc::new(fd), medium, program: None, in_use: None }
     }
 
-    /// The same stream once more; the program behind it, if there is one, stays with the first.
+    /// The same stream once more.
     pub fn share(&self) -> Self {
-        Self { fd: self.fd.clone(), medium: self.medium, child: None, in_use: None }
+        let (fd, program) = (self.fd.clone(), self.program.clone());
+        Self { fd, medium: self.medium, program, in_use: None }
     }
 
     /// The first four bytes, left where they are; they tell the main channel from the others. Waits
@@ -150,16 +151,6 @@ impl Connection {
             _ => {}
         }
         self
-    }
-}
-
-impl Drop for Connection {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // The program ends when its stream does; nobody waits for it meanwhile.
-            // Without a thread it stays unburied until the process ends.
-            let _ = std::thread::Builder::new().name("exec".into()).spawn(move || child.wait());
-        }
     }
 }
 
@@ -317,20 +308,18 @@ fn file_connection(
 }
 
 fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connection, OpenError> {
-    let program = words.first().cloned().unwrap_or_default();
-    let mut command = Command::new(&program);
+    let name = words.first().cloned().unwrap_or_default();
+    let mut command = Command::new(&name);
     command.args(words.get(1..).unwrap_or_default());
     match direction {
         Direction::Out => command.stdin(Stdio::piped()),
         Direction::In => command.stdin(Stdio::null()).stdout(Stdio::piped()),
     };
-    let mut child = command.spawn().map_err(|source| OpenError::Spawn { program, source })?;
-    let fd = match direction {
-        Direction::Out => child.stdin.take().map(OwnedFd::from),
-        Direction::In => child.stdout.take().map(OwnedFd::from),
-    };
-    let fd = fd.expect("the stream was asked to be a pipe");
-    Ok(Connection { fd: Arc::new(fd), medium: Medium::Pipe, child: Some(child), in_use: None })
+    let started = Program::start(&mut command)
+        .map_err(|source| OpenError::Spawn { program: name, source })?;
+    let (stdin, stdout) = started.streams();
+    let fd = stdin.or(stdout).expect("the stream was asked to be a pipe");
+    Ok(Connection { fd: Arc::new(fd), medium: Medium::Pipe, program: Some(started), in_use: None })
 }
 
 /// Connects to a socket address, in the ring and for as long as its patience lasts.
@@ -731,15 +720,15 @@ mod tests {
             assert!(!connection.is_two_way());
             let mut writer = SocketWriter::new(connection.fd.clone(), Arc::new(Limit::new(0)));
             writer.write_all(&mut ring, b"abc").unwrap();
+            writer.close(&mut ring);
+            let program = connection.program.clone();
+            drop(connection);
+            if let Some(program) = program {
+                program.wait(&mut ring, Duration::from_secs(20)).unwrap();
+            }
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"0123abc");
-        for _ in 0..200 {
-            if std::fs::read(format!("{path}.out")).is_ok_and(|bytes| bytes == b"abc") {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        panic!("the program did not get the stream");
+        assert_eq!(std::fs::read(format!("{path}.out")).unwrap(), b"abc");
     }
 
     #[test]

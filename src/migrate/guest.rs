@@ -9,6 +9,9 @@ use crate::memory::{GuestRam, PageSet};
 use crate::stream::godwit::Facts;
 use crate::stream::{self, SectionHeader};
 
+/// Name of the machine type in the stream.
+pub const MACHINE: &str = "microvm";
+
 /// Why the machine could not do what a migration asked. The text is for people.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]

@@ -1,20 +1,22 @@
 //! Migrations of one machine as the control plane sees them: start, cancel, look.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 
 use serde_json::{Map, Value};
 
 use super::capabilities::{Capabilities, Capability, CapabilityError};
 use super::guest::Guest;
 use super::incoming::{Arrival, Origin, Target};
-use super::outgoing::{Destination, Event, Source};
+use super::outgoing::{Destination, Source};
 use super::parameters::{ParameterError, Parameters};
-use super::progress::{Progress, Status};
+use super::progress::Progress;
 use super::settings::Settings;
+use super::status::{Event, Listener as Events, Status};
 use crate::io::socket_file::SocketFile;
 use crate::io::transport::{self, Direction, Opened};
-use crate::io::{self, Address, Descriptors, Listener, OpenError, Ring, Waker};
+use crate::io::{self, Address, Descriptors, Listener, OpenError, Program, Ring, Waker};
 use crate::machine::RunState;
 
 /// Why a command about migrations was refused. The texts are QEMU's.
@@ -46,6 +48,12 @@ pub enum Refused {
     Capability(#[from] CapabilityError),
     #[error(transparent)]
     Parameter(#[from] ParameterError),
+    #[error(
+        "Parameter 'xbzrle_cache_size' is {bytes}, which is more than the {memory} bytes of memory that this host has"
+    )]
+    CacheTooLarge { bytes: u64, memory: u64 },
+    #[error("Parameter 'xbzrle_cache_size': {0}")]
+    Cache(xbzrle::CacheError),
     #[error("no thread for the migration: {0}")]
     Thread(std::io::Error),
 }
@@ -56,7 +64,7 @@ pub type OnFailure = Arc<dyn Fn(&str) + Send + Sync>;
 pub struct Handle {
     guest: Arc<dyn Guest>,
     settings: Arc<Settings>,
-    events: Arc<dyn Fn(Event) + Send + Sync>,
+    events: Events,
     autostart: Arc<dyn Fn() -> bool + Send + Sync>,
     /// Called when an incoming migration failed and `exit-on-error` is on.
     on_failure: OnFailure,
@@ -67,13 +75,18 @@ pub struct Handle {
     arrival: Arc<Arrival>,
     /// The name of the socket that a guest is waited for at.
     socket_file: Mutex<Weak<SocketFile>>,
+    /// The command that an incoming migration is read from.
+    feeder: Mutex<Option<Program>>,
 }
 
-#[derive(Default)]
+/// The latest outgoing migration.
+#[derive(Clone, Default)]
 struct Outgoing {
     progress: Arc<Progress>,
     waker: Waker,
     go_on: Arc<AtomicBool>,
+    /// The command that it is written to.
+    program: Option<Program>,
 }
 
 /// What a handle is made of.
@@ -81,7 +94,7 @@ pub struct Parts {
     pub guest: Arc<dyn Guest>,
     /// Called with events, of which the control plane shows those that capability `events` asks
     /// for.
-    pub events: Arc<dyn Fn(Event) + Send + Sync>,
+    pub events: Events,
     pub autostart: Arc<dyn Fn() -> bool + Send + Sync>,
     pub on_failure: OnFailure,
     pub is_incoming: bool,
@@ -94,7 +107,7 @@ impl Handle {
         let settings = Arc::new(Settings::default());
         // QEMU shows events only where the capability is on.
         let shown = settings.clone();
-        let events: Arc<dyn Fn(Event) + Send + Sync> = Arc::new(move |event| {
+        let events: Events = Arc::new(move |event| {
             if shown.has(Capability::Events) {
                 events(event);
             }
@@ -110,6 +123,7 @@ impl Handle {
             outgoing: Mutex::default(),
             arrival: Arc::default(),
             socket_file: Mutex::default(),
+            feeder: Mutex::default(),
         })
     }
 
@@ -121,43 +135,53 @@ impl Handle {
         fds: &mut dyn Descriptors,
         blocker: &dyn Fn() -> Option<&'static str>,
     ) -> Result<(), Refused> {
-        let (progress, waker, go_on) = {
-            let mut outgoing = self.outgoing();
-            self.check_start(&outgoing, &address)?;
-            if let Some(reason) = blocker() {
-                return Err(Refused::Blocked(reason));
-            }
-            *outgoing = Outgoing::default();
-            self.enter(&outgoing.progress, Status::Setup);
-            (outgoing.progress.clone(), outgoing.waker.clone(), outgoing.go_on.clone())
-        };
+        let outgoing = self.begin(&address, blocker)?;
         // Without the lock: it may take long, and a cancel ends it.
-        let opened = Ring::new(waker.clone()).map_err(OpenError::from);
+        let opened = Ring::new(outgoing.waker.clone()).map_err(OpenError::from);
         let opened =
             opened.and_then(|mut ring| transport::open(&mut ring, &address, Direction::Out, fds));
         let destination = match opened {
             Ok(Opened::Connection(connection)) => Destination::Open(connection),
             Ok(Opened::Fifo(path)) => Destination::Fifo(path),
             Ok(Opened::Socket) => Destination::Address(address),
-            Err(error) => return Err(self.failed_at_once(&progress, error)),
+            Err(error) => return Err(outgoing.failed_at_once(error.into())),
         };
+        if let Destination::Open(connection) = &destination {
+            self.outgoing().program = connection.program.clone();
+        }
         let source = Source {
             guest: self.guest.clone(),
             settings: self.settings.clone(),
-            progress: progress.clone(),
-            events: self.events.clone(),
-            waker,
-            go_on,
+            progress: outgoing.progress.clone(),
+            waker: outgoing.waker.clone(),
+            go_on: outgoing.go_on.clone(),
             uuid: self.uuid,
         };
         let thread = std::thread::Builder::new().name("migration".into());
         match thread.spawn(move || source.run(destination)) {
             Ok(_) => Ok(()),
             Err(error) => {
-                self.enter(&progress, Status::Failed);
-                Err(Refused::Thread(error))
+                self.outgoing().program = None;
+                Err(outgoing.failed_at_once(Refused::Thread(error)))
             }
         }
+    }
+
+    /// Enters `setup` if nothing speaks against it.
+    fn begin(
+        &self,
+        address: &Address,
+        blocker: &dyn Fn() -> Option<&'static str>,
+    ) -> Result<Outgoing, Refused> {
+        let mut outgoing = self.outgoing();
+        self.check_start(&outgoing, address)?;
+        if let Some(reason) = blocker() {
+            return Err(Refused::Blocked(reason));
+        }
+        let progress = Arc::new(Progress::new(self.events.clone()));
+        *outgoing = Outgoing { progress, ..Outgoing::default() };
+        outgoing.progress.life.enter(Status::Setup);
+        Ok(outgoing.clone())
     }
 
     fn check_start(&self, outgoing: &Outgoing, address: &Address) -> Result<(), Refused> {
@@ -175,25 +199,20 @@ impl Handle {
         Ok(())
     }
 
-    fn failed_at_once(&self, progress: &Progress, error: OpenError) -> Refused {
-        if matches!(error, OpenError::Io(io::Error::Cancelled)) {
-            self.enter(progress, Status::Cancelled);
-        } else {
-            progress.figures().error = Some(error.to_string());
-            self.enter(progress, Status::Failed);
-        }
-        error.into()
-    }
-
     /// Ends an outgoing migration; the guest stays. Nothing to cancel is no error.
     pub fn cancel(&self) {
         let outgoing = self.outgoing();
-        if outgoing.progress.status().is_running()
-            && outgoing.progress.status() != Status::Cancelling
-        {
-            self.enter(&outgoing.progress, Status::Cancelling);
+        if outgoing.progress.life.cancel() {
             outgoing.waker.cancel();
         }
+    }
+
+    /// The process ends, while its threads may still be at work: what they have outside of it goes,
+    /// the commands behind `exec:` streams and the name of a socket that a guest is waited for at.
+    pub fn end(&self) {
+        self.socket_file().upgrade().iter().for_each(|file| file.remove());
+        let programs = [self.outgoing().program.take(), self.feeder().take()];
+        programs.iter().flatten().for_each(Program::end);
     }
 
     /// `migrate-continue`.
@@ -224,12 +243,25 @@ impl Handle {
         if self.guest.run_state() != RunState::InMigrate || !self.arrival.begin() {
             return Err(Refused::IncomingStarted);
         }
-        let origin = self.open_origin(address, fds).inspect_err(|_| {
+        let begun = self.receive(address, exit_on_error, fds);
+        begun.inspect_err(|_| {
             self.arrival.set(Status::None, None);
             self.arrival.reopen();
-        })?;
-        self.arrival.set(Status::Setup, None);
-        (self.events)(Event::Status(Status::Setup));
+        })
+    }
+
+    fn receive(
+        &self,
+        address: &Address,
+        exit_on_error: bool,
+        fds: &mut dyn Descriptors,
+    ) -> Result<(), Refused> {
+        let origin = self.open_origin(address, fds)?;
+        let program = match &origin {
+            Origin::Open(connection) => connection.program.clone(),
+            Origin::Listener(_) => None,
+        };
+        *self.feeder() = program.clone();
         let target = Target {
             guest: self.guest.clone(),
             settings: self.settings.clone(),
@@ -240,18 +272,30 @@ impl Handle {
             uuid: self.uuid,
         };
         let on_failure = self.on_failure.clone();
+        let (may_run, spawned) = mpsc::sync_channel::<()>(1);
         let run = move || {
-            if let Err(error) = target.run(origin) {
+            if spawned.recv().is_err() {
+                return;
+            }
+            let result = arrive(&target, origin);
+            if let Some(program) = program {
+                program.end();
+            }
+            if let Err(error) = result {
                 eprintln!("godwit: incoming migration: {error}");
                 if exit_on_error {
-                    on_failure(&error.to_string());
+                    on_failure(&error);
                 } else {
                     target.arrival.reopen();
                 }
             }
         };
         let thread = std::thread::Builder::new().name("incoming".into());
-        thread.spawn(run).map(drop).map_err(Refused::Thread)
+        thread.spawn(run).map_err(Refused::Thread)?;
+        self.arrival.set(Status::Setup, None);
+        (self.events)(Event::Status(Status::Setup));
+        let _ = may_run.send(());
+        Ok(())
     }
 
     fn open_origin(&self, address: &Address, fds: &mut dyn Descriptors) -> Result<Origin, Refused> {
@@ -267,13 +311,8 @@ impl Handle {
         Ok(Origin::Listener(listener))
     }
 
-    /// The process ends, while its threads may still wait for a guest: what has a name outside goes.
-    pub fn end(&self) {
-        self.socket_file().upgrade().iter().for_each(|file| file.remove());
-    }
-
     fn socket_file(&self) -> MutexGuard<'_, Weak<SocketFile>> {
-        self.socket_file.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.socket_file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The answer of `query-migrate`: both directions in one object, as in QEMU.
@@ -311,19 +350,59 @@ impl Handle {
     }
 
     pub fn set_parameters(&self, changes: &Map<String, Value>) -> Result<(), Refused> {
-        let result = self.settings.parameters().with(changes)?;
+        // Locked, so that of two changes at a time none is lost.
+        let outgoing = self.outgoing();
+        let before = self.settings.parameters();
+        let result = before.with(changes)?;
+        if result.xbzrle_cache_size != before.xbzrle_cache_size {
+            check_cache(result.xbzrle_cache_size)?;
+        }
         self.settings.set_parameters(result);
         // A migration that waits for its limit looks again.
-        self.outgoing().waker.wake();
+        outgoing.waker.wake();
         Ok(())
     }
 
     fn outgoing(&self) -> MutexGuard<'_, Outgoing> {
-        self.outgoing.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.outgoing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, progress: &Progress, status: Status) {
-        progress.figures().status = status;
-        (self.events)(Event::Status(status));
+    fn feeder(&self) -> MutexGuard<'_, Option<Program>> {
+        self.feeder.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Outgoing {
+    fn failed_at_once(&self, refused: Refused) -> Refused {
+        if matches!(refused, Refused::Open(OpenError::Io(io::Error::Cancelled))) {
+            self.progress.life.enter(Status::Cancelled);
+        } else {
+            self.progress.figures().error = Some(refused.to_string());
+            self.progress.life.enter(Status::Failed);
+        }
+        refused
+    }
+}
+
+/// Receives a guest; a panic is a failure like others. The reason of a failure comes back.
+fn arrive(target: &Target, origin: Origin) -> Result<(), String> {
+    let result = catch_unwind(AssertUnwindSafe(|| target.run(origin)));
+    result.map(|result| result.map_err(|error| error.to_string())).unwrap_or_else(|_| {
+        let reason = "a thread of the migration has panicked, which is a defect of Godwit";
+        target.arrival.set(Status::Failed, Some(reason.into()));
+        (target.events)(Event::Status(Status::Failed));
+        Err(reason.into())
+    })
+}
+
+/// Refuses a page cache that this host has no memory for, so that no migration finds out in its
+/// middle. Nothing of it is touched.
+fn check_cache(bytes: u64) -> Result<(), Refused> {
+    let host = rustix::system::sysinfo();
+    let unit = u64::from(host.mem_unit);
+    let memory = (host.totalram as u64).saturating_add(host.totalswap as u64).saturating_mul(unit);
+    if bytes > memory {
+        return Err(Refused::CacheTooLarge { bytes, memory });
+    }
+    xbzrle::Cache::new(bytes).map(drop).map_err(Refused::Cache)
 }

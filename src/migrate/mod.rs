@@ -9,6 +9,7 @@
 //! | `machine` | the real machine as a guest |
 //! | [`outgoing`] | the side that sends |
 //! | [`incoming`] | the side that receives |
+//! | [`status`] | its states, and how they follow each other |
 //! | [`progress`] | counters and figures, and `query-migrate` |
 
 pub mod capabilities;
@@ -21,9 +22,12 @@ pub mod outgoing;
 pub mod parameters;
 pub mod progress;
 pub mod settings;
+pub mod status;
 
 pub use handle::{Handle, OnFailure, Parts, Refused};
-pub use outgoing::Event;
+pub use status::Event;
 
+#[cfg(test)]
+mod moments;
 #[cfg(test)]
 mod tests;

@@ -9,45 +9,7 @@ use serde_json::{Map, Value, json};
 use xbzrle::cache::Stats;
 
 use super::converge;
-
-/// QEMU's names of migration states.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Status {
-    #[default]
-    None,
-    Setup,
-    Active,
-    PreSwitchover,
-    Device,
-    Cancelling,
-    Cancelled,
-    Completed,
-    Failed,
-}
-
-impl Status {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::None => "none",
-            Self::Setup => "setup",
-            Self::Active => "active",
-            Self::PreSwitchover => "pre-switchover",
-            Self::Device => "device",
-            Self::Cancelling => "cancelling",
-            Self::Cancelled => "cancelled",
-            Self::Completed => "completed",
-            Self::Failed => "failed",
-        }
-    }
-
-    /// A migration is under way.
-    pub fn is_running(self) -> bool {
-        matches!(
-            self,
-            Self::Setup | Self::Active | Self::PreSwitchover | Self::Device | Self::Cancelling
-        )
-    }
-}
+use super::status::{Lifecycle, Listener, Status};
 
 /// What sending threads count. Plain sums: they are read for people, and by the migration's thread
 /// between rounds.
@@ -130,7 +92,6 @@ impl Counters {
 /// What the migration's thread knows.
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
-    pub status: Status,
     pub started: Option<Instant>,
     pub setup: Duration,
     /// Set when the migration has ended.
@@ -153,25 +114,30 @@ pub struct Figures {
 /// One outgoing migration as others see it.
 #[derive(Default)]
 pub struct Progress {
+    pub life: Lifecycle,
     pub counters: Counters,
     figures: Mutex<Figures>,
 }
 
 impl Progress {
+    pub fn new(listener: Listener) -> Self {
+        Self { life: Lifecycle::new(listener), ..Self::default() }
+    }
+
     pub fn figures(&self) -> MutexGuard<'_, Figures> {
         self.figures.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     pub fn status(&self) -> Status {
-        self.figures().status
+        self.life.status()
     }
 
     /// Members of `query-migrate`. `total-time` stands at the top level, as the specification's
     /// text and QEMU have it, and inside `ram`, as the specification's examples show it.
     pub fn report(&self) -> Map<String, Value> {
+        let status = self.status();
         let figures = self.figures().clone();
         let mut out = Map::new();
-        let status = figures.status;
         if status == Status::None {
             return out;
         }
@@ -325,9 +291,9 @@ mod tests {
     fn members_appear_by_state_as_in_qemu() {
         let progress = Progress::default();
         assert!(progress.report().is_empty());
-        progress.figures().status = Status::Setup;
+        assert!(progress.life.enter(Status::Setup));
         assert_eq!(Value::Object(progress.report()), json!({"status": "setup"}));
-        progress.figures().status = Status::Active;
+        assert!(progress.life.enter(Status::Active));
         let active = progress.report();
         assert!(active.contains_key("expected-downtime") && !active.contains_key("downtime"));
         assert!(!active.contains_key("xbzrle-cache"));
@@ -342,10 +308,11 @@ mod tests {
         ] {
             assert!(active["ram"].get(member).is_some(), "{member}");
         }
-        progress.figures().status = Status::Completed;
+        assert!(progress.life.enter(Status::Device) && progress.life.enter(Status::Completed));
         let completed = progress.report();
         assert!(completed.contains_key("downtime") && !completed.contains_key("expected-downtime"));
-        progress.figures().status = Status::Failed;
+        let progress = Progress::default();
+        assert!(progress.life.enter(Status::Setup) && progress.life.enter(Status::Failed));
         progress.figures().error = Some("why".into());
         assert_eq!(
             Value::Object(progress.report()),

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -12,9 +12,10 @@ use serde_json::json;
 use super::capabilities::Capability;
 use super::guest::{DirtyLog, Guest, GuestError, Loader, State};
 use super::incoming::{Arrival, Origin, Target};
-use super::outgoing::{Destination, Event, Source};
-use super::progress::{Progress, Status};
+use super::outgoing::{Destination, Source};
+use super::progress::Progress;
 use super::settings::Settings;
+use super::status::{Event, Status};
 use crate::config::{Memory, MemoryBackend};
 use crate::io::{Address, Connection, Listener, Waker};
 use crate::kvm::state::ForeignTsc;
@@ -25,40 +26,66 @@ use crate::stream::{self, SectionHeader, SectionKind, Step};
 
 const RAM_BYTES: u64 = 24 << 20;
 
-struct FakeGuest {
-    ram: GuestRam,
+pub(super) struct FakeGuest {
+    pub(super) ram: GuestRam,
     state: Mutex<RunState>,
     dirtier: Mutex<Option<JoinHandle<()>>>,
     run: Arc<AtomicBool>,
     /// Writes made; the guest's only register.
     count: Arc<AtomicU64>,
     refuses: Option<&'static str>,
+    /// Writes nothing.
+    idle: bool,
+    /// Where it panics.
+    panics: Option<Panics>,
 }
 
-fn ram() -> GuestRam {
+/// What of a guest panics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Panics {
+    StartLog,
+    /// The harvest of that number.
+    Harvest(u32),
+    Clear,
+    Save,
+    Write,
+}
+
+fn ram(bytes: u64) -> GuestRam {
     let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
     let block = "microvm.ram".into();
-    GuestRam::new(&Memory {
-        bytes: RAM_BYTES,
-        block,
-        backend,
-        prealloc: false,
-        merge: false,
-        dump: true,
-    })
-    .unwrap()
+    GuestRam::new(&Memory { bytes, block, backend, prealloc: false, merge: false, dump: true })
+        .unwrap()
 }
 
 impl FakeGuest {
     fn new(state: RunState) -> Arc<Self> {
-        Arc::new(Self {
-            ram: ram(),
+        Arc::new(Self::with(ram(RAM_BYTES), state))
+    }
+
+    fn with(ram: GuestRam, state: RunState) -> Self {
+        Self {
+            ram,
             state: Mutex::new(state),
             dirtier: Mutex::new(None),
             run: Arc::default(),
             count: Arc::default(),
             refuses: None,
-        })
+            idle: false,
+            panics: None,
+        }
+    }
+
+    /// A guest of 1 MiB that runs, writes nothing, and panics there.
+    pub(super) fn idle(panics: Option<Panics>) -> Arc<Self> {
+        let mut guest = Self::with(ram(1 << 20), RunState::Running);
+        (guest.idle, guest.panics) = (true, panics);
+        guest.ram.write(0, &[7; 300_000]).unwrap();
+        Arc::new(guest)
+    }
+
+    fn may_panic(&self, at: Panics) {
+        assert!(self.panics != Some(at), "on purpose, at {at:?}");
     }
 
     /// A guest with something in its memory, running.
@@ -93,6 +120,9 @@ impl Guest for FakeGuest {
     }
 
     fn stop(&self, to: RunState) -> Result<bool, GuestError> {
+        if self.idle {
+            return Ok(std::mem::replace(&mut *self.state.lock().unwrap(), to) == RunState::Running);
+        }
         self.run.store(false, Ordering::SeqCst);
         let ran =
             self.dirtier.lock().unwrap().take().map(|thread| thread.join().unwrap()).is_some();
@@ -101,6 +131,10 @@ impl Guest for FakeGuest {
     }
 
     fn cont(&self) -> Result<(), GuestError> {
+        if self.idle {
+            *self.state.lock().unwrap() = RunState::Running;
+            return Ok(());
+        }
         self.run.store(true, Ordering::SeqCst);
         let (ram, run, count) = (self.ram.clone(), self.run.clone(), self.count.clone());
         let thread = std::thread::spawn(move || {
@@ -127,8 +161,14 @@ impl Guest for FakeGuest {
     fn set_throttle(&self, _percent: u8) {}
 
     fn start_dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError> {
+        self.may_panic(Panics::StartLog);
         let pages = self.ram.main().pages();
-        Ok(Box::new(FakeLog { ram: self.ram.clone(), first: AtomicBool::new(true), pages }))
+        Ok(Box::new(FakeLog {
+            ram: self.ram.clone(),
+            harvests: AtomicU32::new(0),
+            pages,
+            panics: self.panics,
+        }))
     }
 
     fn facts(&self) -> Facts {
@@ -140,7 +180,8 @@ impl Guest for FakeGuest {
     }
 
     fn save(&self, _ran: bool) -> Result<Box<dyn State>, GuestError> {
-        Ok(Box::new(FakeState(self.count())))
+        self.may_panic(Panics::Save);
+        Ok(Box::new(FakeState(self.count(), self.panics == Some(Panics::Write))))
     }
 
     fn loader(&self) -> Box<dyn Loader + '_> {
@@ -150,13 +191,16 @@ impl Guest for FakeGuest {
 
 struct FakeLog {
     ram: GuestRam,
-    first: AtomicBool,
+    harvests: AtomicU32,
     pages: u64,
+    panics: Option<Panics>,
 }
 
 impl DirtyLog for FakeLog {
     fn harvest(&self, into: &mut PageSet) -> Result<(), GuestError> {
-        if self.first.swap(false, Ordering::SeqCst) {
+        let number = self.harvests.fetch_add(1, Ordering::SeqCst);
+        assert!(self.panics != Some(Panics::Harvest(number)), "on purpose, at harvest {number}");
+        if number == 0 {
             into.insert_range(0..self.pages);
         }
         self.ram.take_vmm_dirty(into);
@@ -164,13 +208,15 @@ impl DirtyLog for FakeLog {
     }
 
     fn clear(&self, _set: &PageSet, pages: Range<u64>) -> Result<(), GuestError> {
+        assert!(self.panics != Some(Panics::Clear), "on purpose, at a clear");
         let ends_well = pages.end.is_multiple_of(64) || pages.end == self.pages;
         assert!(pages.start.is_multiple_of(64) && ends_well);
         Ok(())
     }
 }
 
-struct FakeState(u64);
+/// The counter, and whether writing it panics.
+struct FakeState(u64, bool);
 
 fn header() -> SectionHeader {
     SectionHeader { id: 9, name: "counter".into(), instance: 0, version: 1 }
@@ -178,6 +224,7 @@ fn header() -> SectionHeader {
 
 impl State for FakeState {
     fn write(&self, out: &mut Vec<u8>) -> Result<String, GuestError> {
+        assert!(!self.1, "on purpose, at writing the state");
         header().write(SectionKind::Full, out);
         out.extend_from_slice(&self.0.to_be_bytes());
         header().write_footer(out);
@@ -231,7 +278,7 @@ fn migrate_to(
     target: Arc<FakeGuest>,
     capabilities: &[Capability],
     parameters: serde_json::Value,
-    meanwhile: impl FnOnce(&Waker),
+    meanwhile: impl FnOnce(&dyn Fn()),
 ) -> Run {
     migrate_with(target, (capabilities, &parameters), (capabilities, &parameters), meanwhile)
 }
@@ -243,7 +290,7 @@ fn migrate_with(
     target: Arc<FakeGuest>,
     source_has: Side<'_>,
     target_has: Side<'_>,
-    meanwhile: impl FnOnce(&Waker),
+    meanwhile: impl FnOnce(&dyn Fn()),
 ) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let address = Address::unix(dir.path().join("s").to_str().unwrap());
@@ -267,21 +314,27 @@ fn migrate_with(
     };
     let receiver = std::thread::spawn(move || incoming.run(Origin::Listener(listener)));
     let source = FakeGuest::busy();
-    let progress = Arc::new(Progress::default());
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = events.clone();
+    let listener = Arc::new(move |event| seen.lock().unwrap().push(event));
+    let progress = Arc::new(Progress::new(listener));
+    assert!(progress.life.enter(Status::Setup));
     let outgoing = Source {
         guest: source.clone(),
         settings: settings(source_has),
         progress: progress.clone(),
-        events: Arc::new(move |event| seen.lock().unwrap().push(event)),
         waker: Waker::new(),
         go_on: Arc::default(),
         uuid: None,
     };
-    let waker = outgoing.waker.clone();
+    let (waker, cancelled) = (outgoing.waker.clone(), progress.clone());
+    let cancel = move || {
+        if cancelled.life.cancel() {
+            waker.cancel();
+        }
+    };
     let sender = std::thread::spawn(move || outgoing.run(Destination::Address(address)));
-    meanwhile(&waker);
+    meanwhile(&cancel);
     sender.join().unwrap();
     let received = receiver.join().unwrap();
     let events = events.lock().unwrap().clone();
@@ -291,7 +344,13 @@ fn migrate_with(
 impl Run {
     fn assert_moved(&self) {
         let figures = self.progress.figures().clone();
-        assert_eq!(figures.status, Status::Completed, "{:?} {:?}", figures.error, self.received);
+        assert_eq!(
+            self.progress.status(),
+            Status::Completed,
+            "{:?} {:?}",
+            figures.error,
+            self.received
+        );
         self.received.as_ref().unwrap();
         assert_eq!(self.source.run_state(), RunState::PostMigrate);
         assert_eq!(self.target.run_state(), RunState::Paused);
@@ -311,8 +370,9 @@ fn godwits_move_a_busy_guest_with_runs_and_ranges() {
     let pages = run.target.ram.main().data_pages().unwrap().count();
     assert!(pages < 4000, "holes stay holes: {pages}");
     run.assert_moved();
-    assert_eq!(run.events[0], Event::Pass(1));
-    assert_eq!(run.events[1], Event::Status(Status::Active));
+    assert_eq!(run.events[0], Event::Status(Status::Setup));
+    assert_eq!(run.events[1], Event::Pass(1));
+    assert_eq!(run.events[2], Event::Status(Status::Active));
     assert_eq!(run.events.last(), Some(&Event::Status(Status::Completed)));
 }
 
@@ -429,9 +489,9 @@ fn a_running_guest_waits_for_the_targets_word() {
     }
     // A target without the capability says nothing, so the guest is never stopped.
     let (source, target) = ((&capabilities[..], &json!({})), (&[][..], &json!({})));
-    let run = migrate_with(FakeGuest::new(RunState::InMigrate), source, target, |waker| {
+    let run = migrate_with(FakeGuest::new(RunState::InMigrate), source, target, |cancel| {
         std::thread::sleep(Duration::from_millis(400));
-        waker.cancel();
+        cancel();
     });
     assert_eq!(run.progress.status(), Status::Cancelled);
     assert!(
@@ -445,9 +505,9 @@ fn a_running_guest_waits_for_the_targets_word() {
 #[test]
 fn cancel_leaves_the_guest_running_at_the_source() {
     let target = FakeGuest::new(RunState::InMigrate);
-    let run = migrate_to(target, &[], json!({"max-bandwidth": 1 << 20}), |waker| {
+    let run = migrate_to(target, &[], json!({"max-bandwidth": 1 << 20}), |cancel| {
         std::thread::sleep(Duration::from_millis(100));
-        waker.cancel();
+        cancel();
     });
     assert_eq!(run.progress.status(), Status::Cancelled);
     assert_eq!(run.source.run_state(), RunState::Running);
@@ -468,9 +528,9 @@ fn refusal_reaches_the_source_in_words() {
 #[test]
 fn a_stream_without_the_guests_ram_is_refused() {
     let mut bytes = Vec::new();
-    let machine = super::outgoing::MACHINE.into();
+    let machine = super::guest::MACHINE.into();
     stream::Configuration { machine, ..stream::Configuration::default() }.write(&mut bytes);
-    FakeState(5).write(&mut bytes).unwrap();
+    FakeState(5, false).write(&mut bytes).unwrap();
     stream::end_of_states(&mut bytes);
     let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     ours.write_all(&bytes).unwrap();

@@ -17,12 +17,13 @@ use serde_json::{Map, Value, json};
 
 use super::capabilities::Capability;
 use super::guest::{Guest, GuestError};
-use super::outgoing::Event;
-use super::progress::Status;
 use super::settings::Settings;
+use super::status::{Event, Status};
 use crate::io::address::UnixName;
 use crate::io::transport::{BoundAddress, Medium};
-use crate::io::{self, Connection, Limit, Listener, Ring, SocketReader, SocketWriter, Waker};
+use crate::io::{
+    self, Connection, Limit, Listener, Program, Ring, SocketReader, SocketWriter, Waker, program,
+};
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory;
@@ -32,7 +33,7 @@ use crate::stream::return_path::Reply;
 use channels::{CHANNELS_MAX, Channels};
 use main_channel::MainChannel;
 
-pub use super::outgoing::MACHINE;
+pub use super::guest::MACHINE;
 #[cfg(test)]
 pub use packets::Unpacker;
 
@@ -210,12 +211,18 @@ impl Target {
         // What a file holds runs nowhere else; a source that hears a refusal goes on by itself.
         let foreign =
             if connection.medium == Medium::File { ForeignTsc::Accept } else { ForeignTsc::Refuse };
+        let program = connection.program.clone();
         let reader = SocketReader::new(connection.fd.clone());
         let greeting = Greeting::new(&connection);
         let channels = Channels::new(connections, self.waker.clone());
         let mut main = MainChannel::new(self, ring, reader, greeting, channels);
-        let mut result = self.load(&mut main, foreign);
+        let mut result = self.load(&mut main, program.as_ref(), foreign);
         if let Err(error) = &mut result {
+            let closed = matches!(error, Error::Io(io::Error::Closed));
+            let why = program.filter(|_| closed).and_then(|p| p.why_closed(COMMAND_ENDS));
+            if let Some(failed @ (program::Failed::Status(_) | program::Failed::Signal(_))) = why {
+                *error = io::Error::from(failed).into();
+            }
             if let Some(failure) = main.channels.failure() {
                 *error = failure;
             }
@@ -239,9 +246,20 @@ impl Target {
         })
     }
 
-    fn load(&self, main: &mut MainChannel<'_>, foreign: ForeignTsc) -> Result<(), Error> {
+    fn load(
+        &self,
+        main: &mut MainChannel<'_>,
+        program: Option<&Program>,
+        foreign: ForeignTsc,
+    ) -> Result<(), Error> {
         let mut loader = self.guest.loader();
         main.read(loader.as_mut())?;
+        if let Some(program) = program {
+            // One that failed may have made up the end of what it gave.
+            let time = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
+            program.written_all(&mut main.ring, &mut main.reader, time)?;
+            program.release();
+        }
         let state = loader.apply(foreign)?;
         if main.greeting.features.contains(Features::COMMIT) {
             main.greeting.say(&mut main.ring, &loaded())?;
@@ -283,6 +301,9 @@ fn loaded() -> Reply {
 
 /// Channels that may be there before the main one: as many as a number in a hello can name.
 const EARLY_MAX: usize = 256;
+
+/// How long to wait for a command to end whose stream has ended, to know how.
+const COMMAND_ENDS: Duration = Duration::from_millis(500);
 
 /// How long the first bytes of a connection that stands in the queue may take.
 const HELLO: Duration = Duration::from_secs(1);

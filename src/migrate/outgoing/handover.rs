@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use super::peer::{Peer, ram_section};
 use super::{Error, Source};
-use crate::io;
 use crate::migrate::guest::State;
 use crate::migrate::parameters::Parameters;
 use crate::pages::hash_ram;
@@ -22,7 +21,7 @@ pub enum Outcome {
     /// The target owns the guest.
     HandedOver,
     /// The guest may run at the target or may not.
-    NobodyKnows(Error),
+    Indeterminate(Error),
 }
 
 /// The least time the target has for LOADED.
@@ -48,13 +47,16 @@ pub fn hand_over(source: &Source, peer: &mut Peer, state: &dyn State) -> Result<
     let time = commit_timeout(&source.settings.parameters());
     peer.main
         .send_bytes(&source.progress.counters, false, &out)
-        .map_err(|error| silent(error, "the guest's state, before GO", time))?;
+        .map_err(|error| peer.silent(error, "the guest's state, before GO", time))?;
     if peer.answers.is_none() {
+        peer.end_stream(time)?;
+        source.commit()?;
         return Ok(Outcome::HandedOver);
     }
     if peer.features.contains(Features::COMMIT) {
         commit(source, peer, time)
     } else {
+        source.progress.life.give_away();
         wait_for_shut(peer, FOR_EVER)
     }
 }
@@ -72,7 +74,7 @@ fn commit(source: &Source, peer: &mut Peer, time: Duration) -> Result<Outcome, E
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let what = "commit, before GO";
-        match peer.wait(what, left).map_err(|error| silent(error, what, time))? {
+        match peer.wait(what, left).map_err(|error| peer.silent(error, what, time))? {
             Reply::Other { kind: godwit::NUMBER, data }
                 if Answer::parse(&data) == Some(Answer::Loaded) =>
             {
@@ -84,14 +86,11 @@ fn commit(source: &Source, peer: &mut Peer, time: Duration) -> Result<Outcome, E
     }
     let mut go = Vec::new();
     Frame::Go.write(&mut go);
-    if peer.main.ring.is_cancelled() {
-        return Err(io::Error::Cancelled.into());
-    }
     // From here on the guest never resumes here by itself, and a cancel comes too late.
-    peer.main.ring.ignore_cancel();
+    source.commit()?;
     match peer.main.send_bytes(&source.progress.counters, false, &go) {
         Ok(()) => wait_for_shut(peer, time),
-        Err(error) => Ok(nobody_knows(error)),
+        Err(error) => Ok(indeterminate(error)),
     }
 }
 
@@ -103,24 +102,17 @@ fn wait_for_shut(peer: &mut Peer, time: Duration) -> Result<Outcome, Error> {
         match peer.wait("the target's word that it runs", time) {
             Ok(Reply::Shut(0)) => return Ok(Outcome::HandedOver),
             Ok(Reply::Shut(_)) if !committed => return Err(Error::TargetFailed),
-            Ok(Reply::Shut(_)) => return Ok(nobody_knows(Error::TargetFailed)),
+            Ok(Reply::Shut(_)) => return Ok(indeterminate(Error::TargetFailed)),
             Ok(_) => {}
-            Err(error) => return Ok(nobody_knows(error)),
+            Err(error) => return Ok(indeterminate(error)),
         }
     }
 }
 
-fn nobody_knows(error: Error) -> Outcome {
-    Outcome::NobodyKnows(Error::Refused(format!(
+/// Whether the guest runs at the target nobody can know.
+pub fn indeterminate(error: Error) -> Outcome {
+    Outcome::Indeterminate(Error::Refused(format!(
         "nothing that can be relied upon ({error}): the guest may run there or may not, nobody can know from here. It \
          stays paused; see whether the target runs it, and only if it does not, cont here"
     )))
-}
-
-/// A time-out by the name of what was waited for; the whole time, not what was left of it.
-pub fn silent(error: Error, what: &'static str, time: Duration) -> Error {
-    match error {
-        Error::Silent { .. } | Error::Io(io::Error::TimedOut(_)) => Error::Silent { what, time },
-        other => other,
-    }
 }

@@ -12,6 +12,7 @@
 //! every page.
 
 mod answers;
+mod error;
 mod foresight;
 mod handover;
 mod lane;
@@ -27,76 +28,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::capabilities::Capability;
-use super::guest::{Guest, GuestError};
-use super::progress::{Progress, Status};
+use super::guest::Guest;
+use super::progress::Progress;
 use super::settings::Settings;
-use crate::io::{self, Address, Connection, OpenError, Ring, Waker, transport};
+use super::status::Status;
+use crate::io::{self, Address, Connection, Ring, Waker, transport};
 use crate::machine::RunState;
-use crate::{memory, stream};
+pub use error::Error;
+use error::guarded;
 use handover::Outcome;
-pub use peer::MACHINE;
 use peer::Peer;
 use rounds::Rounds;
-
-/// Why a migration failed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Guest(#[from] GuestError),
-    #[error(transparent)]
-    Memory(#[from] memory::Error),
-    #[error("the target's answer cannot be read: {0}")]
-    Stream(#[from] stream::Error),
-    #[error("the target refused: {0}")]
-    Refused(String),
-    #[error("the target reports that it could not load the guest; its own message says why")]
-    TargetFailed,
-    #[error(
-        "capability 'switchover-ack' needs a connection on which the target can answer; turn it off"
-    )]
-    AckNeedsAnswers,
-    #[error("the page cache: {0}")]
-    Cache(#[from] xbzrle::CacheError),
-    #[error("{what}: the target was silent for {} ms", .time.as_millis())]
-    Silent { what: &'static str, time: Duration },
-    #[error("x-godwit-verify needs a Godwit on the other side of a two-way connection")]
-    VerifyNeedsGodwit,
-    #[error("several channels need a target that takes several connections")]
-    ChannelsNeedAddress,
-    #[error(
-        "capability 'xbzrle' together with 'multifd' needs a Godwit as target and x-godwit-stream=auto; turn one off"
-    )]
-    DeltasNeedGodwit,
-    #[error("the target takes {0} channels at most; set multifd-channels lower")]
-    TooManyChannels(u8),
-    #[error(
-        "capability 'xbzrle' together with 'multifd' does not go with multifd-compression; set it to none"
-    )]
-    DeltasAreNotCompressed,
-    #[error("threads to encode pages: {0}")]
-    Pool(#[from] rayon::ThreadPoolBuildError),
-}
-
-impl Error {
-    fn is_cancel(&self) -> bool {
-        matches!(
-            self,
-            Self::Io(io::Error::Cancelled) | Self::Open(OpenError::Io(io::Error::Cancelled))
-        )
-    }
-}
-
-/// What QMP hears of a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
-    Status(Status),
-    /// A harvest of the dirty log, counted from 1.
-    Pass(u64),
-}
 
 /// Where to.
 pub enum Destination {
@@ -112,7 +54,6 @@ pub struct Source {
     pub guest: Arc<dyn Guest>,
     pub settings: Arc<Settings>,
     pub progress: Arc<Progress>,
-    pub events: Arc<dyn Fn(Event) + Send + Sync>,
     pub waker: Waker,
     /// Set by `migrate-continue`.
     pub go_on: Arc<AtomicBool>,
@@ -125,27 +66,22 @@ impl Source {
     pub fn run(&self, destination: Destination) {
         let started = Instant::now();
         self.progress.figures().started = Some(started);
-        let result = self.migrate(destination, started);
+        let result = guarded(|| self.migrate(destination, started));
         self.guest.set_throttle(0);
         let mut figures = self.progress.figures();
         figures.total = Some(started.elapsed());
         figures.throttle = 0;
         drop(figures);
-        match result {
-            Ok(()) => self.enter(Status::Completed),
-            Err(error) => self.fail(&error),
-        }
-    }
-
-    fn fail(&self, error: &Error) {
-        if error.is_cancel() {
-            // The command has announced `cancelling`.
-            self.enter(Status::Cancelled);
-            return;
-        }
-        tracing::warn!("migration failed: {error}");
-        self.progress.figures().error = Some(error.to_string());
-        self.enter(Status::Failed);
+        let last = match result {
+            Ok(()) => Status::Completed,
+            Err(error) if error.is_cancel() => Status::Cancelled,
+            Err(error) => {
+                tracing::warn!("migration failed: {error}");
+                self.progress.figures().error = Some(error.to_string());
+                Status::Failed
+            }
+        };
+        self.progress.life.enter(last);
     }
 
     fn migrate(&self, destination: Destination, started: Instant) -> Result<(), Error> {
@@ -161,7 +97,7 @@ impl Source {
         };
         ring.set_patience(None);
         let mut peer = Peer::greet(self, ring, connection, address)?;
-        let result = self.send(&mut peer, started);
+        let result = guarded(|| self.send(&mut peer, started));
         // The reason that the target gave is better than the broken connection it caused.
         let result = result.map_err(|error| peer.better_reason(error));
         peer.close(result.is_ok());
@@ -171,12 +107,19 @@ impl Source {
     fn send(&self, peer: &mut Peer, started: Instant) -> Result<(), Error> {
         let mut rounds = Rounds::start(self, peer)?;
         self.progress.figures().setup = started.elapsed();
-        self.enter(Status::Active);
+        self.enter(Status::Active)?;
         rounds.until_converged(self, peer)?;
         let before = self.guest.run_state();
+        // From the stop to the hand-over nothing holds back what the guest waits for, as in QEMU.
+        let _lifted = self.settings.limit.lift();
         let stopped_at = Instant::now();
         let ran = self.guest.stop(RunState::FinishMigrate)?;
-        let result = self.finish(peer, &mut rounds, ran);
+        let result = guarded(|| self.finish(peer, &mut rounds, ran)).or_else(|error| match error {
+            Error::Panicked(_) if self.progress.life.is_given_away() => {
+                Ok(handover::indeterminate(error))
+            }
+            error => Err(error),
+        });
         drop(rounds);
         match result {
             Ok(Outcome::HandedOver) => {
@@ -184,7 +127,7 @@ impl Source {
                 self.guest.set_state(RunState::PostMigrate);
                 Ok(())
             }
-            Ok(Outcome::NobodyKnows(error)) => {
+            Ok(Outcome::Indeterminate(error)) => {
                 self.guest.set_state(RunState::PostMigrate);
                 Err(error)
             }
@@ -198,17 +141,17 @@ impl Source {
     /// With the guest stopped: its state, the last pages, the hand-over.
     fn finish(&self, peer: &mut Peer, rounds: &mut Rounds, ran: bool) -> Result<Outcome, Error> {
         self.pause_before_switchover(peer)?;
-        self.enter(Status::Device);
+        self.enter(Status::Device)?;
         // The guest waits: from here to GO the target may not be silent for longer than the commit
-        // takes. A file or a program is no target.
+        // takes, nor a command not read. A file is no target.
         let time = handover::commit_timeout(&self.settings.parameters());
-        if peer.answers.is_some() {
+        if peer.answers.is_some() || peer.program.is_some() {
             peer.set_patience(time);
         }
         let state = self.guest.save(ran)?;
         rounds
             .last(self, peer)
-            .map_err(|error| handover::silent(error, "the last pages, before GO", time))?;
+            .map_err(|error| peer.silent(error, "the last pages, before GO", time))?;
         handover::hand_over(self, peer, state.as_ref())
     }
 
@@ -225,7 +168,7 @@ impl Source {
             return Ok(());
         }
         self.go_on.store(false, Ordering::SeqCst);
-        self.enter(Status::PreSwitchover);
+        self.enter(Status::PreSwitchover)?;
         while !self.go_on.load(Ordering::SeqCst) {
             peer.check()?;
             peer.main.ring.sleep(None)?;
@@ -233,17 +176,21 @@ impl Source {
         Ok(())
     }
 
-    fn enter(&self, status: Status) {
-        self.progress.figures().status = status;
-        (self.events)(Event::Status(status));
+    /// Goes on to `status`, or ends because of a cancel.
+    fn enter(&self, status: Status) -> Result<(), Error> {
+        self.progress.life.enter(status).then_some(()).ok_or(io::Error::Cancelled.into())
     }
 
-    fn pass(&self) -> u64 {
+    /// The point of no return, or the end because of a cancel.
+    fn commit(&self) -> Result<(), Error> {
+        self.progress.life.commit().then_some(()).ok_or(io::Error::Cancelled.into())
+    }
+
+    fn tell_pass(&self) {
         let mut figures = self.progress.figures();
         figures.dirty_sync_count += 1;
         let pass = figures.dirty_sync_count;
         drop(figures);
-        (self.events)(Event::Pass(pass));
-        pass
+        self.progress.life.tell_pass(pass);
     }
 }

@@ -11,18 +11,16 @@ use super::lane::{Framing, Lane, Round};
 use super::packets::Packets;
 use super::{Error, Source};
 use crate::io::transport;
-use crate::io::{Address, Connection, Ring, SocketWriter};
+use crate::io::{Address, Connection, Program, Ring, SocketWriter, program};
 use crate::machine::RunState;
 use crate::migrate::capabilities::Capability;
+use crate::migrate::guest::MACHINE;
 use crate::migrate::progress::Counters;
 use crate::pages::{RecordLayout, sources};
 use crate::stream::godwit::{self, Answer, Features, Frame};
 use crate::stream::multifd::Hello;
 use crate::stream::return_path::Reply;
 use crate::stream::{Command, Configuration, SectionHeader};
-
-/// Name of the machine type in the stream.
-pub const MACHINE: &str = "microvm";
 
 /// The RAM section as this source numbers it.
 pub fn ram_section() -> SectionHeader {
@@ -41,8 +39,14 @@ pub struct Peer {
     /// SWITCHOVER_ACK has come: the target agrees to the guest being stopped.
     agreed: bool,
     connections: Vec<Connection>,
+    /// The size of all caches as it was set last.
+    cache_wanted: u64,
+    /// The command at the other end, until it has ended well.
+    pub program: Option<Program>,
 }
 
+/// How long to wait for a command to end that has closed its input, to know how.
+const COMMAND_ENDS: Duration = Duration::from_millis(500);
 /// How long a round waits for SWITCHOVER_ACK before pages dirtied meanwhile are sent.
 const AGREEMENT_POLL: Duration = Duration::from_millis(20);
 
@@ -74,6 +78,7 @@ impl Peer {
             None,
         );
         let answers = two_way.then(|| Answers::new(connection.fd.clone()));
+        let program = connection.program.clone();
         let mut peer = Self {
             main: lane,
             channels: Vec::new(),
@@ -82,6 +87,8 @@ impl Peer {
             target_is_zero: false,
             agreed: false,
             connections: vec![connection],
+            cache_wanted: 0,
+            program,
         };
         let result = peer.introduce(source, address.as_ref());
         match result.map_err(|error| peer.better_reason(error)) {
@@ -263,6 +270,7 @@ impl Peer {
         if !source.settings.has(Capability::Xbzrle) {
             return Ok(());
         }
+        self.cache_wanted = bytes;
         let share = (bytes / self.lanes().len() as u64).max(4096);
         for lane in self.lanes() {
             lane.cache = Some(Cache::new(share)?);
@@ -279,15 +287,21 @@ impl Peer {
             .sum()
     }
 
-    /// Gives the caches a new size where the parameter changed.
-    pub fn resize_caches(&mut self, bytes: u64) -> Result<(), Error> {
+    /// Gives the caches a new size where the parameter changed. Where there is no memory for it,
+    /// they stay as they are, and the migration goes on.
+    pub fn resize_caches(&mut self, bytes: u64) {
+        if std::mem::replace(&mut self.cache_wanted, bytes) == bytes {
+            return;
+        }
         let share = (bytes / self.lanes().len() as u64).max(4096);
         for cache in self.lanes().iter_mut().filter_map(|lane| lane.cache.as_mut()) {
-            if cache.size_bytes() != share {
-                cache.resize(share)?;
+            if let Err(error) = cache.resize(share) {
+                tracing::warn!(
+                    "the page cache keeps its size of {} bytes: {error}",
+                    cache.size_bytes()
+                );
             }
         }
-        Ok(())
     }
 
     /// The lanes that carry pages.
@@ -347,10 +361,44 @@ impl Peer {
         Ok(self.agreed)
     }
 
-    /// A broken connection is the target's doing if it said why.
+    /// A time-out by the name of what was waited for; the whole time, not what was left of it.
+    pub fn silent(&self, error: Error, what: &'static str, time: Duration) -> Error {
+        match error {
+            Error::Io(crate::io::Error::TimedOut(_)) if self.program.is_some() => {
+                crate::io::Error::from(program::Failed::NotReading(time)).into()
+            }
+            Error::Silent { .. } | Error::Io(crate::io::Error::TimedOut(_)) => {
+                Error::Silent { what, time }
+            }
+            other => other,
+        }
+    }
+
+    /// Ends a stream to a command, which has done its part once it has read everything and ended
+    /// well. It may go on reading for as long as it likes; when it does not read, or has read all,
+    /// it has `time`.
+    pub fn end_stream(&mut self, time: Duration) -> Result<(), Error> {
+        let Some(program) = &self.program else { return Ok(()) };
+        let ring = &mut self.main.ring;
+        program.read_all(ring, &*self.connections[0].fd, time)?;
+        // It sees the end of its input once nobody has the other end.
+        self.main.writer.close(ring);
+        self.connections.clear();
+        program.wait(ring, time)?;
+        program.release();
+        self.program = None;
+        Ok(())
+    }
+
+    /// A broken connection is the target's doing if it said why, and a broken pipe the command's.
     pub fn better_reason(&mut self, error: Error) -> Error {
         let broken =
             matches!(error, Error::Io(crate::io::Error::System(_) | crate::io::Error::Closed));
+        if broken
+            && let Some(failed) = self.program.as_ref().and_then(|p| p.why_closed(COMMAND_ENDS))
+        {
+            return crate::io::Error::from(failed).into();
+        }
         match &mut self.answers {
             Some(answers) if broken => answers.last_words(&mut self.main.ring).unwrap_or(error),
             _ => error,
@@ -367,6 +415,9 @@ impl Peer {
         }
         if !done {
             self.connections.iter().for_each(Connection::shut_down);
+        }
+        if let Some(program) = self.program.take() {
+            program.end();
         }
     }
 }

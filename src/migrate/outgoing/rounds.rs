@@ -25,6 +25,8 @@ const FIRST_CLEAR_PAGES: u64 = (1 << 30) / PAGE_BYTES;
 pub struct Rounds {
     log: Box<dyn DirtyLog>,
     pool: ThreadPool,
+    /// A thread for each lane, where there are several.
+    senders: Option<ThreadPool>,
     pace: Pace,
     throttle: Throttler,
     /// The rounds sent.
@@ -54,14 +56,13 @@ impl Rounds {
             start = end;
         }
         source.progress.figures().ram_bytes = blocks.iter().map(|block| block.bytes()).sum();
-        source.pass();
+        source.tell_pass();
         show_caches(source, peer);
         let threads =
             std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
-        let pool = ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|_| "migration".into())
-            .build()?;
+        let pool = threads_named("migration", threads)?;
+        let lanes = peer.lanes().len();
+        let senders = (lanes > 1).then(|| threads_named("channel", lanes)).transpose()?;
         let mut out = Vec::new();
         let section = ram_section();
         section.write(SectionKind::Start, &mut out);
@@ -77,6 +78,7 @@ impl Rounds {
         Ok(Self {
             log,
             pool,
+            senders,
             pace: Pace::default(),
             throttle: Throttler::new(),
             number: 0,
@@ -117,7 +119,7 @@ impl Rounds {
             rounds_below_limit +=
                 u32::from(self.pace.downtime(left).is_some_and(|time| time <= limit));
             left_before = left;
-            peer.resize_caches(source.settings.parameters().xbzrle_cache_size)?;
+            peer.resize_caches(source.settings.parameters().xbzrle_cache_size);
             self.send(source, peer, kind, None)?;
             kind = parallel::Round::Delta;
             peer.check()?;
@@ -130,18 +132,14 @@ impl Rounds {
         if !sabotage::on(Fault::NoFinalHarvest) {
             self.harvest(source)?;
         }
-        // The guest waits: what is left goes as fast as the connection takes it, as in QEMU.
-        source.settings.limit.set(0);
-        let result = self.send(source, peer, parallel::Round::Last, None);
-        source.settings.limit.set(source.settings.parameters().max_bandwidth);
-        result?;
+        self.send(source, peer, parallel::Round::Last, None)?;
         assert_eq!(self.owed_pages(), 0, "a page is still owed at the end of the last round");
         Ok(())
     }
 
     fn harvest(&mut self, source: &Source) -> Result<(), Error> {
         self.log.harvest(&mut self.owed[0])?;
-        source.pass();
+        source.tell_pass();
         Ok(())
     }
 
@@ -184,9 +182,9 @@ impl Rounds {
         };
         let travelled = || Counters::get(&counters.normal) + Counters::get(&counters.deltas);
         let (started, before) = (Instant::now(), travelled());
-        match lanes {
-            [lane] => lane.round(&round)?,
-            lanes => send_over(lanes, &round)?,
+        match &self.senders {
+            Some(senders) => send_over(senders, lanes, &round)?,
+            None => lanes.iter_mut().try_for_each(|lane| lane.round(&round))?,
         }
         self.pace.learn(travelled() - before, started.elapsed());
         #[cfg(feature = "sabotage")]
@@ -266,20 +264,20 @@ fn show_caches(source: &Source, peer: &mut Peer) {
     source.progress.figures().xbzrle = sum_stats(stats);
 }
 
+/// Threads made now, so that none is missing when it is wanted.
+fn threads_named(name: &'static str, count: usize) -> Result<ThreadPool, Error> {
+    Ok(ThreadPoolBuilder::new().num_threads(count).thread_name(move |_| name.into()).build()?)
+}
+
 /// Lanes that send side by side; the end of the round is the barrier.
-fn send_over(lanes: &mut [Lane], round: &Round<'_>) -> Result<(), Error> {
-    std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            lanes.iter_mut().map(|lane| scope.spawn(|| lane.round(round))).collect();
-        let mut result = Ok(());
-        for thread in threads {
-            let lane = thread.join().expect("a lane does not panic");
-            if result.is_ok() {
-                result = lane;
-            }
+fn send_over(senders: &ThreadPool, lanes: &mut [Lane], round: &Round<'_>) -> Result<(), Error> {
+    let mut results: Vec<_> = lanes.iter().map(|_| Ok(())).collect();
+    senders.scope(|scope| {
+        for (lane, result) in lanes.iter_mut().zip(&mut results) {
+            scope.spawn(move |_| *result = lane.round(round));
         }
-        result
-    })
+    });
+    results.into_iter().collect()
 }
 
 /// auto-converge over rounds: a period ends with the first round that ends a second after it began.

@@ -117,3 +117,48 @@ fn a_full_disk_ends_a_migration_to_a_file_and_the_guest_stays() {
     target.ask("cont", json!({}));
     target.assert_alive();
 }
+
+/// Address space that a process may still take decides how many threads it can make.
+fn leave_room(vm: &Vm, bytes: Option<u64>) {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let status = std::fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmSize:")).unwrap();
+    let now = line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10;
+    let limit = Rlimit { current: bytes.map(|bytes| now + bytes), maximum: None };
+    prlimit(Pid::from_raw(vm.pid() as i32), Resource::As, limit).unwrap();
+}
+
+#[test]
+fn threads_that_cannot_be_made_fail_the_migration_and_the_guest_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = Launch::new(dir.path(), "source").guest(GUEST).start();
+    source.wait_for_sweeps(1);
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 0, "downtime-limit": 10_000}));
+    let uri = format!("file:{}", dir.path().join("state").display());
+    let mut refused = 0;
+    // A thread takes 2 MiB and a guard page.
+    for room in [1 << 20, 3 << 20, 5 << 20, 7 << 20, 10 << 20, 64 << 20] {
+        // The monitor's own thread for commands that take their time is there from now on.
+        let _ = source.try_ask("migrate", json!({"uri": "file:/no/such/folder/f"}));
+        leave_room(&source, Some(room));
+        match source.try_ask("migrate", json!({"uri": uri})) {
+            Ok(_) => {
+                let report = source.outcome();
+                let error = report["error-desc"].as_str().unwrap_or_default();
+                refused += u32::from(error.contains("thread"));
+                assert!(report["status"] == "completed" || !error.is_empty(), "{report}");
+            }
+            Err(error) => {
+                assert!(error.contains("thread"), "{error}");
+                assert_eq!(source.ask("query-migrate", json!({}))["status"], "failed");
+                refused += 1;
+            }
+        }
+        leave_room(&source, None);
+        if source.status() == "postmigrate" {
+            source.ask("cont", json!({}));
+        }
+        source.assert_alive();
+    }
+    assert!(refused > 0, "no thread was missing");
+}

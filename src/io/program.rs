@@ -1,0 +1,286 @@
+//! The command at the other end of an `exec:` stream: started in a process group of its own, its end
+//! waited for, and nothing of it left behind when its stream has failed.
+//!
+//! The group is signalled before its leader is reaped: until then its number is nobody else's.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{
+    Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
+};
+
+use super::ring::Ring;
+use super::{Error, Result, SocketReader};
+
+/// A command that was started, shared by its stream and by those who may have to end it. One that
+/// was not released ends when nobody has it any more.
+#[derive(Clone, Debug)]
+pub struct Program(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    pid: Pid,
+    /// Readable once the command has ended.
+    pidfd: OwnedFd,
+    /// `None` once it was reaped.
+    child: Mutex<Option<Child>>,
+}
+
+/// How the command failed its stream.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Failed {
+    #[error("the command ended with exit status {0}")]
+    Status(i32),
+    #[error("the command was ended by signal {0}")]
+    Signal(i32),
+    #[error("the command ended before it had read all of the stream")]
+    Unread,
+    #[error("the command has not ended {} ms after its stream", .0.as_millis())]
+    NotEnded(Duration),
+    #[error("the command has read nothing for {} ms", .0.as_millis())]
+    NotReading(Duration),
+}
+
+/// What a command has to end in by itself when it is told to (SIGTERM), before it is made to
+/// (SIGKILL).
+const TO_END: Duration = Duration::from_millis(200);
+/// How often a pipe is looked at that is being emptied.
+const LOOK: Duration = Duration::from_millis(5);
+
+impl Program {
+    /// Starts `command`, whose standard streams are set.
+    pub fn start(command: &mut Command) -> std::io::Result<Self> {
+        let mut child = command.process_group(0).spawn()?;
+        let pid = Pid::from_child(&child);
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(pidfd) => Ok(Self(Arc::new(Shared { pid, pidfd, child: Mutex::new(Some(child)) }))),
+            Err(error) => {
+                let _ = kill_process_group(pid, Signal::KILL);
+                let _ = child.wait();
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Its standard input and output, as far as they are pipes; once.
+    pub fn streams(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
+        let mut child = self.0.child();
+        let Some(child) = child.as_mut() else { return (None, None) };
+        (child.stdin.take().map(OwnedFd::from), child.stdout.take().map(OwnedFd::from))
+    }
+
+    /// Waits until it has read what is in the pipe that it reads, whose other end is `pipe`. As long
+    /// as it goes on reading that may take any time, but never more than `time` for nothing.
+    pub fn read_all(&self, ring: &mut Ring, pipe: impl AsFd, time: Duration) -> Result<()> {
+        let (mut left, mut since) = (u64::MAX, Instant::now());
+        loop {
+            let ended = self.0.ends_within(Duration::ZERO);
+            let now = rustix::io::ioctl_fionread(&pipe).map_err(std::io::Error::from)?;
+            if now == 0 {
+                return Ok(());
+            }
+            if ended {
+                return Err(self.failure().unwrap_or(Failed::Unread).into());
+            }
+            if now < left {
+                (left, since) = (now, Instant::now());
+            } else if since.elapsed() >= time {
+                return Err(Failed::NotReading(time).into());
+            }
+            ring.sleep_until(Instant::now() + LOOK)?;
+        }
+    }
+
+    /// Reads what it still writes, which nobody wants, until it has ended, for at most `time`.
+    /// Refuses a failure.
+    pub fn written_all(
+        &self,
+        ring: &mut Ring,
+        reader: &mut SocketReader,
+        time: Duration,
+    ) -> Result<()> {
+        let deadline = Instant::now() + time;
+        loop {
+            reader.consume(reader.bytes().len());
+            let left = deadline.saturating_duration_since(Instant::now());
+            match reader.fill_within(ring, left) {
+                Ok(_) if left.is_zero() => return Err(Failed::NotEnded(time).into()),
+                Ok(_) => {}
+                Err(Error::Closed) => return self.wait(ring, left),
+                Err(Error::TimedOut(_)) => return Err(Failed::NotEnded(time).into()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Waits until it has ended, for at most `time`. Refuses a failure.
+    pub fn wait(&self, ring: &mut Ring, time: Duration) -> Result<()> {
+        let deadline = Instant::now() + time;
+        let token = ring.poll(self.0.pidfd.as_raw_fd(), libc::POLLIN)?;
+        let ended = loop {
+            if ring.ready(token).is_some() {
+                break Ok(());
+            }
+            if Instant::now() >= deadline {
+                break Err(Failed::NotEnded(time).into());
+            }
+            if let Err(error) = ring.sleep(Some(deadline)) {
+                break Err(error);
+            }
+        };
+        if ended.is_err() {
+            ring.cancel(token);
+        }
+        ended?;
+        self.failure().map_or(Ok(()), |failed| Err(failed.into()))
+    }
+
+    /// Why its end of the pipe is closed, if it ends within `time`.
+    pub fn why_closed(&self, time: Duration) -> Option<Failed> {
+        self.0.ends_within(time).then(|| self.failure().unwrap_or(Failed::Unread))
+    }
+
+    /// Lets go of one that has ended well; what it has left running goes on.
+    pub fn release(&self) {
+        if let Some(mut child) = self.0.child().take() {
+            let _ = child.wait();
+        }
+    }
+
+    /// Ends it and all that it has started in its group: told to first, made to soon after. Nothing
+    /// happens to one that was released.
+    pub fn end(&self) {
+        self.0.end();
+    }
+
+    /// How one that has ended failed. It is not reaped by that.
+    fn failure(&self) -> Option<Failed> {
+        let child = self.0.child();
+        child.as_ref()?;
+        let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let status = waitid(WaitId::PidFd(self.0.pidfd.as_fd()), how).ok()??;
+        match status.exit_status() {
+            Some(0) => None,
+            Some(code) => Some(Failed::Status(code)),
+            None => Some(Failed::Signal(status.terminating_signal().unwrap_or_default())),
+        }
+    }
+}
+
+impl Shared {
+    fn ends_within(&self, time: Duration) -> bool {
+        let mut polled = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        let time = rustix::event::Timespec {
+            tv_sec: time.as_secs() as i64,
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        rustix::event::poll(&mut polled, Some(&time)).is_ok_and(|ready| ready > 0)
+    }
+
+    fn end(&self) {
+        let Some(mut child) = self.child().take() else { return };
+        let _ = kill_process_group(self.pid, Signal::TERM);
+        self.ends_within(TO_END);
+        let _ = kill_process_group(self.pid, Signal::KILL);
+        let _ = child.wait();
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Stdio;
+
+    use super::*;
+    use crate::io::Waker;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    fn shell(script: &str) -> Program {
+        let mut command = Command::new("/bin/sh");
+        Program::start(command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::null()))
+            .unwrap()
+    }
+
+    fn ring() -> Ring {
+        Ring::new(Waker::new()).unwrap()
+    }
+
+    fn failed(result: Result<()>) -> Failed {
+        match result {
+            Err(Error::Program(failed)) => failed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn its_end_is_told_as_it_was() {
+        shell("exit 0").wait(&mut ring(), SOON).unwrap();
+        assert_eq!(failed(shell("exit 3").wait(&mut ring(), SOON)), Failed::Status(3));
+        assert_eq!(failed(shell("kill -9 $$").wait(&mut ring(), SOON)), Failed::Signal(9));
+        let sleeper = shell("sleep 987");
+        let time = Duration::from_millis(30);
+        assert_eq!(failed(sleeper.wait(&mut ring(), time)), Failed::NotEnded(time));
+        sleeper.end();
+    }
+
+    #[test]
+    fn what_it_does_not_read_is_noticed() {
+        let reads = |script| {
+            let program = shell(script);
+            let pipe = program.streams().0.unwrap();
+            rustix::io::write(&pipe, b"stream").unwrap();
+            let read = program.read_all(&mut ring(), &pipe, Duration::from_secs(2));
+            program.end();
+            read
+        };
+        reads("cat").unwrap();
+        assert_eq!(failed(reads("sleep 0.3")), Failed::Unread);
+        assert_eq!(failed(reads("sleep 0.3; exit 1")), Failed::Status(1));
+        assert!(matches!(failed(reads("sleep 987")), Failed::NotReading(_)));
+    }
+
+    #[test]
+    fn what_it_writes_too_much_is_read_until_it_ends() {
+        let feed = |script| {
+            let mut command = Command::new("/bin/sh");
+            command.args(["-c", script]).stdin(Stdio::null()).stdout(Stdio::piped());
+            let program = Program::start(&mut command).unwrap();
+            let fd = program.streams().1.unwrap();
+            let mut reader = SocketReader::new(Arc::new(fd));
+            let mut ring = ring();
+            assert_eq!(reader.need(&mut ring, 1).unwrap(), b"x");
+            program.written_all(&mut ring, &mut reader, Duration::from_secs(2))
+        };
+        feed("echo x; head -c 3000000 /dev/zero").unwrap();
+        assert_eq!(failed(feed("echo x; exit 9")), Failed::Status(9));
+        assert!(matches!(failed(feed("echo x; cat /dev/zero")), Failed::NotEnded(_)));
+    }
+
+    #[test]
+    fn nothing_of_its_group_is_left() {
+        let program = shell("trap '' TERM; sleep 987 & echo $! >&2; wait; sleep 987");
+        let group = program.0.pid;
+        program.end();
+        // Orphans are reaped by init, which may take a moment.
+        let end = Instant::now() + SOON;
+        while rustix::process::test_kill_process_group(group).is_ok() {
+            assert!(Instant::now() < end, "the group of {group:?} lives");
+            std::thread::sleep(LOOK);
+        }
+    }
+}
