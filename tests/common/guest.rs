@@ -75,6 +75,17 @@ guest!(
     "jmp 3b",
 );
 
+// Says `k` as fast as it can.
+guest!(
+    chatter,
+    GUEST_CHATTER,
+    GUEST_CHATTER_END,
+    "mov dx, 0x3f8",
+    "mov al, 'k'",
+    "2: out dx, al",
+    "jmp 2b"
+);
+
 // Says back what it hears.
 guest!(
     echo,

@@ -311,6 +311,15 @@ impl Vm {
         std::fs::read_to_string(self.dir.join(format!("{}.err", self.name))).unwrap_or_default()
     }
 
+    /// Waits until it says something with this text in it on stderr.
+    pub fn wait_for_stderr(&self, text: &str) {
+        let end = Instant::now() + PATIENCE;
+        while !self.stderr().contains(text) {
+            assert!(Instant::now() < end, "{} does not say {text:?}: {}", self.name, self.stderr());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// The numbers of the sweeps that the first processor told on this process's own serial port.
     pub fn sweeps(&self) -> Vec<u64> {
         let serial = self.serial();
@@ -338,17 +347,22 @@ impl Vm {
     /// The guest goes on, here. It may still be about to: a QEMU's source is told before the target
     /// runs.
     pub fn assert_alive(&mut self) {
-        let end = Instant::now() + PATIENCE;
-        loop {
-            let status = self.status();
-            if status == "running" {
-                break;
-            }
-            assert!(Instant::now() < end, "{} is {status}: {}", self.name, self.stderr());
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        self.wait_for_state(|state| state == "running");
         let before = self.sweeps().len();
         self.wait_for_sweeps(before + 2);
+    }
+
+    /// Waits until the run state is one that `is` accepts.
+    pub fn wait_for_state(&mut self, is: impl Fn(&str) -> bool) {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let state = self.status();
+            if is(&state) {
+                return;
+            }
+            assert!(Instant::now() < end, "{} stays {state}: {}", self.name, self.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     pub fn status(&mut self) -> String {

@@ -2,6 +2,7 @@
 //! moment, whatever the guest and this process write afterwards; and nothing holds the guest once
 //! the dump has ended, however it ended.
 
+use crate::common::PATIENCE;
 use crate::common::machines;
 use crate::common::process::Godwit;
 use crate::common::qmp::Client;
@@ -93,8 +94,10 @@ fn the_image_is_ram_at_the_moment_it_was_fixed() {
             while snapshot.urgent().is_none() && Instant::now() < end {
                 std::thread::sleep(Duration::from_millis(5));
             }
-            std::thread::sleep(Duration::from_millis(500));
-            assert!(all(&ram) != reference);
+            while all(&ram) == reference {
+                assert!(Instant::now() < end, "the guest writes nothing");
+                std::thread::sleep(Duration::from_millis(20));
+            }
         }
         assert!(protected(&ram) > 0);
         let image = image(&snapshot, reference.len());
@@ -216,16 +219,21 @@ fn stalled(guest: &Godwit, qmp: &mut Client) -> File {
     let arguments = json!({"paging": false, "protocol": protocol, "detach": true, "x-live": true});
     qmp.ask("dump-guest-memory", arguments);
     let reader = reader.join().unwrap();
-    // Until the guest stands: its pages are beyond the pool, and what is read goes nowhere.
-    let mut lines = serial(guest).len();
-    for _ in 0..20 {
-        std::thread::sleep(Duration::from_millis(1500));
-        let now = serial(guest).len();
-        if std::mem::replace(&mut lines, now) == now {
-            return reader;
-        }
+    // Until the guest stands: its pages are beyond the pool, and what is read goes nowhere. Each
+    // vCPU waits in the kernel for its page then; one look may find it where a page is being kept.
+    let cpus = qmp.ask("query-cpus-fast", json!({}));
+    let place = |cpu: &serde_json::Value| {
+        let task = format!("/proc/{}/task/{}/wchan", guest.pid(), cpu["thread-id"]);
+        std::fs::read_to_string(task).unwrap()
+    };
+    let (mut held, end) = (0, Instant::now() + PATIENCE);
+    while held < 10 {
+        assert!(Instant::now() < end, "the guest is not held");
+        std::thread::sleep(Duration::from_millis(20));
+        let all = cpus.as_array().unwrap().iter().all(|cpu| place(cpu) == "handle_userfault");
+        held = if all { held + 1 } else { 0 };
     }
-    panic!("the guest is not held");
+    reader
 }
 
 fn large_set() -> String {

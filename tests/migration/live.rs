@@ -164,8 +164,9 @@ fn cancel_and_a_killed_target_leave_the_guest_at_the_source_and_a_second_attempt
         target.ask("migrate-incoming", json!({"uri": uri}));
         source.ask("migrate-set-parameters", json!({"max-bandwidth": 1 << 20}));
         source.ask("migrate", json!({"uri": uri}));
-        std::thread::sleep(Duration::from_millis(300));
-        assert_eq!(source.ask("query-migrate", json!({}))["status"], "active");
+        source.wait_for("its first bytes", |report| {
+            report["status"] == "active" && report["ram"]["transferred"].as_u64() > Some(100_000)
+        });
         match kill {
             true => target.kill(),
             false => drop(source.ask("migrate_cancel", json!({}))),

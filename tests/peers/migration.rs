@@ -3,7 +3,6 @@
 use crate::common::vm::{Launch, Vm};
 use serde_json::{Value, json};
 use std::path::Path;
-use std::time::Duration;
 
 const GUEST: &str = "ws=8 pattern=hot";
 
@@ -54,9 +53,13 @@ fn moves(
     let uri = format!("unix:{}", dir.path().join("migration").display());
     target.ask("migrate-incoming", json!({"uri": uri}));
     source.ask("migrate", json!({"uri": uri}));
+    let transferred = |report: &Value| report["ram"]["transferred"].as_u64().unwrap_or(0);
+    let mut sent = 0;
     for change in under_way {
-        std::thread::sleep(Duration::from_millis(300));
-        let report = source.ask("query-migrate", json!({}));
+        let report = source.wait_for("half a MiB more", |report| {
+            transferred(report) > sent + (512 << 10) || report["status"] == "completed"
+        });
+        sent = transferred(&report);
         assert_eq!(report["status"], "active", "before {change}: {report} {}", target.stderr());
         source.ask("migrate-set-parameters", change.clone());
     }
@@ -66,9 +69,7 @@ fn moves(
         if source_is_qemu { "from QEMU" } else { "to QEMU" }
     );
     assert_eq!(report["status"], "completed", "{what}: {report} {}", target.stderr());
-    while target.status() == "inmigrate" {
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    target.wait_for_state(|state| state != "inmigrate");
     let (theirs, ours) = (ram(dir.path(), &mut source), ram(dir.path(), &mut target));
     let differs = |page: &usize| theirs[page * 4096..][..4096] != ours[page * 4096..][..4096];
     let pages: Vec<_> =
