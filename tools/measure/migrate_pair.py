@@ -8,7 +8,7 @@ memory costs more than the migration. --caps and --params go to both sides,
 but x-godwit-… to the source only. --anonymous gives both anonymous memory, which nothing has filled. --target-vmm moves the guest to another VMM than it came from. Example:
   migrate_pair.py --vmm qemu-system-x86_64 --mem 2048 --ws 256 --words 2 --caps xbzrle --params xbzrle-cache-size=536870912
 """
-import argparse, json, os, shlex, socket, subprocess, sys, tempfile, time
+import argparse, json, os, shlex, shutil, socket, subprocess, sys, tempfile, time
 
 class Qmp:
     def __init__(self, path, timeout=20):
@@ -46,7 +46,7 @@ def anonymous(pid):
     return 0
 
 def main():
-    p = argparse.ArgumentParser()
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--vmm', default='qemu-system-x86_64'); p.add_argument('--target-vmm')
     p.add_argument('--mem', type=int, default=2048); p.add_argument('--fill', default='random'); p.add_argument('--data', type=int, default=1 << 20)
     p.add_argument('--ws', type=int, default=64); p.add_argument('--words', type=int, default=1); p.add_argument('--spin', type=int, default=0)
@@ -61,6 +61,8 @@ def main():
             if not a.fresh and not a.anonymous:  # memory that was touched before: what is measured is the VMM, not the machine handing out memory
                 for _ in range(a.mem // 16): f.write(b'\1' * (16 << 20))
                 f.seek(0); [f.write(bytes(16 << 20)) for _ in range(a.mem // 16)]
+        for vmm in (a.vmm, a.target_vmm or a.vmm):
+            if not shutil.which(shlex.split(vmm)[0]): sys.exit(f'migrate_pair.py: there is no {shlex.split(vmm)[0]}')
         def start(name, extra):
             procs.append(subprocess.Popen(shlex.split(a.target_vmm or a.vmm if name == 'dst' else a.vmm) + ['-accel', 'kvm', '-M', 'microvm,acpi=off,memory-backend=m', '-m', str(a.mem),
                 '-object', f'memory-backend-ram,id=m,size={a.mem}M' if a.anonymous else f'memory-backend-file,id=m,size={a.mem}M,mem-path={d}/{name}.ram,share=on', '-display', 'none', '-nodefaults',
@@ -75,8 +77,9 @@ def main():
         for q in (src, dst):
             q.cmd('migrate-set-capabilities', capabilities=[{'capability': c, 'state': True} for c in caps + ['events']])
             q.cmd('migrate-set-parameters', **{k: v for k, v in params.items() if q is src or not k.startswith('x-godwit')})
-        uri = {'unix': f'unix:{d}/mig', 'tcp': 'tcp:127.0.0.1:47123'}[a.uri]
+        uri = {'unix': f'unix:{d}/mig', 'tcp': 'tcp:127.0.0.1:0'}[a.uri]
         dst.cmd('migrate-incoming', uri=uri); time.sleep(a.warm)
+        if a.uri == 'tcp': uri = 'tcp:127.0.0.1:' + dst.cmd('query-migrate')['socket-address'][0]['port']
         cpu0 = [os.times()] ; t0 = time.time(); src.cmd('migrate', uri=uri)
         own = {'src': 0, 'dst': 0}; advice = None
         while True:

@@ -10,7 +10,7 @@ Measures, for a 128 MiB guest that says one byte and halts (guest/hello.elf, PVH
 
 --check fails if Godwit needs more than 10/72 of QEMU's time to the first byte, more than 6 MiB, or more than 0.5 % idle.
 """
-import argparse, glob, json, os, statistics, subprocess, sys, time
+import argparse, glob, json, os, shutil, statistics, subprocess, sys, time
 
 MIB = 128
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -50,6 +50,11 @@ def main():
     p.add_argument('--runs', type=int, default=21); p.add_argument('--idle', type=float, default=5)
     p.add_argument('--json', action='store_true'); p.add_argument('--check', action='store_true')
     a = p.parse_args()
+    if a.godwit == f'{ROOT}/target/release/godwit':
+        subprocess.run(['cargo', 'build', '--release', '-q', '--bin', 'godwit'], cwd=ROOT, check=True)
+    for program in (a.godwit, a.qemu):
+        if not shutil.which(program):
+            sys.exit(f'start.py: needs {program}')
     peers = {'godwit': [a.godwit, 'run'], 'qemu': [a.qemu]}
     times, memory, idle = ({name: [] for name in peers} for _ in range(3))
     for run in range(a.runs):
