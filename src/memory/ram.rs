@@ -629,7 +629,7 @@ mod tests {
     }
 
     #[test]
-    fn write_protection_fills_no_hole() {
+    fn write_protection_fills_no_hole_with_userfaultfd() {
         use std::os::unix::fs::FileExt;
         for backend in [memfd(), MemoryBackend::Anonymous { share: false }] {
             let ram = GuestRam::new(&config(16 << 20, backend)).unwrap();

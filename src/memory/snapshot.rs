@@ -421,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_writes_while_the_image_is_fixed_opens_no_page_that_is_not_kept() {
+    fn a_writer_while_the_image_is_fixed_opens_no_page_that_is_not_kept_with_userfaultfd() {
         const ROUNDS: usize = 300;
         let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
         let bytes = 8 * PAGE_BYTES;

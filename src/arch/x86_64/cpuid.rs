@@ -142,7 +142,7 @@ mod tests {
     }
 
     #[test]
-    fn each_vcpu_finds_its_own_id_everywhere() {
+    fn each_vcpu_finds_its_own_id_everywhere_with_kvm() {
         let kvm = Kvm::new().unwrap();
         let supported = kvm.get_supported_cpuid(256).unwrap();
         let caps = Caps::of(&kvm).unwrap();
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn one_vcpu_is_no_multiprocessor() {
+    fn one_vcpu_is_no_multiprocessor_with_kvm() {
         let kvm = Kvm::new().unwrap();
         let supported = kvm.get_supported_cpuid(256).unwrap();
         let cpuid = for_vcpu(&supported, &Cpu::cores(1).topology, 0, &Caps::of(&kvm).unwrap());
