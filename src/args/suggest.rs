@@ -15,12 +15,14 @@ pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -
         return None;
     }
     let candidates: Vec<&str> = candidates.into_iter().collect();
+    let letters = given.chars().count();
+    let most = |name: &str| letters.max(name.len()).div_ceil(3).min(SLIPS_MAX);
     let slip = candidates
         .iter()
+        // A slip changes the length by one at most.
+        .filter(|name| letters.abs_diff(name.chars().count()) <= most(name))
         .map(|name| (slips(&given, &name.to_lowercase()), *name))
-        .filter(|(slips, name)| {
-            *slips <= given.chars().count().max(name.len()).div_ceil(3).min(SLIPS_MAX)
-        })
+        .filter(|(slips, name)| *slips <= most(name))
         .filter(|(slips, name)| *slips < name.len())
         .min_by_key(|(slips, name)| (*slips, Reverse(same_start(&given, name))))
         .map(|(_, name)| name);
@@ -44,10 +46,10 @@ fn same_start(a: &str, b: &str) -> usize {
 /// Optimal string alignment distance.
 fn slips(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();
+    let (mut before, mut next) = (row.clone(), row.clone());
     for i in 1..=a.len() {
-        let mut next = vec![i; b.len() + 1];
+        next[0] = i;
         for j in 1..=b.len() {
             let changed = row[j - 1] + usize::from(a[i - 1] != b[j - 1]);
             next[j] = changed.min(row[j] + 1).min(next[j - 1] + 1);
@@ -55,7 +57,9 @@ fn slips(a: &str, b: &str) -> usize {
                 next[j] = next[j].min(before[j - 2] + 1);
             }
         }
-        before = std::mem::replace(&mut row, next);
+        // The rows take turns: the oldest is written over.
+        std::mem::swap(&mut before, &mut row);
+        std::mem::swap(&mut row, &mut next);
     }
     row[b.len()]
 }
