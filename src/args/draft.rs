@@ -159,11 +159,8 @@ impl Draft {
             _ if text.starts_with("vsock:") => {
                 return refuse("vsock is not built yet; write tcp: or unix:");
             }
-            _ if text.starts_with('{') => {
-                return refuse(
-                    "the JSON form is not built here; write a URI, or defer and migrate-incoming",
-                );
-            }
+            // A channel as JSON.
+            _ if text.starts_with('{') => Incoming::Uri(text.into()),
             _ => {
                 let mut forms = SCHEMES.to_vec();
                 forms.push("defer");

@@ -2,19 +2,28 @@
 
 use super::qmp::{Address, Client};
 use super::{Error, say, show};
+use crate::migrate::{capabilities, parameters};
 use clap::Args;
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
-#[derive(Args, Debug)]
-#[command(after_help = "\
+const EXAMPLES: &str = "\
 Examples:
   godwit qmp --qmp unix:Q query-status
   godwit qmp --qmp unix:Q migrate-set-parameters max-bandwidth=125000000
   godwit qmp --qmp unix:Q '{\"execute\": \"stop\"}'
   godwit qmp --qmp unix:Q --events            print events as they come
-  godwit qmp --qmp unix:Q                     one command per line from standard input")]
+  godwit qmp --qmp unix:Q                     one command per line from standard input";
+
+#[derive(Args, Debug)]
+#[command(after_long_help = format!(
+    "{EXAMPLES}\n\nMigration parameters (migrate-set-parameters), their defaults, and when a change acts: now, or at \
+     the start of a migration:\n{}\nMigration capabilities (migrate-set-capabilities):\n{}",
+    parameters::help(),
+    capabilities::help(),
+))]
+#[command(after_help = EXAMPLES)]
 pub struct Shell {
     /// The machine's monitor: unix:PATH or tcp:HOST:PORT
     #[arg(long, value_name = "ADDRESS")]

@@ -1,122 +1,77 @@
 //! Migration capabilities: QEMU's names and rules of combination.
 
-/// All capabilities, in QEMU's order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Capability {
-    Xbzrle,
-    RdmaPinAll,
-    AutoConverge,
-    ZeroBlocks,
-    Events,
-    PostcopyRam,
-    Colo,
-    ReleaseRam,
-    ReturnPath,
-    PauseBeforeSwitchover,
-    Multifd,
-    DirtyBitmaps,
-    PostcopyBlocktime,
-    LateBlockActivate,
-    IgnoreShared,
-    ValidateUuid,
-    BackgroundSnapshot,
-    ZeroCopySend,
-    PostcopyPreempt,
-    SwitchoverAck,
-    DirtyLimit,
-    MappedRam,
+/// Defines [`Capability`] from rows of name, whether turning it on does something here, and what.
+macro_rules! capabilities {
+    ($($capability:ident $name:literal $is:ident $does:literal;)+) => {
+        /// All capabilities, in QEMU's order.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Capability {
+            $(#[doc = $does] $capability,)+
+        }
+
+        use Capability::*;
+
+        impl Capability {
+            pub const ALL: &[Capability] = &[$($capability),+];
+
+            /// The names of all, in the same order.
+            pub const NAMES: &[&str] = &[$($name),+];
+
+            /// What each does, in the same order.
+            const DOES: &[&str] = &[$($does),+];
+
+            fn is_built(self) -> bool {
+                match self {
+                    $($capability => capabilities!($is),)+
+                }
+            }
+        }
+    };
+    (built) => { true };
+    (refused) => { false };
 }
 
-use Capability::*;
+capabilities! {
+    Xbzrle "xbzrle" built "Send what changed in a page, not the page.";
+    RdmaPinAll "rdma-pin-all" refused "RDMA is not built in.";
+    AutoConverge "auto-converge" built "Slow a guest down that dirties memory faster than it can be sent.";
+    ZeroBlocks "zero-blocks" built "For disks that are migrated, of which there are none.";
+    Events "events" built "Announce states and rounds by events.";
+    PostcopyRam "postcopy-ram" refused "Postcopy is not built in.";
+    Colo "x-colo" refused "COLO is not built in.";
+    ReleaseRam "release-ram" built "Free what was sent in postcopy, which is not built in.";
+    ReturnPath "return-path" built "Let the target answer on streams that a descriptor opened, too.";
+    PauseBeforeSwitchover "pause-before-switchover" built "Wait for migrate-continue once the guest stands still.";
+    Multifd "multifd" built "Send pages over several connections.";
+    DirtyBitmaps "dirty-bitmaps" refused "There are no disks whose bitmaps could be sent.";
+    PostcopyBlocktime "postcopy-blocktime" refused "Postcopy is not built in.";
+    LateBlockActivate "late-block-activate" built "Leave disks, of which there are none, until the guest runs.";
+    IgnoreShared "x-ignore-shared" refused "Leaving shared memory out is not built in.";
+    ValidateUuid "validate-uuid" built "Send the guest's UUID, for the target to compare.";
+    BackgroundSnapshot "background-snapshot" refused "Snapshots in the background are not built in.";
+    ZeroCopySend "zero-copy-send" refused "Sending without a copy is not built in.";
+    PostcopyPreempt "postcopy-preempt" refused "Postcopy is not built in.";
+    SwitchoverAck "switchover-ack" built "Wait for the target's consent before the guest is stopped.";
+    DirtyLimit "dirty-limit" refused "Slowing down single vCPUs is not built in.";
+    MappedRam "mapped-ram" refused "Files with pages at fixed places are not built in.";
+}
 
 impl Capability {
-    pub const ALL: [Capability; 22] = [
-        Xbzrle,
-        RdmaPinAll,
-        AutoConverge,
-        ZeroBlocks,
-        Events,
-        PostcopyRam,
-        Colo,
-        ReleaseRam,
-        ReturnPath,
-        PauseBeforeSwitchover,
-        Multifd,
-        DirtyBitmaps,
-        PostcopyBlocktime,
-        LateBlockActivate,
-        IgnoreShared,
-        ValidateUuid,
-        BackgroundSnapshot,
-        ZeroCopySend,
-        PostcopyPreempt,
-        SwitchoverAck,
-        DirtyLimit,
-        MappedRam,
-    ];
-
-    /// The names of all, in the same order.
-    pub const NAMES: &[&str] = &{
-        let mut names = [""; Self::ALL.len()];
-        let mut i = 0;
-        while i < names.len() {
-            names[i] = Self::ALL[i].name();
-            i += 1;
-        }
-        names
-    };
-
     /// As QMP writes it.
     pub const fn name(self) -> &'static str {
-        match self {
-            Xbzrle => "xbzrle",
-            RdmaPinAll => "rdma-pin-all",
-            AutoConverge => "auto-converge",
-            ZeroBlocks => "zero-blocks",
-            Events => "events",
-            PostcopyRam => "postcopy-ram",
-            Colo => "x-colo",
-            ReleaseRam => "release-ram",
-            ReturnPath => "return-path",
-            PauseBeforeSwitchover => "pause-before-switchover",
-            Multifd => "multifd",
-            DirtyBitmaps => "dirty-bitmaps",
-            PostcopyBlocktime => "postcopy-blocktime",
-            LateBlockActivate => "late-block-activate",
-            IgnoreShared => "x-ignore-shared",
-            ValidateUuid => "validate-uuid",
-            BackgroundSnapshot => "background-snapshot",
-            ZeroCopySend => "zero-copy-send",
-            PostcopyPreempt => "postcopy-preempt",
-            SwitchoverAck => "switchover-ack",
-            DirtyLimit => "dirty-limit",
-            MappedRam => "mapped-ram",
-        }
+        Self::NAMES[self as usize]
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|capability| capability.name() == name)
+        Self::ALL.iter().copied().find(|capability| capability.name() == name)
     }
+}
 
-    /// Whether turning it on does something here. `late-block-activate`, `zero-blocks` and
-    /// `release-ram` are accepted: they promise nothing that is not kept anyway.
-    fn is_built(self) -> bool {
-        matches!(
-            self,
-            Xbzrle
-                | AutoConverge
-                | ZeroBlocks
-                | Events
-                | ReleaseRam
-                | ReturnPath
-                | PauseBeforeSwitchover
-                | Multifd
-                | LateBlockActivate
-                | ValidateUuid
-                | SwitchoverAck
-        )
-    }
+/// What each capability does, for people, a line each.
+pub fn help() -> String {
+    let line = |(name, does): (&&str, &&str)| format!("  {name:<28}{does}\n");
+    Capability::NAMES.iter().zip(Capability::DOES).map(line).collect()
 }
 
 /// Why a set of capabilities was refused.
@@ -141,7 +96,7 @@ impl Capabilities {
 
     /// Every capability with its state.
     pub fn states(self) -> impl Iterator<Item = (Capability, bool)> {
-        Capability::ALL.into_iter().map(move |capability| (capability, self.has(capability)))
+        Capability::ALL.iter().map(move |&capability| (capability, self.has(capability)))
     }
 
     /// With `changes` made in order. The rules hold for the result, and all is refused or all is
@@ -172,7 +127,7 @@ mod tests {
     #[test]
     fn names_are_qemus_and_lead_back() {
         assert_eq!(Capability::ALL.len(), 22);
-        for (index, capability) in Capability::ALL.into_iter().enumerate() {
+        for (index, &capability) in Capability::ALL.iter().enumerate() {
             assert_eq!(Capability::from_name(capability.name()), Some(capability));
             assert_eq!(capability as usize, index);
         }
@@ -180,7 +135,7 @@ mod tests {
 
     #[test]
     fn off_is_always_accepted_and_on_only_when_built() {
-        for capability in Capability::ALL {
+        for &capability in Capability::ALL {
             assert_eq!(
                 Capabilities::default().with(&[(capability, false)]),
                 Ok(Capabilities::default())

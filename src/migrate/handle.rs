@@ -196,7 +196,7 @@ impl Handle {
         if self.settings.has(Capability::Multifd) && !address.takes_several_connections() {
             return Err(Refused::NeedsSeveralConnections);
         }
-        Ok(())
+        Ok(self.parameters().check_built()?)
     }
 
     /// Ends an outgoing migration; the guest stays. Nothing to cancel is no error.
@@ -240,6 +240,7 @@ impl Handle {
         if !self.is_incoming {
             return Err(Refused::NotIncoming);
         }
+        self.parameters().check_built()?;
         if self.guest.run_state() != RunState::InMigrate || !self.arrival.begin() {
             return Err(Refused::IncomingStarted);
         }

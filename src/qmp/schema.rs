@@ -40,8 +40,6 @@ pub enum Type {
     Null,
     /// A string, or `null`.
     TextOrNull,
-    /// Anything.
-    Any,
     /// One of these strings.
     Enum(&'static [&'static str]),
     List(&'static Type),
@@ -126,7 +124,6 @@ fn check_value(value: &Value, of: &Type, path: &str, name: Option<&str>) -> Resu
         accept(number <= max, Error::generic(text))
     };
     match of {
-        Type::Any => Ok(()),
         Type::Text => accept(value.as_str().is_some(), expected("string")),
         Type::Bool => accept(matches!(value, Value::Bool(_)), expected("boolean")),
         Type::Null => accept(*value == Value::Null, expected("null")),

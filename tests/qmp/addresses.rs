@@ -7,8 +7,9 @@ use crate::process::{monitor, with_monitors};
 /// Moves a guest to where the arguments of `migrate` and `migrate-incoming` say, and gives out
 /// where the target listened.
 fn moves(arguments: &Value) -> Value {
-    let (source, target) =
-        (with_monitors(1, &["-S"]), with_monitors(1, &["-S", "-incoming", "defer"]));
+    let paused = ["-S", "-serial", "null"];
+    let source = with_monitors(1, &paused);
+    let target = with_monitors(1, &[&paused[..], &["-incoming", "defer"]].concat());
     let (mut from, mut to) = (monitor(&source, 0), monitor(&target, 0));
     assert_eq!(to.ask("migrate-incoming", arguments.clone()), json!({}), "{arguments}");
     let listening = to.ask("query-migrate", json!({}))["socket-address"].take();

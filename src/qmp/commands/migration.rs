@@ -10,11 +10,11 @@ use super::{Answer, Call, Command, Run};
 use crate::io::transport::SetFd;
 use crate::io::{Descriptors, OpenError};
 use crate::migrate::capabilities::Capability;
-use crate::migrate::parameters::NAMES;
+use crate::migrate::parameters::{Kind, TABLE};
 use crate::migrate::{Handle, Refused};
 use crate::qmp::error::Error;
 use crate::qmp::fds::FdSets;
-use crate::qmp::schema::{Shape, Type, optional, required};
+use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
     Command::new("migrate", Run::Waiting(migrate)).arguments(&MIGRATE),
@@ -70,41 +70,20 @@ static CAPABILITY: Shape = Shape::of(&[
     required("capability", Type::Enum(Capability::NAMES)),
     required("state", Type::Bool),
 ]);
-static PARAMETERS: Shape = Shape::of(&[
-    optional("announce-initial", Type::U64),
-    optional("announce-max", Type::U64),
-    optional("announce-rounds", Type::U64),
-    optional("announce-step", Type::U64),
-    optional("throttle-trigger-threshold", Type::U8),
-    optional("cpu-throttle-initial", Type::U8),
-    optional("cpu-throttle-increment", Type::U8),
-    optional("cpu-throttle-tailslow", Type::Bool),
-    optional("max-cpu-throttle", Type::U8),
-    optional("tls-creds", Type::TextOrNull),
-    optional("tls-hostname", Type::TextOrNull),
-    optional("tls-authz", Type::TextOrNull),
-    optional("max-bandwidth", Type::U64),
-    optional("avail-switchover-bandwidth", Type::U64),
-    optional("downtime-limit", Type::U64),
-    optional("x-checkpoint-delay", Type::U32),
-    optional("multifd-channels", Type::U8),
-    optional("xbzrle-cache-size", Type::U64),
-    optional("max-postcopy-bandwidth", Type::U64),
-    optional("multifd-compression", Type::Enum(&["none", "zlib", "zstd"])),
-    optional("multifd-zlib-level", Type::U8),
-    optional("multifd-qatzip-level", Type::U8),
-    optional("multifd-zstd-level", Type::U8),
-    optional("block-bitmap-mapping", Type::List(&Type::Any)),
-    optional("x-vcpu-dirty-limit-period", Type::U64),
-    optional("vcpu-dirty-limit", Type::U64),
-    optional("mode", Type::Enum(&["normal", "cpr-reboot", "cpr-transfer"])),
-    optional("zero-page-detection", Type::Enum(&["none", "legacy", "multifd"])),
-    optional("direct-io", Type::Bool),
-    optional("x-godwit-stream", Type::Enum(&["auto", "qemu"])),
-    optional("x-godwit-verify", Type::Bool),
-    optional("x-godwit-peer-timeout", Type::U64),
-    optional("x-godwit-commit-timeout", Type::U64),
+static PARAMETERS: Shape = Shape::of(&PARAMETER_MEMBERS);
+static PARAMETER_MEMBERS: [Member; TABLE.len()] = parameter_members();
+const MAPPED: Type = Type::Object(&NODE);
+static NODE: Shape = Shape::of(&[
+    required("node-name", Type::Text),
+    required("alias", Type::Text),
+    required("bitmaps", Type::List(&Type::Object(&BITMAP))),
 ]);
+static BITMAP: Shape = Shape::of(&[
+    required("name", Type::Text),
+    required("alias", Type::Text),
+    optional("transform", Type::Object(&TRANSFORM)),
+]);
+static TRANSFORM: Shape = Shape::of(&[optional("persistent", Type::Bool)]);
 static CACHE_SIZE: Shape = Shape::of(&[required("value", Type::Int)]);
 static ANNOUNCE: Shape = Shape::of(&[
     required("initial", Type::Int),
@@ -114,6 +93,29 @@ static ANNOUNCE: Shape = Shape::of(&[
     optional("interfaces", Type::List(&Type::Text)),
     optional("id", Type::Text),
 ]);
+
+/// A member for each row of the table of parameters.
+const fn parameter_members() -> [Member; TABLE.len()] {
+    let mut members = [const { optional("", Type::Null) }; TABLE.len()];
+    let mut at = 0;
+    while at < TABLE.len() {
+        members[at] = optional(TABLE[at].name, parameter_type(TABLE[at].kind));
+        at += 1;
+    }
+    members
+}
+
+const fn parameter_type(kind: Kind) -> Type {
+    match kind {
+        Kind::Bool => Type::Bool,
+        Kind::U8 => Type::U8,
+        Kind::U32 => Type::U32,
+        Kind::U64 => Type::U64,
+        Kind::Text => Type::TextOrNull,
+        Kind::Choice(choices) => Type::Enum(choices),
+        Kind::Mapping => Type::List(&MAPPED),
+    }
+}
 
 fn handle<'a>(call: Call<'a>) -> Result<&'a Arc<Handle>, Error> {
     call.vmm.migration.as_ref().ok_or_else(|| Error::generic("this machine cannot be migrated"))
@@ -234,9 +236,10 @@ fn query_capabilities(call: Call<'_>) -> Answer {
 
 fn set_parameters(call: Call<'_>) -> Answer {
     let mut changes = Map::new();
-    for name in NAMES {
-        if let Some(value) = call.args.get(name) {
-            changes.insert(name.to_owned(), serde_json::to_value(value).map_err(Error::generic)?);
+    for row in TABLE {
+        if let Some(value) = call.args.get(row.name) {
+            changes
+                .insert(row.name.to_owned(), serde_json::to_value(value).map_err(Error::generic)?);
         }
     }
     handle(call)?.set_parameters(&changes).map_err(refused)?;
