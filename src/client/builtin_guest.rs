@@ -1,6 +1,7 @@
 //! `godwit builtin-guest`: the guest inside the binary as a file.
 
-use super::{Error, interrupt};
+use super::error::Error;
+use super::interrupt;
 use crate::output::Destination;
 use std::path::Path;
 

@@ -4,11 +4,11 @@
 //! or see other folders; [`crate::output`] says what FILE may be. After a failure nothing is left.
 //! Over TCP no descriptor can be given: there the machine gets the name, and writes it itself.
 
-use super::Error;
+use super::error::Error;
 use super::figures::{bytes, bytes_per_second, milliseconds};
 use super::interrupt::Interrupts;
 use super::qmp::{self, Address, Client};
-use super::{say, show};
+use super::terminal::{say, show};
 use crate::dump::Format;
 use crate::output::{self, Destination, Input, NamedOutput, OutputFile};
 use clap::Args;

@@ -1,5 +1,6 @@
 //! `godwit migrate`: moves a running machine, and shows how.
 
+use super::error::Error;
 use super::figures::{
     bytes, bytes_per_second, milliseconds, parse_bytes, parse_rate, parse_time, per_cent,
 };
@@ -7,7 +8,7 @@ use super::interrupt::Interrupts;
 use super::progress::{Progress, Snapshot};
 use super::qmp::{self, Address, Client};
 use super::table::Table;
-use super::{Error, show};
+use super::terminal::show;
 use clap::Args;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};

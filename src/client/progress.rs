@@ -1,7 +1,7 @@
 //! How far a migration is, and how that is shown.
 
 use super::figures::{bytes, bytes_per_second, milliseconds, per_cent};
-use super::say;
+use super::terminal::say;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::Value;
 use std::io::IsTerminal;

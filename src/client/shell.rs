@@ -1,7 +1,8 @@
 //! `godwit qmp`: QMP commands from a shell.
 
+use super::error::Error;
 use super::qmp::{Address, Client};
-use super::{Error, say, show};
+use super::terminal::{say, show};
 use crate::migrate::{capabilities, parameters};
 use clap::Args;
 use serde_json::{Map, Value, json};

@@ -1,9 +1,10 @@
 //! `godwit status`: one machine at a glance.
 
+use super::error::Error;
 use super::figures::{bytes, milliseconds, per_cent};
 use super::progress::Snapshot;
 use super::qmp::{Address, Client, version_text};
-use super::{Error, show};
+use super::terminal::show;
 use clap::Args;
 use serde_json::{Value, json};
 

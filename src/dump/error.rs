@@ -76,7 +76,7 @@ pub enum Error {
     )]
     TooManyMappings { limit: usize },
     #[error("dump: cannot start compression threads: {0}")]
-    Threads(String),
+    Threads(#[source] rayon::ThreadPoolBuildError),
     #[error("dump: cancelled")]
     Cancelled,
 }

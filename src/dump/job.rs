@@ -21,7 +21,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::{Cpu, Error, Filter, Guest, Options, Output, Progress, RamView, VmCoreInfo};
-use crate::memory::{GuestRam, Snapshot as Image, Unavailable};
+use crate::machine;
+use crate::memory::{self, GuestRam, Snapshot as Image, Unavailable};
 
 /// A machine, as far as a dump needs one.
 pub trait Target: Send + Sync {
@@ -29,12 +30,12 @@ pub trait Target: Send + Sync {
     fn runs(&self) -> bool;
     /// Stops every vCPU for a dump (run state `save-vm`); false if the guest stood still already.
     /// Nobody resets it or writes its memory from then on.
-    fn pause(&self) -> Result<bool, String>;
+    fn pause(&self) -> Result<bool, machine::Error>;
     /// Ends what [`Target::pause`] began, which returned `ran`: a guest that ran goes on.
     fn resume(&self, ran: bool);
     fn ram(&self) -> GuestRam;
     /// The registers of all vCPUs, which stand still.
-    fn cpus(&self) -> Result<Vec<Cpu>, String>;
+    fn cpus(&self) -> Result<Vec<Cpu>, machine::Error>;
     /// Where the guest said its note is.
     fn vmcoreinfo(&self) -> Option<VmCoreInfo>;
 }
@@ -84,7 +85,9 @@ pub enum Failure {
     #[error("parameter 'length' expects a non-zero size")]
     LengthZero,
     #[error("dump: {0}")]
-    Machine(String),
+    Machine(#[from] machine::Error),
+    #[error("dump: {0}")]
+    Memory(#[from] memory::Error),
     #[error("dump: cannot dump the guest while it runs: {0}")]
     Live(#[from] Unavailable),
     #[error("dump: cannot start its thread: {0}")]
@@ -257,7 +260,7 @@ impl Claim {
 
     /// The guest stands still until the dump is written.
     fn stop(self, filter: Option<Filter>) -> Result<Dump, Failure> {
-        let stopped = Stopped::new(&self).map_err(Failure::Machine)?;
+        let stopped = Stopped::new(&self)?;
         self.check(filter)?;
         Ok(Dump { source: Source::Stopped(stopped), claim: self })
     }
@@ -272,8 +275,8 @@ impl Claim {
         let fixed = self.refused_if_failed(|| {
             let image = Image::prepare(&target.ram())?;
             let began = Instant::now();
-            let stopped = Stopped::new(&self).map_err(Failure::Machine)?;
-            let cpus = target.cpus().map_err(Failure::Machine)?;
+            let stopped = Stopped::new(&self)?;
+            let cpus = target.cpus()?;
             let vmcoreinfo = target.vmcoreinfo();
             image.fix()?;
             drop(stopped);
@@ -314,7 +317,7 @@ struct Stopped {
 }
 
 impl Stopped {
-    fn new(claim: &Claim) -> Result<Stopped, String> {
+    fn new(claim: &Claim) -> Result<Stopped, machine::Error> {
         let target = claim.dumps.target.clone();
         let ran = target.pause()?;
         Ok(Stopped { target, ran })
@@ -358,7 +361,7 @@ impl Dump {
         // goes first.
         let (result, _stopped) = match source {
             Source::Live { image, cpus, vmcoreinfo } => {
-                let view = RamView::of(&target.ram(), image).map_err(machine_failure);
+                let view = RamView::of(&target.ram(), image).map_err(Failure::Memory);
                 (
                     view.and_then(|view| make(&view, &cpus, vmcoreinfo, options, output, progress)),
                     None,
@@ -366,7 +369,7 @@ impl Dump {
             }
             Source::Stopped(stopped) => {
                 let cpus = target.cpus().map_err(Failure::Machine);
-                let view = RamView::new(&target.ram()).map_err(machine_failure);
+                let view = RamView::new(&target.ram()).map_err(Failure::Memory);
                 let made = cpus.and_then(|cpus| {
                     make(&view?, &cpus, target.vmcoreinfo(), options, output, progress)
                 });
@@ -388,10 +391,6 @@ impl Dump {
         done(last, result.as_ref().err());
         result
     }
-}
-
-fn machine_failure(error: impl std::fmt::Display) -> Failure {
-    Failure::Machine(error.to_string())
 }
 
 fn make(
@@ -430,7 +429,7 @@ mod tests {
             self.running.load(SeqCst)
         }
 
-        fn pause(&self) -> Result<bool, String> {
+        fn pause(&self) -> Result<bool, machine::Error> {
             Ok(self.running.swap(false, SeqCst))
         }
 
@@ -442,7 +441,7 @@ mod tests {
             self.ram.clone()
         }
 
-        fn cpus(&self) -> Result<Vec<Cpu>, String> {
+        fn cpus(&self) -> Result<Vec<Cpu>, machine::Error> {
             assert!(!self.running.load(SeqCst), "registers of a running CPU");
             Ok(vec![Cpu::default()])
         }

@@ -6,7 +6,7 @@ use kvm_bindings::{kvm_dtable, kvm_segment};
 use super::job::Target;
 use super::{Cpu, Segment, VmCoreInfo};
 use crate::kvm::state::VcpuState;
-use crate::machine::Machine;
+use crate::machine::{self, Machine};
 use crate::memory::GuestRam;
 use crate::vmstate;
 
@@ -18,8 +18,8 @@ impl Target for Machine {
         self.run_state().is_running()
     }
 
-    fn pause(&self) -> Result<bool, String> {
-        self.freeze().map_err(|error| error.to_string())
+    fn pause(&self) -> Result<bool, machine::Error> {
+        self.freeze()
     }
 
     fn resume(&self, ran: bool) {
@@ -32,8 +32,8 @@ impl Target for Machine {
         self.ram().clone()
     }
 
-    fn cpus(&self) -> Result<Vec<Cpu>, String> {
-        let state = self.save_raw().map_err(|error| error.to_string())?;
+    fn cpus(&self) -> Result<Vec<Cpu>, machine::Error> {
+        let state = self.save_raw()?;
         Ok(state.vcpus.iter().map(Cpu::from).collect())
     }
 

@@ -16,7 +16,7 @@ pub fn pool(threads: usize) -> Result<ThreadPool, Error> {
         .num_threads(threads.max(1))
         .thread_name(|index| format!("dump-{index}"))
         .build()
-        .map_err(|error| Error::Threads(error.to_string()))
+        .map_err(Error::Threads)
 }
 
 /// What becomes of chunks: the caller's thread gives room and writes, the pool's threads fill.

@@ -1,9 +1,9 @@
 //! Multifd channels: read round by round, in step with the main channel.
 
+use super::error::{Failure, read_failure};
 use super::image::Image;
 use super::report::ChannelReport;
 use super::source::Source;
-use super::{Failure, read_failure};
 use crate::stream::multifd::{HELLO_BYTES, Hello, MAGIC, Method, PACKET_BYTES, Packet};
 use crate::stream::{Error, ListedBlock, PAGE_BYTES, Problem};
 use flate2::{Decompress, FlushDecompress, Status};

@@ -1,6 +1,6 @@
 //! A dump out of a migration stream: the memory and the registers that would have arrived.
 
-use super::Failure;
+use super::error::Failure;
 use crate::dump::{
     self, Cpu, Format, Guest, GuestView, Options, Output, Progress, Range, ReadFailed, VmCoreInfo,
 };

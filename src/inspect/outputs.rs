@@ -1,7 +1,9 @@
 //! Where the image of a memory block and the dump go.
 
 use super::core::{self, Arrived};
-use super::{Failure, Options, Report};
+use super::error::Failure;
+use super::options::Options;
+use super::report::Report;
 use crate::output::{Destination, Input, OutputFile};
 use std::fs::File;
 

@@ -2,13 +2,14 @@
 
 use super::channels::Channel;
 use super::core::{self, Arrived};
+use super::error::{Failure, read_failure};
 use super::image::Image;
 use super::layouts::AnyLayout;
+use super::options::Options;
 use super::report::{
     Block, Connection, Description, Entry, Field, ImageReport, PASSES_MAX, RamCounts, Report, What,
 };
 use super::source::Source;
-use super::{Failure, Options, read_failure};
 use crate::dump::VmCoreInfo;
 use crate::stream::mapped::MappedHeader;
 use crate::stream::return_path::{BITMAP_END, Reply};

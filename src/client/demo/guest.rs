@@ -1,9 +1,14 @@
 //! What the built-in guest writes on its serial port, read as evidence.
 
-use super::{Error, Interrupts, Running, SWEEP_TIME};
+use super::super::interrupt::Interrupts;
+use super::error::Error;
+use super::running::Running;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// How long a guest may take for a line: a sweep of a large working set on a slow KVM.
+pub const SWEEP_TIME: Duration = Duration::from_secs(60);
 
 /// A file that a machine's serial port writes to.
 pub struct SerialLog {

@@ -4,24 +4,28 @@
 //! host, once with whole pages and once with XBZRLE; what counts is that it goes on counting and
 //! finds nothing corrupted.
 
+mod error;
 mod guest;
+mod running;
 
-use super::Error as ClientError;
+use super::error::Error as ClientError;
 use super::figures::{bytes, bytes_per_second, milliseconds, parse_bytes, parse_rate, parse_time};
 use super::interrupt::Interrupts;
 use super::migrate::{self, How};
 use super::progress::{Progress, Snapshot};
 use super::qmp::{Address, Client};
 use super::table::Table;
-use super::{say, show};
+use super::terminal::{say, show};
 use clap::Args;
+pub use error::Error;
 use guest::{Evidence, SerialLog};
+use running::Running;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 #[derive(Args, Debug)]
@@ -55,41 +59,6 @@ pub struct Demo {
     pub vmm: Option<String>,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(
-        "there is no /dev/kvm: load the module kvm_intel or kvm_amd (modprobe), after switching virtualization on in the \
-         firmware or, inside a virtual machine, nested virtualization on its host"
-    )]
-    NoKvm,
-    #[error(
-        "/dev/kvm is not yours to use: `sudo usermod -aG kvm $USER`, then log in again (or run this as root)"
-    )]
-    NotYours,
-    #[error("/dev/kvm cannot be opened: {0}")]
-    Kvm(std::io::Error),
-    #[error("cannot start {program}")]
-    Start { program: String, source: std::io::Error },
-    #[error("the {side} ended: {words}")]
-    Ended { side: &'static str, words: String },
-    #[error("the guest on the {side} wrote no line in {} s", SWEEP_TIME.as_secs())]
-    Silent { side: &'static str },
-    #[error("the guest found its memory corrupted: {0}")]
-    Corrupt(String),
-    #[error("the guest went back: {0}")]
-    WentBack(String),
-    #[error("the target does not say where it listens")]
-    NoPort,
-    #[error("cannot use a folder for temporary files: {0}")]
-    Folder(std::io::Error),
-    #[error("the name of the folder for temporary files, {}, is not UTF-8; set TMPDIR", .0.display())]
-    FolderName(PathBuf),
-    #[error("interrupted")]
-    Interrupted,
-}
-
-/// How long a guest may take for a line: a sweep of a large working set on a slow KVM.
-const SWEEP_TIME: Duration = Duration::from_secs(60);
 const START_TIME: Duration = Duration::from_secs(10);
 
 pub fn run(demo: &Demo) -> Result<(), ClientError> {
@@ -337,33 +306,5 @@ impl Side {
         enough: impl Fn(&Evidence) -> bool,
     ) -> Result<Evidence, Error> {
         self.log.wait_for(&mut self.child, self.name, interrupts, enough)
-    }
-}
-
-/// A process that does not outlive its owner.
-struct Running(Child);
-
-impl Running {
-    /// An error with the process's own words if it has ended.
-    fn ended(&mut self, side: &'static str, errors: &Path) -> Result<(), Error> {
-        match self.0.try_wait() {
-            Ok(Some(status)) => {
-                let words = std::fs::read_to_string(errors).unwrap_or_default();
-                let words = words.trim().replace('\n', "; ");
-                Err(Error::Ended {
-                    side,
-                    words: if words.is_empty() { status.to_string() } else { words },
-                })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // Both fail only for a process that is gone already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

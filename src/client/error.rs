@@ -1,0 +1,25 @@
+//! Why a verb did not do what it was asked for.
+
+use super::{demo, dump, qmp};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Qmp(#[from] qmp::Error),
+    #[error("the migration failed: {0}")]
+    Failed(String),
+    #[error("the migration was cancelled; the guest runs on where it was")]
+    Cancelled,
+    #[error("the target waits already, at {0}: migrate to there, or start it again")]
+    WaitsElsewhere(String),
+    #[error("this VMM has no {0}; leave it out, or use a newer one")]
+    NotThere(&'static str),
+    #[error(transparent)]
+    Dump(#[from] dump::DumpError),
+    #[error(transparent)]
+    Demo(#[from] demo::Error),
+    #[error(transparent)]
+    File(#[from] crate::output::Error),
+    #[error("cannot write the answer")]
+    Output(#[from] std::io::Error),
+}
