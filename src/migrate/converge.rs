@@ -14,13 +14,15 @@ const ROUNDS_BELOW_LIMIT_MAX: u32 = 8;
 
 /// What is known when a round has ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Round {
-    /// Bytes that would travel if the guest stopped now.
+pub struct Remainder {
+    /// Bytes of pages that would travel if the guest stopped now.
     pub left: u64,
     /// The same when this round began.
     pub left_before: u64,
     /// Bytes per second the connection takes at the switch-over; 0 is not known.
     pub bandwidth: f64,
+    /// What the guest stands still for beside its pages: its state is read, sent and loaded.
+    pub state: Duration,
     pub downtime_limit: Duration,
     /// Rounds that ended below the limit before this one.
     pub rounds_below_limit: u32,
@@ -42,12 +44,35 @@ pub fn predicted_downtime(left: u64, bandwidth: f64) -> Option<Duration> {
     (bandwidth > 0.0).then(|| Duration::from_secs_f64((left as f64 / bandwidth).min(1e9)))
 }
 
+impl Remainder {
+    /// How long the guest would stand still, its state included.
+    pub fn downtime(&self) -> Option<Duration> {
+        Some(predicted_downtime(self.left, self.bandwidth)? + self.state)
+    }
+
+    /// What the limit leaves for pages. Waiting makes the state no faster, so where that takes most
+    /// of the limit or more, a little is left all the same: else it would never end.
+    pub fn for_pages(&self) -> Duration {
+        for_pages(self.downtime_limit, self.state)
+    }
+
+    /// Its pages would take too long.
+    fn is_too_much(&self) -> bool {
+        predicted_downtime(self.left, self.bandwidth).is_none_or(|time| time > self.for_pages())
+    }
+}
+
+/// What `limit` leaves for pages when the state takes so long.
+pub fn for_pages(limit: Duration, state: Duration) -> Duration {
+    limit.saturating_sub(state).max(limit.min(SHORT))
+}
+
 /// Stops where another round would not shrink what is left, not merely below the limit.
-pub fn decide(round: &Round) -> Decision {
+pub fn decide(round: &Remainder) -> Decision {
     let Some(downtime) = predicted_downtime(round.left, round.bandwidth) else {
         return Decision::Iterate;
     };
-    if downtime > round.downtime_limit {
+    if round.is_too_much() {
         return Decision::Iterate;
     }
     let shrinks = (round.left as f64) < round.left_before as f64 * SHRINKS;
@@ -59,10 +84,8 @@ pub fn decide(round: &Round) -> Decision {
 }
 
 /// What is left does not shrink from round to round, and is too much to stop for.
-pub fn is_stuck(round: &Round) -> bool {
-    let too_long = predicted_downtime(round.left, round.bandwidth)
-        .is_none_or(|time| time > round.downtime_limit);
-    too_long && round.left as f64 > round.left_before as f64 * STUCK
+pub fn is_stuck(round: &Remainder) -> bool {
+    round.is_too_much() && round.left as f64 > round.left_before as f64 * STUCK
 }
 
 /// Whether later rounds will be stuck, seen from the first: the guest was found to dirty `set`
@@ -162,16 +185,23 @@ mod tests {
         tailslow: false,
     };
 
-    fn round(left: u64, left_before: u64) -> Round {
+    fn round(left: u64, left_before: u64) -> Remainder {
         let downtime_limit = Duration::from_millis(300);
-        Round { left, left_before, bandwidth: 1e9, downtime_limit, rounds_below_limit: 0 }
+        Remainder {
+            left,
+            left_before,
+            bandwidth: 1e9,
+            state: Duration::ZERO,
+            downtime_limit,
+            rounds_below_limit: 0,
+        }
     }
 
     #[test]
     fn above_the_limit_it_goes_on_and_at_nothing_left_it_stops() {
         assert_eq!(decide(&round(400_000_000, 400_000_000)), Decision::Iterate);
         assert_eq!(decide(&round(0, 400_000_000)), Decision::SwitchOver);
-        let unknown = Round { bandwidth: 0.0, ..round(1, 1) };
+        let unknown = Remainder { bandwidth: 0.0, ..round(1, 1) };
         assert_eq!(decide(&unknown), Decision::Iterate);
     }
 
@@ -180,15 +210,33 @@ mod tests {
         assert_eq!(decide(&round(100_000_000, 400_000_000)), Decision::Iterate);
         assert_eq!(decide(&round(90_000_000, 100_000_000)), Decision::SwitchOver);
         assert_eq!(decide(&round(2_000_000, 100_000_000)), Decision::SwitchOver);
-        let long = Round { rounds_below_limit: 8, ..round(100_000_000, 400_000_000) };
+        let long = Remainder { rounds_below_limit: 8, ..round(100_000_000, 400_000_000) };
         assert_eq!(decide(&long), Decision::SwitchOver);
     }
 
     #[test]
     fn a_limit_of_zero_switches_over_only_when_nothing_is_left() {
-        let strict = |left| Round { downtime_limit: Duration::ZERO, ..round(left, 4096) };
+        let strict = |left| Remainder { downtime_limit: Duration::ZERO, ..round(left, 4096) };
         assert_eq!(decide(&strict(1)), Decision::Iterate);
         assert_eq!(decide(&strict(0)), Decision::SwitchOver);
+    }
+
+    #[test]
+    fn the_state_takes_its_share_of_the_limit_but_not_all_of_it() {
+        // 300 ms for 1 GB/s; the state takes 200 of them.
+        let with = |left, state| {
+            let state = Duration::from_millis(state);
+            Remainder { state, ..round(left, left) }
+        };
+        assert_eq!(decide(&with(90_000_000, 200)), Decision::SwitchOver);
+        assert_eq!(decide(&with(110_000_000, 200)), Decision::Iterate);
+        assert_eq!(with(90_000_000, 200).downtime(), Some(Duration::from_millis(290)));
+        // It alone takes more than the limit: that can be told, and not be helped.
+        assert_eq!(decide(&with(2_000_000, 400)), Decision::SwitchOver);
+        assert_eq!(decide(&with(4_000_000, 400)), Decision::Iterate);
+        assert!(is_stuck(&with(4_000_000, 400)) && !is_stuck(&with(2_000_000, 400)));
+        let none = Remainder { downtime_limit: Duration::ZERO, ..with(1, 5) };
+        assert_eq!(decide(&none), Decision::Iterate);
     }
 
     #[test]
@@ -232,10 +280,11 @@ mod tests {
         assert!(will_be_stuck(256 << 20, 4e8, 1.25e8, limit));
         assert!(!will_be_stuck(16 << 20, 4e8, 1.25e8, limit));
         assert!(!will_be_stuck(256 << 20, 1e8, 1.25e8, limit));
-        let round = |left, left_before| Round {
+        let round = |left, left_before| Remainder {
             left,
             left_before,
             bandwidth: 1.25e8,
+            state: Duration::ZERO,
             downtime_limit: limit,
             rounds_below_limit: 0,
         };

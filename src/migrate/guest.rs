@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory::{GuestRam, PageSet};
-use crate::stream::godwit::Facts;
+use crate::stream::godwit::{Facts, Rehearsal};
 use crate::stream::{self, SectionHeader};
 
 /// Name of the machine type in the stream.
@@ -42,6 +42,9 @@ pub trait Guest: Send + Sync {
     /// Reads all vCPU, interrupt, clock and device state of a guest that stands still. Reading can
     /// write guest memory, so that the dirty log is harvested afterwards.
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError>;
+    /// Reads, lays out and loads the state of a machine that has run nothing yet, to know what that
+    /// takes. Nothing is changed by it.
+    fn rehearse(&self) -> Result<Rehearsal, GuestError>;
     /// Something that takes the device sections of a stream.
     fn loader(&self) -> Box<dyn Loader + '_>;
 }

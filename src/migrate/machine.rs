@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::guest::{self, Guest, GuestError, State};
 use crate::arch::x86_64::xsave::XsaveLayout;
@@ -11,7 +12,7 @@ use crate::machine::load::{HostCpu, Loader, clock_from_guest};
 use crate::machine::save::DeviceSections;
 use crate::machine::{Machine, RunState, SavedState, monotonic_ns};
 use crate::memory::{GuestRam, PageSet};
-use crate::stream::godwit::Facts;
+use crate::stream::godwit::{Facts, Rehearsal};
 use crate::stream::{self, SectionHeader, Step};
 
 /// Section ids: section `ram` has a lower one.
@@ -88,6 +89,20 @@ impl Guest for Machine {
         Ok(Box::new(Saved { raw, board: self.config().board, layout, run_state }))
     }
 
+    fn rehearse(&self) -> Result<Rehearsal, GuestError> {
+        // Not the wall clock: on a host that has much to do now it would say little.
+        let started = thread_time();
+        let raw = self.save_raw().map_err(GuestError::from)?;
+        let layout = XsaveLayout::from_cpuid(self.vm().cpuid().as_slice());
+        let mut out = Vec::new();
+        DeviceSections::of(&raw, &self.config().board, &layout, RunState::Paused)
+            .write(FIRST_DEVICE_ID, &mut out);
+        self.load_raw(&raw, ForeignTsc::Accept).map_err(GuestError::from)?;
+        let took = thread_time().saturating_sub(started);
+        let us = took.as_micros().try_into().unwrap_or(u32::MAX);
+        Ok(Rehearsal { us, bytes: out.len().try_into().unwrap_or(u32::MAX) })
+    }
+
     fn loader(&self) -> Box<dyn guest::Loader + '_> {
         let host = HostCpu::from_cpuid(self.vm().cpuid().as_slice());
         Box::new(MachineLoader { machine: self, loader: Some(Loader::new(self.config(), host)) })
@@ -157,6 +172,12 @@ impl guest::Loader for MachineLoader<'_> {
         }
         Ok(run_state)
     }
+}
+
+/// What this thread has had of a processor.
+fn thread_time() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0))
 }
 
 struct KvmLog(Mutex<kvm::DirtyLog>);

@@ -98,6 +98,8 @@ pub struct Figures {
     pub total: Option<Duration>,
     pub downtime: Option<Duration>,
     pub expected_downtime: Duration,
+    /// The part of it that is the same however few pages are left.
+    pub state_time: Duration,
     /// Bytes of all RAM.
     pub ram_bytes: u64,
     pub dirty_sync_count: u64,
@@ -215,12 +217,14 @@ impl Progress {
 }
 
 /// Member `x-godwit`: what QEMU has no name for. `round` counts from 1; times are in ms;
+/// `predicted-state-time` is the part of `predicted-downtime` that no round makes shorter;
 /// `predicted-end` is absent where dirt comes faster than it goes, and then `advice` says what
 /// would help.
 fn own(figures: &Figures) -> Value {
     let mut own = Map::new();
     own.insert("round".into(), json!(figures.dirty_sync_count));
     own.insert("predicted-downtime".into(), json!(figures.expected_downtime.as_millis() as u64));
+    own.insert("predicted-state-time".into(), json!(figures.state_time.as_millis() as u64));
     if let Some(end) = figures.predicted_end {
         own.insert("predicted-end".into(), json!(end.as_millis() as u64));
     }

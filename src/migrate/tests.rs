@@ -21,7 +21,7 @@ use crate::io::{Address, Connection, Listener, Waker};
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
-use crate::stream::godwit::Facts;
+use crate::stream::godwit::{Facts, Rehearsal};
 use crate::stream::{self, SectionHeader, SectionKind, Step};
 
 const RAM_BYTES: u64 = 24 << 20;
@@ -182,6 +182,10 @@ impl Guest for FakeGuest {
     fn save(&self, _ran: bool) -> Result<Box<dyn State>, GuestError> {
         self.may_panic(Panics::Save);
         Ok(Box::new(FakeState(self.count(), self.panics == Some(Panics::Write))))
+    }
+
+    fn rehearse(&self) -> Result<Rehearsal, GuestError> {
+        Ok(Rehearsal { us: 500, bytes: 40 })
     }
 
     fn loader(&self) -> Box<dyn Loader + '_> {

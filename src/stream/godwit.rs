@@ -38,7 +38,7 @@
 //!
 //! | kind | name | data behind the kind byte |
 //! | --- | --- | --- |
-//! | 1 | Offer | be16 version, be64 features, u8 channels at most, u8 1 if all its RAM is zero |
+//! | 1 | Offer | be16 version, be64 features, u8 channels at most, u8 1 if all its RAM is zero, be32 µs that its host takes to read and load the state of such a machine once (absent or 0: not known), be32 bytes of that state |
 //! | 2 | Refused | text: why the target will not run this guest |
 //! | 3 | Loaded | – : everything is decoded, applied and open; the guest runs once Go has arrived |
 //!
@@ -98,10 +98,19 @@ pub enum Frame {
     Go,
 }
 
+/// What the target's host took for the state of a machine like the one that is to come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rehearsal {
+    /// To read it, lay it out and load it, in microseconds. 0: not known.
+    pub us: u32,
+    /// Its bytes in the stream.
+    pub bytes: u32,
+}
+
 /// An answer from target to source.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    Offer { features: Features, channels: u8, ram_is_zero: bool },
+    Offer { features: Features, channels: u8, ram_is_zero: bool, rehearsal: Rehearsal },
     Refused(String),
     Loaded,
 }
@@ -208,11 +217,13 @@ impl Answer {
     /// The data of a return path message [`NUMBER`].
     pub fn data(&self) -> Vec<u8> {
         match self {
-            Self::Offer { features, channels, ram_is_zero } => {
+            Self::Offer { features, channels, ram_is_zero, rehearsal } => {
                 let mut data = vec![1];
                 data.extend_from_slice(&VERSION.to_be_bytes());
                 data.extend_from_slice(&features.bits().to_be_bytes());
                 data.extend_from_slice(&[*channels, u8::from(*ram_is_zero)]);
+                data.extend_from_slice(&rehearsal.us.to_be_bytes());
+                data.extend_from_slice(&rehearsal.bytes.to_be_bytes());
                 data
             }
             Self::Refused(text) => {
@@ -237,6 +248,10 @@ impl Answer {
                     features,
                     channels: cursor.u8()?,
                     ram_is_zero: cursor.u8()? == 1,
+                    rehearsal: Rehearsal {
+                        us: cursor.u32().unwrap_or_default(),
+                        bytes: cursor.u32().unwrap_or_default(),
+                    },
                 })
             }
             2 => Some(Self::Refused(String::from_utf8_lossy(&data[1..]).into_owned())),
@@ -291,7 +306,9 @@ mod tests {
 
     #[test]
     fn every_answer_is_read_back_and_unknown_kinds_are_none() {
-        let offer = Answer::Offer { features: Features::COMMIT, channels: 16, ram_is_zero: true };
+        let rehearsal = Rehearsal { us: 70_000, bytes: 80_000 };
+        let features = Features::COMMIT;
+        let offer = Answer::Offer { features, channels: 16, ram_is_zero: true, rehearsal };
         for answer in [offer, Answer::Refused("no TSC scaling".into()), Answer::Loaded] {
             assert_eq!(Answer::parse(&answer.data()), Some(answer));
         }

@@ -120,6 +120,23 @@ fn a_connection_that_is_reset_does_not_end_the_wait_for_the_source() {
 }
 
 #[test]
+fn no_limit_holds_a_guest_that_stands_still() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut source, mut target) = (source(dir.path()), target(dir.path(), "target"));
+    source
+        .set(&["pause-before-switchover"], &json!({"max-bandwidth": 0, "downtime-limit": 10_000}));
+    target.ask("migrate-incoming", json!({"uri": unix(dir.path())}));
+    source.ask("migrate", json!({"uri": unix(dir.path())}));
+    source.wait_for("pre-switchover", |report| report["status"] == "pre-switchover");
+    // At a byte a second what is left would take hours.
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 1}));
+    source.ask("migrate-continue", json!({"state": "pre-switchover"}));
+    let report = source.outcome();
+    assert_eq!(report["status"], "completed", "{report} {}", target.stderr());
+    target.wait_for_sweeps(2);
+}
+
+#[test]
 fn a_running_guest_cannot_wait_for_the_word_of_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let mut source = source(dir.path());

@@ -49,7 +49,7 @@ def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--vmm', default='qemu-system-x86_64'); p.add_argument('--target-vmm')
     p.add_argument('--mem', type=int, default=2048); p.add_argument('--fill', default='random'); p.add_argument('--data', type=int, default=1 << 20)
-    p.add_argument('--ws', type=int, default=64); p.add_argument('--words', type=int, default=1); p.add_argument('--spin', type=int, default=0)
+    p.add_argument('--ws', type=int, default=64); p.add_argument('--words', type=int, default=1); p.add_argument('--spin', type=int, default=0); p.add_argument('--smp', type=int, default=1)
     p.add_argument('--caps', default=''); p.add_argument('--params', default=''); p.add_argument('--uri', default='unix')
     p.add_argument('--paused', action='store_true'); p.add_argument('--anonymous', action='store_true'); p.add_argument('--fresh', action='store_true'); p.add_argument('--limit', type=float, default=120); p.add_argument('--warm', type=float, default=1.0)
     a = p.parse_args()
@@ -64,7 +64,7 @@ def main():
         for vmm in (a.vmm, a.target_vmm or a.vmm):
             if not shutil.which(shlex.split(vmm)[0]): sys.exit(f'migrate_pair.py: there is no {shlex.split(vmm)[0]}')
         def start(name, extra):
-            procs.append(subprocess.Popen(shlex.split(a.target_vmm or a.vmm if name == 'dst' else a.vmm) + ['-accel', 'kvm', '-M', 'microvm,acpi=off,memory-backend=m', '-m', str(a.mem),
+            procs.append(subprocess.Popen(shlex.split(a.target_vmm or a.vmm if name == 'dst' else a.vmm) + ['-accel', 'kvm', '-M', 'microvm,acpi=off,memory-backend=m', '-m', str(a.mem), '-smp', str(a.smp),
                 '-object', f'memory-backend-ram,id=m,size={a.mem}M' if a.anonymous else f'memory-backend-file,id=m,size={a.mem}M,mem-path={d}/{name}.ram,share=on', '-display', 'none', '-nodefaults',
                 '-serial', f'file:{d}/{name}.serial', '-kernel', f'{here}/guest/dirtier.elf', '-append', f'ws={a.ws} words={a.words} spin={a.spin}',
                 '-qmp', f'unix:{d}/{name}.qmp,server=on,wait=off'] + extra, stderr=open(f'{d}/{name}.err', 'w')))
@@ -81,11 +81,12 @@ def main():
         dst.cmd('migrate-incoming', uri=uri); time.sleep(a.warm)
         if a.uri == 'tcp': uri = 'tcp:127.0.0.1:' + dst.cmd('query-migrate')['socket-address'][0]['port']
         cpu0 = [os.times()] ; t0 = time.time(); src.cmd('migrate', uri=uri)
-        own = {'src': 0, 'dst': 0}; advice = None
+        own = {'src': 0, 'dst': 0}; advice = None; foreseen = None
         while True:
             i = src.cmd('query-migrate')
             for name, pr in zip(own, procs): own[name] = max(own[name], anonymous(pr.pid))
             if advice is None and (text := i.get('x-godwit', {}).get('advice')): advice = {'after_s': round(time.time() - t0, 2), 'text': text}
+            if 'expected-downtime' in i: foreseen = i['expected-downtime']
             if i['status'] in ('completed', 'failed', 'cancelled'): break
             if time.time() - t0 > a.limit: src.cmd('migrate_cancel'); i = src.cmd('query-migrate'); i['status'] = 'gave up'; break
             time.sleep(0.01)
@@ -97,6 +98,7 @@ def main():
         if 'xbzrle-cache' in i: r['xbzrle'] = i['xbzrle-cache']
         for name in own: r[name + '_own_mib'] = own[name] >> 10
         if advice: r['advice'] = advice
+        if foreseen is not None: r['foreseen_ms'] = foreseen
         if 'error-desc' in i: r['error'] = i['error-desc']
         for name, pr in zip(('src', 'dst'), procs):
             f = open(f'/proc/{pr.pid}/stat').read().rsplit(')', 1)[1].split(); r[name + '_cpu_s'] = (int(f[11]) + int(f[12])) / 100

@@ -428,8 +428,10 @@ impl Greeting {
             self.is_godwit = true;
             let main = target.guest.ram().main();
             let ram_is_zero = main.first_data(0..main.bytes())?.is_none();
-            let offer =
-                Answer::Offer { features: Features::all(), channels: CHANNELS_MAX, ram_is_zero };
+            // The source plans with it how long the guest will stand still.
+            let rehearsal = target.guest.rehearse().unwrap_or_default();
+            let (features, channels) = (Features::all(), CHANNELS_MAX);
+            let offer = Answer::Offer { features, channels, ram_is_zero, rehearsal };
             self.say(ring, &Reply::Other { kind: godwit::NUMBER, data: offer.data() })?;
         }
         self.say(ring, &Reply::Pong(value))

@@ -14,10 +14,11 @@ use crate::io::transport;
 use crate::io::{Address, Connection, Program, Ring, SocketWriter, program};
 use crate::machine::RunState;
 use crate::migrate::capabilities::Capability;
+use crate::migrate::converge;
 use crate::migrate::guest::MACHINE;
 use crate::migrate::progress::Counters;
 use crate::pages::{RecordLayout, sources};
-use crate::stream::godwit::{self, Answer, Features, Frame};
+use crate::stream::godwit::{self, Answer, Features, Frame, Rehearsal};
 use crate::stream::multifd::Hello;
 use crate::stream::return_path::Reply;
 use crate::stream::{Command, Configuration, SectionHeader};
@@ -25,6 +26,15 @@ use crate::stream::{Command, Configuration, SectionHeader};
 /// The RAM section as this source numbers it.
 pub fn ram_section() -> SectionHeader {
     SectionHeader { id: 2, name: "ram".into(), instance: 0, version: 4 }
+}
+
+/// What a Godwit offers.
+struct Offer {
+    features: Features,
+    /// At most.
+    channels: u8,
+    ram_is_zero: bool,
+    rehearsal: Rehearsal,
 }
 
 pub struct Peer {
@@ -36,6 +46,8 @@ pub struct Peer {
     /// What was chosen of the offer; empty with a peer that is no Godwit.
     pub features: Features,
     pub target_is_zero: bool,
+    /// What the state of such a guest takes at the target.
+    pub rehearsal: Rehearsal,
     /// SWITCHOVER_ACK has come: the target agrees to the guest being stopped.
     agreed: bool,
     connections: Vec<Connection>,
@@ -85,6 +97,7 @@ impl Peer {
             answers,
             features: Features::empty(),
             target_is_zero: false,
+            rehearsal: Rehearsal::default(),
             agreed: false,
             connections: vec![connection],
             cache_wanted: 0,
@@ -122,12 +135,12 @@ impl Peer {
             self.open_channels(source, address, parameters.multifd_channels)?;
         }
         let offer = if ask { self.read_offer(timeout)? } else { None };
-        if let Some((features, limit, is_zero)) = offer {
-            if self.channels.len() > usize::from(limit) {
-                return Err(Error::TooManyChannels(limit));
+        if let Some(offer) = offer {
+            if self.channels.len() > usize::from(offer.channels) {
+                return Err(Error::TooManyChannels(offer.channels));
             }
-            self.choose(source, features)?;
-            self.target_is_zero = is_zero;
+            self.choose(source, offer.features)?;
+            (self.target_is_zero, self.rehearsal) = (offer.ram_is_zero, offer.rehearsal);
         }
         if !self.channels.is_empty() && !self.features.contains(Features::CHANNELS) {
             self.use_packets(source)?;
@@ -139,17 +152,17 @@ impl Peer {
     }
 
     /// A Godwit's offer comes before its PONG.
-    fn read_offer(&mut self, timeout: Duration) -> Result<Option<(Features, u8, bool)>, Error> {
+    fn read_offer(&mut self, timeout: Duration) -> Result<Option<Offer>, Error> {
         let mut offer = None;
         loop {
             match self.wait("greeting", timeout)? {
                 Reply::Pong(godwit::PING) => return Ok(offer),
                 Reply::Shut(_) => return Err(Error::TargetFailed),
                 Reply::Other { kind: godwit::NUMBER, data } => {
-                    if let Some(Answer::Offer { features, channels, ram_is_zero }) =
+                    if let Some(Answer::Offer { features, channels, ram_is_zero, rehearsal }) =
                         Answer::parse(&data)
                     {
-                        offer = Some((features, channels, ram_is_zero));
+                        offer = Some(Offer { features, channels, ram_is_zero, rehearsal });
                     }
                 }
                 _ => {}
@@ -302,6 +315,16 @@ impl Peer {
                 );
             }
         }
+    }
+
+    /// What the guest stands still for beside its pages: it is stopped, its state is read and sent,
+    /// read and loaded there, and the guest started. That takes three times what one reading and
+    /// loading took at the target, as measured with 1 to 16 vCPUs. `bandwidth`, in bytes per
+    /// second, is the connection's, 0 where it is not known: a limit says nothing of it.
+    pub fn state_time(&self, bandwidth: f64) -> Duration {
+        let Rehearsal { us, bytes } = self.rehearsal;
+        let sent = converge::predicted_downtime(bytes.into(), bandwidth).unwrap_or_default();
+        Duration::from_micros(3 * u64::from(us)) + sent
     }
 
     /// The lanes that carry pages.

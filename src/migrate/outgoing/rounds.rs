@@ -22,6 +22,9 @@ use crate::stream::ram::{FLAG_EOS, RamWriter};
 /// Pages cleared by one call before the first round: bounds how long KVM holds its lock.
 const FIRST_CLEAR_PAGES: u64 = (1 << 30) / PAGE_BYTES;
 
+/// Pages that go at this share of the limit or faster are held back by the limit.
+const LIMITED: f64 = 0.7;
+
 pub struct Rounds {
     log: Box<dyn DirtyLog>,
     pool: ThreadPool,
@@ -116,8 +119,9 @@ impl Rounds {
                 return Ok(());
             }
             let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
+            let for_pages = converge::for_pages(limit, self.state_time(source, peer));
             rounds_below_limit +=
-                u32::from(self.pace.downtime(left).is_some_and(|time| time <= limit));
+                u32::from(self.pace.downtime(left).is_some_and(|time| time <= for_pages));
             left_before = left;
             peer.resize_caches(source.settings.parameters().xbzrle_cache_size);
             self.send(source, peer, kind, None)?;
@@ -213,17 +217,19 @@ impl Rounds {
             0 => self.pace.bandwidth(),
             told => told as f64,
         };
-        let round = converge::Round {
+        let round = converge::Remainder {
             left: left * PAGE_BYTES,
             left_before: before * PAGE_BYTES,
             bandwidth,
+            state: self.state_time(source, peer),
             downtime_limit: Duration::from_millis(parameters.downtime_limit),
             rounds_below_limit,
         };
         let mut figures = source.progress.figures();
-        if let Some(downtime) = converge::predicted_downtime(round.left, bandwidth) {
+        if let Some(downtime) = round.downtime() {
             figures.expected_downtime = downtime;
         }
+        figures.state_time = round.state;
         let dirty_bytes = figures.dirty_rate as f64 * PAGE_BYTES as f64;
         figures.predicted_end = converge::predicted_end(round.left, dirty_bytes, bandwidth);
         // Deltas show what they are worth in the third round.
@@ -238,6 +244,22 @@ impl Rounds {
             figures.predicted_end = figures.predicted_end.filter(|_| !stuck);
         }
         converge::decide(&round)
+    }
+
+    /// What the guest stands still for beside its pages. Its state goes without a limit, so where one
+    /// decides how fast pages go, they say nothing about it.
+    fn state_time(&self, source: &Source, peer: &Peer) -> Duration {
+        let pace = self.pace.bandwidth();
+        let limited = match source.settings.limit.bytes_per_second() {
+            0 => false,
+            limit => pace > limit as f64 * LIMITED,
+        };
+        let bandwidth = match source.settings.parameters().avail_switchover_bandwidth {
+            0 if limited => 0.0,
+            0 => pace,
+            told => told as f64,
+        };
+        peer.state_time(bandwidth)
     }
 
     fn rates(&mut self, source: &Source, left: u64, time: Duration) {
