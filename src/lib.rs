@@ -1,4 +1,27 @@
 //! Godwit, a KVM virtual machine monitor built to move running guests.
+//!
+//! The library is what the program `godwit` is made of, open to its tests, benchmarks and fuzz
+//! targets; it promises no stable interface. `ARCHITECTURE.md` in the repository is the map: the
+//! road of a page and of a command, threads, locks, and what must stay true.
+//!
+//! | floor | modules |
+//! | --- | --- |
+//! | command lines and shell verbs | [`args`], [`client`], [`inspect`] |
+//! | the running process | [`control`], [`vmm`], [`chardev`], [`config`] |
+//! | QEMU's machine protocol | [`qmp`] |
+//! | jobs, a thread each | [`migrate`], [`dump`] |
+//! | bytes, without I/O | [`stream`], [`vmstate`], [`pages`] |
+//! | the machine | [`machine`], [`devices`], [`arch`], [`builtin`] |
+//! | the kernel's interfaces | [`kvm`], [`memory`], [`io`] |
+//!
+//! Deltas are made by the crate [`xbzrle`], which knows nothing of all this.
+//!
+//! ```
+//! // A command line becomes a machine's configuration, or all its faults at once.
+//! let words = "-M microvm,acpi=off -m 64 -kernel builtin".split(' ').map(Into::into);
+//! let Ok(godwit::args::Request::Run(config)) = godwit::args::parse(words) else { panic!() };
+//! assert_eq!(config.memory.bytes, 64 << 20);
+//! ```
 
 pub mod arch;
 pub mod args;
