@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::output::undo_unfinished;
 
 /// Counts signals that ask for the end from when it was made. The process ends by them no longer;
-/// from the [`LAST`] on it does, whatever it does.
+/// from the `LAST` on it does, whatever it does.
 #[derive(Clone)]
 pub struct Interrupts(Arc<AtomicU32>);
 

@@ -109,7 +109,7 @@ impl Client {
     }
 
     /// The same, and whatever it waits for from then on ends by an interrupt: at once while it
-    /// connects, after [`GRACE`] or with the next one when the machine owes an answer.
+    /// connects, after `GRACE` or with the next one when the machine owes an answer.
     pub fn connect_for(address: &Address, interrupts: &Interrupts) -> Result<Client, Error> {
         Client::negotiate(address, Some(interrupts.clone()))
     }

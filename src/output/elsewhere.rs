@@ -48,7 +48,7 @@ fn utf8(name: &Path, path: PathBuf) -> Result<String, Error> {
 }
 
 impl NamedOutput {
-    /// As [`OutputFile::finish`].
+    /// As [`OutputFile::finish`](super::OutputFile::finish).
     pub fn finish(self) -> Result<Option<u64>, Error> {
         let NamedOutput { name, target, old, part, unfinished } = self;
         let is = match part.symlink_metadata() {
