@@ -14,6 +14,8 @@ use crate::common::cli::{godwit, text};
 use crate::common::process::Godwit;
 use crate::common::vm::Launch;
 use godwit::dump::read::Core;
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use serde_json::json;
 
@@ -56,6 +58,8 @@ fn a_limit_on_the_size_of_files_ends_commands_and_not_the_machine() {
         let _ = std::fs::remove_file(&file);
         let error = qmp.try_ask(command, arguments.clone()).unwrap_err();
         assert!(error.ends_with("File too large"), "{command} {arguments}: {error}");
+        let left = std::fs::metadata(&file).unwrap().len();
+        assert_eq!(left, 0, "{command} {arguments} leaves half a file");
         qmp.wait_until_running();
     }
     let _ = std::fs::remove_file(&file);
@@ -119,7 +123,16 @@ fn a_dump_leaves_what_its_name_is() {
     std::fs::set_permissions(path("there/target"), Permissions::from_mode(0o640)).unwrap();
     chown(path("there/target"), Some(4321), Some(8765)).unwrap();
     symlink("there/target", path("link")).unwrap();
+    let flags = XattrFlags::empty();
+    let marked = setxattr(path("there/target"), "user.note", b"kept", flags);
     dump("link");
+    let mut note = [0; 4];
+    let kept = getxattr(path("there/target"), "user.note", &mut note);
+    // Not every file system has them.
+    assert!(
+        marked == Err(Errno::NOTSUP) || kept == Ok(4) && note == *b"kept",
+        "{marked:?} {kept:?}"
+    );
     assert!(path("link").symlink_metadata().unwrap().is_symlink());
     let is = path("there/target").metadata().unwrap();
     assert_eq!((is.mode() & 0o7777, is.uid(), is.gid()), (0o640, 4321, 8765));

@@ -77,6 +77,27 @@ fn a_stream_becomes_a_kdump_without_keeping_its_image() {
 }
 
 #[test]
+fn images_and_cores_go_to_pipes_and_the_report_elsewhere() {
+    let vector =
+        vectors::all().into_iter().find(|vector| vector.name.starts_with("kvm-2cpu")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let ram = folder.path().join("ram");
+    assert!(inspect(&vector, folder.path(), &["--ram", ram.to_str().unwrap()]).status.success());
+    let ram = std::fs::read(&ram).unwrap();
+    let image = inspect(&vector, folder.path(), &["--ram", "-"]);
+    assert!(image.status.success() && image.stdout == ram);
+    assert!(String::from_utf8_lossy(&image.stderr).contains("registers of a vCPU"));
+    let core = inspect(&vector, folder.path(), &["--core", "/dev/stdout", "--json"]);
+    assert!(core.status.success());
+    let found = Core::parse(&core.stdout).unwrap();
+    assert!(found.physical(0, ram.len() as u64) == Some(&ram[..]));
+    assert!(core.stderr.starts_with(b"{"), "the report");
+    let both = inspect(&vector, folder.path(), &["--core", "-", "--ram", "/dev/fd/1"]);
+    assert!(String::from_utf8_lossy(&both.stderr).contains("are the same file"));
+    assert!(both.stdout.is_empty());
+}
+
+#[test]
 fn a_stream_cut_short_leaves_no_core() {
     let vector =
         vectors::all().into_iter().find(|vector| vector.name.starts_with("kvm-2cpu")).unwrap();

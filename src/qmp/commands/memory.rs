@@ -5,7 +5,7 @@ use std::io::Write;
 
 use serde_json::json;
 
-use super::file::{self, Named};
+use super::file;
 use super::{Answer, Call, Command, Run};
 use crate::io::reason;
 use crate::qmp::error::Error;
@@ -38,17 +38,18 @@ const PAGES_AT_ONCE: usize = 1024;
 
 fn pmemsave(call: Call<'_>) -> Answer {
     let Range { mut address, bytes: mut left } = Range::of(call)?;
-    let mut named = create(call)?;
-    let mut piece = vec![0; left.min(PIECE_BYTES) as usize];
-    while left > 0 {
-        let piece = &mut piece[..left.min(PIECE_BYTES) as usize];
-        call.vmm.guest.read_physical(address, piece)?;
-        write(call, &mut named.file, piece)?;
-        // Only the end of a range that ends at 2^64 wraps, and it is not looked at.
-        address = address.wrapping_add(piece.len() as u64);
-        left -= piece.len() as u64;
-    }
-    Ok(json!({}))
+    save(call, |file| {
+        let mut piece = vec![0; left.min(PIECE_BYTES) as usize];
+        while left > 0 {
+            let piece = &mut piece[..left.min(PIECE_BYTES) as usize];
+            call.vmm.guest.read_physical(address, piece)?;
+            write(call, file, piece)?;
+            // Only the end of a range that ends at 2^64 wraps, and it is not looked at.
+            address = address.wrapping_add(piece.len() as u64);
+            left -= piece.len() as u64;
+        }
+        Ok(())
+    })
 }
 
 fn memsave(call: Call<'_>) -> Answer {
@@ -56,20 +57,21 @@ fn memsave(call: Call<'_>) -> Answer {
     let vcpu = call.vmm.guest.vcpus().into_iter().find(|vcpu| i64::from(vcpu.index) == index);
     let vcpu = vcpu.ok_or_else(|| Error::generic("Parameter 'cpu-index' expects a CPU number"))?;
     let mut rest = Range::of(call)?;
-    let mut named = create(call)?;
-    while rest.bytes > 0 {
-        let pages: Vec<Range> =
-            std::iter::from_fn(|| rest.take_page()).take(PAGES_AT_ONCE).collect();
-        let addresses: Vec<u64> = pages.iter().map(|page| page.address).collect();
-        let found = call.vmm.guest.translate(vcpu.index, &addresses)?;
-        for (page, physical) in pages.iter().zip(found) {
-            let mut bytes = [0; PAGE_BYTES as usize];
-            let bytes = &mut bytes[..page.bytes as usize];
-            call.vmm.guest.read_physical(physical.ok_or_else(|| invalid(call))?, bytes)?;
-            write(call, &mut named.file, bytes)?;
+    save(call, |file| {
+        while rest.bytes > 0 {
+            let pages: Vec<Range> =
+                std::iter::from_fn(|| rest.take_page()).take(PAGES_AT_ONCE).collect();
+            let addresses: Vec<u64> = pages.iter().map(|page| page.address).collect();
+            let found = call.vmm.guest.translate(vcpu.index, &addresses)?;
+            for (page, physical) in pages.iter().zip(found) {
+                let mut bytes = [0; PAGE_BYTES as usize];
+                let bytes = &mut bytes[..page.bytes as usize];
+                call.vmm.guest.read_physical(physical.ok_or_else(|| invalid(call))?, bytes)?;
+                write(call, file, bytes)?;
+            }
         }
-    }
-    Ok(json!({}))
+        Ok(())
+    })
 }
 
 /// Memory still to be saved. It ends at 2^64 at the latest.
@@ -108,8 +110,16 @@ fn invalid(call: Call<'_>) -> Error {
     Error::generic(format_args!("Invalid addr 0x{start:016x}/size {size} specified"))
 }
 
-fn create(call: Call<'_>) -> Result<Named, Error> {
-    file::create(call, call.args.text("filename"), "open", 0o666, &|| false)
+/// Has `write` fill the file. Half an image would look like that of a smaller memory: after a failure
+/// the file is empty.
+fn save(call: Call<'_>, write: impl FnOnce(&mut File) -> Result<(), Error>) -> Answer {
+    let name = call.args.text("filename");
+    let mut named = file::create(call, name, "open", 0o666, &|| false)?;
+    write(&mut named.file).inspect_err(|_| {
+        // Devices and pipes cannot take it back, and say so.
+        let _ = named.file.set_len(0);
+    })?;
+    Ok(json!({}))
 }
 
 fn write(call: Call<'_>, file: &mut File, bytes: &[u8]) -> Result<(), Error> {
