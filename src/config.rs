@@ -44,8 +44,6 @@ pub struct Board {
     /// The i8254 is shown to the guest and migrated.
     pub pit: bool,
     pub isa_serial: bool,
-    /// Describe virtio-mmio devices at the end of the kernel's command line.
-    pub auto_kernel_cmdline: bool,
     /// `-device vmcoreinfo`: the guest can say where its crash note is.
     pub vmcoreinfo: bool,
     /// Leave the JSON description out of migration streams.
@@ -54,14 +52,7 @@ pub struct Board {
 
 impl Default for Board {
     fn default() -> Self {
-        Board {
-            pic: true,
-            pit: true,
-            isa_serial: true,
-            auto_kernel_cmdline: true,
-            vmcoreinfo: false,
-            suppress_vmdesc: false,
-        }
+        Board { pic: true, pit: true, isa_serial: true, vmcoreinfo: false, suppress_vmdesc: false }
     }
 }
 
@@ -154,7 +145,7 @@ pub enum HugePages {
 pub struct Boot {
     pub kernel: Kernel,
     pub initrd: Option<PathBuf>,
-    /// The kernel's command line as given, without what `auto_kernel_cmdline` adds.
+    /// The kernel's command line.
     pub cmdline: String,
 }
 
@@ -257,8 +248,6 @@ pub enum IpFamily {
 /// A QMP monitor (there is no human monitor).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Monitor {
-    /// Name given by `-mon …,id=`.
-    pub id: Option<String>,
     /// Id of a character device that no one else uses.
     pub chardev: String,
     /// Answers indented over several lines.

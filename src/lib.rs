@@ -44,5 +44,6 @@ pub mod pages;
 pub mod qmp;
 pub mod sabotage;
 pub mod stream;
+mod suggest;
 pub mod vmm;
 pub mod vmstate;

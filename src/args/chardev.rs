@@ -180,6 +180,24 @@ pub enum Short {
     New(ChardevBackend, Option<LogFile>),
 }
 
+/// The address in what `-qmp` takes, for those who connect to it: with the keys of a server behind it,
+/// or a path alone.
+pub fn monitor(text: &str) -> Result<SocketAddress, String> {
+    const FORMS: &str = "expected unix:PATH or tcp:HOST:PORT";
+    let named = ["unix:", "tcp:"].iter().any(|scheme| text.starts_with(scheme));
+    let path = text.contains('/') || !text.contains(':') && !text.is_empty();
+    let whole = match (named, path) {
+        (true, _) => text.to_owned(),
+        (false, true) => format!("unix:{text}"),
+        (false, false) => return Err(FORMS.into()),
+    };
+    match short("--qmp", &whole) {
+        Ok(Short::New(ChardevBackend::Socket(socket), _)) => Ok(socket.address),
+        Ok(_) => Err(FORMS.into()),
+        Err(error) => Err(format!("{error}; a comma in a path is written ,,")),
+    }
+}
+
 /// What the words before the colon (or alone) in a short form mean.
 const SHORT_FORMS: [&str; 9] =
     ["stdio", "null", "none", "pty", "file:", "unix:", "tcp:", "chardev:", "fd:"];

@@ -6,12 +6,12 @@ use super::keys::{Key, Keys};
 use super::machine::{MachineDraft, into};
 use super::memory::MemoryDraft;
 use super::smp::Smp;
-use super::suggest::nearest;
 use super::value;
 use crate::config::{
     Actions, Boot, Chardev, ChardevBackend, Config, Identity, Incoming, Kernel, Monitor,
     PanicAction, RebootAction, ShutdownAction,
 };
+use crate::suggest::nearest;
 use std::path::PathBuf;
 
 #[derive(Default)]
@@ -39,14 +39,12 @@ pub struct Draft {
 pub struct MonitorDraft {
     /// The option as typed, for messages.
     place: String,
-    id: Option<String>,
     chardev: Short,
     pretty: bool,
 }
 
 #[derive(Default)]
-struct Mon {
-    id: Option<String>,
+pub struct Mon {
     chardev: Option<String>,
     control: bool,
     pretty: bool,
@@ -54,7 +52,7 @@ struct Mon {
 
 const NO_HMP: &str = "the human monitor is not built; write mode=control";
 
-const MON: Keys<Mon> = Keys {
+pub const MON: Keys<Mon> = Keys {
     owner: "a monitor",
     implied: Some("chardev"),
     table: &[
@@ -71,15 +69,13 @@ const MON: Keys<Mon> = Keys {
             _ => Err(value::unknown(v, &["control"])),
         }),
         Key::set("pretty", "on|off", |m, v| into(v, &mut m.pretty)),
-        Key::set("id", "ID", |m, v| {
-            m.id = Some(value::id(v)?);
-            Ok(())
-        }),
+        // Nothing shows it, in QEMU either.
+        Key::set("id", "ID", |_, v| value::id(v).map(drop)),
         Key::ignore("default"),
     ],
 };
 
-const NAME: Keys<Identity> = Keys {
+pub const NAME: Keys<Identity> = Keys {
     owner: "-name",
     implied: Some("guest"),
     table: &[
@@ -92,7 +88,7 @@ const NAME: Keys<Identity> = Keys {
     ],
 };
 
-const ACTION: Keys<Actions> = Keys {
+pub const ACTION: Keys<Actions> = Keys {
     owner: "-action",
     implied: None,
     table: &[
@@ -191,12 +187,7 @@ impl Draft {
     pub fn qmp(&mut self, option: &str, text: &str, pretty: bool) -> Result<(), Error> {
         let chardev = chardev::short(option, text)?;
         if chardev != Short::None {
-            self.monitors.push(MonitorDraft {
-                place: format!("{option} {text}"),
-                id: None,
-                chardev,
-                pretty,
-            });
+            self.monitors.push(MonitorDraft { place: format!("{option} {text}"), chardev, pretty });
         }
         Ok(())
     }
@@ -209,12 +200,7 @@ impl Draft {
         }
         let id = mon.chardev.ok_or_else(|| Problem::MissingKey("chardev=").at(option))?;
         let place = format!("{option} chardev={id}");
-        self.monitors.push(MonitorDraft {
-            place,
-            id: mon.id,
-            chardev: Short::Named(id),
-            pretty: mon.pretty,
-        });
+        self.monitors.push(MonitorDraft { place, chardev: Short::Named(id), pretty: mon.pretty });
         Ok(())
     }
 
@@ -292,7 +278,11 @@ impl Draft {
         for (index, monitor) in std::mem::take(&mut self.monitors).into_iter().enumerate() {
             let label = format!("compat_monitor{index}");
             let chardev = self.wire_one(&monitor.place, monitor.chardev, label, &mut used)?;
-            monitors.push(Monitor { id: monitor.id, chardev, pretty: monitor.pretty });
+            if self.chardevs.iter().any(|device| device.id == chardev && device.log.is_some()) {
+                let reason = "what monitors say is not logged; leave logfile= out";
+                return Err(Problem::Refused(reason).at(monitor.place));
+            }
+            monitors.push(Monitor { chardev, pretty: monitor.pretty });
         }
         let stdio = |chardev: &&Chardev| matches!(chardev.backend, ChardevBackend::Stdio { .. });
         match self.chardevs.iter().filter(stdio).nth(1) {

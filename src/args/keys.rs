@@ -1,8 +1,8 @@
 //! The `key=value,key=value` part of an option, driven by a table of its keys.
 
 use super::error::{Error, Problem};
-use super::suggest::nearest;
 use super::value;
+use crate::suggest::nearest;
 
 /// One key that an option knows. `T` is what the option fills in.
 pub struct Key<T> {

@@ -20,6 +20,10 @@ pub struct MachineDraft {
 }
 
 const ACPI_REFUSED: &str = "ACPI and its event device are not built yet; write acpi=off";
+const NO_ACPI_TABLES: &str = "names ACPI tables, which there are none of with acpi=off";
+const NO_DEVICE_TREE: &str = "device trees are not built: x86 kernels need none";
+/// QEMU writes of transports that have a device, and there is none that could have one.
+const NO_TRANSPORT: &str = "expects on or off";
 const USERSPACE_IRQCHIP: &str =
     "interrupt controllers are KVM's own here; only kernel-irqchip=on can be had";
 
@@ -54,12 +58,29 @@ pub const MACHINE: Keys<MachineDraft> = Keys {
             Ok(())
         }),
         Key::set("accel", "kvm", |_, v| accelerator(v)),
-        Key::set("auto-kernel-cmdline", "on|off", |m, v| into(v, &mut m.board.auto_kernel_cmdline)),
+        Key::only("auto-kernel-cmdline", &["on", "off"], NO_TRANSPORT),
         Key::set("suppress-vmdesc", "on|off", |m, v| into(v, &mut m.board.suppress_vmdesc)),
         Key::set("mem-merge", "on|off", |m, v| into_some(v, &mut m.merge)),
         Key::set("dump-guest-core", "on|off", |m, v| into_some(v, &mut m.dump)),
         Key::only("kernel-irqchip", &["on"], USERSPACE_IRQCHIP),
-        Key::only("option-roms", &["off", "on"], "expects on or off"),
+        Key::only("x-option-roms", &["off", "on"], "expects on or off"),
+        Key::only(
+            "aux-ram-share",
+            &["off"],
+            "belongs to replacing the process in place, which is not built yet",
+        ),
+        Key::only("bus-lock-ratelimit", &["0"], "bus locks are not watched; write 0"),
+        Key::refuse("x-oem-id", NO_ACPI_TABLES),
+        Key::refuse("x-oem-table-id", NO_ACPI_TABLES),
+        Key::refuse("boot", "there is no firmware: -kernel starts the guest directly"),
+        Key::refuse("memory", "write -m SIZE"),
+        Key::refuse("dtb", NO_DEVICE_TREE),
+        Key::refuse("dumpdtb", NO_DEVICE_TREE),
+        Key::refuse("dt-compatible", NO_DEVICE_TREE),
+        Key::refuse("phandle-start", NO_DEVICE_TREE),
+        Key::refuse("shim", "there is no firmware: -kernel starts the guest directly"),
+        Key::refuse("sgx-epc", "SGX memory is not built"),
+        Key::refuse("smp-cache", "caches are those of the host's processor"),
         Key::only(
             "ioapic2",
             &["off", "auto"],

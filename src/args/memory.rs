@@ -159,7 +159,11 @@ pub const OBJECT: Keys<Object> = Keys {
         Key::refuse("host-nodes", NUMA),
         Key::refuse("align", "not built; mappings are aligned to their page size"),
         Key::ignore("prealloc-threads"),
-        Key::ignore("x-use-canonical-path-for-ramblock-id"),
+        Key::only(
+            "x-use-canonical-path-for-ramblock-id",
+            &["off"],
+            "RAM has its backend's id in streams; write off",
+        ),
     ],
 };
 

@@ -13,16 +13,16 @@ mod keys;
 mod machine;
 mod memory;
 mod smp;
-mod suggest;
 mod table;
 mod value;
 
+pub use chardev::monitor;
 pub use error::{Error, Errors, Problem};
 pub use help::Style;
-pub use suggest::nearest;
 pub use value::size;
 
 use crate::config::Config;
+use crate::suggest::nearest;
 use draft::Draft;
 use std::ffi::OsString;
 use table::Does;
@@ -94,7 +94,7 @@ fn utf8(word: OsString) -> Result<String, Error> {
 fn option(word: &str) -> Result<(&'static table::Opt, Option<String>), Error> {
     let bare = word.strip_prefix("--").or_else(|| word.strip_prefix('-'));
     let Some(name) = bare.filter(|name| !name.is_empty()) else {
-        let nearest = suggest::nearest(word, table::names()).map(|name| format!("-{name}"));
+        let nearest = nearest(word, table::names()).map(|name| format!("-{name}"));
         return Err(Problem::StrayWord { nearest }.at(word));
     };
     if let Some(opt) = table::find(name) {
@@ -105,7 +105,7 @@ fn option(word: &str) -> Result<(&'static table::Opt, Option<String>), Error> {
     {
         return Ok((opt, Some(value.into())));
     }
-    let nearest = suggest::nearest(name, table::names()).map(|name| format!("-{name}"));
+    let nearest = nearest(name, table::names()).map(|name| format!("-{name}"));
     Err(Problem::UnknownOption { nearest }.at(word))
 }
 
@@ -124,5 +124,7 @@ impl Draft {
     }
 }
 
+#[cfg(test)]
+mod every;
 #[cfg(test)]
 mod tests;

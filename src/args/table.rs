@@ -1,6 +1,6 @@
 //! Every option of `godwit run`: what it takes, what help says about it, what it does.
 
-use super::draft::Draft;
+use super::draft::{self, Draft};
 use super::error::Error;
 use super::{chardev, device, machine, memory, smp};
 
@@ -133,7 +133,7 @@ pub const OPTIONS: &[Opt] = {
         set(Machine, &["device"], "vmcoreinfo", "lets the guest say where its crash note is (fw_cfg file etc/vmcoreinfo), for dumps",
             |d, o, v| device::DEVICE.read(o, v, &mut d.machine)).keys(|| device::DEVICE.rows()),
         set(Machine, &["name"], "NAME", "what QMP calls the machine",
-            |d, o, v| d.name(o, v)),
+            |d, o, v| d.name(o, v)).keys(|| draft::NAME.rows()),
         set(Machine, &["uuid"], "UUID", "what QMP gives as its UUID",
             |d, o, v| d.uuid(o, v)),
 
@@ -157,7 +157,7 @@ pub const OPTIONS: &[Opt] = {
         set(Consoles, &["qmp-pretty"], "DEVICE", "the same, with indented answers",
             |d, o, v| d.qmp(o, v, true)),
         set(Consoles, &["mon"], "ID,mode=control[,pretty=on]", "a QMP monitor on the character device ID",
-            |d, o, v| d.mon(o, v)),
+            |d, o, v| d.mon(o, v)).keys(|| draft::MON.rows()),
 
         set(Running, &["pidfile"], "FILE", "write the process id here, and keep it locked: one machine for one file",
             |d, _, v| { d.pidfile = Some(v.into()); Ok(()) }),
@@ -168,7 +168,7 @@ pub const OPTIONS: &[Opt] = {
         flag(Running, &["no-shutdown"], "stay, paused, when the guest shuts down",
             |d, _, _| { d.actions.shutdown = crate::config::ShutdownAction::Pause; Ok(()) }),
         set(Running, &["action"], "EVENT=ACTION", "reboot=reset|shutdown, shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none",
-            |d, o, v| d.action(o, v)),
+            |d, o, v| d.action(o, v)).keys(|| draft::ACTION.rows()),
         flag(Running, &["h", "help"], "this page", |d, _, _| { d.help = true; Ok(()) }),
         flag(Running, &["version"], "name and version", |d, _, _| { d.version = true; Ok(()) }),
 

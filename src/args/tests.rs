@@ -5,7 +5,7 @@ use crate::config::*;
 use std::path::PathBuf;
 
 /// Splits at spaces; `'…'` keeps its spaces.
-fn words(line: &str) -> Vec<OsString> {
+pub(super) fn words(line: &str) -> Vec<OsString> {
     let mut words = Vec::new();
     for (index, part) in line.split('\'').enumerate() {
         match index % 2 {
@@ -16,7 +16,7 @@ fn words(line: &str) -> Vec<OsString> {
     words
 }
 
-fn config(line: &str) -> Config {
+pub(super) fn config(line: &str) -> Config {
     match parse(words(line)) {
         Ok(Request::Run(config)) => *config,
         other => panic!("{line}: {other:?}"),
@@ -65,7 +65,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
             Chardev { id: "compat_monitor0".into(), backend: socket, log: None },
         ],
         serial: Some("serial0".into()),
-        monitors: vec![Monitor { id: None, chardev: "compat_monitor0".into(), pretty: false }],
+        monitors: vec![Monitor { chardev: "compat_monitor0".into(), pretty: false }],
         incoming: Some(Incoming::Defer),
         start_paused: false,
         actions: Actions::default(),
@@ -150,14 +150,14 @@ fn memory_comes_from_where_it_was_said() {
 #[test]
 fn character_devices_are_named_and_shared_out() {
     let c = config(
-        "-M microvm,acpi=off -kernel K -nodefaults -chardev socket,id=q,path=Q,server=on,wait=off,logfile=L -mon \
-         chardev=q,mode=control,pretty=on -chardev pty,id=con -serial chardev:con -serial null -qmp \
+        "-M microvm,acpi=off -kernel K -nodefaults -chardev socket,id=q,path=Q,server=on,wait=off -mon \
+         chardev=q,mode=control,pretty=on -chardev pty,id=con,logfile=L -serial chardev:con -serial null -qmp \
          tcp:[::1]:4444,server,nowait,ipv6",
     );
     assert_eq!(c.serial.as_deref(), Some("con"));
     let monitors: Vec<_> = c.monitors.iter().map(|m| (m.chardev.as_str(), m.pretty)).collect();
     assert_eq!(monitors, [("q", true), ("compat_monitor1", false)]);
-    assert_eq!(c.chardevs[0].log, Some(LogFile { path: "L".into(), append: false }));
+    assert_eq!(c.chardevs[1].log, Some(LogFile { path: "L".into(), append: false }));
     let address = SocketAddress::Tcp {
         host: "::1".into(),
         port: 4444,
@@ -308,6 +308,14 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-chardev id=1: expects a name: a letter, then letters, digits, '-', '.' and '_'",
         ),
         ("-chardev null", "-chardev: id= is missing"),
+        (
+            "-chardev null,id=a,logfile=L -mon a,mode=control",
+            "-mon chardev=a: what monitors say is not logged; leave logfile= out",
+        ),
+        (
+            "-M option-roms=off",
+            "-M option-roms=off: machine microvm has no such property, did you mean x-option-roms?",
+        ),
         ("-chardev ringbuf,id=r", "-chardev ringbuf: not built yet; write file"),
         ("-chardev null,id=n,path=x", "-chardev: path= cannot go with null"),
         (

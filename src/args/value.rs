@@ -1,7 +1,7 @@
 //! Single values: switches, numbers, sizes, names, as QEMU writes them.
 
 use super::error::Problem;
-use super::suggest::nearest;
+use crate::suggest::nearest;
 
 /// `on`/`off` and their older spellings.
 pub fn switch(text: &str) -> Result<bool, Problem> {

@@ -1,6 +1,6 @@
 //! What the built-in guest is told on its command line.
 
-use crate::args::nearest;
+use crate::suggest::nearest;
 use std::str::FromStr;
 
 /// `ws=MIB rate=PAGES_PER_SECOND pattern=seq|random|hot|zipf bytes=N fill=zero|text|random`, in any

@@ -24,7 +24,7 @@ use crate::vmm::ChardevInfo;
 
 pub use output::Sink;
 pub use port::{Port, bridge};
-pub use socket::{Client, Listener};
+pub use socket::{Client, Listener, connect, describe};
 pub use terminal::Terminal;
 
 /// Why a character device could not be opened.

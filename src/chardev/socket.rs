@@ -202,7 +202,8 @@ fn listen_tcp(host: &str, port: u16, port_to: u16, family: IpFamily) -> io::Resu
     Err(failure)
 }
 
-fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
+/// A connection to `address`; may take as long as names and hosts do.
+pub fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
     match address {
         SocketAddress::Unix { path } => socket_file::connect_to(path),
         SocketAddress::Abstract { name } => {

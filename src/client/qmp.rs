@@ -1,8 +1,12 @@
 //! A QMP connection: one command at a time, events kept aside.
 
 use super::interrupt::Interrupts;
+use crate::args;
+use crate::chardev;
+use crate::config::SocketAddress;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt;
 use rustix::net::{
     RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, send, sendmsg,
 };
@@ -10,44 +14,40 @@ use serde_json::{Value, json};
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::TcpStream;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-/// Where a monitor listens: `unix:PATH` (or the path alone) or `tcp:HOST:PORT`.
+/// Where a monitor listens, as `run` writes it: `unix:PATH` or `tcp:HOST:PORT`, with or without the
+/// keys of a server behind it, or a path alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Address {
-    Unix(String),
-    Tcp(String),
+pub struct Address(SocketAddress);
+
+impl Address {
+    pub fn unix(path: &Path) -> Address {
+        Address(SocketAddress::Unix { path: path.to_owned() })
+    }
+
+    /// The machine may be on another host.
+    pub fn is_unix(&self) -> bool {
+        !matches!(self.0, SocketAddress::Tcp { .. })
+    }
 }
 
 impl FromStr for Address {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Address, String> {
-        // What stands behind a comma belongs to the server's side (server=on,wait=off); people
-        // paste it.
-        let plain = text.split(',').next().unwrap_or(text);
-        match plain.split_once(':') {
-            Some(("unix", path)) if !path.is_empty() => Ok(Address::Unix(path.into())),
-            Some(("tcp", place)) if place.contains(':') => Ok(Address::Tcp(place.into())),
-            _ if plain.contains('/') || !plain.contains(':') && !plain.is_empty() => {
-                Ok(Address::Unix(plain.into()))
-            }
-            _ => Err("expected unix:PATH or tcp:HOST:PORT".into()),
-        }
+        args::monitor(text).map(Address)
     }
 }
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Address::Unix(path) => write!(f, "unix:{path}"),
-            Address::Tcp(place) => write!(f, "tcp:{place}"),
-        }
+        f.write_str(&chardev::describe(&self.0))
     }
 }
 
@@ -169,7 +169,7 @@ impl Client {
     }
 
     pub fn can_pass(&self) -> bool {
-        matches!(self.address, Address::Unix(_))
+        self.address.is_unix()
     }
 
     /// The process at the other end, if it is one of this host and of our namespaces.
@@ -352,14 +352,11 @@ impl Patience {
 }
 
 fn open(address: &Address) -> io::Result<OwnedFd> {
-    match address {
-        Address::Unix(path) => Ok(UnixStream::connect(path)?.into()),
-        Address::Tcp(place) => {
-            let socket = TcpStream::connect(place)?;
-            socket.set_nodelay(true)?;
-            Ok(socket.into())
-        }
+    let socket = chardev::connect(&address.0)?;
+    if !address.is_unix() {
+        sockopt::set_tcp_nodelay(&socket, true)?;
     }
+    Ok(socket)
 }
 
 /// `None` if an interrupt came first: names and silent hosts may take minutes, on a thread of their
@@ -399,16 +396,26 @@ mod tests {
     use std::os::unix::net::UnixListener;
 
     #[test]
-    fn addresses_are_read_as_people_write_them() {
-        let unix = |path: &str| Ok(Address::Unix(path.into()));
+    fn addresses_are_read_as_run_takes_them() {
+        let unix = |path: &str| Ok(Address::unix(path.as_ref()));
         assert_eq!("unix:/a/q".parse(), unix("/a/q"));
         assert_eq!("unix:q,server=on,wait=off".parse(), unix("q"));
+        assert_eq!("unix:q,server,nowait".parse(), unix("q"));
         assert_eq!("./q".parse(), unix("./q"));
         assert_eq!("q.sock".parse(), unix("q.sock"));
-        assert_eq!("tcp:[::1]:4444".parse(), Ok(Address::Tcp("[::1]:4444".into())));
-        for bad in ["", "unix:", "tcp:host", "udp:host:1"] {
+        assert_eq!("unix:/d/com,,ma,server=on".parse(), unix("/d/com,ma"));
+        assert_eq!("/d/com,,ma".parse(), unix("/d/com,ma"));
+        assert_eq!("unix:path=/d/a=b,server=on".parse(), unix("/d/a=b"));
+        assert_eq!("unix:a b%41#'\"ü:x".parse(), unix("a b%41#'\"ü:x"));
+        let name = "unix:name,abstract=on".parse::<Address>().unwrap();
+        assert_eq!(name.0, SocketAddress::Abstract { name: "name".into() });
+        let tcp = "tcp:[::1]:4444,server=on".parse::<Address>().unwrap();
+        assert_eq!((tcp.to_string().as_str(), tcp.is_unix()), ("tcp:[::1]:4444", false));
+        for bad in ["", "unix:", "tcp:host", "udp:host:1", "host:1", "stdio:"] {
             assert!(bad.parse::<Address>().is_err(), "{bad}");
         }
+        let cut = "unix:/d/com,ma/s".parse::<Address>().unwrap_err();
+        assert!(cut.contains("ma/s") && cut.contains("a comma in a path is written ,,"), "{cut}");
     }
 
     /// A monitor that says `lines`, whatever it hears.
@@ -423,7 +430,7 @@ mod tests {
             }
             while socket.read(&mut [0; 4096]).is_ok_and(|bytes| bytes > 0) {}
         });
-        (folder, Address::Unix(path.to_string_lossy().into()))
+        (folder, Address::unix(&path))
     }
 
     const GREETING: &str = "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 10, \"minor\": 0, \"micro\": 2}, \
@@ -448,7 +455,7 @@ mod tests {
     fn what_is_no_monitor_is_said_to_be_none() {
         let (_folder, address) = monitor(&["SSH-2.0-x\r\n"]);
         assert!(matches!(Client::connect(&address), Err(Error::NotQmp { .. })));
-        let nowhere = Address::Unix("/nonexistent/q".into());
+        let nowhere = Address::unix("/nonexistent/q".as_ref());
         let error = Client::connect(&nowhere).map(|_| ()).unwrap_err().to_string();
         assert_eq!(error, "nothing answers at unix:/nonexistent/q");
     }

@@ -45,6 +45,8 @@ pub trait Guest: Send + Sync {
     /// Reads, lays out and loads the state of a machine that has run nothing yet, to know what that
     /// takes. Nothing is changed by it.
     fn rehearse(&self) -> Result<Rehearsal, GuestError>;
+    /// Whether a description of the sections ends its streams, in both directions.
+    fn describes(&self) -> bool;
     /// Something that takes the device sections of a stream.
     fn loader(&self) -> Box<dyn Loader + '_>;
 }

@@ -103,6 +103,10 @@ impl Guest for Machine {
         Ok(Rehearsal { us, bytes: out.len().try_into().unwrap_or(u32::MAX) })
     }
 
+    fn describes(&self) -> bool {
+        !self.config().board.suppress_vmdesc
+    }
+
     fn loader(&self) -> Box<dyn guest::Loader + '_> {
         let host = HostCpu::from_cpuid(self.vm().cpuid().as_slice());
         Box::new(MachineLoader { machine: self, loader: Some(Loader::new(self.config(), host)) })
@@ -119,7 +123,8 @@ struct Saved {
 impl State for Saved {
     fn write(&self, out: &mut Vec<u8>) -> Result<String, GuestError> {
         let sections = DeviceSections::of(&self.raw, &self.board, &self.layout, self.run_state);
-        Ok(sections.write(FIRST_DEVICE_ID, out))
+        let description = sections.write(FIRST_DEVICE_ID, out);
+        Ok(if self.board.suppress_vmdesc { String::new() } else { description })
     }
 }
 

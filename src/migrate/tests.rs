@@ -188,6 +188,10 @@ impl Guest for FakeGuest {
         Ok(Rehearsal { us: 500, bytes: 40 })
     }
 
+    fn describes(&self) -> bool {
+        true
+    }
+
     fn loader(&self) -> Box<dyn Loader + '_> {
         Box::new(FakeLoader { guest: self, count: None })
     }

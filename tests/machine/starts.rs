@@ -286,3 +286,46 @@ fn with_few_descriptors_a_machine_has_all_it_was_asked_for_or_says_which_limit_i
     }
     assert!(works.is_some_and(|limit| limit <= 64), "{works:?}");
 }
+
+#[test]
+fn clients_reach_a_monitor_by_the_words_that_made_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let room = 108 - folder.as_os_str().len() - 1;
+    let long = |bytes: usize| "x".repeat(bytes + room - 108);
+    for (written, name) in [
+        ("com,,ma", "com,ma"),
+        (",,,,", ",,"),
+        ("spa ce", "spa ce"),
+        ("per%41", "per%41"),
+        ("ha#sh", "ha#sh"),
+        ("quo'te\"s", "quo'te\"s"),
+        ("ünï", "ünï"),
+        ("co:lon", "co:lon"),
+        (&long(107), &long(107)),
+        (&long(108), &long(108)),
+    ] {
+        let socket = format!("unix:{}/{written},server=on,wait=off", folder.display());
+        let line = words(&[&RAM, &GUEST, &["-qmp", &socket]]);
+        let machine = Running(godwit(folder, &line).spawn().unwrap());
+        let end = Instant::now() + TIME;
+        while !folder.join(name).exists() {
+            assert!(Instant::now() < end, "{name}: no monitor");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let alone = format!("{}/{written}", folder.display());
+        for address in [&socket, &format!("unix:{alone}"), &alone] {
+            let status = Command::new(env!("CARGO_BIN_EXE_godwit"))
+                .args(["status", "--qmp", address])
+                .output()
+                .unwrap();
+            let said = text(&status.stdout);
+            assert!(said.contains("running"), "{address}: {said}{}", text(&status.stderr));
+        }
+        machine.end();
+        assert!(!folder.join(name).exists(), "{name}");
+    }
+    let long = format!("unix:{}/{},server=on,wait=off", folder.display(), long(109));
+    let text = refusal(godwit(folder, &words(&[&RAM, &GUEST, &["-qmp", &long]])).output().unwrap());
+    assert!(text.contains("at most 108 bytes, this one 109"), "{text}");
+}

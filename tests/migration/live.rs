@@ -215,3 +215,49 @@ fn what_does_not_fit_is_refused_before_ram_moves_and_said_on_both_sides() {
     assert_eq!(target.exit_code(), Some(1));
     assert!(target.stderr().contains("microvm.ram"), "{}", target.stderr());
 }
+
+/// With gaps in the APIC ids, by which a stream tells interrupt controllers apart.
+#[test]
+fn sockets_and_cores_move_with_the_guest() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine =
+        |name: &str, smp: &str| Launch::new(dir.path(), name).guest(GUEST).words(&["-smp", smp]);
+    let mut source = machine("source", "6,sockets=2,cores=3").start();
+    source.wait_for_sweeps(1);
+    let cpus = source.ask("query-cpus-fast", json!({}));
+    let last = json!({"socket-id": 1, "core-id": 2, "thread-id": 0});
+    assert_eq!(cpus[5]["props"], last, "{cpus}");
+
+    let mut other = machine("other", "6").incoming(&unix(dir.path())).start();
+    source.ask("migrate", json!({"uri": unix(dir.path())}));
+    assert_eq!(source.outcome()["status"], "failed");
+    assert_eq!(other.exit_code(), Some(1));
+    let why = "none of this machine's vCPUs has this APIC id (-smp 6,sockets=1,cores=6,threads=1)";
+    assert!(other.stderr().contains(why), "{}", other.stderr());
+    source.assert_alive();
+
+    let mut target = machine("target", "6,cores=3,sockets=2").incoming("defer").start();
+    move_guest(&mut source, &mut target, &unix(dir.path()), &[], json!({"max-bandwidth": 0}));
+}
+
+#[test]
+fn a_stream_ends_without_its_description_if_that_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let machine = |name: &str| Launch::new(dir.path(), name).guest(GUEST);
+    for (name, switch, described) in [("with", "off", true), ("without", "on", false)] {
+        let words = ["-M", &format!("suppress-vmdesc={switch}")];
+        let mut source = machine(&format!("{name}.source")).words(&words).start();
+        source.wait_for_sweeps(1);
+        let mut target = machine(&format!("{name}.target")).words(&words).incoming("defer").start();
+        move_guest(&mut source, &mut target, &unix(dir.path()), &[], json!({"max-bandwidth": 0}));
+        let file = dir.path().join(format!("{name}.stream"));
+        target.ask("migrate", json!({"uri": format!("file:{}", file.display())}));
+        assert_eq!(target.outcome()["status"], "completed");
+        let stream = std::fs::read(&file).unwrap();
+        let text = b"\"vmsd_name\"";
+        assert_eq!(stream.windows(text.len()).any(|w| w == text), described, "{name}");
+        let mut copy = machine(&format!("{name}.copy")).words(&words).incoming("defer").start();
+        copy.ask("migrate-incoming", json!({"uri": format!("file:{}", file.display())}));
+        copy.assert_alive();
+    }
+}

@@ -223,7 +223,7 @@ impl Demo {
             .spawn()
             .map(Running)
             .map_err(failed)?;
-        let address = Address::Unix(text(&qmp)?);
+        let address = Address::unix(&qmp);
         let begin = Instant::now();
         let qmp = loop {
             match Client::connect_for(&address, interrupts) {

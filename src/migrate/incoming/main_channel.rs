@@ -71,7 +71,9 @@ impl<'a> MainChannel<'a> {
         }
         self.consume(1);
         self.channels.finish()?;
-        self.description()?;
+        if self.target.guest.describes() {
+            self.description()?;
+        }
         let wanted = self.target.guest.ram().main().name();
         if self.parser.blocks().iter().all(|block| block.name != wanted) {
             return Err(

@@ -1,0 +1,271 @@
+//! Nothing is ignored in silence: every option, and every key of an option, either changes what is
+//! run or is named here as one that asks for what is so anyway.
+
+use super::table::{Does, OPTIONS};
+use super::tests::config;
+use super::*;
+
+const GOOD: &str = "-M microvm,acpi=off -kernel K";
+
+/// An option, a key of it if it has keys, and two endings of a good line that differ in it.
+#[rustfmt::skip]
+const CHANGES: &[(&str, &str, &str, &str)] = &[
+    ("M", "pic", "", "-M pic=off"),
+    ("M", "pit", "", "-M pit=off"),
+    ("M", "isa-serial", "", "-M isa-serial=off"),
+    ("M", "memory-backend", "", "-M memory-backend=m -object memory-backend-ram,id=m,size=128M"),
+    ("M", "suppress-vmdesc", "", "-M suppress-vmdesc=on"),
+    ("M", "mem-merge", "", "-M mem-merge=off"),
+    ("M", "dump-guest-core", "", "-M dump-guest-core=off"),
+    ("accel", "dirty-ring-size", "", "-accel kvm,dirty-ring-size=4096"),
+    ("accel", "device", "", "-accel kvm,device=/dev/k"),
+    ("smp", "cpus", "", "-smp 2"),
+    ("smp", "maxcpus", "-smp 1", "-smp 1,maxcpus=2"),
+    ("smp", "sockets", "-smp 4", "-smp 4,sockets=2"),
+    ("smp", "cores", "-smp 4", "-smp 4,cores=2"),
+    ("smp", "threads", "-smp 4", "-smp 4,threads=2"),
+    ("m", "size", "", "-m 64M"),
+    ("m", "maxmem", "", "-m 128,maxmem=256M"),
+    ("object", "id", "RAM,id=m,size=128M -M memory-backend=m", "RAM,id=n,size=128M -M memory-backend=n"),
+    ("object", "size", "RAM,id=m,size=128M -M memory-backend=m", "RAM,id=m,size=64M -M memory-backend=m"),
+    ("object", "share", "RAM,id=m,size=1M -M memory-backend=m", "RAM,id=m,size=1M,share=on -M memory-backend=m"),
+    ("object", "prealloc", "RAM,id=m,size=1M -M memory-backend=m", "RAM,id=m,size=1M,prealloc=on -M memory-backend=m"),
+    ("object", "merge", "RAM,id=m,size=1M -M memory-backend=m", "RAM,id=m,size=1M,merge=off -M memory-backend=m"),
+    ("object", "dump", "RAM,id=m,size=1M -M memory-backend=m", "RAM,id=m,size=1M,dump=off -M memory-backend=m"),
+    ("object", "hugetlb", "MEMFD", "MEMFD,hugetlb=on"),
+    ("object", "hugetlbsize", "MEMFD,hugetlb=on", "MEMFD,hugetlb=on,hugetlbsize=2M"),
+    ("object", "seal", "MEMFD", "MEMFD,seal=off"),
+    ("object", "mem-path", "FILE,mem-path=F", "FILE,mem-path=G"),
+    ("object", "offset", "FILE,mem-path=F", "FILE,mem-path=F,offset=4096"),
+    ("object", "readonly", "FILE,mem-path=F", "FILE,mem-path=F,readonly=on"),
+    ("object", "discard-data", "FILE,mem-path=F", "FILE,mem-path=F,discard-data=on"),
+    ("mem-path", "", "", "-mem-path F"),
+    ("mem-prealloc", "", "", "-mem-prealloc"),
+    ("device", "driver", "", "-device vmcoreinfo"),
+    ("name", "guest", "", "-name guest=x"),
+    ("uuid", "", "", "-uuid 01020304-0506-0708-090a-0b0c0d0e0f10"),
+    ("kernel", "", "", "-kernel builtin"),
+    ("initrd", "", "", "-initrd I"),
+    ("append", "", "", "-append A"),
+    ("incoming", "", "", "-incoming defer"),
+    ("S", "", "", "-S"),
+    ("serial", "", "", "-serial null"),
+    ("chardev", "backend", "-chardev null,id=c", "-chardev pty,id=c"),
+    ("chardev", "id", "-chardev null,id=c", "-chardev null,id=d"),
+    ("chardev", "path", "-chardev file,id=c,path=F", "-chardev file,id=c,path=G"),
+    ("chardev", "append", "-chardev file,id=c,path=F", "-chardev file,id=c,path=F,append=on"),
+    ("chardev", "input-path", "-chardev file,id=c,path=F", "-chardev file,id=c,path=F,input-path=I"),
+    ("chardev", "signal", "-serial none -chardev stdio,id=c", "-serial none -chardev stdio,id=c,signal=off"),
+    ("chardev", "host", "-chardev socket,id=c,port=1", "-chardev socket,id=c,port=1,host=h"),
+    ("chardev", "port", "-chardev socket,id=c,port=1", "-chardev socket,id=c,port=2"),
+    ("chardev", "to", "-chardev socket,id=c,port=1,server=on", "-chardev socket,id=c,port=1,server=on,to=9"),
+    ("chardev", "ipv4", "-chardev socket,id=c,port=1", "-chardev socket,id=c,port=1,ipv4=on"),
+    ("chardev", "ipv6", "-chardev socket,id=c,port=1", "-chardev socket,id=c,port=1,ipv6=on"),
+    ("chardev", "nodelay", "-chardev socket,id=c,port=1", "-chardev socket,id=c,port=1,nodelay=on"),
+    ("chardev", "abstract", "-chardev socket,id=c,path=S", "-chardev socket,id=c,path=S,abstract=on"),
+    ("chardev", "fd", "-chardev socket,id=c,fd=3", "-chardev socket,id=c,fd=4"),
+    ("chardev", "server", "-chardev socket,id=c,path=S", "-chardev socket,id=c,path=S,server=on"),
+    ("chardev", "wait", "-chardev socket,id=c,path=S,server=on", "-chardev socket,id=c,path=S,server=on,wait=off"),
+    ("chardev", "reconnect-ms", "-chardev socket,id=c,path=S", "-chardev socket,id=c,path=S,reconnect-ms=9"),
+    ("chardev", "reconnect", "-chardev socket,id=c,path=S", "-chardev socket,id=c,path=S,reconnect=9"),
+    ("chardev", "logfile", "-chardev null,id=c", "-chardev null,id=c,logfile=L"),
+    ("chardev", "logappend", "-chardev null,id=c,logfile=L", "-chardev null,id=c,logfile=L,logappend=on"),
+    ("qmp", "", "", "-qmp null"),
+    ("qmp-pretty", "", "-qmp null", "-qmp-pretty null"),
+    ("mon", "chardev", "-chardev null,id=c", "-chardev null,id=c -mon c,mode=control"),
+    ("mon", "pretty", "-chardev null,id=c -mon c,mode=control", "-chardev null,id=c -mon c,mode=control,pretty=on"),
+    ("pidfile", "", "", "-pidfile P"),
+    ("daemonize", "", "", "-daemonize"),
+    ("no-reboot", "", "", "-no-reboot"),
+    ("no-shutdown", "", "", "-no-shutdown"),
+    ("action", "reboot", "", "-action reboot=shutdown"),
+    ("action", "shutdown", "", "-action shutdown=pause"),
+    ("action", "panic", "", "-action panic=none"),
+    ("nodefaults", "", "", "-nodefaults"),
+];
+
+/// An option and a key of it, values to try, and why they ask for what is so anyway.
+#[rustfmt::skip]
+const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
+    ("M", "type", &["microvm"], "there is one machine"),
+    ("M", "acpi", &["off"], "the machine has no ACPI yet, and must be asked for without"),
+    ("M", "accel", &["kvm", "kvm:tcg"], "there is one accelerator"),
+    ("M", "rtc", &["off", "auto"], "there is no MC146818"),
+    ("M", "auto-kernel-cmdline", &["on", "off"], "no transport has a device that a kernel would be told of"),
+    ("M", "kernel-irqchip", &["on"], "interrupt controllers are KVM's"),
+    ("M", "x-option-roms", &["on", "off"], "there is no firmware that would run them"),
+    ("M", "ioapic2", &["off", "auto"], "the second IOAPIC comes with ACPI"),
+    ("M", "graphics", &["off"], "there is no display"),
+    ("M", "pcie", &["off", "auto"], "there is no PCI"),
+    ("M", "usb", &["off"], "there is no USB"),
+    ("M", "hmat", &["off"], "there are no ACPI tables"),
+    ("M", "smm", &["off", "auto"], "microvm has none"),
+    ("M", "aux-ram-share", &["off"], "there is no RAM but the guest's"),
+    ("M", "bus-lock-ratelimit", &["0"], "bus locks are not watched"),
+    ("accel", "accel", &["kvm"], "there is one accelerator"),
+    ("accel", "kernel-irqchip", &["on"], "interrupt controllers are KVM's"),
+    ("accel", "eager-split-size", &["0"], "exists on ARM only"),
+    ("accel", "notify-vmexit", &["disable"], "is not asked of KVM"),
+    ("cpu", "", &["host", "max", "host,migratable=on"], "the processor is always the host's"),
+    ("smp", "dies", &["1"], "microvm has no such level"),
+    ("smp", "clusters", &["1"], "microvm has no such level"),
+    ("smp", "modules", &["1"], "microvm has no such level"),
+    ("smp", "books", &["1"], "microvm has no such level"),
+    ("smp", "drawers", &["1"], "microvm has no such level"),
+    ("m", "slots", &["0", "2"], "nothing can be added, as is said of the maxmem= that it goes with"),
+    ("object", "rom", &["off", "auto"], "RAM is no ROM"),
+    ("object", "pmem", &["off"], "memory is not persistent"),
+    ("object", "reserve", &["on"], "memory is reserved as the host's overcommit rule says"),
+    ("object", "policy", &["default"], "memory lies where the process may have it"),
+    ("object", "prealloc-threads", &["1", "4"], "the kernel touches memory in one call"),
+    ("object", "x-use-canonical-path-for-ramblock-id", &["off"], "a block's name is its backend's id"),
+    ("device", "id", &["v"], "names a device that nothing else refers to"),
+    ("name", "debug-threads", &["on", "off"], "threads always have names"),
+    ("chardev", "mux", &["off"], "a device has one user"),
+    ("chardev", "tight", &["on"], "abstract names end where they end"),
+    ("chardev", "telnet", &["off"], "sockets are plain"),
+    ("chardev", "tn3270", &["off"], "sockets are plain"),
+    ("chardev", "websocket", &["off"], "sockets are plain"),
+    ("mon", "mode", &["control"], "there is one kind of monitor"),
+    ("mon", "id", &["x"], "nothing shows it, in QEMU either"),
+    ("mon", "default", &["on", "off"], "belongs to the human monitor"),
+    ("action", "watchdog", &["none", "reset"], "there is no watchdog"),
+    ("no-user-config", "", &[""], "there are no configuration files"),
+    ("nographic", "", &[""], "there is no display, and the console is this terminal"),
+    ("enable-kvm", "", &[""], "there is one accelerator"),
+    ("only-migratable", "", &[""], "every device can be migrated"),
+    ("msg", "", &["timestamp=on"], "messages look as they look"),
+    ("L", "", &["D"], "no file is looked for in QEMU's folders"),
+    ("k", "", &["de"], "there is no keyboard"),
+    ("boot", "", &["order=c"], "there is no firmware: -kernel starts the guest"),
+    ("display", "", &["none"], "there is no display"),
+    ("vga", "", &["none"], "there is no display"),
+    ("monitor", "", &["none", "null"], "there is no human monitor"),
+    ("parallel", "", &["none", "null"], "there is no parallel port"),
+    ("nic", "", &["none"], "there is no network"),
+    ("net", "", &["none"], "there is no network"),
+    ("rtc", "", &["base=utc", "base=utc,clock=host", "base=utc,driftfix=none", "clock=host"], "the clock is the host's, in UTC"),
+    ("sandbox", "", &["off"], "there is no filter on system calls"),
+    ("overcommit", "", &["mem-lock=off", "cpu-pm=off", "mem-lock=off,cpu-pm=off"], "memory is not locked, idle processors sleep"),
+];
+
+/// They ask for something else than a machine.
+const QUESTIONS: [&str; 2] = ["h", "version"];
+
+/// The keys that help lists for an option; one without a name where it has none.
+fn keys(opt: &table::Opt) -> Vec<String> {
+    let rows = opt.keys.map(|keys| keys()).unwrap_or_default();
+    let keys: Vec<_> =
+        rows.iter().filter_map(|row| row.split_once('=')).map(|(key, _)| key.into()).collect();
+    if keys.is_empty() { vec![String::new()] } else { keys }
+}
+
+fn line(ending: &str) -> Config {
+    let backend =
+        |kind| format!("-M memory-backend=m -object memory-backend-{kind},id=m,size=128M");
+    let ending = ending
+        .replace("RAM,", "-object memory-backend-ram,")
+        .replace("MEMFD", &backend("memfd"))
+        .replace("FILE", &backend("file"));
+    config(&format!("{GOOD} {ending}"))
+}
+
+#[test]
+fn every_option_changes_something_or_is_so_anyway() {
+    let mut known: Vec<(String, String)> = Vec::new();
+    for opt in OPTIONS {
+        if matches!(opt.does, Does::Refuse) || QUESTIONS.contains(&opt.names[0]) {
+            continue;
+        }
+        known.extend(keys(opt).into_iter().map(|key| (opt.names[0].to_owned(), key)));
+    }
+    let listed = |option: &str, key: &str| {
+        let changes = CHANGES.iter().any(|(o, k, ..)| (*o, *k) == (option, key));
+        let anyway = SO_ANYWAY.iter().any(|(o, k, ..)| (*o, *k) == (option, key));
+        (changes, anyway)
+    };
+    for (option, key) in &known {
+        let (changes, anyway) = listed(option, key);
+        assert!(changes != anyway, "-{option} {key}: on one of the lists, and one only");
+    }
+    let rows = CHANGES.iter().map(|(o, k, ..)| (o, k));
+    for (option, key) in rows.chain(SO_ANYWAY.iter().map(|(o, k, ..)| (o, k))) {
+        let there = known.iter().any(|(o, k)| o == option && k == key);
+        assert!(there, "-{option} {key}: no such option any more");
+    }
+}
+
+#[test]
+fn what_changes_something_changes_the_machine() {
+    for (option, key, without, with) in CHANGES {
+        assert_ne!(line(without), line(with), "-{option} {key}");
+    }
+}
+
+#[test]
+fn what_is_so_anyway_changes_nothing() {
+    for (option, key, values, why) in SO_ANYWAY {
+        for value in *values {
+            // What the option needs besides.
+            let (without, with) = match (*option, *key) {
+                ("object", _) => {
+                    ("FILE,mem-path=F".into(), format!("FILE,mem-path=F,{key}={value}"))
+                }
+                ("chardev", "tight") => {
+                    let device = "-chardev socket,id=c,path=S,abstract=on";
+                    (device.into(), format!("{device},{key}={value}"))
+                }
+                ("chardev", _) => {
+                    let device = "-chardev socket,id=c,path=S";
+                    (device.into(), format!("{device},{key}={value}"))
+                }
+                ("mon", _) => {
+                    let monitor = "-chardev null,id=c -mon c,mode=control";
+                    (monitor.into(), format!("{monitor},{key}={value}"))
+                }
+                ("device", _) => {
+                    ("-device vmcoreinfo".into(), format!("-device vmcoreinfo,{key}={value}"))
+                }
+                ("m", _) => {
+                    ("-m 128,maxmem=256M".into(), format!("-m 128,maxmem=256M,{key}={value}"))
+                }
+                (_, "") => (String::new(), format!("-{option} {value}")),
+                _ => (String::new(), format!("-{option} {key}={value}")),
+            };
+            assert_eq!(line(&without), line(&with), "-{option} {key}={value}: {why}");
+        }
+    }
+}
+
+/// A part of the configuration that only the command line knows would be ignored in silence.
+#[test]
+fn every_part_of_the_configuration_is_read_by_someone() {
+    let source = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut readers = String::new();
+    let mut folders = vec![source.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.extend((!path.ends_with("src/args")).then_some(path));
+            } else if !path.ends_with("src/config.rs")
+                && path.extension().is_some_and(|e| e == "rs")
+            {
+                readers += &std::fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let words: std::collections::HashSet<&str> =
+        readers.split(|c: char| !c.is_alphanumeric() && c != '_').collect();
+    let config = std::fs::read_to_string(source.join("config.rs")).unwrap();
+    let mut fields = 0;
+    for line in config.lines().filter(|line| line.starts_with("    ") && !line.contains("fn ")) {
+        let line = line.trim().trim_start_matches("pub ");
+        let Some((name, rest)) = line.split_once(": ") else { continue };
+        if name.chars().all(|c| c.is_ascii_lowercase() || c == '_') && rest.ends_with(',') {
+            fields += 1;
+            assert!(words.contains(name), "config's {name}: nobody reads it");
+        }
+    }
+    assert!(fields > 60, "{fields}");
+}
