@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value as Json, json};
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::aside::aside;
 use crate::chardev;
 use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
 use crate::dump::Dumps;
@@ -56,6 +57,10 @@ pub enum Error {
     Address(crate::qmp::Error),
     #[error("-incoming: {0}")]
     Incoming(#[from] migrate::Refused),
+    #[error("-incoming: cannot start a thread")]
+    IncomingThread(#[source] std::io::Error),
+    #[error("-incoming: its thread panicked")]
+    IncomingPanicked,
     #[error(transparent)]
     Pidfile(#[from] pidfile::Error),
     #[error(transparent)]
@@ -122,7 +127,14 @@ async fn live(
 
     connections.empty_files()?;
     if let Some(address) = incoming {
-        migration.incoming(&address, true, &mut InheritedFds)?;
+        let handle = migration.clone();
+        let work = move || handle.incoming(&address, true, &mut InheritedFds);
+        let started = aside("-incoming", work).map_err(Error::IncomingThread)?;
+        tokio::select! {
+            started = started => started.map_err(|_| Error::IncomingPanicked)??,
+            // A file system may not answer.
+            status = vmm.exit.requested() => return Ok(status),
+        }
     }
     if !config.start_paused && config.incoming.is_none() {
         machine.cont()?;

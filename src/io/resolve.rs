@@ -118,7 +118,8 @@ pub(super) fn resolve(
     let mut hints = unsafe { std::mem::zeroed::<libc::addrinfo>() };
     hints.ai_family = family;
     hints.ai_socktype = libc::SOCK_STREAM;
-    hints.ai_flags = if passive { libc::AI_PASSIVE } else { 0 };
+    // Only IPv6 wanted, and the name has IPv4 addresses: those are reached by IPv6 sockets.
+    hints.ai_flags = if passive { libc::AI_PASSIVE } else { libc::AI_V4MAPPED };
     if passive && tcp.numeric {
         hints.ai_flags |= libc::AI_NUMERICHOST | libc::AI_NUMERICSERV;
     }

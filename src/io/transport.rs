@@ -300,7 +300,10 @@ fn file_connection(
         return Ok(connection(file));
     }
     if direction == Direction::Out && is_file {
-        file.set_len(offset).map_err(|source| OpenError::Truncate { offset, source })?;
+        let length = i64::try_from(offset).map_err(|_| libc::EINVAL);
+        let cut = length.map_err(std::io::Error::from_raw_os_error);
+        let cut = cut.and_then(|length| file.set_len(length as u64));
+        cut.map_err(|source| OpenError::Truncate { offset, source })?;
     }
     let placed = file.seek(SeekFrom::Start(offset));
     placed.map_err(|source| OpenError::Seek { path: path.to_owned(), offset, source })?;
@@ -309,7 +312,9 @@ fn file_connection(
 
 fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connection, OpenError> {
     let name = words.first().cloned().unwrap_or_default();
-    let mut command = Command::new(&name);
+    // As in QEMU, no search: a name is a file of the working directory.
+    let is_word = !name.is_empty() && !name.contains('/');
+    let mut command = Command::new(if is_word { format!("./{name}") } else { name.clone() });
     command.args(words.get(1..).unwrap_or_default());
     match direction {
         Direction::Out => command.stdin(Stdio::piped()),
@@ -699,6 +704,17 @@ mod tests {
             open("file:/no/dir/f"),
             "Could not create '/no/dir/f': No such file or directory"
         );
+        assert_eq!(
+            opened(&Address::Exec(vec!["cat".into()])).err().unwrap().to_string(),
+            "Failed to execute child process \u{201c}cat\u{201d} (No such file or directory)"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("f").to_str().unwrap().to_owned();
+        assert_eq!(
+            opened(&Address::File { path, offset: u64::MAX }).err().unwrap().to_string(),
+            "failed to truncate migration file to offset ffffffffffffffff: Invalid argument"
+        );
+        assert!(refused("tcp:127.0.0.1:1,ipv4=off").ends_with("Connection refused"));
         let program = Address::Exec(vec!["/nonexistent/program".into()]);
         assert_eq!(
             opened(&program).err().unwrap().to_string(),

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::commands::{Answer, Command, Run};
@@ -36,8 +36,8 @@ const QUEUED_MAX: usize = 8;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a client that is gone holds its monitor for a command that still waits.
 const LEFT_TIMEOUT: Duration = Duration::from_millis(500);
-/// Commands on helper threads at one time. A monitor has one; clients that left may have left more.
-const HELPERS_MAX: usize = 64;
+/// Commands that wait at one time. A monitor has one; clients that left may have left more.
+const WAITING_MAX: usize = 64;
 
 /// Every connection of every monitor.
 pub struct Server {
@@ -45,8 +45,8 @@ pub struct Server {
     /// Held while a [`Run::Blocking`] command runs. Waiting is in order of arrival, which makes it a
     /// round over the monitors.
     turn: Arc<Mutex<()>>,
-    /// One permit for each command on a helper thread.
-    helpers: Arc<Semaphore>,
+    /// One permit for each [`Run::Waiting`] command.
+    waiting: Arc<Semaphore>,
     clients: RefCell<Vec<Weak<Outbox>>>,
 }
 
@@ -55,7 +55,7 @@ impl Server {
         Rc::new(Server {
             vmm,
             turn: Arc::default(),
-            helpers: Arc::new(Semaphore::new(HELPERS_MAX)),
+            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             clients: RefCell::default(),
         })
     }
@@ -116,31 +116,31 @@ impl Server {
             }
             Run::Blocking(_) => {
                 let turn = self.turn.clone().lock_owned().await;
-                self.help(monitor, command, arguments, Some(turn)).await
+                self.help(monitor, command, arguments, turn).await
             }
-            Run::Waiting(_) => self.help(monitor, command, arguments, None).await,
+            Run::Waiting(_) => match self.waiting.clone().try_acquire_owned() {
+                Ok(permit) => self.help(monitor, command, arguments, permit).await,
+                Err(_) => Err(Error::generic(format_args!(
+                    "{WAITING_MAX} commands wait for files or peers already"
+                ))),
+            },
         };
         Job::finish(id, answer)
     }
 
-    /// Runs a command on a helper thread. `turn` goes with it: even if the client leaves meanwhile,
-    /// its command is the one being executed.
+    /// Runs a command on a helper thread. What it may run by, `held`, goes with it: even if the
+    /// client leaves meanwhile, its command is the one being executed.
     async fn help(
         &self,
         monitor: &Arc<Monitor>,
         command: &'static Command,
         arguments: Vec<(String, Value)>,
-        turn: Option<OwnedMutexGuard<()>>,
+        held: impl Send + 'static,
     ) -> Answer {
         self.until_the_end().await;
-        let Ok(permit) = self.helpers.clone().try_acquire_owned() else {
-            return Err(Error::generic(format_args!(
-                "{HELPERS_MAX} commands wait for files or peers already"
-            )));
-        };
         let (vmm, monitor) = (self.vmm.clone(), monitor.clone());
         let work = move || {
-            let _held = (turn, permit);
+            let _held = held;
             command.call(&vmm, &monitor, &arguments)
         };
         match aside(command.name, work) {

@@ -192,6 +192,18 @@ fn a_file_system_that_does_not_answer_holds_its_own_client_only() {
     }
 }
 
+#[test]
+fn an_incoming_file_system_that_does_not_answer_holds_no_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let dead = DeadFileSystem::mount(dir.path().join("dead"));
+    let uri = format!("file:{}", dead.path.join("file").display());
+    let mut godwit = with_monitors(1, &["-incoming", &uri, "-pidfile", "@DIR@/pid"]);
+    while !godwit.path("pid").exists() {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    ends_soon(&mut godwit, |godwit| signal(godwit, Signal::TERM));
+}
+
 /// A FUSE mount whose server never answers.
 struct DeadFileSystem {
     path: PathBuf,
