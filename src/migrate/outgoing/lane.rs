@@ -7,7 +7,6 @@
 //!                  → holes | parallel delta encoder        with a cache, after the first round
 //! ```
 
-use std::ops::Range;
 use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
@@ -15,20 +14,17 @@ use rayon::ThreadPool;
 use xbzrle::Cache;
 use xbzrle::parallel::{self, Kind, LivePage, Output};
 
-use super::super::guest::DirtyLog;
-use super::super::progress::Counters;
 use super::Error;
+use super::framing::{Framing, ZeroRules, Zeros};
 use super::look::{self, Looked};
-use super::packets::Packets;
 use crate::io::{Gather, Ring, SocketWriter};
-use crate::memory::{PAGE_BYTES, PageSet};
+use crate::memory::PageSet;
+use crate::migrate::guest::DirtyLog;
+use crate::migrate::progress::Counters;
 use crate::pages::{
     CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, and, and_not, chunk_of, count, mask_ranges,
 };
 use crate::sabotage::{self, Fault};
-use crate::stream::godwit::Frame;
-use crate::stream::ram::{FLAG_EOS, FLAG_PAGE, RamWriter};
-use crate::stream::{SectionHeader, SectionKind};
 
 /// A batch leaves when it has this many bytes: large enough to keep the peer busy while the next is
 /// prepared.
@@ -40,26 +36,6 @@ const BATCH_PIECES: usize = 480;
 const ENCODE_PAGES: usize = 2048;
 /// How often the first round looks which pages were dirtied again.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
-
-/// How pages are framed.
-pub enum Framing {
-    /// Godwit's frames: runs and ranges, records only for deltas.
-    Frames,
-    /// QEMU's records in PART sections.
-    Records(SectionHeader),
-    /// QEMU's multifd packets.
-    Packets(Packets),
-}
-
-/// Where a channel with packets leaves its pages of zeros.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ZeroPages {
-    /// In its own packets.
-    InPackets,
-    /// On the main channel, which sends them once the channels have sent theirs: what a QEMU before
-    /// 9.0 understands.
-    OnMain,
-}
 
 /// What a lane sends in one round, shared by all lanes.
 pub struct Round<'a> {
@@ -73,10 +49,8 @@ pub struct Round<'a> {
     pub counters: &'a Counters,
     pub pool: &'a ThreadPool,
     pub detect_zeros: bool,
-    pub zero_pages: ZeroPages,
+    pub zeros: ZeroRules,
     pub lanes: u64,
-    /// The target's RAM is known to be zero where nothing was sent.
-    pub target_is_zero: bool,
     pub guest_runs: bool,
 }
 
@@ -123,21 +97,10 @@ pub struct Lane {
     pub layout: RecordLayout,
     pub cache: Option<Cache>,
     output: Output,
-    batch: Batch,
-    records: RamWriter,
-    /// Pages of zeros left to the main channel: block, pages.
-    zeros_for_main: Vec<(u8, Range<u64>)>,
+    /// The send being filled.
+    batch: Option<Gather>,
     /// Bytes of the writer already counted.
     counted: u64,
-}
-
-/// The send being filled.
-#[derive(Default)]
-struct Batch {
-    gather: Option<Gather>,
-    /// A range of zeros that may still grow: block, pages.
-    zeros: Option<(u8, Range<u64>)>,
-    section_open: bool,
 }
 
 impl Lane {
@@ -165,9 +128,7 @@ impl Lane {
             layout,
             cache,
             output: Output::new(),
-            batch: Batch::default(),
-            records: RamWriter::default(),
-            zeros_for_main: Vec::new(),
+            batch: None,
             counted: 0,
         }
     }
@@ -204,8 +165,8 @@ impl Lane {
         look::each_chunk(round, source, pages, chunks, |source, looked| {
             self.whole_chunk(round, source, &looked)
         })?;
-        // A packet holds pages of one block.
-        self.packet(source)
+        let (framing, gather) = self.open()?;
+        framing.end_block(source, gather)
     }
 
     fn whole_chunk(
@@ -250,104 +211,18 @@ impl Lane {
             if zero_first {
                 let range = zero_ranges.next().expect("just seen");
                 Counters::add(&round.counters.duplicate, range.end - range.start);
-                self.zeros(round, source, base + range.start..base + range.end)?;
+                let (framing, gather) = self.open()?;
+                let pages = base + range.start..base + range.end;
+                framing.zeros(source, pages, round.zeros, gather)?;
             } else {
                 let range = run_ranges.next().expect("just seen");
                 Counters::add(&round.counters.normal, range.end - range.start);
-                self.run(source, base + range.start..base + range.end)?;
+                let (framing, gather) = self.open()?;
+                framing.run(source, base + range.start..base + range.end, gather)?;
             }
             self.flush_if_full(round)?;
         }
         self.flush_if_full(round)
-    }
-
-    fn zeros(
-        &mut self,
-        round: &Round<'_>,
-        source: &PageSource,
-        pages: Range<u64>,
-    ) -> Result<(), Error> {
-        match &mut self.framing {
-            Framing::Records(_) => {
-                self.open_batch()?;
-                let gather = self.batch.gather.as_mut().expect("just opened");
-                for page in pages {
-                    self.records.zero(
-                        gather.own(),
-                        source.index().into(),
-                        source.name(),
-                        page * PAGE_BYTES,
-                    );
-                }
-            }
-            Framing::Packets(_) if round.zero_pages == ZeroPages::OnMain => {
-                self.zeros_for_main.push((source.index(), pages));
-            }
-            Framing::Packets(_) => {
-                for page in pages {
-                    self.packet_page(source, |packets| packets.zero(page))?;
-                }
-            }
-            Framing::Frames if round.target_is_zero && round.kind == parallel::Round::Bulk => {}
-            Framing::Frames => match &mut self.batch.zeros {
-                Some((block, range)) if *block == source.index() && range.end == pages.start => {
-                    range.end = pages.end
-                }
-                _ => {
-                    self.close_zeros()?;
-                    self.batch.zeros = Some((source.index(), pages));
-                }
-            },
-        }
-        Ok(())
-    }
-
-    fn run(&mut self, source: &PageSource, pages: Range<u64>) -> Result<(), Error> {
-        if let Framing::Packets(_) = self.framing {
-            for page in pages {
-                self.packet_page(source, |packets| packets.page(page))?;
-            }
-            return Ok(());
-        }
-        self.close_zeros()?;
-        self.open_batch()?;
-        let gather = self.batch.gather.as_mut().expect("just opened");
-        if let Framing::Frames = self.framing {
-            let bytes = (pages.end - pages.start) * PAGE_BYTES;
-            Frame::Run { block: source.index(), offset: pages.start * PAGE_BYTES, bytes }
-                .write(gather.own());
-            source.gather(pages, gather);
-            return Ok(());
-        }
-        for page in pages {
-            let (block, offset) = (source.index().into(), page * PAGE_BYTES);
-            self.records.page_header(gather.own(), FLAG_PAGE, block, source.name(), offset);
-            source.gather(page..page + 1, gather);
-        }
-        Ok(())
-    }
-
-    /// Adds one page to the packet being filled; a full one goes into the send.
-    fn packet_page(
-        &mut self,
-        source: &PageSource,
-        add: impl FnOnce(&mut Packets) -> bool,
-    ) -> Result<(), Error> {
-        let Framing::Packets(packets) = &mut self.framing else {
-            unreachable!("only with packets")
-        };
-        if add(packets) { self.packet(source) } else { Ok(()) }
-    }
-
-    /// Puts the packet being filled into the send, if there is one.
-    fn packet(&mut self, source: &PageSource) -> Result<(), Error> {
-        if !matches!(&self.framing, Framing::Packets(packets) if !packets.is_empty()) {
-            return Ok(());
-        }
-        self.open_batch()?;
-        let gather = self.batch.gather.as_mut().expect("just opened");
-        let Framing::Packets(packets) = &mut self.framing else { unreachable!("just seen") };
-        packets.write(source, gather)
     }
 
     /// Pages travel as what changed, where the cache has them.
@@ -406,13 +281,8 @@ impl Lane {
         if self.output.is_empty() {
             return Ok(());
         }
-        self.close_zeros()?;
-        self.open_batch()?;
-        let gather = self.batch.gather.as_mut().expect("just opened");
-        if let Framing::Frames = self.framing {
-            Frame::Records { bytes: self.output.len() as u32 }.write(gather.own());
-        }
-        self.output.append_to(gather.own());
+        let gather = open(&mut self.batch, &mut self.writer, &mut self.ring)?;
+        self.framing.deltas(&self.output, gather);
         self.flush_if_full(round)
     }
 
@@ -432,33 +302,16 @@ impl Lane {
             .filter(move |chunk| chunk % lanes == index && chunk_of(pages, *chunk) != [0; 4])
     }
 
-    fn open_batch(&mut self) -> Result<(), Error> {
-        if self.batch.gather.is_none() {
-            self.batch.gather = Some(self.writer.gather(&mut self.ring)?);
-        }
-        let gather = self.batch.gather.as_mut().expect("just put there");
-        if let Framing::Records(section) = &self.framing
-            && !self.batch.section_open
-        {
-            section.write(SectionKind::Part, gather.own());
-            self.batch.section_open = true;
-        }
-        Ok(())
-    }
-
-    fn close_zeros(&mut self) -> Result<(), Error> {
-        let Some((block, pages)) = self.batch.zeros.take() else { return Ok(()) };
-        self.open_batch()?;
-        let (offset, bytes) = (pages.start * PAGE_BYTES, (pages.end - pages.start) * PAGE_BYTES);
-        let gather = self.batch.gather.as_mut().expect("just opened");
-        Frame::Zero { block, offset, bytes }.write(gather.own());
-        Ok(())
+    /// The send being filled, and how.
+    fn open(&mut self) -> Result<(&mut Framing, &mut Gather), Error> {
+        let gather = open(&mut self.batch, &mut self.writer, &mut self.ring)?;
+        Ok((&mut self.framing, gather))
     }
 
     fn flush_if_full(&mut self, round: &Round<'_>) -> Result<(), Error> {
         let full =
             |gather: &Gather| gather.bytes() >= BATCH_BYTES || gather.pieces() >= BATCH_PIECES;
-        match &self.batch.gather {
+        match &self.batch {
             Some(gather) if full(gather) => self.flush(round.counters, round.guest_runs),
             // Nothing to send is no reason not to be cancelled.
             _ if self.ring.waker().is_cancelled() => Err(crate::io::Error::Cancelled.into()),
@@ -468,13 +321,8 @@ impl Lane {
 
     /// Hands the batch to the kernel.
     fn flush(&mut self, counters: &Counters, guest_runs: bool) -> Result<(), Error> {
-        self.close_zeros()?;
-        let Some(mut gather) = self.batch.gather.take() else { return Ok(()) };
-        if let (Framing::Records(section), true) = (&self.framing, self.batch.section_open) {
-            gather.own().extend_from_slice(&FLAG_EOS.to_be_bytes());
-            section.write_footer(gather.own());
-            self.batch.section_open = false;
-        }
+        let Some(mut gather) = self.batch.take() else { return Ok(()) };
+        self.framing.seal(&mut gather);
         self.writer.send(&mut self.ring, gather)?;
         self.count(counters, guest_runs);
         Ok(())
@@ -500,27 +348,17 @@ impl Lane {
         counters.tick();
     }
 
-    /// The pages of zeros that this lane left to the main channel.
-    pub fn take_zeros_for_main(&mut self) -> Vec<(u8, Range<u64>)> {
-        std::mem::take(&mut self.zeros_for_main)
-    }
-
     /// Sends what the channels left to the main channel, and that they have come to the end of a
     /// round.
-    pub fn end_packets(
-        &mut self,
-        round: &Round<'_>,
-        zeros: &[(u8, Range<u64>)],
-    ) -> Result<(), Error> {
-        let sources = std::mem::take(&mut self.sources);
-        let result = zeros.iter().try_for_each(|(block, pages)| {
-            self.zeros(round, &sources[usize::from(*block)], pages.clone())?;
-            self.flush_if_full(round)
-        });
-        self.sources = sources;
-        result?;
-        self.open_batch()?;
-        RamWriter::flush(self.batch.gather.as_mut().expect("just opened").own());
+    pub fn end_packets(&mut self, round: &Round<'_>, zeros: &[Zeros]) -> Result<(), Error> {
+        for (block, pages) in zeros {
+            let gather = open(&mut self.batch, &mut self.writer, &mut self.ring)?;
+            let source = &self.sources[usize::from(*block)];
+            self.framing.zeros(source, pages.clone(), round.zeros, gather)?;
+            self.flush_if_full(round)?;
+        }
+        let (framing, gather) = self.open()?;
+        framing.flush_channels(gather);
         self.flush(round.counters, round.guest_runs)?;
         self.finish(round.counters, round.guest_runs)
     }
@@ -536,6 +374,18 @@ impl Lane {
         self.count(counters, guest_runs);
         Ok(())
     }
+}
+
+/// The send being filled, begun if there is none.
+fn open<'b>(
+    batch: &'b mut Option<Gather>,
+    writer: &mut SocketWriter,
+    ring: &mut Ring,
+) -> Result<&'b mut Gather, Error> {
+    if batch.is_none() {
+        *batch = Some(writer.gather(ring)?);
+    }
+    Ok(batch.get_or_insert_default())
 }
 
 impl Drop for Lane {

@@ -14,6 +14,7 @@
 mod answers;
 mod error;
 mod foresight;
+mod framing;
 mod handover;
 mod lane;
 mod look;

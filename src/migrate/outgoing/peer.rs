@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use xbzrle::Cache;
 
 use super::answers::Answers;
-use super::lane::{Framing, Lane, Round};
+use super::framing::{Framing, Zeros};
+use super::lane::{Lane, Round};
 use super::packets::Packets;
 use super::{Error, Source};
 use crate::io::transport;
@@ -84,7 +85,7 @@ impl Peer {
             false,
             ring,
             writer,
-            Framing::Records(ram_section()),
+            Framing::records(ram_section()),
             sources(ram),
             RecordLayout::new(ram.blocks()),
             None,
@@ -181,7 +182,7 @@ impl Peer {
         self.features.set(Features::CHANNELS, offered.contains(Features::CHANNELS) && !compressed);
         let framed = self.features.contains(Features::PAGE_RUNS | Features::ZERO_RANGES);
         if framed && (channels == 0 || self.features.contains(Features::CHANNELS)) {
-            self.main.framing = Framing::Frames;
+            self.main.framing = Framing::frames();
         }
         let mut out = Vec::new();
         Frame::Chosen { features: self.features, channels, facts: source.guest.facts() }
@@ -210,7 +211,7 @@ impl Peer {
                 true,
                 ring,
                 writer,
-                Framing::Frames,
+                Framing::frames(),
                 sources(ram),
                 layout,
                 None,
@@ -231,48 +232,43 @@ impl Peer {
         }
         let numbers = Arc::new(AtomicU64::new(0));
         for lane in &mut self.channels {
-            lane.framing =
-                Framing::Packets(Packets::new(numbers.clone(), source.settings.clone())?);
+            let packets = Packets::new(numbers.clone(), source.settings.clone())?;
+            lane.framing = Framing::packets(packets);
         }
         Ok(())
     }
 
     /// Whether the channels carry QEMU's packets.
     pub fn sends_packets(&self) -> bool {
-        self.channels.first().is_some_and(|lane| matches!(lane.framing, Framing::Packets(_)))
+        self.channels.first().is_some_and(|lane| lane.framing.is_packets())
     }
 
-    /// Sends the packet that ends a round on every channel.
-    pub fn sync_packets(&mut self, counters: &Counters) -> Result<(), Error> {
+    /// Says on every channel that it has come to the end of round `number`. What the channels have
+    /// left to the main one comes back.
+    pub fn end_channels(
+        &mut self,
+        counters: &Counters,
+        guest_runs: bool,
+        number: u32,
+    ) -> Result<Vec<Zeros>, Error> {
+        let mut zeros = Vec::new();
         for lane in &mut self.channels {
-            if let Framing::Packets(packets) = &mut lane.framing {
-                let mut out = Vec::new();
-                packets.write_sync(&mut out);
-                lane.send_bytes(counters, true, &out)?;
-            }
+            let out = lane.framing.end_round(number);
+            lane.send_bytes(counters, guest_runs, &out)?;
+            zeros.append(&mut lane.framing.take_zeros_for_main());
         }
-        Ok(())
+        Ok(zeros)
     }
 
     /// Marks the end of a round on every channel and on the main one, so that the target can wait
     /// for all.
     pub fn end_round(&mut self, round: &Round<'_>, number: u32) -> Result<(), Error> {
-        let mut zeros = Vec::new();
-        for lane in &mut self.channels {
-            let mut out = Vec::new();
-            match &mut lane.framing {
-                Framing::Packets(packets) => packets.write_sync(&mut out),
-                _ => Frame::Sync { round: number }.write(&mut out),
-            }
-            lane.send_bytes(round.counters, round.guest_runs, &out)?;
-            zeros.append(&mut lane.take_zeros_for_main());
-        }
+        let zeros = self.end_channels(round.counters, round.guest_runs, number)?;
         if self.sends_packets() {
             return self.main.end_packets(round, &zeros);
         }
         if !self.channels.is_empty() {
-            let mut out = Vec::new();
-            Frame::Sync { round: number }.write(&mut out);
+            let out = self.main.framing.end_round(number);
             self.main.send_bytes(round.counters, round.guest_runs, &out)?;
         }
         Ok(())

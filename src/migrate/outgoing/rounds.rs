@@ -7,7 +7,8 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use xbzrle::parallel;
 
 use super::foresight::{FORESIGHT_AFTER, Foresight, advice};
-use super::lane::{Again, Lane, Round, ZeroPages};
+use super::framing::ZeroRules;
+use super::lane::{Again, Lane, Round};
 use super::peer::{Peer, ram_section};
 use super::{Error, Source};
 use crate::memory::{PAGE_BYTES, PageSet};
@@ -72,7 +73,7 @@ impl Rounds {
         RamWriter::block_list(&mut out, blocks.iter().map(|block| (block.name(), block.bytes())));
         if peer.sends_packets() {
             // QEMU's channels come to the end of a round before the first one.
-            peer.sync_packets(&source.progress.counters)?;
+            peer.end_channels(&source.progress.counters, true, 0)?;
             RamWriter::flush(&mut out);
         }
         out.extend_from_slice(&FLAG_EOS.to_be_bytes());
@@ -165,11 +166,10 @@ impl Rounds {
         counters.remaining.store(pages.iter().map(PageSet::count).sum(), Ordering::Relaxed);
         let guest_runs = kind != parallel::Round::Last;
         let parameters = source.settings.parameters();
-        let zero_pages = match parameters.zero_page_detection {
-            "multifd" => ZeroPages::InPackets,
-            _ => ZeroPages::OnMain,
+        let zeros = ZeroRules {
+            on_main: parameters.zero_page_detection != "multifd",
+            left_out: peer.target_is_zero && kind == parallel::Round::Bulk,
         };
-        let target_is_zero = peer.target_is_zero;
         let lanes = peer.lanes();
         let round = Round {
             pages: &pages,
@@ -179,9 +179,8 @@ impl Rounds {
             counters,
             pool: &self.pool,
             detect_zeros: parameters.zero_page_detection != "none",
-            zero_pages,
+            zeros,
             lanes: lanes.len() as u64,
-            target_is_zero,
             guest_runs,
         };
         let travelled = || Counters::get(&counters.normal) + Counters::get(&counters.deltas);
