@@ -22,7 +22,7 @@ use godwit::memory::GuestRam;
 use godwit::migrate::capabilities::Capability;
 use godwit::migrate::guest::{DirtyLog, Guest, GuestError, Loader, State};
 use godwit::migrate::settings::Settings;
-use godwit::migrate::incoming::{Arrival, Origin, Target};
+use godwit::migrate::incoming::{Arrival, Incoming, Origin};
 use godwit::stream::godwit::Facts;
 use godwit::stream::{Error, SectionHeader, Step};
 use libfuzzer_sys::fuzz_target;
@@ -138,9 +138,8 @@ fn split(bytes: &[u8]) -> Option<(bool, Vec<&[u8]>)> {
 /// The source: all connections, all bytes, and an ear for the answers.
 fn feed(path: &str, channels: &[&[u8]]) {
     let mut connections = Vec::new();
-    // Behind the others one that is no main channel and no further channel, for a target that waits
-    // for either.
-    for bytes in channels.iter().copied().chain([[0; 196].as_slice()]) {
+    // Behind the others a source of another version, for a target that still waits for one.
+    for bytes in channels.iter().copied().chain([b"QEVM\0\0\0\0".as_slice()]) {
         let Ok(mut connection) = UnixStream::connect(path) else { break };
         let _ = connection.write_all(bytes);
         let _ = connection.shutdown(std::net::Shutdown::Write);
@@ -164,7 +163,7 @@ fuzz_target!(|bytes: &[u8]| {
         .set_capabilities(settings.capabilities().with(&[(Capability::Multifd, multifd)]).unwrap());
     let ram = GuestRam::new(&config().memory).unwrap();
     let guest = Arc::new(Guestless { ram, state: Mutex::new(RunState::InMigrate) });
-    let target = Target {
+    let target = Incoming {
         guest: guest.clone(),
         settings: Arc::new(settings),
         arrival: Arc::new(Arrival::default()),

@@ -25,8 +25,8 @@ fn read(bytes: &[u8], window: usize) -> (Vec<String>, Option<String>) {
                 assert!(used <= have);
                 (at, have) = (at + used, have - used);
                 match item {
-                    // Comes in pieces as the input does.
-                    Item::Description { .. } => {}
+                    // These come in pieces as the input does.
+                    Item::Description { .. } | Item::Run { .. } => {}
                     Item::Ram(Record::Skip { to }) => {
                         assert!(to > at as u64);
                         let Ok(to) = usize::try_from(to) else { return (found, None) };

@@ -1,6 +1,7 @@
 //! The image of one RAM block, by offset in the block, in a sparse file.
 
 use crate::stream::PAGE_BYTES;
+use rustix::fs::FallocateFlags;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -45,6 +46,22 @@ impl Image {
         self.write(offset, &[0; PAGE_BYTES])
     }
 
+    /// Part of a run of pages, from any byte on.
+    pub fn write_piece(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.written_end = self.written_end.max(offset + bytes.len() as u64);
+        self.file.write_all_at(bytes, offset)
+    }
+
+    /// Makes whole pages zero, however many they are.
+    pub fn zero_range(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+        let end = (offset + bytes).min(self.written_end);
+        if offset < end {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&self.file, flags, offset, end - offset)?;
+        }
+        Ok(())
+    }
+
     pub fn apply(&mut self, offset: u64, delta: &[u8]) -> io::Result<()> {
         let mut page = self.read(offset)?;
         xbzrle::decode(delta, &mut page)
@@ -72,6 +89,8 @@ mod tests {
         image.write(8192, &[2; PAGE_BYTES]).unwrap();
         image.zero(8192).unwrap();
         image.zero(0).unwrap();
+        image.write_piece(12288 + 5, &[7; 100]).unwrap();
+        image.zero_range(12288, 4096).unwrap();
         image.apply(4096, &[0, 1, 9]).unwrap();
         assert!(image.apply(4096, &[0, 1]).is_err());
         let mut expected = vec![0; 4 * PAGE_BYTES];

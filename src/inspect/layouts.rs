@@ -68,7 +68,12 @@ fn described_bytes(layout: &Value) -> Option<usize> {
 }
 
 impl Layouts for AnyLayout {
-    fn extent(&self, section: &SectionHeader, input: &[u8], offset: u64) -> Result<Extent, Error> {
+    fn extent(
+        &mut self,
+        section: &SectionHeader,
+        input: &[u8],
+        offset: u64,
+    ) -> Result<Extent, Error> {
         let ours = Section::named(&section.name)
             .map(|ours| (ours.version(), Known.extent(section, input, offset)));
         if let Some((_, Ok(extent))) = ours {
@@ -117,7 +122,7 @@ mod tests {
         let mut tail = b"....\x06".to_vec();
         tail.extend_from_slice(&(json.len() as u32).to_be_bytes());
         tail.extend_from_slice(json);
-        let layout = AnyLayout::of_tail(&tail);
+        let mut layout = AnyLayout::of_tail(&tail);
         assert_eq!(layout.extent(&header("hpet"), &[], 0), Ok(Extent::Bytes(12 + 12 + 1)));
         let payload = b"payload\x7e\0\0\0\x07\x04";
         assert_eq!(layout.extent(&header("vga"), payload, 0), Ok(Extent::Bytes(7)));

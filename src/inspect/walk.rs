@@ -11,6 +11,7 @@ use super::report::{
 };
 use super::source::Source;
 use crate::dump::VmCoreInfo;
+use crate::stream::godwit::{self, Frame};
 use crate::stream::mapped::MappedHeader;
 use crate::stream::return_path::{BITMAP_END, Reply};
 use crate::stream::{
@@ -162,6 +163,8 @@ impl Walker<'_> {
             Item::Device { header, payload } => self.device(&header, payload),
             Item::SectionEnd => self.section_end(at),
             Item::Command(command) => self.command(&command, at),
+            Item::Frame(frame) => self.frame(frame, at)?,
+            Item::Run { at, bytes } => self.run(at, bytes)?,
             Item::PackageEnd => {
                 self.packaged = false;
                 self.entry(at, What::PackageEnd);
@@ -398,6 +401,35 @@ impl Walker<'_> {
             Command::PostcopyListen => self.postcopy = true,
             _ => {}
         }
+    }
+
+    /// One of Godwit's own commands.
+    fn frame(&mut self, frame: Frame, at: u64) -> Result<(), Failure> {
+        let detail = match frame {
+            Frame::Zero { block, offset, bytes } => {
+                let at = PageAt { block: block.into(), offset };
+                self.count(at, |counts| counts.zero += bytes / PAGE_BYTES as u64);
+                return self.on_image(at, |image| image.zero_range(offset, bytes));
+            }
+            // Their pages are counted as they come.
+            Frame::Run { .. } | Frame::Records { .. } => return Ok(()),
+            Frame::Chosen { features, channels, .. } => {
+                format!("chosen: {features:?}, {channels} channels")
+            }
+            Frame::Sync { round } => format!("end of round {round}"),
+            Frame::Hash(hash) => format!("hash of RAM {hash:#x}"),
+            Frame::Go => "go".into(),
+        };
+        self.entry(at, What::Command { name: "GODWIT", number: godwit::NUMBER, detail });
+        Ok(())
+    }
+
+    /// A piece of a run of pages, which need not begin or end with one.
+    fn run(&mut self, at: PageAt, bytes: &[u8]) -> Result<(), Failure> {
+        let pages_before = |offset: u64| offset / PAGE_BYTES as u64;
+        let whole = pages_before(at.offset + bytes.len() as u64) - pages_before(at.offset);
+        self.count(at, |counts| counts.pages += whole);
+        self.on_image(at, |image| image.write_piece(at.offset, bytes))
     }
 
     fn description(&mut self, text: &[u8], left: u32) {

@@ -158,6 +158,12 @@ impl Ring {
         Ok(Token(token))
     }
 
+    /// Whether the result of `token` is there.
+    pub fn is_done(&mut self, token: Token) -> bool {
+        self.collect();
+        self.finished.iter().any(|done| done.0 == token.0)
+    }
+
     /// The result of `token` if it is there already.
     pub fn ready(&mut self, token: Token) -> Option<i32> {
         self.collect();

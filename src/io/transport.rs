@@ -16,7 +16,7 @@ use io_uring::{opcode, types};
 use super::address::{Address, Tcp, UnixName};
 use super::aside::aside;
 use super::resolve::{BACKLOG, SocketAddress, no_address, resolve, resolve_aside};
-use super::ring::Ring;
+use super::ring::{Ring, Token};
 use super::socket_file::{self, SocketFile};
 use super::{Error, OpenError, Program, Result, name};
 
@@ -53,32 +53,20 @@ impl Connection {
         Self { fd, medium: self.medium, program, in_use: None }
     }
 
-    /// The first four bytes, left where they are; they tell the main channel from the others. Waits
-    /// for them as long as the ring's patience lasts.
-    pub fn peek(&self, ring: &mut Ring) -> Result<u32> {
-        let deadline = ring.patience().map(|time| (Instant::now() + time, time));
-        loop {
-            let mut bytes = [0u8; 4];
-            // Not MSG_WAITALL: io_uring then adds up what it sees again and again.
-            let entry = opcode::Recv::new(types::Fd(self.fd.as_raw_fd()), bytes.as_mut_ptr(), 4)
-                .flags(libc::MSG_PEEK)
-                .build();
-            // SAFETY: `bytes` outlives the operation: `wait` returns when the kernel is done with
-            // it.
-            let token = unsafe { ring.submit(entry) }?;
-            match ring.wait(token)? {
-                4 => return Ok(u32::from_be_bytes(bytes)),
-                0 => return Err(Error::Closed),
-                1..4 if self.is_hung_up()? => return Err(Error::Closed),
-                1..4 => {}
-                error => return Err(Error::from_result(error)),
-            }
-            if let Some((at, time)) = deadline
-                && Instant::now() >= at
-            {
-                return Err(Error::TimedOut(time));
-            }
-            ring.sleep_until(Instant::now() + PEEK_AGAIN)?;
+    /// What has come, as far as `bytes` has room, left where it is. `None`: nothing yet; 0: nothing
+    /// will.
+    pub fn peek_now(&self, bytes: &mut [u8]) -> Result<Option<usize>> {
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        // SAFETY: the buffer is borrowed for the call, and its length is given.
+        let got = unsafe {
+            libc::recv(self.fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags)
+        };
+        match usize::try_from(got) {
+            Ok(got) => Ok(Some(got)),
+            Err(_) => match std::io::Error::last_os_error() {
+                error if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
+                error => Err(error.into()),
+            },
         }
     }
 
@@ -99,7 +87,7 @@ impl Connection {
     }
 
     /// Nothing more will come than what is there already.
-    fn is_hung_up(&self) -> Result<bool> {
+    pub fn is_hung_up(&self) -> Result<bool> {
         let mut polled = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::RDHUP)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let ready = rustix::event::poll(&mut polled, Some(&now)).map_err(std::io::Error::from)?;
@@ -153,9 +141,6 @@ impl Connection {
         self
     }
 }
-
-/// Until what has come in part is looked at again.
-const PEEK_AGAIN: Duration = Duration::from_millis(2);
 
 /// What the kernel holds between two processes on one host. Its own default, 208 KiB, makes the two
 /// take turns ten thousand times per gigabyte. TCP finds its own size.
@@ -476,49 +461,50 @@ impl Listener {
         &self.addresses
     }
 
-    /// Waits for the next connection, as long as the ring's patience lasts.
-    pub fn accept(&self, ring: &mut Ring) -> Result<Connection> {
-        let mut tokens = Vec::new();
+    /// One poll for each socket, which is done when somebody connects.
+    pub fn poll(&self, ring: &mut Ring) -> Result<Vec<Token>> {
+        self.sockets.iter().map(|socket| ring.poll(socket.as_raw_fd(), libc::POLLIN)).collect()
+    }
+
+    /// A connection that is there already.
+    pub fn accept_now(&self) -> Result<Option<Connection>> {
         for socket in &self.sockets {
-            let fd = types::Fd(socket.as_raw_fd());
-            let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
-            // SAFETY: a poll names no memory.
-            tokens.push(unsafe { ring.submit(entry) }?);
+            let mut polled = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::IN)];
+            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+            if rustix::event::poll(&mut polled, Some(&now)).map_err(std::io::Error::from)? == 0 {
+                continue;
+            }
+            // SAFETY: null pointers: the peer's address is not asked for.
+            let fd = unsafe {
+                libc::accept4(
+                    socket.as_raw_fd(),
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                    libc::SOCK_CLOEXEC,
+                )
+            };
+            if fd < 0 {
+                return Err(std::io::Error::last_os_error().into());
+            }
+            // SAFETY: accept4 returned a descriptor that nobody else has.
+            return Ok(Some(Connection::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }).tune()));
         }
-        let deadline = ring.patience().map(|time| (Instant::now() + time, time));
-        let ready = loop {
-            if let Some(index) = tokens.iter().position(|token| ring.ready(*token).is_some()) {
-                break Ok(index);
+        Ok(None)
+    }
+
+    #[cfg(test)]
+    pub fn accept(&self, ring: &mut Ring) -> Result<Connection> {
+        loop {
+            if let Some(connection) = self.accept_now()? {
+                return Ok(connection);
             }
-            if let Some((at, time)) = deadline
-                && Instant::now() >= at
-            {
-                break Err(Error::TimedOut(time));
+            let polls = self.poll(ring)?;
+            let slept = ring.sleep(None);
+            for poll in polls {
+                ring.cancel(poll);
             }
-            if let Err(error) = ring.sleep(deadline.map(|(at, _)| at)) {
-                break Err(error);
-            }
-        };
-        for (index, token) in tokens.into_iter().enumerate() {
-            if ready.as_ref().ok() != Some(&index) {
-                ring.cancel(token);
-            }
+            slept?;
         }
-        let socket = &self.sockets[ready?];
-        // SAFETY: null pointers: the peer's address is not asked for.
-        let fd = unsafe {
-            libc::accept4(
-                socket.as_raw_fd(),
-                std::ptr::null_mut(),
-                std::ptr::null_mut(),
-                libc::SOCK_CLOEXEC,
-            )
-        };
-        if fd < 0 {
-            return Err(std::io::Error::last_os_error().into());
-        }
-        // SAFETY: accept4 returned a descriptor that nobody else has.
-        Ok(Connection::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }).tune())
     }
 }
 
@@ -745,14 +731,5 @@ mod tests {
         }
         assert_eq!(std::fs::read(&path).unwrap(), b"0123abc");
         assert_eq!(std::fs::read(format!("{path}.out")).unwrap(), b"abc");
-    }
-
-    #[test]
-    fn cancel_ends_an_accept() {
-        let waker = Waker::new();
-        let listener = Listener::bind(&Address::from_uri("tcp:127.0.0.1:0").unwrap()).unwrap();
-        let mut ring = Ring::new(waker.clone()).unwrap();
-        waker.cancel();
-        assert!(matches!(listener.accept(&mut ring), Err(Error::Cancelled)));
     }
 }

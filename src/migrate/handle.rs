@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::capabilities::{Capabilities, Capability, CapabilityError};
 use super::guest::Guest;
-use super::incoming::{Arrival, Origin, Target};
+use super::incoming::{Arrival, Incoming, Origin};
 use super::outgoing::{Destination, Source};
 use super::parameters::{ParameterError, Parameters};
 use super::progress::Progress;
@@ -263,7 +263,7 @@ impl Handle {
             Origin::Listener(_) => None,
         };
         *self.feeder() = program.clone();
-        let target = Target {
+        let target = Incoming {
             guest: self.guest.clone(),
             settings: self.settings.clone(),
             arrival: self.arrival.clone(),
@@ -386,12 +386,12 @@ impl Outgoing {
 }
 
 /// Receives a guest; a panic is a failure like others. The reason of a failure comes back.
-fn arrive(target: &Target, origin: Origin) -> Result<(), String> {
-    let result = catch_unwind(AssertUnwindSafe(|| target.run(origin)));
+fn arrive(incoming: &Incoming, origin: Origin) -> Result<(), String> {
+    let result = catch_unwind(AssertUnwindSafe(|| incoming.run(origin)));
     result.map(|result| result.map_err(|error| error.to_string())).unwrap_or_else(|_| {
         let reason = "a thread of the migration has panicked, which is a defect of Godwit";
-        target.arrival.set(Status::Failed, Some(reason.into()));
-        (target.events)(Event::Status(Status::Failed));
+        incoming.arrival.set(Status::Failed, Some(reason.into()));
+        (incoming.events)(Event::Status(Status::Failed));
         Err(reason.into())
     })
 }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::capabilities::Capability;
 use super::guest::{DirtyLog, Guest, GuestError, Loader, State};
-use super::incoming::{Arrival, Origin, Target};
+use super::incoming::{Arrival, Incoming, Origin};
 use super::outgoing::{Destination, Source};
 use super::progress::Progress;
 use super::settings::Settings;
@@ -311,7 +311,7 @@ fn migrate_with(
         Arc::new(settings)
     };
     let listener = Listener::bind(&address).unwrap();
-    let incoming = Target {
+    let incoming = Incoming {
         guest: target.clone(),
         settings: settings(target_has),
         arrival: Arc::new(Arrival::default()),
@@ -544,7 +544,7 @@ fn a_stream_without_the_guests_ram_is_refused() {
     ours.write_all(&bytes).unwrap();
     drop(ours);
     let guest = FakeGuest::new(RunState::InMigrate);
-    let target = Target {
+    let target = Incoming {
         guest: guest.clone(),
         settings: Arc::default(),
         arrival: Arc::new(Arrival::default()),
@@ -555,6 +555,6 @@ fn a_stream_without_the_guests_ram_is_refused() {
     };
     let error =
         target.run(Origin::Open(Connection::from_fd(theirs.into()))).unwrap_err().to_string();
-    assert!(error.contains("\"microvm.ram\", this guest's RAM, is not in it"), "{error}");
+    assert!(error.starts_with("\"microvm.ram\", this guest's RAM, is not among"), "{error}");
     assert_eq!(guest.run_state(), RunState::InMigrate);
 }

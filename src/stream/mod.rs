@@ -34,9 +34,9 @@
 //!
 //! # Bounds
 //!
-//! Any input ends in an error or an item. The reader's own memory is bounded by [`BLOCKS_MAX`],
-//! [`SECTIONS_MAX`] and the lengths a one-byte or two-byte count can express; what it asks the
-//! caller to hold at once is bounded by [`PAYLOAD_BYTES_MAX`].
+//! Any input ends in an error or an item. The reader's own memory is bounded by [`BLOCKS_MAX`] and
+//! the lengths a one-byte or two-byte count can express; what it asks the caller to hold at once is
+//! bounded by [`PAYLOAD_BYTES_MAX`].
 
 mod command;
 mod configuration;
@@ -52,7 +52,7 @@ mod writer;
 pub use command::Command;
 pub use error::{Error, Problem};
 pub use ram::{ListedBlock, PageAt, RamParser, RamWriter, Record};
-pub use reader::{Extent, Item, Layouts, RAM_VERSION, Reader};
+pub use reader::{Extent, Item, Layouts, NoDevices, RAM_VERSION, Reader};
 pub use writer::{Configuration, SectionHeader, SectionKind, description, end_of_states, package};
 
 /// `QEVM`.
@@ -64,8 +64,6 @@ pub const PAGE_BYTES: usize = 4096;
 /// More RAM blocks than any machine has. Each costs the sender at least ten bytes, so a limit must
 /// be ours.
 pub const BLOCKS_MAX: usize = 256;
-/// More sections than any machine has (255 vCPUs with three sections each, and devices).
-pub const SECTIONS_MAX: usize = 4096;
 /// The longest device payload a reader will hold: forty times the largest recorded (a virtio
 /// device, 49 KiB).
 pub const PAYLOAD_BYTES_MAX: usize = 2 << 20;

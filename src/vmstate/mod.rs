@@ -265,7 +265,12 @@ trait Walk {
 pub struct Known;
 
 impl Layouts for Known {
-    fn extent(&self, section: &SectionHeader, input: &[u8], offset: u64) -> Result<Extent, Error> {
+    fn extent(
+        &mut self,
+        section: &SectionHeader,
+        input: &[u8],
+        offset: u64,
+    ) -> Result<Extent, Error> {
         match read_section(section, input, offset, false) {
             Ok((_, bytes)) => Ok(Extent::Bytes(bytes)),
             Err(Stop::Short(needed)) => Ok(Extent::Need(needed)),

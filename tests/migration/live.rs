@@ -119,6 +119,68 @@ fn a_connection_that_is_reset_does_not_end_the_wait_for_the_source() {
     target.wait_for_sweeps(2);
 }
 
+/// Whoever connects and says nothing, or nonsense, before the source comes and between its channels,
+/// holds nobody up.
+#[test]
+fn strangers_do_not_hold_up_the_source_nor_its_channels() {
+    enum Stranger {
+        #[allow(dead_code)]
+        Tcp(std::net::TcpStream),
+        #[allow(dead_code)]
+        Unix(std::os::unix::net::UnixStream),
+    }
+    for (tcp, framing) in [(true, "auto"), (false, "qemu")] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut source, mut target) = (source(dir.path()), target(dir.path(), "target"));
+        let parameters = json!({"multifd-channels": 3, "x-godwit-stream": framing});
+        source.set(&["multifd"], &parameters);
+        target.set(&["multifd"], &parameters);
+        let path = dir.path().join("migration");
+        let uri = if tcp { "tcp:127.0.0.1:0".into() } else { unix(dir.path()) };
+        target.ask("migrate-incoming", json!({"uri": uri}));
+        let uri = if tcp { format!("tcp:127.0.0.1:{}", target.port()) } else { uri };
+        let says = |words: &[u8]| {
+            if tcp {
+                let mut socket = std::net::TcpStream::connect(&uri[4..]).unwrap();
+                socket.write_all(words).unwrap();
+                Stranger::Tcp(socket)
+            } else {
+                let mut socket = std::os::unix::net::UnixStream::connect(&path).unwrap();
+                socket.write_all(words).unwrap();
+                Stranger::Unix(socket)
+            }
+        };
+        let mut strangers: Vec<_> = (0..40).map(|_| says(b"")).collect();
+        strangers.push(says(b"GET / HTTP/1.0\r\n\r\n"));
+        strangers.push(says(&[0x16, 3, 1, 2, 0, 1]));
+        // The beginning of a channel's hello, and of a source.
+        strangers.push(says(&[0x11, 0x22, 0x33, 0x44, 0, 0]));
+        strangers.push(says(b"QE"));
+        source.ask("migrate", json!({"uri": uri}));
+        let report = source.outcome();
+        assert_eq!(report["status"], "completed", "{report} {}", target.stderr());
+        target.wait_for_sweeps(2);
+        let words = target.stderr();
+        assert!(words.contains("began with 0x47455420, which is no migration stream"), "{words}");
+        drop(strangers);
+    }
+}
+
+/// A source of another version is a source, and what is wrong with it is said.
+#[test]
+fn a_source_that_cannot_be_read_is_no_stranger() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = target(dir.path(), "target");
+    let arguments = json!({"uri": unix(dir.path()), "exit-on-error": false});
+    target.ask("migrate-incoming", arguments);
+    let mut source = std::os::unix::net::UnixStream::connect(dir.path().join("migration")).unwrap();
+    source.write_all(b"QEVM\0\0\0\x02").unwrap();
+    let report = target.outcome();
+    assert_eq!(report["status"], "failed");
+    let error = report["error-desc"].as_str().unwrap();
+    assert!(error.contains("field version, offset 0x4: found 0x2, expected 0x3"), "{error}");
+}
+
 #[test]
 fn no_limit_holds_a_guest_that_stands_still() {
     let dir = tempfile::tempdir().unwrap();

@@ -32,10 +32,6 @@ const SHARED_RECORDS: usize = 256;
 pub struct Blocks(Vec<RamBlock>);
 
 impl Blocks {
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
     /// Finds the listed block here. One that belongs to no device here is kept as it comes.
     pub fn add(&mut self, ram: &GuestRam, listed: &ListedBlock) -> Result<(), Error> {
         let block = match ram.block(&listed.name) {

@@ -5,15 +5,16 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use super::accept::Connections;
 use super::apply::Blocks;
-use super::main_channel::records_frame;
+use super::main_channel::apply_records;
 use super::packets::Packets;
-use super::{Connections, Error, Target};
+use super::{Error, Incoming};
 use crate::io::{self, Ring, SocketReader, Waker};
-use crate::stream::Command;
-use crate::stream::godwit::{self, Frame};
+use crate::stream::godwit::Frame;
 use crate::stream::multifd::{HELLO_BYTES, Hello};
-use crate::stream::ram::{ListedBlock, RamParser, RamRules};
+use crate::stream::ram::ListedBlock;
+use crate::stream::{Item, Reader, Step};
 
 /// Channels of one migration at most, said in the offer.
 pub const CHANNELS_MAX: u8 = 64;
@@ -74,7 +75,7 @@ impl Channels {
     /// Accepts `count` channels and starts reading them.
     pub fn open(
         &mut self,
-        target: &Target,
+        incoming: &Incoming,
         ring: &mut Ring,
         count: u8,
         carries: Carries,
@@ -83,24 +84,20 @@ impl Channels {
             return Err(Error::TooManyChannels(count));
         }
         // A source that is gone connects no channels, and nothing else would tell.
-        let timeout = Duration::from_millis(target.settings.parameters().x_godwit_peer_timeout);
+        let timeout = Duration::from_millis(incoming.settings.parameters().x_godwit_peer_timeout);
         ring.set_patience(Some(timeout));
         let mut readers: Vec<Option<SocketReader>> = (0..count).map(|_| None).collect();
         while readers.iter().any(Option::is_none) {
             let have = readers.iter().flatten().count();
-            let connection = self.connections.next(ring).map_err(|error| match error {
-                Error::Io(io::Error::TimedOut(_)) => {
-                    Error::FewChannels { have, wanted: count.into() }
-                }
-                other => other,
-            })?;
+            let few = || Error::FewChannels { have, wanted: count.into() };
+            let connection = self.connections.channel(ring, timeout)?.ok_or_else(few)?;
             connection.set_user_timeout(timeout).map_err(io::Error::from)?;
             let mut reader = SocketReader::with_buffer(connection.fd.clone(), BUFFER_BYTES);
             let hello: [u8; HELLO_BYTES] =
                 reader.need(ring, HELLO_BYTES)?.try_into().expect("asked for as many");
             let hello = Hello::parse(&hello)?;
             reader.consume(HELLO_BYTES);
-            if target.uuid.is_some_and(|ours| hello.uuid != [0; 16] && hello.uuid != ours) {
+            if incoming.uuid.is_some_and(|ours| hello.uuid != [0; 16] && hello.uuid != ours) {
                 return Err(Error::Uuid);
             }
             match readers.get_mut(usize::from(hello.channel)) {
@@ -122,6 +119,13 @@ impl Channels {
             self.threads.push(thread.spawn(run).map_err(io::Error::from)?);
         }
         Ok(())
+    }
+
+    /// The blocks are listed: a source with more channels has opened them.
+    pub fn turn_others_away(&mut self) {
+        if self.meeting.lock().channels == 0 {
+            self.connections.turn_away();
+        }
     }
 
     /// Tells the threads which blocks the stream's numbers mean.
@@ -285,40 +289,32 @@ impl Channel {
         blocks: Blocks,
         listed: Vec<ListedBlock>,
     ) -> Result<(), Error> {
-        let mut parser = RamParser::with_blocks(RamRules::default(), listed);
+        let mut frames = Reader::of_channel(listed);
         loop {
-            let head = reader.need(ring, 5)?;
-            let (kind, number) = (head[0], u16::from_be_bytes([head[1], head[2]]));
-            let length = 5 + usize::from(u16::from_be_bytes([head[3], head[4]]));
-            if kind != 0x08 || number != godwit::NUMBER {
-                return Err(Error::Command("something that is no frame on a channel"));
+            if frames.in_ram() {
+                apply_records(&mut frames, ring, reader, |records| blocks.apply(records))?;
+                continue;
             }
-            let Command::Private { data, .. } =
-                Command::parse(number, &reader.need(ring, length)?[5..], 0)?
-            else {
+            let (item, used) = match frames.next(reader.bytes())? {
+                Step::Need(needed) => {
+                    reader.need(ring, needed)?;
+                    continue;
+                }
+                Step::Item(item, used) => (item, used),
+            };
+            let Item::Frame(frame) = item else {
                 return Err(Error::Command("something that is no frame on a channel"));
             };
-            reader.consume(length);
-            match Frame::parse(&data, 0)? {
+            reader.consume(used);
+            match frame {
                 Frame::Run { block, offset, bytes } => {
-                    blocks.receive(ring, reader, block, offset, bytes)?
+                    frames.take_run();
+                    blocks.receive(ring, reader, block, offset, bytes)?;
                 }
                 Frame::Zero { block, offset, bytes } => blocks.zero(block, offset, bytes)?,
-                Frame::Records { bytes } => {
-                    records_frame(
-                        ring,
-                        reader,
-                        &mut parser,
-                        |records| blocks.apply(records),
-                        bytes,
-                    )?;
-                }
-                Frame::Sync { .. } => {
-                    if !meeting.arrive() {
-                        return Ok(());
-                    }
-                }
-                _ => return Err(Error::Command("a frame that belongs on the main channel")),
+                Frame::Sync { .. } if !meeting.arrive() => return Ok(()),
+                // Records are read where the loop begins; the reader has refused the others.
+                _ => {}
             }
         }
     }
@@ -328,7 +324,7 @@ impl Channel {
 mod tests {
     use super::*;
     use crate::io::Connection;
-    use crate::migrate::incoming::Origin;
+    use crate::migrate::incoming::accept::Origin;
     use std::os::unix::net::UnixStream;
 
     #[test]
@@ -336,8 +332,7 @@ mod tests {
         for another_arrived in [false, true] {
             let (socket, _other) = UnixStream::pair().unwrap();
             let origin = Origin::Open(Connection::from_fd(socket.into()));
-            let mut channels =
-                Channels::new(Connections { origin, early: Vec::new() }, Waker::new());
+            let mut channels = Channels::new(Connections::new(origin), Waker::new());
             channels.meeting.lock().channels = 2;
             if another_arrived {
                 let meeting = channels.meeting.clone();

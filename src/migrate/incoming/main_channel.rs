@@ -1,316 +1,224 @@
-//! The main channel, read to its end: sections, commands, frames.
-
-use std::collections::HashMap;
+//! The main channel, read to its end: the items of the one reader of the stream.
 
 use super::apply::{Blocks, Threads};
 use super::channels::{Carries, Channels};
-use super::{Error, Greeting, Target};
+use super::return_path::ReturnPath;
+use super::{Error, Incoming, MACHINE};
 use crate::io::{Ring, SocketReader};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::guest::Loader;
 use crate::pages::hash_ram;
-use crate::stream::godwit::{self, Features, Frame};
-use crate::stream::ram::{RamParser, RamRules};
-use crate::stream::{self, Command, Record, SECTIONS_MAX, SectionHeader, SectionKind, Step};
+use crate::stream::godwit::{Features, Frame};
+use crate::stream::{
+    self, Command, Configuration, Extent, Item, Layouts, Reader, Record, SectionHeader,
+    SectionKind, Step,
+};
 
 /// Records parsed at once: as many as one receive brings.
 const BATCH_RECORDS: usize = 4096;
 
 pub struct MainChannel<'a> {
-    pub target: &'a Target,
+    pub incoming: &'a Incoming,
     pub ring: Ring,
-    pub reader: SocketReader,
-    pub greeting: Greeting,
+    pub return_path: ReturnPath,
     pub channels: Channels,
+    pub socket: SocketReader,
+    reader: Reader<Devices<'a>>,
+    /// The section in hand is the one that lists the blocks.
+    in_list: bool,
     blocks: Blocks,
     threads: Threads,
-    parser: RamParser,
-    sections: HashMap<u32, SectionHeader>,
-    /// Bytes consumed, for messages.
-    offset: u64,
     hash: Option<u64>,
+}
+
+/// The machine's own loader knows where a payload ends: it decodes it to find out.
+struct Devices<'a>(Box<dyn Loader + 'a>);
+
+impl Layouts for Devices<'_> {
+    fn extent(
+        &mut self,
+        section: &SectionHeader,
+        input: &[u8],
+        offset: u64,
+    ) -> Result<Extent, stream::Error> {
+        Ok(match self.0.section(section, input, offset)? {
+            Step::Item((), bytes) => Extent::Bytes(bytes),
+            Step::Need(needed) => Extent::Need(needed),
+        })
+    }
 }
 
 impl<'a> MainChannel<'a> {
     pub fn new(
-        target: &'a Target,
+        incoming: &'a Incoming,
         ring: Ring,
-        reader: SocketReader,
-        greeting: Greeting,
+        loader: Box<dyn Loader + 'a>,
+        socket: SocketReader,
+        return_path: ReturnPath,
         channels: Channels,
     ) -> Self {
         Self {
-            target,
+            incoming,
             ring,
-            reader,
-            greeting,
+            return_path,
             channels,
+            socket,
+            reader: Reader::new(Devices(loader), Vec::new()),
+            in_list: false,
             blocks: Blocks::default(),
             threads: Threads::default(),
-            parser: RamParser::new(RamRules::default()),
-            sections: HashMap::new(),
-            offset: 0,
             hash: None,
         }
     }
 
+    /// What the devices said.
+    pub fn loader(&mut self) -> &mut dyn Loader {
+        &mut *self.reader.layouts().0
+    }
+
     /// Reads everything up to the end of the states, and the description behind it.
-    pub fn read(&mut self, loader: &mut dyn Loader) -> Result<(), Error> {
-        self.header()?;
-        loop {
-            match self.need(1)?[0] {
-                0x00 => break,
-                0x01 => self.opening(SectionKind::Start, loader)?,
-                0x04 => self.opening(SectionKind::Full, loader)?,
-                0x02 | 0x03 => self.part()?,
-                0x08 => self.command()?,
-                other => {
-                    return Err(self.says("section type", format!("{other:#04x} is not known")));
-                }
-            }
-        }
-        self.consume(1);
+    pub fn read(&mut self) -> Result<(), Error> {
+        while self.step()? {}
         self.channels.finish()?;
-        if self.target.guest.describes() {
+        if self.incoming.guest.describes() {
             self.description()?;
         }
-        let wanted = self.target.guest.ram().main().name();
-        if self.parser.blocks().iter().all(|block| block.name != wanted) {
-            return Err(
-                self.says("block list", format!("\"{wanted}\", this guest's RAM, is not in it"))
-            );
-        }
-        loader.validate()?;
+        // A stream without section ram has no list that could have been looked at.
+        self.check_blocks()?;
+        self.loader().validate()?;
         match self.hash {
-            Some(hash) if hash_ram(self.target.guest.ram())? != hash => Err(Error::RamDiffers),
+            Some(hash) if hash_ram(self.incoming.guest.ram())? != hash => Err(Error::RamDiffers),
             _ => Ok(()),
         }
     }
 
-    /// Waits for GO. A connection that ends first means that the guest stays where it was.
-    pub fn wait_for_go(&mut self) -> Result<(), Error> {
-        loop {
-            match self.read_command()? {
-                Command::Private { number: godwit::NUMBER, data } => {
-                    if Frame::parse(&data, self.offset)? == Frame::Go {
-                        return Ok(());
-                    }
-                }
-                other => {
-                    return Err(self.says("command", format!("{} where GO was due", other.name())));
-                }
+    /// Reads on by one item, or by many records. False behind the end of the states.
+    fn step(&mut self) -> Result<bool, Error> {
+        if self.reader.in_ram() {
+            self.records()?;
+            return Ok(true);
+        }
+        let (item, used) = match self.reader.next(self.socket.bytes())? {
+            Step::Item(item, used) => (item, used),
+            Step::Need(needed) => {
+                self.socket.need(&mut self.ring, needed)?;
+                return Ok(true);
             }
-        }
-    }
-
-    fn header(&mut self) -> Result<(), Error> {
-        let head = self.need(9)?;
-        let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes"));
-        let (magic, version, marker) = (word(0), word(4), head[8]);
-        if magic != stream::MAGIC {
-            return Err(self.says("magic", format!("{magic:#x} is no migration stream")));
-        }
-        if version != stream::VERSION {
-            return Err(self.says("version", format!("{version} is not {}", stream::VERSION)));
-        }
-        if marker != 0x07 {
-            return Err(self.says("configuration", "is missing".into()));
-        }
-        self.consume(9);
-        let length = u32::from_be_bytes(self.need(4)?.try_into().expect("four bytes")) as usize;
-        if length > 255 {
-            return Err(self.says("machine type", format!("its name has {length} bytes")));
-        }
-        self.consume(4);
-        let name = String::from_utf8_lossy(self.need(length)?).into_owned();
-        if name != super::MACHINE {
-            return Err(Error::Machine(name));
-        }
-        self.consume(length);
-        while self.need(1)?[0] == 0x05 {
-            self.configuration_subsection()?;
-        }
-        Ok(())
-    }
-
-    fn configuration_subsection(&mut self) -> Result<(), Error> {
-        let length = usize::from(self.need(2)?[1]);
-        let name = String::from_utf8_lossy(&self.need(2 + length)?[2..]).into_owned();
-        self.need(2 + length + 4)?;
-        self.consume(2 + length + 4);
-        match name.as_str() {
-            "configuration/uuid" => {
-                let uuid: [u8; 16] = self.need(16)?.try_into().expect("sixteen bytes");
-                self.consume(16);
-                if self.target.uuid.is_some_and(|ours| ours != uuid) {
-                    return Err(Error::Uuid);
-                }
-                Ok(())
-            }
-            "configuration/capabilities" => Err(Error::SourceCapabilities),
-            _ => Err(self.says("configuration subsection", format!("{name:?} is not known"))),
-        }
-    }
-
-    fn opening(&mut self, kind: SectionKind, loader: &mut dyn Loader) -> Result<(), Error> {
-        let length = usize::from(self.need(6)?[5]);
-        let head = self.need(6 + length + 8)?;
-        let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("four bytes"));
-        let header = SectionHeader {
-            id: word(1),
-            name: String::from_utf8_lossy(&head[6..6 + length]).into_owned(),
-            instance: word(6 + length),
-            version: word(10 + length),
         };
-        self.consume(14 + length);
-        if self.sections.len() == SECTIONS_MAX {
-            return Err(self.says("sections", format!("more than {SECTIONS_MAX}")));
-        }
-        self.sections.insert(header.id, header.clone());
-        match kind {
-            SectionKind::Start if header.name == "ram" => {
-                if !self.blocks.is_empty() {
-                    return Err(self.says("section ram", "starts a second time".into()));
-                }
-                if header.version != 4 {
-                    return Err(
-                        self.says("section ram", format!("version {} is not 4", header.version))
-                    );
-                }
-                self.open_packet_channels()?;
-                self.records()?;
+        match item {
+            Item::Configuration(found) => {
+                self.socket.consume(used);
+                self.configuration(&found)?;
             }
-            SectionKind::Start => {
-                return Err(self.says(
-                    "section",
-                    format!("{header} is sent in parts, which only ram is here"),
-                ));
+            Item::Section { kind, .. } => {
+                self.socket.consume(used);
+                self.in_list = kind == SectionKind::Start;
+                if self.in_list {
+                    self.open_packet_channels()?;
+                }
             }
-            _ => self.device(&header, loader)?,
+            Item::SectionEnd => {
+                self.socket.consume(used);
+                if std::mem::take(&mut self.in_list) {
+                    self.blocks_are_listed()?;
+                }
+            }
+            Item::Command(command) => {
+                self.socket.consume(used);
+                self.command(&command)?;
+            }
+            Item::Frame(frame) => {
+                self.socket.consume(used);
+                self.frame(frame)?;
+            }
+            Item::EndOfStates => {
+                self.socket.consume(used);
+                return Ok(false);
+            }
+            // The loader has what it wants of a device. The rest is read elsewhere.
+            Item::Device { .. }
+            | Item::PackageEnd
+            | Item::Ram(_)
+            | Item::Run { .. }
+            | Item::Description { .. } => self.socket.consume(used),
         }
-        self.footer(header.id)
+        Ok(true)
+    }
+
+    fn configuration(&mut self, found: &Configuration) -> Result<(), Error> {
+        if found.machine != MACHINE {
+            return Err(Error::Machine(found.machine.clone()));
+        }
+        if !found.capabilities.is_empty() {
+            return Err(Error::SourceCapabilities);
+        }
+        match (found.uuid, self.incoming.uuid) {
+            (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Uuid),
+            _ => Ok(()),
+        }
     }
 
     /// A QEMU source with multifd does not say so: both sides are set to it, with the same number
     /// of channels.
     fn open_packet_channels(&mut self) -> Result<(), Error> {
-        if self.greeting.is_godwit || !self.target.settings.has(Capability::Multifd) {
+        if self.return_path.is_godwit || !self.incoming.settings.has(Capability::Multifd) {
             return Ok(());
         }
-        let count = self.target.settings.parameters().multifd_channels;
-        self.channels.open(self.target, &mut self.ring, count, Carries::Packets)
+        let count = self.incoming.settings.parameters().multifd_channels;
+        self.channels.open(self.incoming, &mut self.ring, count, Carries::Packets)
     }
 
-    fn part(&mut self) -> Result<(), Error> {
-        let id = u32::from_be_bytes(self.need(5)?[1..5].try_into().expect("four bytes"));
-        match self.sections.get(&id) {
-            Some(header) if header.name == "ram" => {}
-            _ => return Err(self.says("section id", format!("{id} has no part"))),
-        }
-        self.consume(5);
-        self.records()?;
-        self.footer(id)
-    }
-
-    fn footer(&mut self, id: u32) -> Result<(), Error> {
-        let foot = self.need(5)?;
-        let found = u32::from_be_bytes(foot[1..5].try_into().expect("four bytes"));
-        if foot[0] != 0x7e || found != id {
-            return Err(self.says("section footer", format!("of section {id} is missing")));
-        }
-        self.consume(5);
+    fn blocks_are_listed(&mut self) -> Result<(), Error> {
+        self.check_blocks()?;
+        self.channels.set_blocks(&self.blocks, self.reader.blocks());
+        self.channels.turn_others_away();
         Ok(())
     }
 
-    fn device(&mut self, header: &SectionHeader, loader: &mut dyn Loader) -> Result<(), Error> {
-        let mut want = 1;
-        loop {
-            let offset = self.offset;
-            self.reader.need(&mut self.ring, want)?;
-            match loader.section(header, self.reader.bytes(), offset)? {
-                Step::Item((), bytes) => {
-                    self.consume(bytes);
-                    return Ok(());
-                }
-                Step::Need(more) if more > stream::PAYLOAD_BYTES_MAX => {
-                    return Err(
-                        self.says("section", format!("{header} is longer than any device's"))
-                    );
-                }
-                Step::Need(more) => want = more.max(self.reader.bytes().len() + 1),
-            }
+    fn check_blocks(&self) -> Result<(), Error> {
+        let wanted = self.incoming.guest.ram().main().name();
+        let listed = self.reader.blocks();
+        if listed.iter().any(|block| block.name == wanted) {
+            return Ok(());
         }
+        let names: Vec<&str> = listed.iter().map(|block| block.name.as_str()).collect();
+        Err(Error::NoRam(wanted.into(), names.join(", ")))
     }
 
-    /// Records of section `ram`, to the one that ends the payload.
+    /// Records, of section `ram` or in a frame, as far as they have come.
     fn records(&mut self) -> Result<(), Error> {
-        self.parser.set_offset(self.offset);
-        loop {
-            let mut batch = Vec::with_capacity(BATCH_RECORDS);
-            let used = self.parser.batch(self.reader.bytes(), BATCH_RECORDS, &mut batch)?;
-            let mut ended = false;
-            let mut flush = false;
-            for records in batch.chunk_by(|a, b| a.is_page() && b.is_page()) {
-                match &records[0] {
-                    Record::Blocks { .. } if !self.blocks.is_empty() => {
-                        return Err(Error::Command("a second list of RAM blocks"));
-                    }
-                    record if record.is_page() => self.blocks.apply_by(&self.threads, records)?,
-                    Record::End => ended = true,
-                    Record::Flush => flush = true,
-                    Record::Block { block } => {
-                        let listed = &self.parser.blocks()[*block as usize];
-                        self.blocks.add(self.target.guest.ram(), listed)?;
-                    }
-                    Record::Skip { .. } => return Err(Error::SourceCapabilities),
-                    _ => {}
+        let mut flush = false;
+        let (blocks, threads, guest) = (&mut self.blocks, &self.threads, &self.incoming.guest);
+        let mut batch = Vec::with_capacity(BATCH_RECORDS);
+        let used = self.reader.ram_batch(self.socket.bytes(), BATCH_RECORDS, &mut batch)?;
+        for records in batch.chunk_by(|a, b| a.is_page() && b.is_page()) {
+            match &records[0] {
+                record if record.is_page() => blocks.apply_by(threads, records)?,
+                Record::Flush => flush = true,
+                Record::Block { block } => {
+                    blocks.add(guest.ram(), &self.reader.blocks()[*block as usize])?;
                 }
-            }
-            let idle = batch.is_empty();
-            drop(batch);
-            self.reader.consume(used);
-            self.offset += used as u64;
-            if flush {
-                self.channels.set_blocks(&self.blocks, self.parser.blocks());
-                self.channels.wait_for_round(&mut self.ring)?;
-            }
-            if ended {
-                self.channels.set_blocks(&self.blocks, self.parser.blocks());
-                return Ok(());
-            }
-            if idle {
-                self.reader.fill(&mut self.ring)?;
+                _ => {}
             }
         }
-    }
-
-    fn read_command(&mut self) -> Result<Command, Error> {
-        let head = self.need(5)?;
-        if head[0] != 0x08 {
-            return Err(self.says(
-                "command",
-                format!("{:#04x} where a command was due", self.reader.bytes()[0]),
-            ));
+        let idle = batch.is_empty();
+        drop(batch);
+        self.socket.consume(used);
+        if flush {
+            self.channels.set_blocks(&self.blocks, self.reader.blocks());
+            self.channels.wait_for_round(&mut self.ring)?;
         }
-        let (number, length) =
-            (u16::from_be_bytes([head[1], head[2]]), u16::from_be_bytes([head[3], head[4]]));
-        let offset = self.offset + 5;
-        let whole = self.need(5 + usize::from(length))?;
-        let command = Command::parse(number, &whole[5..], offset)?;
-        self.consume(5 + usize::from(length));
-        Ok(command)
+        if idle {
+            self.socket.fill(&mut self.ring)?;
+        }
+        Ok(())
     }
 
-    fn command(&mut self) -> Result<(), Error> {
-        match self.read_command()? {
-            Command::OpenReturnPath => self.greeting.open(&mut self.ring, self.target),
-            Command::Ping(value) => self.greeting.pong(&mut self.ring, self.target, value),
-            Command::SwitchoverStart => Ok(()),
-            Command::Private { number: godwit::NUMBER, data } => {
-                let frame = Frame::parse(&data, self.offset)?;
-                self.frame(frame)
-            }
-            Command::PostcopyAdvise(None) => Ok(()),
+    fn command(&mut self, command: &Command) -> Result<(), Error> {
+        match command {
+            Command::OpenReturnPath => self.return_path.open(&mut self.ring, self.incoming),
+            Command::Ping(value) => self.return_path.pong(&mut self.ring, self.incoming, *value),
+            Command::SwitchoverStart | Command::PostcopyAdvise(None) => Ok(()),
             other => Err(Error::Command(other.name())),
         }
     }
@@ -318,99 +226,89 @@ impl<'a> MainChannel<'a> {
     fn frame(&mut self, frame: Frame) -> Result<(), Error> {
         match frame {
             Frame::Chosen { features, channels, facts } => {
-                self.greeting.chosen(features)?;
-                self.target.guest.check_facts(&facts)?;
+                self.return_path.chosen(features)?;
+                self.incoming.guest.check_facts(&facts)?;
                 let carries = match features.contains(Features::CHANNELS) {
                     true => Carries::Frames,
                     false => Carries::Packets,
                 };
-                self.channels.open(self.target, &mut self.ring, channels, carries)
+                self.channels.open(self.incoming, &mut self.ring, channels, carries)
             }
             Frame::Run { block, offset, bytes } => {
-                self.blocks.receive(&mut self.ring, &mut self.reader, block, offset, bytes)?;
-                // Not before: a length that is inside the block adds up to no more than what can
-                // travel.
-                self.offset += bytes;
-                Ok(())
+                self.reader.take_run();
+                self.blocks.receive(&mut self.ring, &mut self.socket, block, offset, bytes)
             }
             Frame::Zero { block, offset, bytes } => self.blocks.zero(block, offset, bytes),
-            Frame::Records { bytes } => {
-                self.offset += u64::from(bytes);
-                let apply = |records: &[Record<'_>]| self.blocks.apply_by(&self.threads, records);
-                records_frame(&mut self.ring, &mut self.reader, &mut self.parser, apply, bytes)
-            }
             Frame::Sync { .. } => self.channels.wait_for_round(&mut self.ring),
             Frame::Hash(hash) => {
                 self.hash = Some(hash);
                 Ok(())
             }
-            Frame::Go => Err(self.says("frame", "GO before the end of the states".into())),
+            // The records are read next. The reader lets GO stand nowhere but at the end.
+            Frame::Records { .. } | Frame::Go => Ok(()),
         }
     }
 
     /// Behind the states comes a description, which is for people; a stream that ends without it is
     /// complete as well.
     fn description(&mut self) -> Result<(), Error> {
-        match self.reader.need(&mut self.ring, 1) {
-            Ok(byte) if byte[0] == 0x06 => {}
-            _ => return Ok(()),
-        }
-        let length = u32::from_be_bytes(self.need(5)?[1..5].try_into().expect("four bytes"));
-        if length > stream::DESCRIPTION_BYTES_MAX {
-            return Err(self.says("description", format!("{length} bytes long")));
-        }
-        self.consume(5);
-        let mut left = length as usize;
-        while left > 0 {
-            let have = self.reader.bytes().len().min(left);
-            self.consume(have);
-            left -= have;
-            if left > 0 {
-                self.reader.fill(&mut self.ring)?;
+        loop {
+            match self.behind_the_states() {
+                Ok(Behind::Description { left: 0 }) => return Ok(()),
+                Ok(Behind::Description { .. }) => {}
+                Ok(Behind::Go) => return Err(Error::Command("GO before the guest was loaded")),
+                Err(Error::Io(error)) if error.is_disconnect() => return Ok(()),
+                Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Waits for GO. A connection that ends first means that the guest stays where it was.
+    pub fn wait_for_go(&mut self) -> Result<(), Error> {
+        while self.behind_the_states()? != Behind::Go {}
         Ok(())
     }
 
-    fn need(&mut self, bytes: usize) -> Result<&[u8], Error> {
-        Ok(self.reader.need(&mut self.ring, bytes)?)
-    }
-
-    fn consume(&mut self, bytes: usize) {
-        // What follows a name may not have arrived with it.
-        self.reader.consume(bytes);
-        self.offset += bytes as u64;
-    }
-
-    fn says(&self, field: &'static str, text: String) -> Error {
-        Error::Says { field, offset: self.offset, text }
+    fn behind_the_states(&mut self) -> Result<Behind, Error> {
+        loop {
+            let (behind, used) = match self.reader.next(self.socket.bytes())? {
+                Step::Item(Item::Description { left, .. }, used) => {
+                    (Behind::Description { left }, used)
+                }
+                Step::Item(_go, used) => (Behind::Go, used),
+                Step::Need(needed) => {
+                    self.socket.need(&mut self.ring, needed)?;
+                    continue;
+                }
+            };
+            self.socket.consume(used);
+            return Ok(behind);
+        }
     }
 }
 
-/// Takes `bytes` bytes of records that stand in a frame.
-pub fn records_frame(
+/// What stands behind the states.
+#[derive(PartialEq, Eq)]
+enum Behind {
+    Description { left: u32 },
+    Go,
+}
+
+/// Applies the records of a frame as far as they have come; waits for more if none has.
+pub fn apply_records<L: Layouts>(
+    frames: &mut Reader<L>,
     ring: &mut Ring,
-    reader: &mut SocketReader,
-    parser: &mut RamParser,
+    socket: &mut SocketReader,
     apply: impl Fn(&[Record<'_>]) -> Result<(), Error>,
-    bytes: u32,
 ) -> Result<(), Error> {
-    parser.forget_last_block();
-    let mut left = bytes as usize;
-    while left > 0 {
-        let have = reader.bytes().len().min(left);
-        let mut batch = Vec::with_capacity(BATCH_RECORDS);
-        let used = parser.batch(&reader.bytes()[..have], BATCH_RECORDS, &mut batch)?;
-        apply(&batch)?;
-        drop(batch);
-        reader.consume(used);
-        left -= used;
-        if left > 0 && used == 0 {
-            if have == left {
-                return Err(Error::Command("a record that goes past its frame"));
-            }
-            reader.fill(ring)?;
-        }
+    let mut batch = Vec::with_capacity(BATCH_RECORDS);
+    let used = frames.ram_batch(socket.bytes(), BATCH_RECORDS, &mut batch)?;
+    let idle = batch.is_empty();
+    apply(&batch)?;
+    drop(batch);
+    socket.consume(used);
+    if idle {
+        socket.fill(ring)?;
     }
     Ok(())
 }
