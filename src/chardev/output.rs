@@ -41,6 +41,8 @@ struct State {
     in_flight: bool,
     /// The reader did not move while a vCPU waited for it.
     stalled: bool,
+    /// The last write to a disk failed.
+    losing: bool,
     /// Counts connections.
     connection: u64,
 }
@@ -110,9 +112,12 @@ impl Output {
         let mut state = self.state();
         let mut rest = bytes;
         if let To::Disk(file) = &state.to {
-            if let Err(error) = (&**file).write_all(rest) {
+            let written = (&**file).write_all(rest);
+            // A guest writes byte by byte: what lasts is told once.
+            if let (Err(error), false) = (&written, state.losing) {
                 tracing::warn!("output lost: {error}");
             }
+            state.losing = written.is_err();
             return;
         }
         if state.backlog.is_empty() && !state.in_flight {
@@ -186,20 +191,24 @@ fn has_room(file: BorrowedFd<'_>) -> bool {
 pub struct Sink {
     output: Arc<Output>,
     log: Option<File>,
+    /// The last write to the log failed.
+    losing: bool,
 }
 
 impl Sink {
     pub fn new(output: Arc<Output>, log: Option<File>) -> Sink {
-        Sink { output, log }
+        Sink { output, log, losing: false }
     }
 }
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(log) = &mut self.log
-            && let Err(error) = log.write_all(bytes)
-        {
-            tracing::warn!("log of a character device: {error}");
+        if let Some(log) = &mut self.log {
+            let written = log.write_all(bytes);
+            if let (Err(error), false) = (&written, self.losing) {
+                tracing::warn!("log of a character device: {error}");
+            }
+            self.losing = written.is_err();
         }
         self.output.write(bytes);
         Ok(bytes.len())
@@ -231,6 +240,22 @@ mod tests {
             sink.write_all(b"lost in the wind").unwrap();
         }
         assert!(start.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_told_once_and_a_guest_goes_on() {
+        let output = Arc::new(Output::default());
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        let mut sink = Sink::new(output.clone(), Some(full()));
+        output.connect(To::Disk(Arc::new(full())));
+        for _ in 0..3 {
+            sink.write_all(b"x").unwrap();
+            assert!(output.state().losing && sink.losing);
+        }
+        sink.log = Some(tempfile::tempfile().unwrap());
+        output.connect(To::Disk(Arc::new(tempfile::tempfile().unwrap())));
+        sink.write_all(b"x").unwrap();
+        assert!(!output.state().losing && !sink.losing, "the next loss is told again");
     }
 
     #[test]
