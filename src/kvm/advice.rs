@@ -31,6 +31,9 @@ pub fn on_call(error: &io::Error) -> &'static str {
         Some(libc::ENOMEM) => "; the host is short of memory",
         Some(libc::EMFILE | libc::ENFILE) => "; too many open files, raise ulimit -n",
         Some(libc::EBUSY) => "; another hypervisor holds the processor's virtualization",
+        Some(libc::EAGAIN) => {
+            "; too many threads, raise ulimit -u or the limit on pids of the container"
+        }
         _ => "",
     }
 }

@@ -3,7 +3,7 @@
 //! What a host can do is asked for once ([`Caps`]) and a missing part is worked around or refused
 //! by name. Raw ioctls stand in `ioctl.rs`, and only where kvm-ioctls has none.
 
-mod advice;
+pub(crate) mod advice;
 mod caps;
 pub mod compat;
 pub mod dirty;

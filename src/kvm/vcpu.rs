@@ -112,6 +112,20 @@ impl Vcpu {
         Kick(unsafe { (&raw mut (*run).immediate_exit).cast() })
     }
 
+    /// Lets KVM make what it makes at the first run: newer ones start a thread, which counts as one
+    /// of this process. Without it every run fails with EAGAIN, as it may for a moment otherwise, and
+    /// a guest would stand still and be called running.
+    pub fn prepare(&mut self) -> Result<(), Error> {
+        self.fd.set_kvm_immediate_exit(1);
+        match self.fd.run().err().map(|e| e.errno()) {
+            None | Some(libc::EINTR) => Ok(()),
+            Some(errno) => {
+                let source = std::io::Error::from_raw_os_error(errno);
+                Err(Error::Call { call: "KVM_RUN", source })
+            }
+        }
+    }
+
     /// Finishes the last exit, so that the registers can be read: an IN's value is in its register
     /// only after the next `KVM_RUN`. Exits that this brings up (the rest of a long access) go to
     /// `f`.

@@ -45,8 +45,9 @@ impl Machine {
         let mut images = config.boot.as_ref().map(Images::open).transpose()?;
         let ram = GuestRam::new(&config.memory)?;
         let vm = Arc::new(Vm::new(&config.kvm, config.board.pit, count, ram)?);
-        let vcpus = create_vcpus(&vm, &config.cpu)?;
+        let mut vcpus = create_vcpus(&vm, &config.cpu)?;
         let power_on = PowerOn::of(&vm, &vcpus)?;
+        vcpus[0].prepare()?;
         if config.incoming.is_none() {
             let entry =
                 images.as_mut().map(|images| images.load(vm.ram(), &config.cpu)).transpose()?;

@@ -12,7 +12,7 @@ pub enum Error {
     Kvm(#[from] kvm::Error),
     #[error(transparent)]
     Boot(#[from] BootError),
-    #[error("cannot start a vCPU thread: {0}")]
+    #[error("cannot start a thread: {}{}", .0, kvm::advice::on_call(.0))]
     Thread(io::Error),
     #[error("this needs a guest that stands still")]
     Running,

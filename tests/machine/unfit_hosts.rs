@@ -3,7 +3,10 @@
 //! Unsafe because a filter on system calls is put around a process before it starts.
 #![allow(unsafe_code)]
 
-use std::io;
+use rustix::fs::{CWD, FileType};
+use std::fs::Permissions;
+use std::io::{self, BufRead, BufReader};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
@@ -85,4 +88,48 @@ fn without_memory() {
         refusal(Command::new("sh").args(["-c", &words]).stdin(Stdio::null()).output().unwrap());
     assert!(text.contains("cannot get 2147483648 bytes of guest RAM"), "{text}");
     assert!(text.contains("less with -m") && text.contains("ulimit -v"), "{text}");
+}
+
+/// As another user, because root has no such limit.
+#[test]
+fn without_threads() {
+    const USER: u32 = 54321;
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
+    std::fs::copy(env!("CARGO_BIN_EXE_godwit"), path("godwit")).unwrap();
+    // A device that this user may open, whatever the groups are.
+    let device = std::fs::metadata("/dev/kvm").unwrap().rdev();
+    rustix::fs::mknodat(CWD, path("kvm"), FileType::CharacterDevice, 0o600.into(), device)
+        .expect("this needs root");
+    std::fs::set_permissions(path("kvm"), Permissions::from_mode(0o666)).unwrap();
+    let mut works = 0;
+    for limit in 1..=8 {
+        let script = format!("ulimit -u {limit}; exec ./godwit \"$@\"");
+        let mut child = Command::new("sh")
+            .args(["-c", &script, "sh"])
+            .args(GUEST)
+            .args(["builtin", "-append", "ws=1", "-m", "16", "-smp", "2", "-serial", "stdio"])
+            .args(["-accel", "kvm,device=kvm"])
+            .current_dir(folder.path())
+            .uid(USER)
+            .gid(USER)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // The guest speaks, or the process ends.
+        let mut said = BufReader::new(child.stdout.take().unwrap()).lines();
+        let spoke = said.any(|line| line.is_ok_and(|line| line.contains("sweep")));
+        let _ = child.kill();
+        let output = child.wait_with_output().unwrap();
+        if spoke {
+            works += 1;
+            continue;
+        }
+        let text = refusal(output);
+        assert!(works == 0 && text.contains("ulimit -u"), "{limit}: {text}");
+    }
+    assert!(works > 0);
 }
