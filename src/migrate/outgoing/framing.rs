@@ -14,7 +14,7 @@ use crate::stream::godwit::Frame;
 use crate::stream::ram::{FLAG_EOS, FLAG_PAGE, RamWriter};
 use crate::stream::{SectionHeader, SectionKind};
 
-/// Lays out what one lane sends. Everything goes to the end of the send being filled.
+/// Lays out what one channel sends. Everything goes to the end of the send being filled.
 pub enum Framing {
     /// Runs and ranges; records only for deltas.
     Frames(Frames),

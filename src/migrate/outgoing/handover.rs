@@ -48,7 +48,7 @@ pub fn hand_over(source: &Source, peer: &mut Peer, state: &dyn State) -> Result<
     peer.main
         .send_bytes(&source.progress.counters, false, &out)
         .map_err(|error| peer.silent(error, "the guest's state, before GO", time))?;
-    if peer.answers.is_none() {
+    if peer.return_path.is_none() {
         peer.end_stream(time)?;
         source.commit()?;
         return Ok(Outcome::HandedOver);

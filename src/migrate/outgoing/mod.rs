@@ -1,28 +1,29 @@
 //! The source of a migration: one thread that goes through the phases in order.
 //!
 //! ```text
-//! connect → greet → start the log → first round → rounds until converged → stop the guest → last round → state → hand over
-//!                                                                              ▲                                   ▲
-//!                                   an error up to here: the guest never stopped │ an error up to here: it resumes   │
-//!                                                                          from here on it never resumes by itself ─┘
+//! connect → negotiate → start the log → first round → rounds until converged → stop the guest → last round → state → hand over
+//!                                                                                 ▲                                   ▲
+//!                                      an error up to here: the guest never stopped │ an error up to here: it resumes   │
+//!                                                                             from here on it never resumes by itself ─┘
 //! ```
 //!
 //! Dirty bits are a debt: a page harvested is sent in the next round, whatever happens meanwhile.
 //! When a migration fails the log is dropped with all its bits, and the next migration starts with
 //! every page.
 
-mod answers;
+mod channel;
 mod error;
-mod foresight;
+mod forecast;
 mod framing;
 mod handover;
-mod lane;
-mod look;
 mod packets;
 mod peer;
+mod return_path;
+mod round;
 mod rounds;
 #[cfg(feature = "sabotage")]
 mod sabotage;
+mod scan;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,7 +98,7 @@ impl Source {
             }
         };
         ring.set_patience(None);
-        let mut peer = Peer::greet(self, ring, connection, address)?;
+        let mut peer = Peer::negotiate(self, ring, connection, address)?;
         let result = guarded(|| self.send(&mut peer, started));
         // The reason that the target gave is better than the broken connection it caused.
         let result = result.map_err(|error| peer.better_reason(error));
@@ -146,7 +147,7 @@ impl Source {
         // The guest waits: from here to GO the target may not be silent for longer than the commit
         // takes, nor a command not read. A file is no target.
         let time = handover::commit_timeout(&self.settings.parameters());
-        if peer.answers.is_some() || peer.program.is_some() {
+        if peer.return_path.is_some() || peer.program.is_some() {
             peer.set_patience(time);
         }
         let state = self.guest.save(ran)?;

@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use xbzrle::Cache;
 
-use super::answers::Answers;
+use super::channel::Channel;
 use super::framing::{Framing, Zeros};
-use super::lane::{Lane, Round};
 use super::packets::Packets;
+use super::return_path::ReturnPathReader;
+use super::round::Round;
 use super::{Error, Source};
 use crate::io::transport;
 use crate::io::{Address, Connection, Program, Ring, SocketWriter, program};
@@ -40,10 +41,10 @@ struct Offer {
 
 pub struct Peer {
     /// The main channel; carries pages too when there are no others.
-    pub main: Lane,
+    pub main: Channel,
     /// The other channels, by number.
-    pub channels: Vec<Lane>,
-    pub answers: Option<Answers>,
+    pub channels: Vec<Channel>,
+    pub return_path: Option<ReturnPathReader>,
     /// What was chosen of the offer; empty with a peer that is no Godwit.
     pub features: Features,
     pub target_is_zero: bool,
@@ -66,7 +67,7 @@ const AGREEMENT_POLL: Duration = Duration::from_millis(20);
 impl Peer {
     /// Opens the stream and finds out who is there. No RAM has moved when this returns, and the
     /// target has had the chance to refuse.
-    pub fn greet(
+    pub fn negotiate(
         source: &Source,
         ring: Ring,
         connection: Connection,
@@ -80,7 +81,7 @@ impl Peer {
             && (address.is_some() || source.settings.has(Capability::ReturnPath));
         let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
         let ram = source.guest.ram();
-        let lane = Lane::new(
+        let channel = Channel::new(
             0,
             false,
             ring,
@@ -90,12 +91,12 @@ impl Peer {
             RecordLayout::new(ram.blocks()),
             None,
         );
-        let answers = two_way.then(|| Answers::new(connection.fd.clone()));
+        let return_path = two_way.then(|| ReturnPathReader::new(connection.fd.clone()));
         let program = connection.program.clone();
         let mut peer = Self {
-            main: lane,
+            main: channel,
             channels: Vec::new(),
-            answers,
+            return_path,
             features: Features::empty(),
             target_is_zero: false,
             rehearsal: Rehearsal::default(),
@@ -104,7 +105,7 @@ impl Peer {
             cache_wanted: 0,
             program,
         };
-        let result = peer.introduce(source, address.as_ref());
+        let result = peer.exchange(source, address.as_ref());
         match result.map_err(|error| peer.better_reason(error)) {
             Ok(()) => Ok(peer),
             Err(error) => {
@@ -114,17 +115,17 @@ impl Peer {
         }
     }
 
-    fn introduce(&mut self, source: &Source, address: Option<&Address>) -> Result<(), Error> {
+    fn exchange(&mut self, source: &Source, address: Option<&Address>) -> Result<(), Error> {
         let parameters = source.settings.parameters();
         let uuid = source.uuid.filter(|_| source.settings.has(Capability::ValidateUuid));
         let mut out = Vec::new();
         Configuration { machine: MACHINE.into(), uuid, ..Configuration::default() }.write(&mut out);
-        let ask = self.answers.is_some() && parameters.x_godwit_stream == "auto";
-        if self.answers.is_some() {
+        let ask = self.return_path.is_some() && parameters.x_godwit_stream == "auto";
+        if self.return_path.is_some() {
             Command::OpenReturnPath.write(&mut out);
             Command::Ping(if ask { godwit::PING } else { 1 }).write(&mut out);
         }
-        if source.settings.has(Capability::SwitchoverAck) && self.answers.is_none() {
+        if source.settings.has(Capability::SwitchoverAck) && self.return_path.is_none() {
             return Err(Error::AckNeedsAnswers);
         }
         self.main.send_bytes(&source.progress.counters, true, &out)?;
@@ -197,7 +198,7 @@ impl Peer {
         channels: u8,
     ) -> Result<(), Error> {
         let timeout = Duration::from_millis(source.settings.parameters().x_godwit_peer_timeout);
-        for channel in 0..channels {
+        for number in 0..channels {
             let mut ring = Ring::new(source.waker.clone())?;
             ring.set_patience(Some(timeout));
             let connection = transport::connect(&mut ring, address)?;
@@ -206,8 +207,8 @@ impl Peer {
             let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
             let ram = source.guest.ram();
             let layout = RecordLayout::new(ram.blocks());
-            let mut lane = Lane::new(
-                channel.into(),
+            let mut channel = Channel::new(
+                number.into(),
                 true,
                 ring,
                 writer,
@@ -217,9 +218,9 @@ impl Peer {
                 None,
             );
             let mut out = Vec::new();
-            Hello { uuid: source.uuid.unwrap_or_default(), channel }.write(&mut out);
-            lane.send_bytes(&source.progress.counters, true, &out)?;
-            self.channels.push(lane);
+            Hello { uuid: source.uuid.unwrap_or_default(), channel: number }.write(&mut out);
+            channel.send_bytes(&source.progress.counters, true, &out)?;
+            self.channels.push(channel);
             self.connections.push(connection);
         }
         Ok(())
@@ -231,16 +232,16 @@ impl Peer {
             return Err(Error::DeltasNeedGodwit);
         }
         let numbers = Arc::new(AtomicU64::new(0));
-        for lane in &mut self.channels {
+        for channel in &mut self.channels {
             let packets = Packets::new(numbers.clone(), source.settings.clone())?;
-            lane.framing = Framing::packets(packets);
+            channel.framing = Framing::packets(packets);
         }
         Ok(())
     }
 
     /// Whether the channels carry QEMU's packets.
     pub fn sends_packets(&self) -> bool {
-        self.channels.first().is_some_and(|lane| lane.framing.is_packets())
+        self.channels.first().is_some_and(|channel| channel.framing.is_packets())
     }
 
     /// Says on every channel that it has come to the end of round `number`. What the channels have
@@ -252,10 +253,10 @@ impl Peer {
         number: u32,
     ) -> Result<Vec<Zeros>, Error> {
         let mut zeros = Vec::new();
-        for lane in &mut self.channels {
-            let out = lane.framing.end_round(number);
-            lane.send_bytes(counters, guest_runs, &out)?;
-            zeros.append(&mut lane.framing.take_zeros_for_main());
+        for channel in &mut self.channels {
+            let out = channel.framing.end_round(number);
+            channel.send_bytes(counters, guest_runs, &out)?;
+            zeros.append(&mut channel.framing.take_zeros_for_main());
         }
         Ok(zeros)
     }
@@ -274,24 +275,24 @@ impl Peer {
         Ok(())
     }
 
-    /// The cache is divided among the lanes: each keeps the pages it sends.
+    /// The cache is divided among the channels: each keeps the pages it sends.
     fn open_caches(&mut self, source: &Source, bytes: u64) -> Result<(), Error> {
         if !source.settings.has(Capability::Xbzrle) {
             return Ok(());
         }
         self.cache_wanted = bytes;
-        let share = (bytes / self.lanes().len() as u64).max(4096);
-        for lane in self.lanes() {
-            lane.cache = Some(Cache::new(share)?);
+        let share = (bytes / self.page_channels().len() as u64).max(4096);
+        for channel in self.page_channels() {
+            channel.cache = Some(Cache::new(share)?);
         }
         Ok(())
     }
 
     /// Bytes of all caches; 0 without XBZRLE.
     pub fn cache_bytes(&mut self) -> u64 {
-        self.lanes()
+        self.page_channels()
             .iter()
-            .filter_map(|lane| lane.cache.as_ref())
+            .filter_map(|channel| channel.cache.as_ref())
             .map(|cache| cache.size_bytes())
             .sum()
     }
@@ -302,8 +303,8 @@ impl Peer {
         if std::mem::replace(&mut self.cache_wanted, bytes) == bytes {
             return;
         }
-        let share = (bytes / self.lanes().len() as u64).max(4096);
-        for cache in self.lanes().iter_mut().filter_map(|lane| lane.cache.as_mut()) {
+        let share = (bytes / self.page_channels().len() as u64).max(4096);
+        for cache in self.page_channels().iter_mut().filter_map(|channel| channel.cache.as_mut()) {
             if let Err(error) = cache.resize(share) {
                 tracing::warn!(
                     "the page cache keeps its size of {} bytes: {error}",
@@ -323,8 +324,8 @@ impl Peer {
         Duration::from_micros(3 * u64::from(us)) + sent
     }
 
-    /// The lanes that carry pages.
-    pub fn lanes(&mut self) -> &mut [Lane] {
+    /// The channels that carry pages.
+    pub fn page_channels(&mut self) -> &mut [Channel] {
         if self.channels.is_empty() {
             std::slice::from_mut(&mut self.main)
         } else {
@@ -334,8 +335,9 @@ impl Peer {
 
     /// The next message of the return path.
     pub fn wait(&mut self, what: &'static str, time: Duration) -> Result<Reply, Error> {
-        let answers = self.answers.as_mut().expect("asked only of a peer that can answer");
-        let reply = match answers.wait(&mut self.main.ring, Some((Instant::now() + time, time))) {
+        let return_path = self.return_path.as_mut().expect("asked only of a peer that can answer");
+        let reply = match return_path.wait(&mut self.main.ring, Some((Instant::now() + time, time)))
+        {
             Err(Error::Io(crate::io::Error::TimedOut(_))) => {
                 return Err(Error::Silent { what, time });
             }
@@ -347,15 +349,15 @@ impl Peer {
 
     /// How long the target may take none of what is sent.
     pub fn set_patience(&mut self, time: Duration) {
-        for lane in std::iter::once(&mut self.main).chain(&mut self.channels) {
-            lane.ring.set_patience(Some(time));
+        for channel in std::iter::once(&mut self.main).chain(&mut self.channels) {
+            channel.ring.set_patience(Some(time));
         }
     }
 
     /// Takes what the target has said meanwhile. Errors if it has refused.
     pub fn check(&mut self) -> Result<(), Error> {
-        let Some(answers) = &mut self.answers else { return Ok(()) };
-        while let Some(reply) = answers.poll(&mut self.main.ring)? {
+        let Some(return_path) = &mut self.return_path else { return Ok(()) };
+        while let Some(reply) = return_path.poll(&mut self.main.ring)? {
             match reply {
                 Reply::Shut(_) => return Err(Error::TargetFailed),
                 Reply::SwitchoverAck => self.agreed = true,
@@ -418,19 +420,21 @@ impl Peer {
         {
             return crate::io::Error::from(failed).into();
         }
-        match &mut self.answers {
-            Some(answers) if broken => answers.last_words(&mut self.main.ring).unwrap_or(error),
+        match &mut self.return_path {
+            Some(return_path) if broken => {
+                return_path.close_reason(&mut self.main.ring).unwrap_or(error)
+            }
             _ => error,
         }
     }
 
     /// Lets go of the streams. A target whose stream ends before GO never runs.
     pub fn close(&mut self, done: bool) {
-        if let Some(answers) = &mut self.answers {
-            answers.abandon(&mut self.main.ring);
+        if let Some(return_path) = &mut self.return_path {
+            return_path.abandon(&mut self.main.ring);
         }
-        for lane in std::iter::once(&mut self.main).chain(&mut self.channels) {
-            lane.writer.abandon(&mut lane.ring);
+        for channel in std::iter::once(&mut self.main).chain(&mut self.channels) {
+            channel.writer.abandon(&mut channel.ring);
         }
         if !done {
             self.connections.iter().for_each(Connection::shut_down);

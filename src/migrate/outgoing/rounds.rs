@@ -1,4 +1,4 @@
-//! Rounds: harvest, send, look whether it converges.
+//! Rounds: harvest, send, see whether it converges.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use xbzrle::parallel;
 
-use super::foresight::{FORESIGHT_AFTER, Foresight, advice};
+use super::channel::Channel;
+use super::forecast::{FORECAST_AFTER, Forecast, advice};
 use super::framing::ZeroRules;
-use super::lane::{Again, Lane, Round};
 use super::peer::{Peer, ram_section};
+use super::round::{Redirtied, Round};
 use super::{Error, Source};
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::migrate::capabilities::Capability;
@@ -29,7 +30,7 @@ const LIMITED: f64 = 0.7;
 pub struct Rounds {
     log: Box<dyn DirtyLog>,
     pool: ThreadPool,
-    /// A thread for each lane, where there are several.
+    /// A thread for each channel, where there are several.
     senders: Option<ThreadPool>,
     pace: Pace,
     throttle: Throttler,
@@ -65,8 +66,8 @@ impl Rounds {
         let threads =
             std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
         let pool = threads_named("migration", threads)?;
-        let lanes = peer.lanes().len();
-        let senders = (lanes > 1).then(|| threads_named("channel", lanes)).transpose()?;
+        let channels = peer.page_channels().len();
+        let senders = (channels > 1).then(|| threads_named("channel", channels)).transpose()?;
         let mut out = Vec::new();
         let section = ram_section();
         section.write(SectionKind::Start, &mut out);
@@ -95,13 +96,13 @@ impl Rounds {
     /// Sends rounds while the guest runs, until the rest is small enough to stop for.
     pub fn until_converged(&mut self, source: &Source, peer: &mut Peer) -> Result<(), Error> {
         let pages = self.owed[0].bound();
-        let foresight = Foresight::new(source, peer);
-        let again = Again::new(pages, |found| foresight.look(source, found));
-        self.send(source, peer, parallel::Round::Bulk, Some(&again))?;
-        self.throttle.after_first_round(source, foresight.sees_no_end());
+        let forecast = Forecast::new(source, peer);
+        let redirtied = Redirtied::new(pages, |found| forecast.update(source, found));
+        self.send(source, peer, parallel::Round::Bulk, Some(&redirtied))?;
+        self.throttle.after_first_round(source, forecast.sees_no_end());
         // Pages put off are owed like those dirtied since; the first of them travel into an empty
         // cache.
-        self.owed[0].union_with(&again.into_pages());
+        self.owed[0].union_with(&redirtied.into_pages());
         let mut kind = parallel::Round::Fill;
         let mut left_before = pages;
         let mut rounds_below_limit = 0;
@@ -148,14 +149,14 @@ impl Rounds {
         Ok(())
     }
 
-    /// Sends all pages owed, over all lanes, and marks the end of the round where there are
+    /// Sends all pages owed, over all channels, and marks the end of the round where there are
     /// several.
     fn send(
         &mut self,
         source: &Source,
         peer: &mut Peer,
         kind: parallel::Round,
-        again: Option<&Again<'_>>,
+        redirtied: Option<&Redirtied<'_>>,
     ) -> Result<(), Error> {
         let counters = &source.progress.counters;
         let pages: Vec<_> = self
@@ -170,32 +171,32 @@ impl Rounds {
             on_main: parameters.zero_page_detection != "multifd",
             left_out: peer.target_is_zero && kind == parallel::Round::Bulk,
         };
-        let lanes = peer.lanes();
+        let channels = peer.page_channels();
         let round = Round {
             pages: &pages,
             kind,
             log: &*self.log,
-            again,
+            redirtied,
             counters,
             pool: &self.pool,
             detect_zeros: parameters.zero_page_detection != "none",
             zeros,
-            lanes: lanes.len() as u64,
+            channels: channels.len() as u64,
             guest_runs,
         };
         let travelled = || Counters::get(&counters.normal) + Counters::get(&counters.deltas);
         let (started, before) = (Instant::now(), travelled());
         match &self.senders {
-            Some(senders) => send_over(senders, lanes, &round)?,
-            None => lanes.iter_mut().try_for_each(|lane| lane.round(&round))?,
+            Some(senders) => send_over(senders, channels, &round)?,
+            None => channels.iter_mut().try_for_each(|channel| channel.round(&round))?,
         }
         self.pace.learn(travelled() - before, started.elapsed());
         #[cfg(feature = "sabotage")]
         self.swap.round(source, peer, &pages[0])?;
         self.number += 1;
         peer.end_round(&round, self.number)?;
-        for lane in peer.lanes() {
-            if let Some(cache) = &mut lane.cache {
+        for channel in peer.page_channels() {
+            if let Some(cache) = &mut channel.cache {
                 cache.end_period();
             }
         }
@@ -235,8 +236,7 @@ impl Rounds {
         let rounds_to_judge = if source.settings.has(Capability::Xbzrle) { 2 } else { 1 };
         if self.number > rounds_to_judge {
             // What short rounds look like in the beginning says nothing.
-            let judged =
-                figures.started.is_some_and(|started| started.elapsed() >= FORESIGHT_AFTER);
+            let judged = figures.started.is_some_and(|started| started.elapsed() >= FORECAST_AFTER);
             let slowed = source.settings.has(Capability::AutoConverge);
             let stuck = judged && !slowed && converge::is_stuck(&round);
             figures.advice = stuck.then(|| advice(source, peer.cache_bytes(), left));
@@ -280,8 +280,10 @@ impl Rounds {
 }
 
 fn show_caches(source: &Source, peer: &mut Peer) {
-    let stats =
-        peer.lanes().iter().filter_map(|lane| lane.cache.as_ref().map(|cache| cache.stats()));
+    let stats = peer
+        .page_channels()
+        .iter()
+        .filter_map(|channel| channel.cache.as_ref().map(|cache| cache.stats()));
     source.progress.figures().xbzrle = sum_stats(stats);
 }
 
@@ -291,11 +293,15 @@ fn threads_named(name: &'static str, count: usize) -> Result<ThreadPool, Error> 
 }
 
 /// Lanes that send side by side; the end of the round is the barrier.
-fn send_over(senders: &ThreadPool, lanes: &mut [Lane], round: &Round<'_>) -> Result<(), Error> {
-    let mut results: Vec<_> = lanes.iter().map(|_| Ok(())).collect();
+fn send_over(
+    senders: &ThreadPool,
+    channels: &mut [Channel],
+    round: &Round<'_>,
+) -> Result<(), Error> {
+    let mut results: Vec<_> = channels.iter().map(|_| Ok(())).collect();
     senders.scope(|scope| {
-        for (lane, result) in lanes.iter_mut().zip(&mut results) {
-            scope.spawn(move |_| *result = lane.round(round));
+        for (channel, result) in channels.iter_mut().zip(&mut results) {
+            scope.spawn(move |_| *result = channel.round(round));
         }
     });
     results.into_iter().collect()

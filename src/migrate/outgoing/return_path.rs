@@ -21,7 +21,7 @@ use crate::stream::return_path::Reply;
 /// Two messages of the greatest length fit.
 const BUFFER_BYTES: usize = 2048;
 
-pub struct Answers {
+pub struct ReturnPathReader {
     fd: Arc<OwnedFd>,
     pending: Option<Token>,
     incoming: Box<[u8; BUFFER_BYTES]>,
@@ -30,7 +30,7 @@ pub struct Answers {
     closed: bool,
 }
 
-impl Answers {
+impl ReturnPathReader {
     pub fn new(fd: Arc<OwnedFd>) -> Self {
         let incoming = Box::new([0; BUFFER_BYTES]);
         Self { fd, pending: None, incoming, received: Vec::new(), consumed: 0, closed: false }
@@ -86,10 +86,10 @@ impl Answers {
     }
 
     /// Why the target hung up, if it said so before a send failed.
-    pub fn last_words(&mut self, ring: &mut Ring) -> Option<Error> {
-        let end = Instant::now() + LAST_WORDS;
+    pub fn close_reason(&mut self, ring: &mut Ring) -> Option<Error> {
+        let end = Instant::now() + CLOSE_REASON;
         loop {
-            match self.wait(ring, Some((end, LAST_WORDS))) {
+            match self.wait(ring, Some((end, CLOSE_REASON))) {
                 Ok(Reply::Shut(code)) if code != 0 => return Some(Error::TargetFailed),
                 Ok(_) => {}
                 // The kernel tells why a connection broke once, and that to whoever asks first.
@@ -123,9 +123,9 @@ impl Answers {
 }
 
 /// How long to wait for a reason after the connection broke.
-const LAST_WORDS: Duration = Duration::from_millis(500);
+const CLOSE_REASON: Duration = Duration::from_millis(500);
 
-impl Drop for Answers {
+impl Drop for ReturnPathReader {
     fn drop(&mut self) {
         if self.pending.is_some() {
             // Nobody can wait for the kernel any more.

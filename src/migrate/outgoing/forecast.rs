@@ -14,7 +14,7 @@ use crate::pages::CHUNK_PAGES;
 
 /// Looks ahead from the first round, which can take long: what is dirtied during it is dirtied
 /// later, too.
-pub struct Foresight {
+pub struct Forecast {
     started: Instant,
     cache_bytes: u64,
     sent_before: u64,
@@ -25,9 +25,9 @@ pub struct Foresight {
 }
 
 /// What is seen sooner is only part of what the guest dirties.
-pub const FORESIGHT_AFTER: Duration = Duration::from_secs(2);
+pub const FORECAST_AFTER: Duration = Duration::from_secs(2);
 
-impl Foresight {
+impl Forecast {
     pub fn new(source: &Source, peer: &mut Peer) -> Self {
         let sent_before = Counters::get(&source.progress.counters.transferred);
         let (started, cache_bytes) = (Instant::now(), peer.cache_bytes());
@@ -36,10 +36,10 @@ impl Foresight {
     }
 
     /// `pages` were found dirty again so far.
-    pub fn look(&self, source: &Source, pages: u64) {
+    pub fn update(&self, source: &Source, pages: u64) {
         let seconds = self.started.elapsed().as_secs_f64();
         let fits = self.cache_bytes >= pages * PAGE_BYTES && self.cache_bytes > 0;
-        if seconds < FORESIGHT_AFTER.as_secs_f64() || fits {
+        if seconds < FORECAST_AFTER.as_secs_f64() || fits {
             return;
         }
         let rate = (pages as f64 / seconds) as u64;

@@ -1,21 +1,21 @@
 //! What comes before sending: the dirty bits of a chunk are cleared, then its holes and its pages
 //! of zeros are found.
 //!
-//! The first look at a page can cost about as much as sending it: its first line comes from memory,
-//! and a page of a file has to be mapped. So where there is much to look at, a thread of its own
-//! does it, some chunks ahead of the one that sends.
+//! Touching a page for the first time costs about as much as sending it: its first line comes from
+//! memory, and a page of a file has to be mapped. So where there is much to scan, a thread of its
+//! own does it, some chunks ahead of the one that sends.
 
 use std::collections::VecDeque;
 use std::sync::mpsc;
 use std::thread;
 
 use super::Error;
-use super::lane::Round;
+use super::round::Round;
 use crate::memory::PageSet;
 use crate::pages::{CHUNK_PAGES, ChunkMask, PageSource, and, and_not, chunk_of, or};
 
-/// Chunks that are looked at before they are wanted: enough that neither thread waits for the other
-/// each time, and no more, because what the guest writes to a page after it was looked at is sent
+/// Chunks that are scanned before they are wanted: enough that neither thread waits for the other
+/// each time, and no more, because what the guest writes to a page after it was scanned is sent
 /// again in the next round.
 const CHUNKS_AHEAD: usize = 4;
 /// Chunks whose pages are mapped before the first of them is read: a page of a file that is read
@@ -27,7 +27,7 @@ const CHUNKS_MAPPED_AHEAD: usize = 4;
 const AHEAD_PAGES_MIN: u64 = 16 * CHUNK_PAGES;
 
 /// A chunk whose pages may be sent now.
-pub struct Looked {
+pub struct ScannedChunk {
     pub chunk: u64,
     /// Pages that read as zero: holes, and all others of which that is known.
     pub zeros: ChunkMask,
@@ -35,46 +35,46 @@ pub struct Looked {
     pub data: ChunkMask,
 }
 
-impl Looked {
+impl ScannedChunk {
     pub fn pages(&self) -> ChunkMask {
         or(&self.zeros, &self.data)
     }
 }
 
-/// Looks at `chunks` of a block, and hands each to `send` that has anything to send, in order.
+/// Scans `chunks` of a block, and hands each to `send` that has anything to send, in order.
 pub fn each_chunk(
     round: &Round<'_>,
     source: &mut PageSource,
     pages: &PageSet,
     chunks: impl Iterator<Item = u64> + Send,
-    mut send: impl FnMut(&PageSource, Looked) -> Result<(), Error>,
+    mut send: impl FnMut(&PageSource, ScannedChunk) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let mut own = source.another();
-    let mut looks = Looks { round, source: &mut own, pages, chunks, opened: VecDeque::new() };
-    if pages.count() < AHEAD_PAGES_MIN || round.lanes > 1 {
-        return looks.try_for_each(|looked| send(source, looked?));
+    let mut scan = Scan { round, source: &mut own, pages, chunks, opened: VecDeque::new() };
+    if pages.count() < AHEAD_PAGES_MIN || round.channels > 1 {
+        return scan.try_for_each(|scanned| send(source, scanned?));
     }
-    let (ahead, looked) = mpsc::sync_channel(CHUNKS_AHEAD);
+    let (ahead, scanned) = mpsc::sync_channel(CHUNKS_AHEAD);
     let sent = thread::scope(|scope| {
-        let looks = &mut looks;
+        let scan = &mut scan;
         // Ends with its chunks, after an error, or when nobody sends any more.
-        let look = move || {
-            for looked in looks {
-                let failed = looked.is_err();
-                if ahead.send(looked).is_err() || failed {
+        let scan = move || {
+            for scanned in scan {
+                let failed = scanned.is_err();
+                if ahead.send(scanned).is_err() || failed {
                     break;
                 }
             }
         };
-        thread::Builder::new().name("look".into()).spawn_scoped(scope, look).ok()?;
-        Some(looked.into_iter().try_for_each(|looked| send(source, looked?)))
+        thread::Builder::new().name("scan".into()).spawn_scoped(scope, scan).ok()?;
+        Some(scanned.into_iter().try_for_each(|scanned| send(source, scanned?)))
     });
-    // A host without a thread to spare: nothing was looked at yet.
-    sent.unwrap_or_else(|| looks.try_for_each(|looked| send(source, looked?)))
+    // A host without a thread to spare: nothing was scanned yet.
+    sent.unwrap_or_else(|| scan.try_for_each(|scanned| send(source, scanned?)))
 }
 
-/// Chunks being looked at.
-struct Looks<'a, I> {
+/// Chunks being scanned.
+struct Scan<'a, I> {
     round: &'a Round<'a>,
     source: &'a mut PageSource,
     pages: &'a PageSet,
@@ -89,7 +89,7 @@ struct Opened {
     filled: ChunkMask,
 }
 
-impl<I: Iterator<Item = u64>> Looks<'_, I> {
+impl<I: Iterator<Item = u64>> Scan<'_, I> {
     /// Opens the next chunk that has anything to send. False if there is none.
     fn open(&mut self) -> Result<bool, Error> {
         for chunk in self.chunks.by_ref() {
@@ -103,9 +103,9 @@ impl<I: Iterator<Item = u64>> Looks<'_, I> {
     }
 
     /// `None` after the last chunk.
-    fn look(&mut self) -> Result<Option<Looked>, Error> {
+    fn scan(&mut self) -> Result<Option<ScannedChunk>, Error> {
         // After the first round all that was sent is mapped.
-        let maps = self.round.again.is_some() && self.source.may_be_unmapped();
+        let maps = self.round.redirtied.is_some() && self.source.may_be_unmapped();
         let ahead = if maps { CHUNKS_MAPPED_AHEAD } else { 0 };
         while self.opened.len() <= ahead && self.open()? {
             if let (true, Some(Opened { chunk, filled, .. })) = (maps, self.opened.back()) {
@@ -118,15 +118,15 @@ impl<I: Iterator<Item = u64>> Looks<'_, I> {
         let zeros =
             if self.round.detect_zeros { self.source.zero_mask(chunk, &filled) } else { [0; 4] };
         self.source.check()?;
-        Ok(Some(Looked { chunk, zeros: or(&holes, &zeros), data: and_not(&filled, &zeros) }))
+        Ok(Some(ScannedChunk { chunk, zeros: or(&holes, &zeros), data: and_not(&filled, &zeros) }))
     }
 }
 
-impl<I: Iterator<Item = u64>> Iterator for Looks<'_, I> {
-    type Item = Result<Looked, Error>;
+impl<I: Iterator<Item = u64>> Iterator for Scan<'_, I> {
+    type Item = Result<ScannedChunk, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.look().transpose()
+        self.scan().transpose()
     }
 }
 
@@ -139,9 +139,9 @@ pub(super) fn open_chunk(
 ) -> Result<Option<(ChunkMask, ChunkMask)>, Error> {
     let mut mask = chunk_of(pages, chunk);
     let logged = source.index() == 0;
-    match round.again {
-        Some(again) if logged => {
-            let put_off = and(&mask, &again.mask(round.log, chunk)?);
+    match round.redirtied {
+        Some(redirtied) if logged => {
+            let put_off = and(&mask, &redirtied.mask(round.log, chunk)?);
             mask = and_not(&mask, &put_off);
         }
         Some(_) => {}

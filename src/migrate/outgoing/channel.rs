@@ -1,5 +1,5 @@
-//! A lane: one stream and the chunks that travel on it. A round goes through a lane's chunks in
-//! order: clear, look, encode, send; at its end everything has been taken by the kernel.
+//! A channel: one stream and the chunks that travel on it. A round goes through a channel's chunks
+//! in order: clear, scan, encode, send; at its end everything has been taken by the kernel.
 //!
 //! ```text
 //! pages of a chunk → holes and zeros | whole pages        first rounds, and without a cache
@@ -7,19 +7,15 @@
 //!                  → holes | parallel delta encoder        with a cache, after the first round
 //! ```
 
-use std::sync::RwLock;
-use std::time::{Duration, Instant};
-
-use rayon::ThreadPool;
 use xbzrle::Cache;
 use xbzrle::parallel::{self, Kind, LivePage, Output};
 
 use super::Error;
-use super::framing::{Framing, ZeroRules, Zeros};
-use super::look::{self, Looked};
+use super::framing::{Framing, Zeros};
+use super::round::Round;
+use super::scan::{self, ScannedChunk};
 use crate::io::{Gather, Ring, SocketWriter};
 use crate::memory::PageSet;
-use crate::migrate::guest::DirtyLog;
 use crate::migrate::progress::Counters;
 use crate::pages::{
     CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, and, and_not, chunk_of, count, mask_ranges,
@@ -34,62 +30,12 @@ const BATCH_BYTES: usize = 1 << 20;
 const BATCH_PIECES: usize = 480;
 /// Pages encoded at once: 8 MiB, enough work for several threads.
 const ENCODE_PAGES: usize = 2048;
-/// How often the first round looks which pages were dirtied again.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// What a lane sends in one round, shared by all lanes.
-pub struct Round<'a> {
-    /// Pages by block.
-    pub pages: &'a [PageSet],
-    pub kind: parallel::Round,
-    pub log: &'a dyn DirtyLog,
-    /// The first round: everything was cleared beforehand, and pages found dirty again are left for
-    /// the next round.
-    pub again: Option<&'a Again<'a>>,
-    pub counters: &'a Counters,
-    pub pool: &'a ThreadPool,
-    pub detect_zeros: bool,
-    pub zeros: ZeroRules,
-    pub lanes: u64,
-    pub guest_runs: bool,
-}
-
-/// Pages dirtied again during the first round. They are not sent in it: they would only be sent
-/// twice. What they say of the guest is told as soon as it is known.
-pub struct Again<'a> {
-    pages: RwLock<PageSet>,
-    looked: RwLock<Instant>,
-    /// Hears how many there are, each time more were looked for.
-    found: Box<dyn Fn(u64) + Send + Sync + 'a>,
-}
-
-impl<'a> Again<'a> {
-    pub fn new(bound: u64, found: impl Fn(u64) + Send + Sync + 'a) -> Self {
-        let (pages, looked) = (RwLock::new(PageSet::new(bound)), RwLock::new(Instant::now()));
-        Self { pages, looked, found: Box::new(found) }
-    }
-
-    pub(super) fn mask(&self, log: &dyn DirtyLog, chunk: u64) -> Result<ChunkMask, Error> {
-        if self.looked.read().unwrap().elapsed() >= LOOK_AGAIN {
-            let mut pages = self.pages.write().unwrap();
-            *self.looked.write().unwrap() = Instant::now();
-            log.harvest(&mut pages)?;
-            (self.found)(pages.count());
-        }
-        Ok(chunk_of(&self.pages.read().unwrap(), chunk))
-    }
-
-    /// All that was found.
-    pub fn into_pages(self) -> PageSet {
-        self.pages.into_inner().unwrap()
-    }
-}
-
-pub struct Lane {
-    /// Position among the lanes; decides which chunks are its own.
+pub struct Channel {
+    /// Position among the channels; decides which chunks are its own.
     pub index: u64,
     /// Not the main channel.
-    pub is_channel: bool,
+    pub is_further: bool,
     pub ring: Ring,
     pub writer: SocketWriter,
     pub framing: Framing,
@@ -103,14 +49,14 @@ pub struct Lane {
     counted: u64,
 }
 
-impl Lane {
+impl Channel {
     #[expect(
         clippy::too_many_arguments,
-        reason = "one call per lane, each part made by its caller"
+        reason = "one call per channel, each part made by its caller"
     )]
     pub fn new(
         index: u64,
-        is_channel: bool,
+        is_further: bool,
         ring: Ring,
         writer: SocketWriter,
         framing: Framing,
@@ -120,7 +66,7 @@ impl Lane {
     ) -> Self {
         Self {
             index,
-            is_channel,
+            is_further,
             ring,
             writer,
             framing,
@@ -133,7 +79,7 @@ impl Lane {
         }
     }
 
-    /// Sends this lane's part of a round.
+    /// Sends this channel's part of a round.
     pub fn round(&mut self, round: &Round<'_>) -> Result<(), Error> {
         let mut sources = std::mem::take(&mut self.sources);
         let result = self.blocks(round, &mut sources);
@@ -162,8 +108,8 @@ impl Lane {
         pages: &PageSet,
     ) -> Result<(), Error> {
         let chunks = self.chunks(round, pages);
-        look::each_chunk(round, source, pages, chunks, |source, looked| {
-            self.whole_chunk(round, source, &looked)
+        scan::each_chunk(round, source, pages, chunks, |source, scanned| {
+            self.whole_chunk(round, source, &scanned)
         })?;
         let (framing, gather) = self.open()?;
         framing.end_block(source, gather)
@@ -173,19 +119,19 @@ impl Lane {
         &mut self,
         round: &Round<'_>,
         source: &PageSource,
-        looked: &Looked,
+        scanned: &ScannedChunk,
     ) -> Result<(), Error> {
         // An entry that is not what the receiver gets now would turn later deltas into garbage.
         if let Some(cache) = &mut self.cache
             && !cache.is_empty()
         {
-            let first = looked.chunk * CHUNK_PAGES;
+            let first = scanned.chunk * CHUNK_PAGES;
             cache.forget(
-                mask_ranges(&looked.pages()).flatten().map(|page| source.number(first + page)),
+                mask_ranges(&scanned.pages()).flatten().map(|page| source.number(first + page)),
             );
         }
-        self.emit_chunk(round, source, looked.chunk, &looked.zeros, &looked.data)?;
-        round.counters.settle(count(&looked.pages()));
+        self.emit_chunk(round, source, scanned.chunk, &scanned.zeros, &scanned.data)?;
+        round.counters.settle(count(&scanned.pages()));
         Ok(())
     }
 
@@ -234,7 +180,7 @@ impl Lane {
     ) -> Result<(), Error> {
         let mut numbers: Vec<u64> = Vec::with_capacity(ENCODE_PAGES + CHUNK_PAGES as usize);
         for chunk in self.chunks(round, pages) {
-            let Some((mask, data)) = look::open_chunk(round, source, pages, chunk)? else {
+            let Some((mask, data)) = scan::open_chunk(round, source, pages, chunk)? else {
                 continue;
             };
             let holes = and_not(&mask, &data);
@@ -286,7 +232,7 @@ impl Lane {
         self.flush_if_full(round)
     }
 
-    /// Chunks of this lane that have members in `pages`. The first round starts in the middle of
+    /// Chunks of this channel that have members in `pages`. The first round starts in the middle of
     /// the block: which pages are busy shows while it runs, and what it sends at its beginning it
     /// sends blindly. Small kernels and their heaps lie low, large guests allocate from the top.
     fn chunks<'p>(
@@ -294,12 +240,12 @@ impl Lane {
         round: &Round<'_>,
         pages: &'p PageSet,
     ) -> impl Iterator<Item = u64> + use<'p> {
-        let (index, lanes) = (self.index, round.lanes);
+        let (index, channels) = (self.index, round.channels);
         let chunks = (pages.words().len() as u64).div_ceil(CHUNK_PAGES / 64);
         let first = if round.kind == parallel::Round::Bulk { chunks / 2 } else { 0 };
         (first..chunks)
             .chain(0..first)
-            .filter(move |chunk| chunk % lanes == index && chunk_of(pages, *chunk) != [0; 4])
+            .filter(move |chunk| chunk % channels == index && chunk_of(pages, *chunk) != [0; 4])
     }
 
     /// The send being filled, and how.
@@ -339,7 +285,7 @@ impl Lane {
         let fresh = self.writer.sent() - self.counted;
         self.counted += fresh;
         Counters::add(&counters.transferred, fresh);
-        if self.is_channel {
+        if self.is_further {
             Counters::add(&counters.channel_bytes, fresh);
         }
         if !guest_runs {
@@ -388,7 +334,7 @@ fn open<'b>(
     Ok(batch.get_or_insert_default())
 }
 
-impl Drop for Lane {
+impl Drop for Channel {
     fn drop(&mut self) {
         self.writer.abandon(&mut self.ring);
     }

@@ -1,0 +1,65 @@
+//! A round: what is sent in it, and the pages that are dirtied again during the first.
+
+use std::sync::RwLock;
+use std::time::{Duration, Instant};
+
+use rayon::ThreadPool;
+use xbzrle::parallel;
+
+use super::Error;
+use super::framing::ZeroRules;
+use crate::memory::PageSet;
+use crate::migrate::guest::DirtyLog;
+use crate::migrate::progress::Counters;
+use crate::pages::{ChunkMask, chunk_of};
+
+/// How often the first round looks which pages were dirtied again.
+const REDIRTIED_PERIOD: Duration = Duration::from_millis(20);
+
+/// What a channel sends in one round, shared by all channels.
+pub struct Round<'a> {
+    /// Pages by block.
+    pub pages: &'a [PageSet],
+    pub kind: parallel::Round,
+    pub log: &'a dyn DirtyLog,
+    /// The first round: everything was cleared beforehand, and pages found dirty again are left for
+    /// the next round.
+    pub redirtied: Option<&'a Redirtied<'a>>,
+    pub counters: &'a Counters,
+    pub pool: &'a ThreadPool,
+    pub detect_zeros: bool,
+    pub zeros: ZeroRules,
+    pub channels: u64,
+    pub guest_runs: bool,
+}
+
+/// Pages dirtied again during the first round. They are not sent in it: they would only be sent
+/// twice. What they say of the guest is told as soon as it is known.
+pub struct Redirtied<'a> {
+    pages: RwLock<PageSet>,
+    harvested: RwLock<Instant>,
+    /// Hears how many there are, each time more were looked for.
+    found: Box<dyn Fn(u64) + Send + Sync + 'a>,
+}
+
+impl<'a> Redirtied<'a> {
+    pub fn new(bound: u64, found: impl Fn(u64) + Send + Sync + 'a) -> Self {
+        let (pages, harvested) = (RwLock::new(PageSet::new(bound)), RwLock::new(Instant::now()));
+        Self { pages, harvested, found: Box::new(found) }
+    }
+
+    pub(super) fn mask(&self, log: &dyn DirtyLog, chunk: u64) -> Result<ChunkMask, Error> {
+        if self.harvested.read().unwrap().elapsed() >= REDIRTIED_PERIOD {
+            let mut pages = self.pages.write().unwrap();
+            *self.harvested.write().unwrap() = Instant::now();
+            log.harvest(&mut pages)?;
+            (self.found)(pages.count());
+        }
+        Ok(chunk_of(&self.pages.read().unwrap(), chunk))
+    }
+
+    /// All that was found.
+    pub fn into_pages(self) -> PageSet {
+        self.pages.into_inner().unwrap()
+    }
+}
