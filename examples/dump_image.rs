@@ -60,7 +60,7 @@ fn main() -> Result<(), Failure> {
             let block = "microvm.ram".into();
             let config =
                 Memory { bytes, block, backend, prealloc: false, merge: false, dump: true };
-            dump(&RamView::new(&GuestRam::new(&config)?)?, &arguments)
+            dump(&RamView::stopped(&GuestRam::new(&config)?)?, &arguments)
         }
         (None, Some(map)) => {
             let parts = read_map(map)?;

@@ -32,10 +32,12 @@ const ZLIB_LEVEL: i32 = 1;
 /// zstd's fastest ordinary level.
 const ZSTD_LEVEL: i32 = 1;
 
+/// What a page may need while it is compressed: twice a page holds the worst case of each codec.
+pub const ROOM_BYTES: usize = 2 * PAGE;
+
 /// A codec with its working memory, used for many pages by one thread at a time.
 pub struct Compressor {
     engine: Engine,
-    out: Vec<u8>,
 }
 
 enum Engine {
@@ -61,22 +63,21 @@ impl Compressor {
                 Engine::Zstd(zstd)
             }
         };
-        // Twice a page holds the worst case of each codec.
-        Compressor { engine, out: vec![0; 2 * PAGE] }
+        Compressor { engine }
     }
 
-    /// The compressed page, or nothing if that is not smaller than the page.
-    pub fn page(&mut self, page: &[u8]) -> Option<&[u8]> {
+    /// Compresses a page to the start of `out`, which has [`ROOM_BYTES`], and says how many bytes
+    /// it takes; nothing if that is not smaller than the page.
+    pub fn page(&mut self, page: &[u8], out: &mut [u8]) -> Option<usize> {
+        let out = &mut out[..ROOM_BYTES];
         let written = match &mut self.engine {
             // One byte less than a page: libdeflate gives up as soon as the result cannot be
             // smaller.
-            Engine::Zlib(zlib) => zlib.zlib_compress(page, &mut self.out[..PAGE - 1]).ok()?,
-            Engine::Lzo(dict) => {
-                lzokay::compress::compress_no_alloc(page, &mut self.out, dict).ok()?
-            }
-            Engine::Snappy(snappy) => snappy.compress(page, &mut self.out).ok()?,
-            Engine::Zstd(zstd) => zstd.compress_to_buffer(page, &mut self.out[..PAGE - 1]).ok()?,
+            Engine::Zlib(zlib) => zlib.zlib_compress(page, &mut out[..PAGE - 1]).ok()?,
+            Engine::Lzo(dict) => lzokay::compress::compress_no_alloc(page, out, dict).ok()?,
+            Engine::Snappy(snappy) => snappy.compress(page, out).ok()?,
+            Engine::Zstd(zstd) => zstd.compress_to_buffer(page, &mut out[..PAGE - 1]).ok()?,
         };
-        (written < page.len()).then(|| &self.out[..written])
+        (written < page.len()).then_some(written)
     }
 }

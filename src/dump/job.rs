@@ -361,7 +361,7 @@ impl Dump {
         // goes first.
         let (result, _stopped) = match source {
             Source::Live { image, cpus, vmcoreinfo } => {
-                let view = RamView::of(&target.ram(), image).map_err(Failure::Memory);
+                let view = RamView::frozen(&target.ram(), image).map_err(Failure::Memory);
                 (
                     view.and_then(|view| make(&view, &cpus, vmcoreinfo, options, output, progress)),
                     None,
@@ -369,7 +369,7 @@ impl Dump {
             }
             Source::Stopped(stopped) => {
                 let cpus = target.cpus().map_err(Failure::Machine);
-                let view = RamView::new(&target.ram()).map_err(Failure::Memory);
+                let view = RamView::stopped(&target.ram()).map_err(Failure::Memory);
                 let made = cpus.and_then(|cpus| {
                     make(&view?, &cpus, target.vmcoreinfo(), options, output, progress)
                 });

@@ -46,6 +46,7 @@ mod view;
 mod vmcoreinfo;
 mod walk;
 
+pub use crate::pages::Extent;
 pub use codec::Codec;
 pub use cpu::{Cpu, Segment};
 pub use error::{Error, What};
@@ -55,7 +56,7 @@ pub use output::Output;
 pub use progress::Progress;
 pub use ram::RamView;
 pub use ranges::{Filter, Range};
-pub use view::{Extent, GuestView, ReadFailed, Slices};
+pub use view::{GuestView, ReadFailed, Slices};
 pub use vmcoreinfo::{NoteRefused, VmCoreInfo};
 
 /// Bytes in a page of every format and of every page table here.

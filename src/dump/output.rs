@@ -114,7 +114,7 @@ impl Writer {
         self.append(what, offset, bytes)
     }
 
-    /// A buffer of [`BUFFER_BYTES`] for [`Writer::put_runs`].
+    /// A buffer of [`BUFFER_BYTES`] for [`Writer::put_runs`] and [`Writer::put_parts`].
     pub fn buffer(&mut self) -> Result<Buffer, Error> {
         self.io.buffer().map_err(Error::from)
     }
@@ -140,6 +140,38 @@ impl Writer {
             self.io.write(what, buffer, [piece(0..len)])?;
         }
         self.end = self.end.max(offset + len as u64);
+        Ok(())
+    }
+
+    /// Puts parts of `buffer` one after another, from `offset` on. They are written from where they
+    /// are; little is copied together with what comes before and after it, so that writes stay
+    /// large.
+    pub fn put_parts(
+        &mut self,
+        what: What,
+        offset: u64,
+        buffer: Buffer,
+        parts: &[Span<usize>],
+    ) -> Result<(), Error> {
+        let bytes: usize = parts.iter().map(|part| part.len()).sum();
+        if bytes < COPIED_BYTES {
+            let mut at = offset;
+            for part in parts.iter().filter(|part| !part.is_empty()) {
+                self.put(what, at, &buffer.bytes()[part.clone()])?;
+                at += part.len() as u64;
+            }
+            return Ok(self.io.write(what, buffer, [])?);
+        }
+        self.fill_to(what, offset)?;
+        self.hand_on()?;
+        let mut at = self.base() + offset;
+        let pieces = parts.iter().map(|part| {
+            let piece = Piece { bytes: part.clone(), offset: at };
+            at += part.len() as u64;
+            piece
+        });
+        self.io.write(what, buffer, pieces)?;
+        self.end = self.end.max(offset + bytes as u64);
         Ok(())
     }
 
@@ -227,6 +259,9 @@ impl From<Failed<What>> for Error {
         }
     }
 }
+
+/// With less in a buffer, a copy costs less than writes of its own.
+const COPIED_BYTES: usize = BUFFER_BYTES / 8;
 
 /// Zeros for the gaps of targets that have no holes.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];

@@ -1,15 +1,6 @@
 //! Guest memory as a dump sees it.
 
-use super::Range;
-
-/// What is known about a piece of memory without reading it. The number is its length in bytes, at
-/// least 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Extent {
-    /// Never written: reads as zeros, and is better not read, since reading may allocate it.
-    Hole(u64),
-    Data(u64),
-}
+use super::{Extent, Range};
 
 /// Guest memory could not be read at this guest-physical address.
 #[derive(Debug, Clone, thiserror::Error)]

@@ -6,6 +6,7 @@ mod client;
 mod common;
 mod interrupts;
 mod lifecycle;
+mod limits;
 mod missing_memory;
 mod moments;
 mod recorded_streams;

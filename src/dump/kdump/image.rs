@@ -5,8 +5,11 @@
 //! and 24), records of {offset i64, size i64, both big-endian, bytes}, and a record of offset -1
 //! and size -1 that ends it. What no record covers is zero.
 
+use std::ops::Range as Span;
+
 use crate::dump::output::Writer;
 use crate::dump::{Error, PAGE, What};
+use crate::io::file::Buffer;
 
 const TYPE: i64 = 1;
 const VERSION: i64 = 1;
@@ -48,6 +51,36 @@ impl Image {
                 Ok(())
             }
         }
+    }
+
+    /// A buffer for [`Image::put_parts`].
+    pub fn buffer(&mut self) -> Result<Buffer, Error> {
+        let (Image::Raw(output) | Image::Flat(output, _)) = self;
+        output.buffer()
+    }
+
+    /// Puts parts of `buffer` one after another, from `offset` of the image on; returns how many
+    /// bytes they have.
+    pub fn put_parts(
+        &mut self,
+        what: What,
+        offset: u64,
+        buffer: Buffer,
+        parts: &[Span<usize>],
+    ) -> Result<u64, Error> {
+        let bytes = parts.iter().map(|part| part.len() as u64).sum();
+        match self {
+            Image::Raw(output) => output.put_parts(what, offset, buffer, parts)?,
+            Image::Flat(output, at) => {
+                if bytes > 0 {
+                    output.put(what, *at, &record(offset as i64, bytes as i64))?;
+                    *at += RECORD_BYTES;
+                }
+                output.put_parts(what, *at, buffer, parts)?;
+                *at += bytes;
+            }
+        }
+        Ok(bytes)
     }
 
     /// Ends an image of `size` bytes.

@@ -18,14 +18,13 @@ use rayon::ThreadPool;
 
 use self::header::{Header, Width};
 use self::image::Image;
-use self::pages::{Chunk, Descriptor, Encoder, PageMap};
+use self::pages::{CHUNK_BUFFERS, CHUNK_BYTES, Chunk, Descriptor, Encoder, PageMap};
 use super::note::Notes;
 use super::output::Writer;
 use super::pipeline::{self, Order, Sink};
 use super::{Codec, Error, Guest, PAGE, Progress, Range, What, vmcoreinfo};
+use crate::io::file::Buffer;
 
-/// Bytes of a chunk: large enough that a pool has work for all its threads in one.
-const CHUNK_BYTES: u64 = 4 << 20;
 /// The bitmaps are made in pieces of this size.
 const BITMAP_PIECE_BYTES: u64 = 1 << 20;
 
@@ -68,15 +67,9 @@ pub fn write(
     image.put(What::ZeroPage, data_at, &[0; PAGE])?;
 
     let encoder = Encoder::new(guest.view, codec, memory, data_at);
-    let mut pages = Pages {
-        image,
-        encoder: &encoder,
-        descriptors_at,
-        next_data: data_at + PAGE as u64,
-        count: 0,
-    };
+    let mut pages = Pages { image, descriptors_at, next_data: data_at + PAGE as u64, count: 0 };
     let order = Order::urgent_first(map.ranges(), CHUNK_BYTES, guest.view);
-    let encode = |chunk: Range, ()| encoder.chunk(chunk, map.rank(chunk.start));
+    let encode = |chunk: Range, room| encoder.chunk(chunk, map.rank(chunk.start), room);
     pipeline::run(pool, order, progress, encode, &mut pages)?;
     debug_assert_eq!(pages.count, map.count(), "one descriptor for each page");
     pages.image.finish(pages.next_data)
@@ -84,20 +77,19 @@ pub fn write(
 
 /// Puts descriptors where the page's rank has them, and data one after the other, whatever the
 /// order.
-struct Pages<'s> {
+struct Pages {
     image: Image,
-    encoder: &'s Encoder<'s>,
     descriptors_at: u64,
     next_data: u64,
     count: u64,
 }
 
-impl Sink for Pages<'_> {
-    type Room = ();
+impl Sink for Pages {
+    type Room = Vec<Buffer>;
     type Chunk = Chunk;
 
-    fn room(&mut self) -> Result<(), Error> {
-        Ok(())
+    fn room(&mut self) -> Result<Vec<Buffer>, Error> {
+        (0..CHUNK_BUFFERS).map(|_| self.image.buffer()).collect()
     }
 
     fn put(&mut self, chunk: Chunk) -> Result<(), Error> {
@@ -108,11 +100,10 @@ impl Sink for Pages<'_> {
             &table,
         )?;
         self.count += table.len() as u64 / Descriptor::BYTES;
-        for data in &chunk.data {
-            self.image.put(What::PageData, self.next_data, data)?;
-            self.next_data += data.len() as u64;
+        for (buffer, parts) in chunk.data {
+            self.next_data +=
+                self.image.put_parts(What::PageData, self.next_data, buffer, &parts)?;
         }
-        self.encoder.recycle(chunk);
         Ok(())
     }
 }

@@ -1,11 +1,13 @@
 //! Which pages a kdump holds, and what becomes of each.
 
+use std::ops::Range as Span;
 use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use crate::dump::codec::Compressor;
+use crate::dump::codec::{Compressor, ROOM_BYTES};
 use crate::dump::{Codec, Error, GuestView, PAGE, Range, pipeline, ranges};
+use crate::io::file::{BUFFER_BYTES, Buffer};
 
 /// The pages that memory touches, also those it fills only in part.
 pub struct PageMap {
@@ -83,18 +85,26 @@ impl Descriptor {
     pub const BYTES: u64 = 24;
 }
 
-/// Pages that one thread compresses in a row.
-const STRIP_BYTES: usize = 32 * PAGE;
+/// The part of a write buffer that one thread fills.
+const SLOT_BYTES: usize = BUFFER_BYTES / 8;
+/// Pages that one thread compresses in a row, into a slot: less, so that the last has room for its
+/// worst case.
+const STRIP_BYTES: usize = SLOT_BYTES - ROOM_BYTES;
+/// Write buffers of a chunk.
+pub const CHUNK_BUFFERS: usize = 2;
+/// Bytes of a chunk: large enough that a pool has work for all its threads in one.
+pub const CHUNK_BYTES: u64 = (CHUNK_BUFFERS * BUFFER_BYTES / SLOT_BYTES * STRIP_BYTES) as u64;
 
-/// Turns chunks of memory into descriptors and data.
+/// Turns chunks of memory into descriptors and data. A page is copied once, so that nobody changes
+/// it while it is compressed, and compressed straight into the buffer that is written.
 pub struct Encoder<'a> {
     view: &'a dyn GuestView,
     codec: Codec,
     /// what exists; a page may stick out of it
     memory: &'a [Range],
     zero_page_at: u64,
-    compressors: Mutex<Vec<Compressor>>,
-    buffers: Mutex<Vec<Vec<u8>>>,
+    /// with room for a strip as it was read
+    idle: Mutex<Vec<(Compressor, Vec<u8>)>>,
 }
 
 /// A chunk, ready to be written.
@@ -104,13 +114,15 @@ pub struct Chunk {
     flag: u32,
     zero_page_at: u64,
     descriptors: Vec<Descriptor>,
-    /// pages in order, packed or plain, zero pages left out
-    pub data: Vec<Vec<u8>>,
+    /// Pages in order, packed or plain, zero pages left out: each buffer with the parts of it that
+    /// hold data.
+    pub data: Vec<(Buffer, Vec<Span<usize>>)>,
 }
 
+/// What became of a strip: a descriptor for each page, and how many bytes of the slot they take.
 struct Strip {
     descriptors: Vec<Descriptor>,
-    data: Vec<u8>,
+    bytes: usize,
 }
 
 impl<'a> Encoder<'a> {
@@ -120,25 +132,22 @@ impl<'a> Encoder<'a> {
         memory: &'a [Range],
         zero_page_at: u64,
     ) -> Encoder<'a> {
-        Encoder {
-            view,
-            codec,
-            memory,
-            zero_page_at,
-            compressors: Mutex::default(),
-            buffers: Mutex::default(),
-        }
+        Encoder { view, codec, memory, zero_page_at, idle: Mutex::default() }
     }
 
-    /// `range` is page-aligned; `rank` pages come before it.
-    pub fn chunk(&self, range: Range, rank: u64) -> Result<Chunk, Error> {
-        let starts: Vec<u64> = (range.start..range.end()).step_by(STRIP_BYTES).collect();
-        let strips: Result<Vec<Strip>, Error> = starts
+    /// `range` is page-aligned and at most [`CHUNK_BYTES`]; `rank` pages come before it.
+    pub fn chunk(&self, range: Range, rank: u64, mut room: Vec<Buffer>) -> Result<Chunk, Error> {
+        let starts = (range.start..range.end()).step_by(STRIP_BYTES);
+        let slots = room.iter_mut().flat_map(|buffer| buffer.room().chunks_exact_mut(SLOT_BYTES));
+        let strips: Vec<(u64, &mut [u8])> = starts.zip(slots).collect();
+        let strips: Result<Vec<Strip>, Error> = strips
             .into_par_iter()
-            .map(|start| {
-                self.strip(Range { start, len: (range.end() - start).min(STRIP_BYTES as u64) })
+            .map(|(start, slot)| {
+                let len = (range.end() - start).min(STRIP_BYTES as u64);
+                self.strip(Range { start, len }, slot)
             })
             .collect();
+        let mut strips = strips?.into_iter();
         let mut chunk = Chunk {
             rank,
             flag: self.codec.flag(),
@@ -146,82 +155,63 @@ impl<'a> Encoder<'a> {
             descriptors: Vec::new(),
             data: Vec::new(),
         };
-        for strip in strips? {
-            chunk.descriptors.extend(strip.descriptors);
-            chunk.data.push(strip.data);
+        for buffer in room {
+            let filled = strips.by_ref().take(BUFFER_BYTES / SLOT_BYTES).enumerate();
+            let parts = filled.map(|(slot, strip)| {
+                chunk.descriptors.extend(strip.descriptors);
+                slot * SLOT_BYTES..slot * SLOT_BYTES + strip.bytes
+            });
+            let parts = parts.collect();
+            chunk.data.push((buffer, parts));
         }
         Ok(chunk)
     }
 
-    /// Takes back the memory of a chunk that has been written.
-    pub fn recycle(&self, chunk: Chunk) {
-        self.keep(chunk.data);
+    fn strip(&self, range: Range, slot: &mut [u8]) -> Result<Strip, Error> {
+        let idle = self.idle.lock().expect("no panic while held").pop();
+        let (mut compressor, mut bytes) =
+            idle.unwrap_or_else(|| (Compressor::new(self.codec), Vec::new()));
+        bytes.resize(range.len as usize, 0);
+        let mut strip = Strip { descriptors: Vec::new(), bytes: 0 };
+        if self.read(range, &mut bytes)? {
+            for page in bytes.chunks_exact(PAGE) {
+                strip.page(page, &mut compressor, slot);
+            }
+        } else {
+            strip.descriptors.resize(range.len as usize / PAGE, Descriptor::Zero);
+        }
+        self.idle.lock().expect("no panic while held").push((compressor, bytes));
+        Ok(strip)
     }
 
-    fn strip(&self, range: Range) -> Result<Strip, Error> {
-        let mut bytes = self.spare();
-        bytes.resize(range.len as usize, 0);
+    /// Fills `bytes` with what exists of `range`. False if all of it is hole.
+    fn read(&self, range: Range, bytes: &mut [u8]) -> Result<bool, Error> {
         let mut any = false;
-        let whole =
-            ranges::overlaps(self.memory, range.start, range.len).any(|part| part.len == range.len);
-        if !whole {
+        let parts = || ranges::overlaps(self.memory, range.start, range.len);
+        if !parts().any(|part| part.len == range.len) {
             bytes.fill(0);
         }
-        for part in ranges::overlaps(self.memory, range.start, range.len) {
+        for part in parts() {
             let at = (part.start - range.start) as usize;
             any |= pipeline::read(self.view, part.start, &mut bytes[at..at + part.len as usize])?;
             self.view.release(part);
         }
-        let pages = range.len as usize / PAGE;
-        if !any {
-            self.keep([bytes]);
-            return Ok(Strip { descriptors: vec![Descriptor::Zero; pages], data: Vec::new() });
-        }
-        let mut strip = Strip { descriptors: Vec::with_capacity(pages), data: self.buffer() };
-        let mut compressor = self.compressor();
-        for page in bytes.chunks_exact(PAGE) {
-            strip.page(page, &mut compressor);
-        }
-        self.compressors.lock().expect("no panic while held").push(compressor);
-        self.keep([bytes]);
-        Ok(strip)
-    }
-
-    fn compressor(&self) -> Compressor {
-        let idle = self.compressors.lock().expect("no panic while held").pop();
-        idle.unwrap_or_else(|| Compressor::new(self.codec))
-    }
-
-    /// An empty buffer with room for a strip.
-    fn buffer(&self) -> Vec<u8> {
-        let mut buffer = self.spare();
-        buffer.clear();
-        buffer.reserve(STRIP_BYTES);
-        buffer
-    }
-
-    /// A buffer with anything in it.
-    fn spare(&self) -> Vec<u8> {
-        self.buffers.lock().expect("no panic while held").pop().unwrap_or_default()
-    }
-
-    fn keep(&self, used: impl IntoIterator<Item = Vec<u8>>) {
-        let used = used.into_iter().filter(|buffer| buffer.capacity() > 0);
-        self.buffers.lock().expect("no panic while held").extend(used);
+        Ok(any)
     }
 }
 
 impl Strip {
-    fn page(&mut self, page: &[u8], compressor: &mut Compressor) {
-        let descriptor = if xbzrle::is_zero(page) {
-            Descriptor::Zero
-        } else if let Some(packed) = compressor.page(page) {
-            self.data.extend_from_slice(packed);
-            Descriptor::Packed(packed.len() as u16)
+    fn page(&mut self, page: &[u8], compressor: &mut Compressor, slot: &mut [u8]) {
+        let room = &mut slot[self.bytes..];
+        let (descriptor, bytes) = if xbzrle::is_zero(page) {
+            (Descriptor::Zero, 0)
+        } else if let Some(packed) = compressor.page(page, room) {
+            (Descriptor::Packed(packed as u16), packed)
         } else {
-            self.data.extend_from_slice(page);
-            Descriptor::Plain
+            room[..PAGE].copy_from_slice(page);
+            (Descriptor::Plain, PAGE)
         };
+        self.bytes += bytes;
         self.descriptors.push(descriptor);
     }
 }
