@@ -5,4 +5,5 @@ mod client;
 mod common;
 mod migration;
 mod qmp;
+mod start;
 mod streams;
