@@ -23,7 +23,7 @@ use godwit::migrate::capabilities::Capability;
 use godwit::migrate::guest::{DirtyLog, Guest, GuestError, Loader, State};
 use godwit::migrate::settings::Settings;
 use godwit::migrate::incoming::{Arrival, Incoming, Origin};
-use godwit::stream::godwit::Facts;
+use godwit::stream::godwit::{Facts, Rehearsal};
 use godwit::stream::{Error, SectionHeader, Step};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
@@ -88,6 +88,14 @@ impl Guest for Guestless {
 
     fn save(&self, _: bool) -> Result<Box<dyn State>, GuestError> {
         unreachable!("a target saves nothing")
+    }
+
+    fn rehearse(&self) -> Result<Rehearsal, GuestError> {
+        Ok(Rehearsal::default())
+    }
+
+    fn describes(&self) -> bool {
+        true
     }
 
     fn loader(&self) -> Box<dyn Loader + '_> {
