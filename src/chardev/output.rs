@@ -19,18 +19,30 @@ use tokio::sync::Notify;
 const BACKLOG_BYTES: usize = 64 << 10;
 /// How long a vCPU waits for a reader: a reader that is alive needs less, and stopping the guest
 /// waits for it.
-const PATIENCE: Duration = Duration::from_millis(20);
+const READER_WAIT_MAX: Duration = Duration::from_millis(20);
 /// Written at once to a terminal or pipe that says it has room; one that has any has room for this
 /// much.
 const WRITE_BYTES: usize = 16;
 
-#[derive(Default)]
 pub struct Output {
+    /// [`READER_WAIT_MAX`], but in tests that lose nothing on a busy machine.
+    wait_max: Duration,
     state: Mutex<State>,
     /// The backlog has room again.
     room: Condvar,
     /// The backlog has something in it, or its reader changed.
     filled: Notify,
+}
+
+impl Default for Output {
+    fn default() -> Output {
+        Output {
+            wait_max: READER_WAIT_MAX,
+            state: Mutex::default(),
+            room: Condvar::default(),
+            filled: Notify::default(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -141,7 +153,7 @@ impl Output {
         mut state: MutexGuard<'a, State>,
         bytes: usize,
     ) -> MutexGuard<'a, State> {
-        let end = Instant::now() + PATIENCE;
+        let end = Instant::now() + self.wait_max;
         while state.backlog.len() + bytes > BACKLOG_BYTES {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -225,8 +237,15 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
+    /// More than a busy machine needs.
+    const LIMIT: Duration = Duration::from_secs(60);
+
     fn connected() -> (Arc<Output>, Sink, UnixStream) {
-        let output = Arc::new(Output::default());
+        connected_with(READER_WAIT_MAX)
+    }
+
+    fn connected_with(wait_max: Duration) -> (Arc<Output>, Sink, UnixStream) {
+        let output = Arc::new(Output { wait_max, ..Output::default() });
         let (ours, theirs) = UnixStream::pair().unwrap();
         output.connect(To::Socket(Arc::new(OwnedFd::from(ours).into())));
         (output.clone(), Sink::new(output, None), theirs)
@@ -273,7 +292,8 @@ mod tests {
     fn slow_reader_gets_every_byte_in_order() {
         use std::io::Read;
         const TOTAL: usize = 1 << 20;
-        let (output, mut sink, mut reader) = connected();
+        let (output, mut sink, mut reader) = connected_with(LIMIT);
+        reader.set_read_timeout(Some(LIMIT)).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let reading = std::thread::spawn(move || {
             let mut got = Vec::new();
