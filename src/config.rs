@@ -4,12 +4,17 @@
 //! in it is left to be refused later for its form. Whether files exist and whether this host can do
 //! it is found out by whoever builds.
 
+use std::any::Any;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// One virtual machine, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub board: Board,
+    /// In the order of the command line.
+    pub devices: Vec<Device>,
     pub kvm: Kvm,
     pub cpu: Cpu,
     pub memory: Memory,
@@ -36,23 +41,64 @@ pub struct Config {
     pub notices: Vec<String>,
 }
 
-/// Which optional parts the machine `microvm` has. `acpi=off` is the only kind there is so far.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What `-M` says of the machine `microvm`. `acpi=off` is the only variant there is so far.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Board {
-    /// The i8259 pair is shown to the guest and migrated.
-    pub pic: bool,
-    /// The i8254 is shown to the guest and migrated.
-    pub pit: bool,
-    pub isa_serial: bool,
-    /// `-device vmcoreinfo`: the guest can say where its crash note is.
-    pub vmcoreinfo: bool,
+    /// Which parts it has, as far as that was said; the parts themselves know what they are without.
+    pub switches: Switches,
     /// Leave the JSON description out of migration streams.
     pub suppress_vmdesc: bool,
 }
 
-impl Default for Board {
-    fn default() -> Self {
-        Board { pic: true, pit: true, isa_serial: true, vmcoreinfo: false, suppress_vmdesc: false }
+/// Parts that were switched on or off, by the name of the property.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Switches(BTreeMap<&'static str, bool>);
+
+impl Switches {
+    pub fn set(&mut self, name: &'static str, on: bool) {
+        self.0.insert(name, on);
+    }
+
+    /// `default` if nothing was said.
+    pub fn get(&self, name: &str, default: bool) -> bool {
+        self.0.get(name).copied().unwrap_or(default)
+    }
+}
+
+/// A device added by `-device`.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub driver: &'static str,
+    pub id: Option<String>,
+    /// What it was given beside that, in the driver's own type.
+    pub properties: Arc<dyn Properties>,
+}
+
+impl PartialEq for Device {
+    fn eq(&self, other: &Device) -> bool {
+        self.driver == other.driver
+            && self.id == other.id
+            && self.properties.equals(&*other.properties)
+    }
+}
+
+impl Eq for Device {}
+
+/// A device's properties, checked for their form.
+pub trait Properties: Any + std::fmt::Debug + Send + Sync {
+    fn equals(&self, other: &dyn Properties) -> bool;
+}
+
+impl<T: Any + std::fmt::Debug + PartialEq + Send + Sync> Properties for T {
+    fn equals(&self, other: &dyn Properties) -> bool {
+        (other as &dyn Any).downcast_ref::<T>() == Some(self)
+    }
+}
+
+impl Config {
+    /// Whether `-device DRIVER` was given.
+    pub fn has_device(&self, driver: &str) -> bool {
+        self.devices.iter().any(|device| device.driver == driver)
     }
 }
 

@@ -15,9 +15,9 @@ use std::time::{Duration, Instant};
 use godwit::args::{self, Request};
 use godwit::config::Config;
 use godwit::io::{Address, Listener, Waker};
-use godwit::kvm::state::{ForeignTsc, VcpuState};
-use godwit::machine::load::{self, HostCpu};
-use godwit::machine::{RunState, SavedState};
+use godwit::devices::HostCpu;
+use godwit::kvm::state::ForeignTsc;
+use godwit::machine::{RunState, load};
 use godwit::memory::GuestRam;
 use godwit::migrate::capabilities::Capability;
 use godwit::migrate::guest::{DirtyLog, Guest, GuestError, Loader, State};
@@ -121,11 +121,7 @@ impl Loader for Sections {
 
     fn apply(&mut self, _: ForeignTsc) -> Result<Option<RunState>, GuestError> {
         let loader = self.0.take().expect("applied once");
-        let run_state = loader.run_state();
-        let vcpu = VcpuState { xsave: vec![0; 4096], ..VcpuState::default() };
-        let fresh = SavedState { vcpus: vec![vcpu], ..SavedState::default() };
-        loader.into_state(fresh, 1 << 60).map_err(GuestError::from)?;
-        Ok(run_state)
+        Ok(loader.run_state())
     }
 }
 

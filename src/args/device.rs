@@ -1,26 +1,56 @@
 //! `-device`: what the machine gets beyond its own parts.
 
-use super::error::Problem;
-use super::keys::{Key, Keys};
-use super::machine::MachineDraft;
+use super::error::{Error, Problem};
+use super::keys::split;
 use super::value;
+use crate::config::Device;
+use crate::devices::Pluggable;
+use crate::machine::PARTS;
+use crate::suggest::nearest;
 
-const REFUSED: &str = "virtio devices are not built yet; the only device is vmcoreinfo";
+/// Every device that has a name for `-device`, those included that cannot be had yet.
+fn all() -> impl Iterator<Item = &'static Pluggable> {
+    PARTS.iter().filter_map(|part| part.device.as_ref())
+}
 
-pub const DEVICE: Keys<MachineDraft> = Keys {
-    owner: "vmcoreinfo",
-    implied: Some("driver"),
-    table: &[
-        Key::set("driver", "vmcoreinfo", |m, v| match v {
-            "vmcoreinfo" if m.board.vmcoreinfo => {
-                Err(Problem::Refused("there can be one vmcoreinfo device only"))
-            }
-            "vmcoreinfo" => {
-                m.board.vmcoreinfo = true;
-                Ok(())
-            }
-            _ => Err(Problem::Refused(REFUSED)),
-        }),
-        Key::set("id", "ID", |_, v| value::id(v).map(drop)),
-    ],
-};
+fn available() -> impl Iterator<Item = &'static Pluggable> {
+    all().filter(|device| (device.refuses)(&[]).is_none())
+}
+
+/// Adds what was written behind `-device`.
+pub fn add(option: &str, text: &str, devices: &mut Vec<Device>) -> Result<(), Error> {
+    let mut pairs = split(text, Some("driver"));
+    let mut take = |name: &str| {
+        let at = pairs.iter().position(|(key, _)| key == name)?;
+        pairs.remove(at).1
+    };
+    let driver = take("driver").ok_or_else(|| Problem::MissingKey("driver").at(option))?;
+    let place = || format!("{option} {driver}");
+    let id = take("id").map(|id| value::id(&id)).transpose().map_err(|e| e.at(place()))?;
+    let device = all().find(|device| device.driver == driver).ok_or_else(|| {
+        let accepted: Vec<_> = available().map(|device| device.driver).collect();
+        let nearest = nearest(&driver, accepted.iter().copied()).map(String::from);
+        Problem::UnknownValue { accepted, nearest }.at(place())
+    })?;
+    if let Some(reason) = (device.refuses)(devices) {
+        return Err(Problem::Refused(reason).at(place()));
+    }
+    if id.is_some() && devices.iter().any(|other| other.id == id) {
+        return Err(Problem::DuplicateId("a device").at(place()));
+    }
+    let properties = (device.read)(option, &pairs)?;
+    devices.push(Device { driver: device.driver, id, properties });
+    Ok(())
+}
+
+/// For `-device help`: each driver, and what it is for.
+pub fn rows() -> Vec<String> {
+    available().map(|device| format!("{}: {}", device.driver, device.help)).collect()
+}
+
+/// For `-device DRIVER,help`: the properties of that driver.
+pub fn properties(text: &str) -> Option<Vec<String>> {
+    let driver = text.strip_suffix(",help").or_else(|| text.strip_suffix(",?"))?;
+    let device = available().find(|device| device.driver == driver)?;
+    Some((device.properties)().into_iter().chain(["id=ID".to_owned()]).collect())
+}

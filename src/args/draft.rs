@@ -220,23 +220,27 @@ impl Draft {
                 Some((memory, memory_notice)),
                 Some(boot),
                 Some((serial, monitors)),
-            ) => Ok(Config {
-                board,
-                kvm: self.machine.kvm,
-                cpu,
-                memory,
-                boot,
-                chardevs: self.chardevs,
-                serial: serial.filter(|_| board.isa_serial),
-                monitors,
-                incoming: self.incoming,
-                start_paused: self.start_paused,
-                actions: self.actions,
-                identity: self.identity,
-                pidfile: self.pidfile,
-                daemonize: self.daemonize,
-                notices: cpu_notice.into_iter().chain(memory_notice).collect(),
-            }),
+            ) => {
+                let isa_serial = board.switches.get("isa-serial", true);
+                Ok(Config {
+                    board,
+                    devices: self.machine.devices,
+                    kvm: self.machine.kvm,
+                    cpu,
+                    memory,
+                    boot,
+                    chardevs: self.chardevs,
+                    serial: serial.filter(|_| isa_serial),
+                    monitors,
+                    incoming: self.incoming,
+                    start_paused: self.start_paused,
+                    actions: self.actions,
+                    identity: self.identity,
+                    pidfile: self.pidfile,
+                    daemonize: self.daemonize,
+                    notices: cpu_notice.into_iter().chain(memory_notice).collect(),
+                })
+            }
             _ => Err(Errors(errors)),
         }
     }

@@ -42,6 +42,7 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("mem-path", "", "", "-mem-path F"),
     ("mem-prealloc", "", "", "-mem-prealloc"),
     ("device", "driver", "", "-device vmcoreinfo"),
+    ("device", "id", "-device vmcoreinfo", "-device vmcoreinfo,id=v"),
     ("name", "guest", "", "-name guest=x"),
     ("uuid", "", "", "-uuid 01020304-0506-0708-090a-0b0c0d0e0f10"),
     ("kernel", "", "", "-kernel builtin"),
@@ -119,7 +120,6 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("object", "policy", &["default"], "memory lies where the process may have it"),
     ("object", "prealloc-threads", &["1", "4"], "the kernel touches memory in one call"),
     ("object", "x-use-canonical-path-for-ramblock-id", &["off"], "a block's name is its backend's id"),
-    ("device", "id", &["v"], "names a device that nothing else refers to"),
     ("name", "debug-threads", &["on", "off"], "threads always have names"),
     ("chardev", "mux", &["off"], "a device has one user"),
     ("chardev", "tight", &["on"], "abstract names end where they end"),
@@ -154,6 +154,10 @@ const QUESTIONS: [&str; 2] = ["h", "version"];
 
 /// The keys that help lists for an option; one without a name where it has none.
 fn keys(opt: &table::Opt) -> Vec<String> {
+    if opt.names[0] == "device" {
+        // Help lists drivers, and each driver its own.
+        return vec!["driver".into(), "id".into()];
+    }
     let rows = opt.keys.map(|keys| keys()).unwrap_or_default();
     let keys: Vec<_> =
         rows.iter().filter_map(|row| row.split_once('=')).map(|(key, _)| key.into()).collect();
@@ -222,9 +226,6 @@ fn what_is_so_anyway_changes_nothing() {
                 ("mon", _) => {
                     let monitor = "-chardev null,id=c -mon c,mode=control";
                     (monitor.into(), format!("{monitor},{key}={value}"))
-                }
-                ("device", _) => {
-                    ("-device vmcoreinfo".into(), format!("-device vmcoreinfo,{key}={value}"))
                 }
                 ("m", _) => {
                     ("-m 128,maxmem=256M".into(), format!("-m 128,maxmem=256M,{key}={value}"))

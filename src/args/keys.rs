@@ -47,6 +47,9 @@ impl<T> Key<T> {
     }
 }
 
+/// A key and its value, as typed.
+pub type Pair = (String, Option<String>);
+
 /// An option whose value is a list of keys.
 pub struct Keys<T: 'static> {
     /// How error messages call it: "microvm", "a socket".
@@ -69,6 +72,18 @@ impl<T> Keys<T> {
             self.set(option, &key, value.as_deref(), target)?;
         }
         Ok(())
+    }
+
+    /// A new target with `pairs` in it.
+    pub fn fill(&self, option: &str, pairs: &[Pair]) -> Result<T, Error>
+    where
+        T: Default,
+    {
+        let mut target = T::default();
+        for (key, value) in pairs {
+            self.set(option, key, value.as_deref(), &mut target)?;
+        }
+        Ok(target)
     }
 
     /// Sets one key. A key without a value is a switch turned on, or off with `no` in front.

@@ -1,9 +1,11 @@
 //! `-M`, `-accel`, `-cpu`, `-smp`: what the machine is made of.
 
 use super::error::{Error, Problem};
-use super::keys::{Key, Keys};
+use super::keys::{Key, Keys, split};
 use super::value;
-use crate::config::{Board, Kvm};
+use crate::config::{Board, Device, Kvm, Switches};
+use crate::devices::Kind;
+use crate::machine::PARTS;
 use std::path::PathBuf;
 
 /// What `-M` and `-accel` said so far; later ones win, as in QEMU.
@@ -13,6 +15,7 @@ pub struct MachineDraft {
     /// `acpi=` as far as it was given.
     pub acpi: Option<bool>,
     pub board: Board,
+    pub devices: Vec<Device>,
     pub kvm: Kvm,
     pub memory_backend: Option<String>,
     pub merge: Option<bool>,
@@ -27,7 +30,7 @@ const NO_TRANSPORT: &str = "expects on or off";
 const USERSPACE_IRQCHIP: &str =
     "interrupt controllers are KVM's own here; only kernel-irqchip=on can be had";
 
-pub const MACHINE: Keys<MachineDraft> = Keys {
+const MACHINE: Keys<MachineDraft> = Keys {
     owner: "machine microvm",
     implied: Some("type"),
     table: &[
@@ -45,14 +48,6 @@ pub const MACHINE: Keys<MachineDraft> = Keys {
             }
             Some(true) | None => Err(Problem::Refused(ACPI_REFUSED)),
         }),
-        Key::set("pic", "on|off", |m, v| on_unless_off(v, &mut m.board.pic)),
-        Key::set("pit", "on|off", |m, v| on_unless_off(v, &mut m.board.pit)),
-        Key::only(
-            "rtc",
-            &["off", "auto"],
-            "the MC146818 clock is not built yet; write rtc=off (guests have kvmclock)",
-        ),
-        Key::set("isa-serial", "on|off", |m, v| into(v, &mut m.board.isa_serial)),
         Key::set("memory-backend", "ID", |m, v| {
             m.memory_backend = Some(v.into());
             Ok(())
@@ -81,11 +76,6 @@ pub const MACHINE: Keys<MachineDraft> = Keys {
         Key::refuse("shim", "there is no firmware: -kernel starts the guest directly"),
         Key::refuse("sgx-epc", "SGX memory is not built"),
         Key::refuse("smp-cache", "caches are those of the host's processor"),
-        Key::only(
-            "ioapic2",
-            &["off", "auto"],
-            "the second IOAPIC comes with ACPI; write ioapic2=off",
-        ),
         Key::only("graphics", &["off"], "there is no display; write graphics=off"),
         Key::only("pcie", &["off", "auto"], "PCI Express is not built; write pcie=off"),
         Key::only("usb", &["off"], "USB is not built; write usb=off"),
@@ -138,9 +128,30 @@ fn accelerator(list: &str) -> Result<(), Problem> {
     }
 }
 
-fn on_unless_off(text: &str, place: &mut bool) -> Result<(), Problem> {
-    *place = value::switch_or_auto(text)?.unwrap_or(true);
+/// What can be written behind `-M`: the machine's own properties and those of its parts.
+pub fn rows() -> Vec<String> {
+    let parts = PARTS.iter().flat_map(|part| keys_of(part).rows());
+    MACHINE.rows().into_iter().chain(parts).collect()
+}
+
+/// Reads what was written behind `-M`.
+pub fn read(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Error> {
+    for (key, value) in split(text, MACHINE.implied) {
+        let bare = key.strip_prefix("no").filter(|_| value.is_none());
+        let names = |known: &Key<Switches>| known.name == key || Some(known.name) == bare;
+        match PARTS.iter().find(|part| part.machine.iter().any(names)) {
+            Some(part) => {
+                let switches = &mut draft.board.switches;
+                keys_of(part).set(option, &key, value.as_deref(), switches)?;
+            }
+            None => MACHINE.set(option, &key, value.as_deref(), draft)?,
+        }
+    }
     Ok(())
+}
+
+fn keys_of(part: &Kind) -> Keys<Switches> {
+    Keys { owner: MACHINE.owner, implied: None, table: part.machine }
 }
 
 pub fn into(text: &str, place: &mut bool) -> Result<(), Problem> {
@@ -157,7 +168,7 @@ impl MachineDraft {
     /// The board, if what was asked for can be had.
     pub fn board(&self) -> Result<Board, Error> {
         match (self.named, self.acpi) {
-            (true, Some(false)) => Ok(self.board),
+            (true, Some(false)) => Ok(self.board.clone()),
             (true, _) => Err(Problem::Refused(
                 "means ACPI, whose event device is not built yet; write -M microvm,acpi=off",
             )

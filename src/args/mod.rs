@@ -14,11 +14,12 @@ mod machine;
 mod memory;
 mod smp;
 mod table;
-mod value;
+pub mod value;
 
 pub use chardev::monitor;
-pub use error::{Error, Errors, Problem};
+pub use error::{Error, Error as OptionError, Errors, Problem};
 pub use help::Style;
+pub use keys::{Key, Keys, Pair};
 pub use value::size;
 
 use crate::config::Config;
@@ -69,6 +70,9 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Error
             };
             if let Some(keys) = opt.keys.filter(|_| ["help", "?"].contains(&value.as_str())) {
                 return Ok(Some(Request::Keys(keys())));
+            }
+            if let Some(keys) = device::properties(&value).filter(|_| opt.names[0] == "device") {
+                return Ok(Some(Request::Keys(keys)));
             }
             draft.apply(opt, word.split('=').next().unwrap_or(&word), &value).map(|()| None)
         });

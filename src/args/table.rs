@@ -115,7 +115,7 @@ pub const OPTIONS: &[Opt] = {
     use Section::*;
     &[
         set(Machine, &["M", "machine"], "microvm,acpi=off[,…]", "the machine; -M help lists its properties",
-            |d, o, v| machine::MACHINE.read(o, v, &mut d.machine)).keys(|| machine::MACHINE.rows()),
+            |d, o, v| machine::read(o, v, &mut d.machine)).keys(machine::rows),
         set(Machine, &["accel"], "kvm[,dirty-ring-size=N]", "use KVM, logging dirty pages in bitmaps, or in rings of N entries",
             |d, o, v| machine::KVM.read(o, v, &mut d.machine)).keys(|| machine::KVM.rows()),
         set(Machine, &["cpu"], "host", "the processor's model: always this host's (max means the same)",
@@ -130,8 +130,8 @@ pub const OPTIONS: &[Opt] = {
             |d, _, v| { d.memory.path = Some(v.into()); Ok(()) }),
         flag(Machine, &["mem-prealloc"], "touch all RAM before the guest starts",
             |d, _, _| { d.memory.prealloc = true; Ok(()) }),
-        set(Machine, &["device"], "vmcoreinfo", "lets the guest say where its crash note is (fw_cfg file etc/vmcoreinfo), for dumps",
-            |d, o, v| device::DEVICE.read(o, v, &mut d.machine)).keys(|| device::DEVICE.rows()),
+        set(Machine, &["device"], "DRIVER[,…]", "add a device; -device help lists them, -device DRIVER,help their properties",
+            |d, o, v| device::add(o, v, &mut d.machine.devices)).keys(device::rows),
         set(Machine, &["name"], "NAME", "what QMP calls the machine",
             |d, o, v| d.name(o, v)).keys(|| draft::NAME.rows()),
         set(Machine, &["uuid"], "UUID", "what QMP gives as its UUID",

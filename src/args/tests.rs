@@ -43,6 +43,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
     });
     let expected = Config {
         board: Board::default(),
+        devices: vec![],
         kvm: Kvm::default(),
         cpu: Cpu::cores(1),
         memory: Memory {
@@ -86,10 +87,10 @@ fn every_optional_part_can_be_asked_for() {
          01020304-0506-0708-090a-0b0c0d0e0f10 -S -no-reboot -action panic=pause,shutdown=pause -pidfile P -kernel builtin \
          -append 'ws=64 rate=2000 pattern=zipf bytes=64 fill=text'",
     );
-    assert_eq!(
-        c.board,
-        Board { pit: false, pic: false, suppress_vmdesc: true, ..Board::default() }
-    );
+    let mut board = Board { suppress_vmdesc: true, ..Board::default() };
+    board.switches.set("pit", false);
+    board.switches.set("pic", false);
+    assert_eq!(c.board, board);
     assert_eq!(c.kvm.dirty_ring_entries, Some(4096));
     assert_eq!((c.cpu.count, c.memory.bytes, c.memory.block.as_str()), (4, 3 << 29, "microvm.ram"));
     assert_eq!(c.identity.name.as_deref(), Some("a,b"));
@@ -190,8 +191,10 @@ fn refusals_say_what_and_why_and_what_instead() {
         ("-netdev user,id=n", "-netdev: network devices are not built yet"),
         (
             "-device virtio-net-device,netdev=n",
-            "-device virtio-net-device: virtio devices are not built yet; the only device is vmcoreinfo",
+            "-device virtio-net-device: virtio devices are not built yet",
         ),
+        ("-device isa-serial", "-device isa-serial: expects vmcoreinfo"),
+        ("-device vmcoreinfo,at=3", "-device at=3: vmcoreinfo has no such property"),
         (
             "-device vmcoreinfo -device vmcoreinfo,id=v",
             "-device vmcoreinfo: there can be one vmcoreinfo device only",

@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use super::Error;
 use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, bridge};
 use crate::config::Config;
+use crate::devices::serial::Serial;
 use crate::machine::Machine;
 use crate::qmp::{Monitor, Server};
 use crate::vmm::ChardevInfo;
@@ -175,6 +176,7 @@ impl Served {
 async fn serve_port(port: Port, machine: Arc<Machine>) {
     let room = Arc::new(Notify::new());
     let wake = room.clone();
-    machine.on_serial_room(Box::new(move || wake.notify_one()));
-    port.run(&|bytes| machine.serial_input(bytes), &room).await;
+    let Some(serial) = machine.device::<Serial>() else { return };
+    serial.on_room(Box::new(move || wake.notify_one()));
+    port.run(&|bytes| serial.enqueue(bytes), &room).await;
 }

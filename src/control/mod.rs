@@ -258,6 +258,7 @@ fn reporter(
                 json!({"recipient": "guest", "action": "fatal", "flags": flags, "x-godwit-reason": why}),
             );
         }
+        Event::Exit(status) => exit.shutdown(&events, StopCause::GuestShutdown, status),
         Event::InternalError { vcpu, why } => eprintln!("godwit: vCPU {vcpu} stopped: {why}"),
     }
 }

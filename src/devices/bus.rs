@@ -1,22 +1,21 @@
 //! Address decoding: which device answers at a port or at a guest physical address.
 
+use super::DeviceRequest;
 use std::ops::Range;
 use std::sync::Arc;
 
 /// What answers in a window of a bus. vCPUs call at the same time; a device has its own lock.
-pub trait Device: Send + Sync {
+pub trait Window: Send + Sync {
     /// Fills `data` from `offset` bytes into the window.
     fn read(&self, offset: u64, data: &mut [u8]);
 
-    /// Takes `data` at `offset`.
-    fn write(&self, offset: u64, data: &[u8]);
+    /// Takes `data` at `offset`; says what the machine is asked for by it, if anything.
+    fn write(&self, offset: u64, data: &[u8]) -> Option<DeviceRequest>;
 
     /// Takes a burst: `data` in pieces of `size` bytes, one after the other at the same `offset`
-    /// (REP OUTS).
-    fn write_burst(&self, offset: u64, size: usize, data: &[u8]) {
-        for piece in data.chunks_exact(size) {
-            self.write(offset, piece);
-        }
+    /// (REP OUTS), as far as nothing is asked of the machine.
+    fn write_burst(&self, offset: u64, size: usize, data: &[u8]) -> Option<DeviceRequest> {
+        data.chunks_exact(size).find_map(|piece| self.write(offset, piece))
     }
 }
 
@@ -24,25 +23,22 @@ pub trait Device: Send + Sync {
 /// and writes are lost.
 #[derive(Default)]
 pub struct Bus {
-    windows: Vec<(Range<u64>, Arc<dyn Device>)>,
+    windows: Vec<(Range<u64>, Arc<dyn Window>)>,
 }
 
 impl Bus {
-    /// Puts `device` at `start`.
-    ///
-    /// # Panics
-    /// If the window overlaps another one: the machine's map is wrong.
-    pub fn insert(&mut self, start: u64, bytes: u64, device: Arc<dyn Device>) {
-        let window = start..start + bytes;
+    /// Puts `device` at `start`; false if somebody is there already, or the window goes past the end.
+    pub fn insert(&mut self, start: u64, bytes: u64, device: Arc<dyn Window>) -> bool {
+        let Some(end) = start.checked_add(bytes) else { return false };
         let at = self.windows.partition_point(|(w, _)| w.start < start);
-        let free = |w: Option<&(Range<u64>, _)>| {
-            w.is_none_or(|(w, _)| w.end <= start || w.start >= window.end)
-        };
-        assert!(
-            free(self.windows.get(at)) && (at == 0 || free(self.windows.get(at - 1))),
-            "{window:#x?} is taken"
-        );
-        self.windows.insert(at, (window, device));
+        let free =
+            |w: Option<&(Range<u64>, _)>| w.is_none_or(|(w, _)| w.end <= start || w.start >= end);
+        let before = at.checked_sub(1).and_then(|at| self.windows.get(at));
+        let fits = free(self.windows.get(at)) && free(before);
+        if fits {
+            self.windows.insert(at, (start..end, device));
+        }
+        fits
     }
 
     /// Fills `data`, in pieces of `size` bytes (REP INS reads the same address again and again).
@@ -58,13 +54,12 @@ impl Bus {
     }
 
     /// Hands `data` to whoever answers, in pieces of `size` bytes.
-    pub fn write(&self, address: u64, size: usize, data: &[u8]) {
-        if let Some((offset, device)) = self.find(address) {
-            device.write_burst(offset, size.max(1), data);
-        }
+    pub fn write(&self, address: u64, size: usize, data: &[u8]) -> Option<DeviceRequest> {
+        let (offset, device) = self.find(address)?;
+        device.write_burst(offset, size.max(1), data)
     }
 
-    fn find(&self, address: u64) -> Option<(u64, &dyn Device)> {
+    fn find(&self, address: u64) -> Option<(u64, &dyn Window)> {
         let at = self.windows.partition_point(|(w, _)| w.end <= address);
         let (window, device) = self.windows.get(at)?;
         window.contains(&address).then(|| (address - window.start, &**device))
@@ -79,12 +74,13 @@ mod tests {
     #[derive(Default)]
     struct Recorder(Mutex<Vec<(u64, Vec<u8>)>>);
 
-    impl Device for Recorder {
+    impl Window for Recorder {
         fn read(&self, offset: u64, data: &mut [u8]) {
             data.fill(offset as u8);
         }
-        fn write(&self, offset: u64, data: &[u8]) {
+        fn write(&self, offset: u64, data: &[u8]) -> Option<DeviceRequest> {
             self.0.lock().unwrap().push((offset, data.to_vec()));
+            None
         }
     }
 
@@ -107,10 +103,10 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "is taken")]
     fn two_devices_cannot_share_an_address() {
         let mut bus = Bus::default();
-        bus.insert(0x3f8, 8, Arc::new(Recorder::default()));
-        bus.insert(0x3ff, 1, Arc::new(Recorder::default()));
+        let mut insert = |start, bytes| bus.insert(start, bytes, Arc::new(Recorder::default()));
+        assert!(insert(0x3f8, 8) && !insert(0x3ff, 1) && !insert(0x3f0, 9) && !insert(0, 0x1000));
+        assert!(insert(0x3f0, 8) && insert(0x400, 1) && !insert(u64::MAX, 2));
     }
 }

@@ -12,15 +12,58 @@
 //! takes back what it said before.
 
 use super::fw_cfg::Writable;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use super::{
+    Built, Device, Error, Kind, Loading, Pluggable, SectionKind, Sections, Slots, lacks, only_one,
+};
+use crate::args::Keys;
+use crate::vmstate::{Layout, Visitor};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub const KIND: Kind = Kind {
+    sections: &[SectionKind::of::<VmCoreInfoState>(
+        "place of the guest's crash note",
+        |config, instance| match config.has_device(DRIVER) {
+            true => only_one(config, instance),
+            false => Some(lacks("-device vmcoreinfo is missing")),
+        },
+    )],
+    device: Some(Pluggable {
+        driver: DRIVER,
+        help: "lets the guest say where its crash note is (fw_cfg file etc/vmcoreinfo), for dumps",
+        read: |option, pairs| Ok(Arc::new(KEYS.fill(option, pairs)?)),
+        properties: || KEYS.rows(),
+        refuses: |others| {
+            let one = others.iter().any(|device| device.driver == DRIVER);
+            one.then_some("there can be one vmcoreinfo device only")
+        },
+    }),
+    build,
+    ..Kind::NONE
+};
+
+const DRIVER: &str = "vmcoreinfo";
+/// It has no properties.
+const KEYS: Keys<Wanted> = Keys { owner: DRIVER, implied: None, table: &[] };
+
+#[derive(Debug, Default, PartialEq)]
+struct Wanted;
+
+fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
+    if !slots.config.has_device(DRIVER) {
+        return Ok(Vec::new());
+    }
+    let device = Arc::new(VmCoreInfo::default());
+    slots.items().add_writable_file(FILE, device.clone());
+    Ok(vec![device])
+}
 
 /// The file's name in fw_cfg.
-pub const FILE: &str = "etc/vmcoreinfo";
+const FILE: &str = "etc/vmcoreinfo";
 const FORMAT_NONE: u16 = 0;
 const FORMAT_ELF: u16 = 1;
 const BYTES: usize = 16;
 
-/// What a migration carries.
+/// What the guest said; the section of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VmCoreInfoState {
     /// The guest has said where its note is.
@@ -29,6 +72,19 @@ pub struct VmCoreInfoState {
     pub guest_format: u16,
     pub size: u32,
     pub paddr: u64,
+}
+
+impl Layout for VmCoreInfoState {
+    const NAME: &'static str = "vmcoreinfo";
+    const VERSION: u32 = 1;
+
+    fn fields<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
+        v.value("has_vmcoreinfo", &mut self.present)?;
+        v.value("vmcoreinfo.host_format", &mut self.host_format)?;
+        v.value("vmcoreinfo.guest_format", &mut self.guest_format)?;
+        v.value("vmcoreinfo.size", &mut self.size)?;
+        v.value("vmcoreinfo.paddr", &mut self.paddr)
+    }
 }
 
 impl Default for VmCoreInfoState {
@@ -72,20 +128,29 @@ impl VmCoreInfoState {
 pub struct VmCoreInfo(Mutex<VmCoreInfoState>);
 
 impl VmCoreInfo {
-    pub fn reset(&self) {
-        self.set_state(VmCoreInfoState::default());
-    }
-
     pub fn state(&self) -> VmCoreInfoState {
         *self.lock()
     }
 
-    pub fn set_state(&self, state: VmCoreInfoState) {
-        *self.lock() = state;
-    }
-
     fn lock(&self) -> MutexGuard<'_, VmCoreInfoState> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device for VmCoreInfo {
+    fn reset(&self) -> Result<(), Error> {
+        *self.lock() = VmCoreInfoState::default();
+        Ok(())
+    }
+
+    fn save(&self, sections: &mut Sections) -> Result<(), Error> {
+        sections.push("vmcoreinfo", 0, self.state());
+        Ok(())
+    }
+
+    fn load(&self, from: &mut Loading<'_>) -> Result<(), Error> {
+        *self.lock() = from.sections.get("vmcoreinfo", 0).copied().unwrap_or_default();
+        Ok(())
     }
 }
 
@@ -127,7 +192,7 @@ mod tests {
         assert!(!device.state().present, "format none takes it back");
         device.write(12, &[0; 8]);
         assert_eq!(device.state().size, 0x0909_0909, "past the end nothing is written");
-        device.reset();
+        device.reset().unwrap();
         assert_eq!(device.state(), VmCoreInfoState::default());
     }
 }

@@ -1,8 +1,8 @@
 //! Where device payloads end, also of devices that are not ours: by the description at the end of
 //! the stream, or by looking for the footer.
 
+use crate::machine::load::{Known, section_kind};
 use crate::stream::{Error, Extent, Layouts, PAYLOAD_BYTES_MAX, Problem, SectionHeader};
-use crate::vmstate::{Known, Section};
 use serde_json::Value;
 use std::collections::HashMap;
 use std::fs::File;
@@ -74,8 +74,8 @@ impl Layouts for AnyLayout {
         input: &[u8],
         offset: u64,
     ) -> Result<Extent, Error> {
-        let ours = Section::named(&section.name)
-            .map(|ours| (ours.version(), Known.extent(section, input, offset)));
+        let ours = section_kind(&section.name)
+            .map(|(_, ours)| (ours.version(), Known.extent(section, input, offset)));
         if let Some((_, Ok(extent))) = ours {
             return Ok(extent);
         }

@@ -10,7 +10,10 @@ use super::report::{
     Block, Connection, Description, Entry, Field, ImageReport, PASSES_MAX, RamCounts, Report, What,
 };
 use super::source::Source;
+use crate::arch::x86_64::cpu::CpuState;
+use crate::devices::vmcoreinfo::VmCoreInfoState;
 use crate::dump::VmCoreInfo;
+use crate::machine::load::{read_section, section_kind};
 use crate::stream::godwit::{self, Frame};
 use crate::stream::mapped::MappedHeader;
 use crate::stream::return_path::{BITMAP_END, Reply};
@@ -18,7 +21,7 @@ use crate::stream::{
     Command, DESCRIPTION_BYTES_MAX, Error, Item, PAGE_BYTES, PageAt, Problem, Reader, Record,
     SectionHeader, SectionKind, Step,
 };
-use crate::vmstate::{self, Section, Stop};
+use crate::vmstate::{Row, Stop};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -312,26 +315,27 @@ impl Walker<'_> {
     fn device(&mut self, header: &SectionHeader, payload: &[u8]) {
         let Some((kind, _, at)) = self.section.take() else { return };
         let payload_at = at + 14 + header.name.len() as u64;
-        let (found, note) = match vmstate::read_section(header, payload, payload_at, true) {
+        let (found, note) = match read_section(header, payload, payload_at, true) {
             Ok((section, _)) => (Some(section), None),
-            Err(_) if Section::named(&header.name).is_none() => {
+            Err(_) if section_kind(&header.name).is_none() => {
                 (None, Some("not a section of a microvm".into()))
             }
             Err(Stop::Refused(error)) => (None, Some(error.to_string())),
             Err(Stop::Short(_)) => (None, Some("cut short".into())),
         };
-        match &found {
-            Some(Section::Cpu(state)) => self.arrived.cpu(header.instance, state.into()),
-            Some(Section::VmCoreInfo(state)) => {
-                self.arrived.vmcoreinfo = VmCoreInfo::from_section(state)
+        if let Some(section) = &found {
+            if let Some(cpu) = section.downcast_ref::<CpuState>() {
+                self.arrived.cpu(header.instance, cpu.into());
             }
-            _ => {}
+            if let Some(said) = section.downcast_ref::<VmCoreInfoState>() {
+                self.arrived.vmcoreinfo = VmCoreInfo::said(said);
+            }
         }
-        let rows = found.as_ref().map_or_else(Vec::new, vmstate::rows);
+        let rows = found.as_ref().map_or_else(Vec::new, |section| section.rows());
         let subsections =
             rows.iter().filter(|row| row.is_subsection()).map(|row| row.name.clone()).collect();
         let fields = if self.options.fields {
-            let field = |row: vmstate::Row| Field {
+            let field = |row: Row| Field {
                 offset: row.offset,
                 bytes: row.bytes,
                 depth: row.depth,
@@ -349,7 +353,9 @@ impl Walker<'_> {
             version: header.version,
             bytes: payload.len() as u64,
             known: found.is_some(),
-            device: found.as_ref().map_or("", Section::what),
+            device: section_kind(&header.name)
+                .filter(|_| found.is_some())
+                .map_or("", |(kind, _)| kind.what),
             note,
             subsections,
             fields,

@@ -7,9 +7,8 @@ use super::{Error, Vcpu, Vm, msrs};
 use kvm_bindings::{
     KVM_MP_STATE_SIPI_RECEIVED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD,
     KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM,
-    KVM_VCPUEVENT_VALID_TRIPLE_FAULT, Xsave, kvm_clock_data, kvm_debugregs, kvm_ioapic_state,
-    kvm_lapic_state, kvm_mp_state, kvm_pic_state, kvm_pit_state2, kvm_regs, kvm_sregs,
-    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
+    KVM_VCPUEVENT_VALID_TRIPLE_FAULT, Xsave, kvm_debugregs, kvm_lapic_state, kvm_mp_state,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 
 /// One vCPU.
@@ -45,18 +44,6 @@ impl VcpuState {
             None => self.msrs.push((index, value)),
         }
     }
-}
-
-/// What the vCPUs share.
-#[derive(Clone, Debug, Default)]
-pub struct VmState {
-    /// Master, slave.
-    pub pic: [kvm_pic_state; 2],
-    pub ioapic: kvm_ioapic_state,
-    /// Zeros if the machine has no PIT.
-    pub pit: kvm_pit_state2,
-    /// kvmclock at the moment the guest stopped.
-    pub clock: kvm_clock_data,
 }
 
 /// A guest's time stamp counter, and one it would have to go on with.

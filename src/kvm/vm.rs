@@ -4,7 +4,6 @@
 #![allow(unsafe_code)]
 
 use super::dirty::Rings;
-use super::state::VmState;
 use super::{Caps, Error, Vcpu, ioctl, msrs};
 use crate::config;
 use crate::memory::GuestRam;
@@ -12,8 +11,8 @@ use kvm_bindings::{
     CpuId, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting,
-    kvm_clock_data, kvm_enable_cap, kvm_irq_routing_entry, kvm_irqchip, kvm_pit_config,
-    kvm_pit_state2, kvm_userspace_memory_region,
+    kvm_clock_data, kvm_enable_cap, kvm_ioapic_state, kvm_irq_routing_entry, kvm_irqchip,
+    kvm_pic_state, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
 use std::ffi::CString;
@@ -132,39 +131,36 @@ impl Vm {
         self.map_slots(if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })
     }
 
-    /// Reads PIC, IOAPIC, PIT and clock.
-    pub fn read_state(&self) -> Result<VmState, Error> {
-        let mut state = self.read_time()?;
-        for (i, pic) in state.pic.iter_mut().enumerate() {
-            let chip = self.irqchip(i as u32)?;
-            // SAFETY: chips 0 and 1 are PICs, so that the kernel filled this member.
-            *pic = unsafe { chip.chip.pic };
-        }
+    /// Reads a PIC: 0 is the master, 1 the slave.
+    pub fn read_pic(&self, number: u32) -> Result<kvm_pic_state, Error> {
+        let chip = self.irqchip(number & 1)?;
+        // SAFETY: chips 0 and 1 are PICs, so that the kernel filled this member.
+        Ok(unsafe { chip.chip.pic })
+    }
+
+    pub fn write_pic(&self, number: u32, state: &kvm_pic_state) -> Result<(), Error> {
+        let mut chip = kvm_irqchip { chip_id: number & 1, ..Default::default() };
+        chip.chip.pic = *state;
+        self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))
+    }
+
+    pub fn read_ioapic(&self) -> Result<kvm_ioapic_state, Error> {
         // SAFETY: chip 2 is the IOAPIC.
-        state.ioapic = unsafe { self.irqchip(KVM_IRQCHIP_IOAPIC)?.chip.ioapic };
-        Ok(state)
+        Ok(unsafe { self.irqchip(KVM_IRQCHIP_IOAPIC)?.chip.ioapic })
     }
 
-    /// Reads what moves by itself: PIT and clock.
-    pub fn read_time(&self) -> Result<VmState, Error> {
-        let mut state = VmState { clock: self.clock()?, ..VmState::default() };
-        if self.has_pit {
-            state.pit = self.fd.get_pit2().map_err(Error::call("KVM_GET_PIT2"))?;
-        }
-        Ok(state)
-    }
-
-    /// Writes PIC, IOAPIC and PIT. The clock is set when the guest goes on, see [`Vm::set_clock`].
-    pub fn write_state(&self, state: &VmState) -> Result<(), Error> {
-        for (i, pic) in state.pic.iter().enumerate() {
-            let mut chip = kvm_irqchip { chip_id: i as u32, ..Default::default() };
-            chip.chip.pic = *pic;
-            self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))?;
-        }
+    pub fn write_ioapic(&self, state: &kvm_ioapic_state) -> Result<(), Error> {
         let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
-        chip.chip.ioapic = state.ioapic;
-        self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))?;
-        self.write_pit(&state.pit)
+        chip.chip.ioapic = *state;
+        self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))
+    }
+
+    /// Zeros if the machine has no PIT.
+    pub fn read_pit(&self) -> Result<kvm_pit_state2, Error> {
+        if !self.has_pit {
+            return Ok(kvm_pit_state2::default());
+        }
+        self.fd.get_pit2().map_err(Error::call("KVM_GET_PIT2"))
     }
 
     /// Writes the PIT alone, which also forgets ticks that piled up while the guest stood still.

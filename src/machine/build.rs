@@ -1,14 +1,14 @@
 //! Putting a machine together, and starting it over.
 
 use super::board::Board;
-use super::cpus::{Cpus, Threads, Wish};
+use super::cpus::{Cpus, Threads, VcpuRequest};
 use super::gate::Gate;
 use super::throttle::Throttle;
 use super::{Control, Error, Machine, Outside, RunState, VcpuInfo};
 use crate::arch::x86_64::boot::{self, Images};
 use crate::arch::x86_64::cpuid;
 use crate::config::{Config, Cpu};
-use crate::kvm::state::{ForeignTsc, VcpuState, VmState};
+use crate::devices::{Slots, pit};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
@@ -44,32 +44,30 @@ impl Machine {
         let count = u32::from(config.cpu.count);
         let mut images = config.boot.as_ref().map(Images::open).transpose()?;
         let ram = GuestRam::new(&config.memory)?;
-        let vm = Arc::new(Vm::new(&config.kvm, config.board.pit, count, ram)?);
-        let mut vcpus = create_vcpus(&vm, &config.cpu)?;
-        let power_on = PowerOn::of(&vm, &vcpus)?;
-        vcpus[0].prepare()?;
+        let vm = Arc::new(Vm::new(&config.kvm, pit::wanted(config), count, ram)?);
+        let vcpus = create_vcpus(&vm, &config.cpu)?.into_iter().map(kvm::Shared::new).collect();
+        let (vcpus, clock) = (Arc::new(vcpus), Arc::default());
+        let slots = Slots::new(config, &vm, &vcpus, &clock, outside.serial);
+        // Devices see processors and chips before anything is done to them.
+        let board = Board::new(slots)?;
+        vcpus[0].lock().prepare()?;
         if config.incoming.is_none() {
-            let entry =
-                images.as_mut().map(|images| images.load(vm.ram(), &config.cpu)).transpose()?;
-            for (index, vcpu) in vcpus.iter().enumerate() {
-                firmware_state(vcpu, entry.filter(|_| index == 0))?;
-            }
+            start_kernel(images.as_mut(), &config.cpu, &vm, &vcpus)?;
         }
-        let board = Board::new(config, &vm, outside.serial);
         let (requests, requested) = mpsc::channel();
-        let wishes = Arc::new(AtomicUsize::new(0));
-        let raised = wishes.clone();
+        let vcpu_requests = Arc::new(AtomicUsize::new(0));
+        let raised = vcpu_requests.clone();
         let cpus = Arc::new(Cpus {
             vm,
             board,
             gate: Gate::new(count as usize),
-            vcpus: vcpus.into_iter().map(kvm::Shared::new).collect(),
+            vcpus,
             throttle_percent: AtomicU8::new(0),
             losses: AtomicU64::new(0),
-            wish: Box::new(move |wish| {
+            request: Box::new(move |request| {
                 raised.fetch_add(1, Ordering::SeqCst);
                 // Nobody listens any more when the machine is being dropped.
-                let _ = requests.send(wish);
+                let _ = requests.send(request);
             }),
         });
         let threads = Threads::start(&cpus)?;
@@ -90,17 +88,14 @@ impl Machine {
             moment: AtomicU8::new(0),
             control: Mutex::new(Control {
                 state,
-                virtual_ns: 0,
-                running_since: None,
-                stopped_time: None,
                 gone: false,
                 hold: None,
                 put_off: Vec::new(),
                 images,
             }),
-            power_on,
-            wishes,
-            granted: Condvar::new(),
+            clock,
+            vcpu_requests,
+            request_done: Condvar::new(),
             threads: Mutex::new(threads),
             throttle: Mutex::new(Throttle::default()),
             actions: Mutex::new(config.actions),
@@ -115,22 +110,30 @@ impl Machine {
         Ok(built)
     }
 
-    /// vCPUs, chips and devices as after power-on, the kernel loaded again. The vCPUs stand still.
+    /// All devices as after power-on, the kernel loaded again. The vCPUs stand still.
     pub(super) fn start_over(&self, images: Option<&mut Images>) -> Result<(), Error> {
-        let PowerOn { vcpus, vm } = &self.power_on;
-        for (vcpu, state) in self.cpus.vcpus.iter().zip(vcpus) {
-            vcpu.lock().write_state(self.vm(), state, ForeignTsc::Refuse)?;
-        }
-        self.vm().write_state(vm)?;
-        self.cpus.board.reset();
-        if let Some(images) = images {
-            let entry = images.load(self.ram(), &self.config.cpu)?;
-            for (index, vcpu) in self.cpus.vcpus.iter().enumerate() {
-                firmware_state(&vcpu.lock(), (index == 0).then_some(entry))?;
+        self.cpus.board.reset()?;
+        match images {
+            Some(images) => {
+                start_kernel(Some(images), &self.config.cpu, self.vm(), &self.cpus.vcpus)
             }
+            None => Ok(()),
         }
-        Ok(())
     }
+}
+
+/// Loads the kernel, if there is one, and leaves the vCPUs as firmware would.
+fn start_kernel(
+    images: Option<&mut Images>,
+    cpus: &Cpu,
+    vm: &Vm,
+    vcpus: &[kvm::Shared],
+) -> Result<(), Error> {
+    let entry = images.map(|images| images.load(vm.ram(), cpus)).transpose()?;
+    for (index, vcpu) in vcpus.iter().enumerate() {
+        firmware_state(&vcpu.lock(), entry.filter(|_| index == 0))?;
+    }
+    Ok(())
 }
 
 fn create_vcpus(vm: &Vm, cpus: &Cpu) -> Result<Vec<Vcpu>, kvm::Error> {
@@ -139,20 +142,6 @@ fn create_vcpus(vm: &Vm, cpus: &Cpu) -> Result<Vec<Vcpu>, kvm::Error> {
         vm.create_vcpu(index, cpus.topology.apic_id(index), &cpuid)
     };
     (0..cpus.count.into()).map(create).collect()
-}
-
-/// What KVM holds of a machine that was never run. KVM has no reset: this is written back. Read when
-/// the machine is made, so that a reset needs nothing that the host might not have to give.
-pub struct PowerOn {
-    pub vcpus: Vec<VcpuState>,
-    pub vm: VmState,
-}
-
-impl PowerOn {
-    fn of(vm: &Vm, vcpus: &[Vcpu]) -> Result<PowerOn, Error> {
-        let read: Result<Vec<_>, _> = vcpus.iter().map(|vcpu| vcpu.read_state(vm)).collect();
-        Ok(PowerOn { vcpus: read?, vm: vm.read_state()? })
-    }
 }
 
 /// Local interrupts wired for a PIC and an NMI button, memory cached; the first vCPU at the
@@ -177,10 +166,10 @@ fn firmware_state(vcpu: &Vcpu, entry: Option<boot::Entry>) -> Result<(), Error> 
 
 /// Does what vCPUs ask for, on a thread that may stop them, which their own cannot. It is there from
 /// the beginning: a guest that asks for a reset must not wait because no thread can be made.
-fn serve(machine: &Weak<Machine>, requested: &mpsc::Receiver<Wish>) {
-    for wish in requested {
+fn serve(machine: &Weak<Machine>, requested: &mpsc::Receiver<VcpuRequest>) {
+    for request in requested {
         match machine.upgrade() {
-            Some(machine) => machine.fulfil(wish),
+            Some(machine) => machine.fulfil(request),
             None => return,
         }
     }

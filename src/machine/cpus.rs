@@ -1,8 +1,9 @@
 //! vCPU threads.
 
-use super::board::{Board, Unserved};
+use super::board::{Board, UnhandledExit};
 use super::gate::{Gate, Pass, request};
 use super::{Error, StopCause};
+use crate::devices::DeviceRequest;
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -25,7 +26,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What the guest, or KVM, wants from the machine; the vCPU that says it stands still until it is
 /// done.
-pub enum Wish {
+pub enum VcpuRequest {
     Reset,
     Shutdown,
     Panic,
@@ -34,19 +35,30 @@ pub enum Wish {
         vcpu: u32,
         why: memory::Error,
     },
+    /// The process ends with this status.
+    Exit(i32),
     Broken {
         vcpu: u32,
         why: String,
     },
 }
 
-impl Wish {
+impl VcpuRequest {
     pub fn cause(&self) -> StopCause {
         match self {
-            Wish::Reset => StopCause::GuestReset,
-            Wish::Shutdown => StopCause::GuestShutdown,
-            Wish::Panic => StopCause::GuestPanic,
-            Wish::NoMemory { .. } | Wish::Broken { .. } => StopCause::HostError,
+            VcpuRequest::Reset => StopCause::GuestReset,
+            VcpuRequest::Shutdown => StopCause::GuestShutdown,
+            VcpuRequest::Panic => StopCause::GuestPanic,
+            VcpuRequest::Exit(_) => StopCause::GuestShutdown,
+            VcpuRequest::NoMemory { .. } | VcpuRequest::Broken { .. } => StopCause::HostError,
+        }
+    }
+}
+
+impl From<DeviceRequest> for VcpuRequest {
+    fn from(request: DeviceRequest) -> VcpuRequest {
+        match request {
+            DeviceRequest::Exit(status) => VcpuRequest::Exit(status),
         }
     }
 }
@@ -56,12 +68,12 @@ pub struct Cpus {
     pub vm: Arc<Vm>,
     pub board: Board,
     pub gate: Gate,
-    pub vcpus: Vec<kvm::Shared>,
+    pub vcpus: Arc<Vec<kvm::Shared>>,
     pub throttle_percent: AtomicU8,
     /// Pages of guest memory lost that the guest was stopped for.
     pub losses: AtomicU64,
     /// Called on a vCPU thread, which holds no lock then.
-    pub wish: Box<dyn Fn(Wish) + Send + Sync>,
+    pub request: Box<dyn Fn(VcpuRequest) + Send + Sync>,
 }
 
 /// The running threads.
@@ -126,21 +138,20 @@ impl Cpus {
     /// The life of a vCPU thread.
     fn run(&self, index: usize) {
         while self.gate.pass(index) == Pass::Run {
-            let wish = {
+            let request = {
                 let mut vcpu = self.vcpus[index].lock();
-                let wish = self.run_guest(index, &mut vcpu);
-                self.complete(&mut vcpu);
-                wish
+                let request = self.run_guest(index, &mut vcpu);
+                request.or(self.complete(&mut vcpu))
             };
-            if let Some(wish) = wish {
+            if let Some(request) = request {
                 self.gate.hold(index);
-                (self.wish)(wish);
+                (self.request)(request);
             }
         }
     }
 
     /// Runs the guest until the gate closes, or until something must be done first.
-    fn run_guest(&self, index: usize, vcpu: &mut Vcpu) -> Option<Wish> {
+    fn run_guest(&self, index: usize, vcpu: &mut Vcpu) -> Option<VcpuRequest> {
         let shared = &self.vcpus[index];
         let requests = &self.gate.requests[index];
         let mut full_in_a_row = 0;
@@ -162,7 +173,7 @@ impl Cpus {
             }
             let served = self.board.serve(vcpu.run());
             if let Some(why) = self.new_loss() {
-                return Some(Wish::NoMemory { vcpu: index as u32, why });
+                return Some(VcpuRequest::NoMemory { vcpu: index as u32, why });
             }
             match served {
                 Ok(()) => {
@@ -173,8 +184,8 @@ impl Cpus {
                         looked = Instant::now();
                     }
                 }
-                Err(Unserved::Interrupted) => full_in_a_row = 0,
-                Err(Unserved::RingFull) => {
+                Err(UnhandledExit::Interrupted) => full_in_a_row = 0,
+                Err(UnhandledExit::RingFull) => {
                     let why = match self.vm.drain_rings() {
                         Ok(0) if full_in_a_row < RING_FULL_MAX => None,
                         Ok(0) => {
@@ -186,20 +197,21 @@ impl Cpus {
                     };
                     full_in_a_row += 1;
                     if let Some(why) = why {
-                        return Some(Wish::Broken { vcpu: index as u32, why });
+                        return Some(VcpuRequest::Broken { vcpu: index as u32, why });
                     }
                     continue;
                 }
                 // KVM keeps HLT to itself; if it ever does not, going in again waits there.
-                Err(Unserved::Halt) => {}
-                Err(Unserved::Reset) => return Some(Wish::Reset),
-                Err(Unserved::Shutdown) => return Some(Wish::Shutdown),
-                Err(Unserved::Panic) => return Some(Wish::Panic),
-                Err(Unserved::NoMemory(why)) => {
-                    return Some(Wish::NoMemory { vcpu: index as u32, why });
+                Err(UnhandledExit::Halt) => {}
+                Err(UnhandledExit::Reset) => return Some(VcpuRequest::Reset),
+                Err(UnhandledExit::Shutdown) => return Some(VcpuRequest::Shutdown),
+                Err(UnhandledExit::Panic) => return Some(VcpuRequest::Panic),
+                Err(UnhandledExit::Device(request)) => return Some(request.into()),
+                Err(UnhandledExit::NoMemory(why)) => {
+                    return Some(VcpuRequest::NoMemory { vcpu: index as u32, why });
                 }
-                Err(Unserved::Broken(why)) => {
-                    return Some(Wish::Broken { vcpu: index as u32, why });
+                Err(UnhandledExit::Broken(why)) => {
+                    return Some(VcpuRequest::Broken { vcpu: index as u32, why });
                 }
             }
         }
@@ -214,9 +226,19 @@ impl Cpus {
         Some(why)
     }
 
-    /// Finishes the last exit. What else it brings up would come again on the next run.
-    fn complete(&self, vcpu: &mut Vcpu) {
-        vcpu.complete(|exit| self.board.serve(exit).is_ok());
+    /// Finishes the last exit. What else it brings up would come again on the next run, but for what
+    /// an access asks for.
+    fn complete(&self, vcpu: &mut Vcpu) -> Option<VcpuRequest> {
+        let mut asked = None;
+        vcpu.complete(|exit| match self.board.serve(exit) {
+            Ok(()) => true,
+            Err(UnhandledExit::Device(request)) => {
+                asked = Some(request.into());
+                false
+            }
+            Err(_) => false,
+        });
+        asked
     }
 }
 

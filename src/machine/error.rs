@@ -1,7 +1,7 @@
 //! Why a machine could not be built or told to do something.
 
 use crate::arch::x86_64::boot::BootError;
-use crate::{kvm, memory};
+use crate::{devices, kvm, memory};
 use std::io;
 
 #[derive(Debug, thiserror::Error)]
@@ -12,12 +12,12 @@ pub enum Error {
     Kvm(#[from] kvm::Error),
     #[error(transparent)]
     Boot(#[from] BootError),
+    #[error(transparent)]
+    Device(#[from] devices::Error),
     #[error("cannot start a thread: {}{}", .0, kvm::advice::on_call(.0))]
     Thread(io::Error),
     #[error("this needs a guest that stands still")]
     Running,
-    #[error("state of {found} vCPUs for a machine of {wanted}")]
-    CpuCount { found: usize, wanted: usize },
     #[error("the machine is gone")]
     Gone,
     /// See [`super::moment`].
@@ -41,5 +41,5 @@ pub enum ContRefused {
     #[error("the machine is gone")]
     Gone,
     #[error(transparent)]
-    Kvm(#[from] kvm::Error),
+    Device(#[from] devices::Error),
 }

@@ -67,6 +67,8 @@ pub enum Event {
     /// the machine stands still either way.
     Shutdown(StopCause),
     Powerdown,
+    /// The guest has ended the process, with this status.
+    Exit(i32),
     GuestPanicked {
         action: Panic,
     },

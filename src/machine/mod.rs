@@ -17,33 +17,31 @@ mod cpus;
 mod error;
 mod event;
 mod gate;
+mod global_state;
 pub mod load;
 pub mod moment;
-mod port;
 mod run_state;
 pub mod save;
-mod saved;
-mod state;
 mod throttle;
 mod translate;
 
 pub use crate::arch::x86_64::boot::BootError;
+pub use board::PARTS;
 pub use error::{ContRefused, Error};
 pub use event::{Event, Panic, StopCause};
 pub use moment::{Moment, Request, Ruling};
 pub use run_state::RunState;
-pub use saved::{LoadReport, SavedState};
 
 pub use crate::kvm::monotonic_ns;
 
 use crate::arch::x86_64::boot::Images;
 use crate::arch::x86_64::topology::Position;
 use crate::config::{Config, PanicAction, RebootAction};
-use crate::devices::vmcoreinfo::VmCoreInfoState;
-use crate::kvm::{self, DirtyLog, Vm};
+use crate::devices::Device;
+use crate::devices::clock::VirtualClock;
+use crate::kvm::{DirtyLog, Vm};
 use crate::memory::GuestRam;
-use cpus::{Cpus, Threads, Wish};
-use kvm_bindings::kvm_pit_state2;
+use cpus::{Cpus, Threads, VcpuRequest};
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Once, PoisonError};
@@ -79,10 +77,10 @@ pub struct Machine {
     moment: AtomicU8,
     control: Mutex<Control>,
     /// What the guest, or KVM, wants and did not get yet.
-    wishes: Arc<AtomicUsize>,
-    /// A wish was granted.
-    granted: Condvar,
-    power_on: build::PowerOn,
+    vcpu_requests: Arc<AtomicUsize>,
+    /// A request of theirs was carried out.
+    request_done: Condvar,
+    clock: Arc<VirtualClock>,
     threads: Mutex<Threads>,
     throttle: Mutex<throttle::Throttle>,
     /// What happens after a guest's reset, changed by `set-action`.
@@ -94,12 +92,6 @@ pub struct Machine {
 /// What only one caller at a time may touch.
 struct Control {
     state: RunState,
-    /// The virtual clock: its value when it last stood still, and since when it runs.
-    virtual_ns: i64,
-    running_since: Option<i64>,
-    /// Guest time of a guest that stood still, put back when it goes on. `None` before the first
-    /// start.
-    stopped_time: Option<StoppedTime>,
     gone: bool,
     /// What the guest starts from, for a reset.
     images: Option<Images>,
@@ -127,13 +119,6 @@ enum PutOff {
     Reset(StopCause),
     Shutdown(StopCause),
     Panic(PanicAction),
-}
-
-#[derive(Clone, Copy)]
-struct StoppedTime {
-    /// kvmclock, ns.
-    clock_ns: u64,
-    pit: kvm_pit_state2,
 }
 
 impl Machine {
@@ -179,8 +164,8 @@ impl Machine {
         let ran = self.stop(RunState::FinishMigrate)?;
         let mut control = self.control();
         // A vCPU that wants something says so before it stands still.
-        while self.wishes.load(Ordering::SeqCst) > 0 {
-            control = self.granted.wait(control).unwrap_or_else(PoisonError::into_inner);
+        while self.vcpu_requests.load(Ordering::SeqCst) > 0 {
+            control = self.request_done.wait(control).unwrap_or_else(PoisonError::into_inner);
         }
         Ok(ran && control.state == RunState::FinishMigrate)
     }
@@ -232,10 +217,10 @@ impl Machine {
         if control.state.needs_reset() {
             return Err(ContRefused::NeedsReset);
         }
-        self.set_time(control)?;
+        self.resume_devices(control)?;
         self.enter(control, RunState::Running);
         (self.events)(Event::Resume);
-        self.go(control);
+        self.go();
         self.started.call_once(|| self.ram().main().map_in_background());
         Ok(true)
     }
@@ -315,7 +300,7 @@ impl Machine {
             return Err(Error::Moment(why));
         }
         if !control.state.is_running() {
-            for vcpu in &self.cpus.vcpus {
+            for vcpu in self.cpus.vcpus.iter() {
                 vcpu.lock().external_nmi()?;
             }
             return Ok(());
@@ -355,14 +340,9 @@ impl Machine {
         self.vm().ram()
     }
 
-    /// Where the guest said that its crash note is; `None` without `-device vmcoreinfo` too.
-    pub fn vmcoreinfo(&self) -> Option<VmCoreInfoState> {
-        self.cpus
-            .board
-            .vmcoreinfo
-            .as_ref()
-            .map(|device| device.state())
-            .filter(|state| state.present)
+    /// The first device of this type on the board.
+    pub fn device<D: Device>(&self) -> Option<&D> {
+        self.cpus.board.device()
     }
 
     /// The VM in the kernel.
@@ -384,51 +364,25 @@ impl Machine {
         *self.actions.lock().unwrap_or_else(PoisonError::into_inner) = actions;
     }
 
-    /// Input for the guest's serial port; returns how many bytes it had room for (at most 16).
-    pub fn serial_input(&self, bytes: &[u8]) -> usize {
-        self.cpus.board.serial.as_ref().map_or(bytes.len(), |serial| serial.enqueue(bytes))
-    }
-
-    /// Called (on a vCPU thread) whenever the guest has read from the port: there is room for input
-    /// again.
-    pub fn on_serial_room(&self, wake: Box<dyn Fn() + Send + Sync>) {
-        if let Some(serial) = &self.cpus.board.serial {
-            serial.on_room(wake);
-        }
-    }
-
     /// QEMU's virtual clock, ns: stands still while the guest does.
     pub fn virtual_clock_ns(&self) -> i64 {
-        self.control().virtual_now(monotonic_ns())
+        self.clock.now()
     }
 
-    /// Stops the vCPUs and the clocks.
+    /// Stops the vCPUs, then the devices.
     fn halt(&self, control: &mut Control) -> Result<(), Error> {
         self.cpus.gate.close(|index| self.kick(index));
-        let now = monotonic_ns();
-        control.virtual_ns = control.virtual_now(now);
-        control.running_since = None;
-        let state = self.vm().read_time().map_err(|e| self.fail(control, e))?;
-        control.stopped_time = Some(StoppedTime { clock_ns: state.clock.clock, pit: state.pit });
-        Ok(())
+        let stopped = self.cpus.board.quiesce();
+        Ok(stopped.map_err(|e| self.fail(control, e))?)
     }
 
-    /// Guest time goes on where it stood.
-    fn set_time(&self, control: &mut Control) -> Result<(), kvm::Error> {
-        let Some(time) = control.stopped_time.take() else { return Ok(()) };
-        let vm = self.vm();
-        let set = vm.set_clock(time.clock_ns).and_then(|()| {
-            for vcpu in &self.cpus.vcpus {
-                vcpu.lock().announce_pause();
-            }
-            vm.write_pit(&time.pit)
-        });
-        set.map_err(|e| self.fail(control, e))
+    /// Lets the devices go on, before the vCPUs.
+    fn resume_devices(&self, control: &mut Control) -> Result<(), crate::devices::Error> {
+        self.cpus.board.resume().map_err(|e| self.fail(control, e))
     }
 
     /// Opens the gate.
-    fn go(&self, control: &mut Control) {
-        control.running_since = Some(monotonic_ns());
+    fn go(&self) {
         self.cpus.gate.open();
     }
 
@@ -520,10 +474,12 @@ impl Machine {
         // From here on the old guest is gone.
         let done = self.start_over(control.images.as_mut());
         done.map_err(|e| self.fail(control, e))?;
-        control.stopped_time = None;
         (self.events)(Event::Reset(cause));
         match control.state {
-            RunState::Running => self.go(control),
+            RunState::Running => {
+                self.resume_devices(control)?;
+                self.go();
+            }
             RunState::FinishMigrate | RunState::SaveVm => {}
             _ => self.enter(control, RunState::Prelaunch),
         }
@@ -531,18 +487,23 @@ impl Machine {
     }
 
     /// Does what a vCPU could not do by itself.
-    fn fulfil(&self, wish: Wish) {
-        let cause = wish.cause();
+    fn fulfil(&self, wanted: VcpuRequest) {
+        let cause = wanted.cause();
         let mut control = self.control();
-        let (request, put_off) = match wish {
-            Wish::Reset => (Request::GuestReset, PutOff::Reset(cause)),
-            Wish::Shutdown => (Request::GuestShutdown, PutOff::Shutdown(cause)),
-            Wish::Panic => (Request::GuestPanic, PutOff::Panic(self.actions().panic)),
-            Wish::NoMemory { vcpu, why } => {
+        let (request, put_off) = match wanted {
+            VcpuRequest::Reset => (Request::GuestReset, PutOff::Reset(cause)),
+            VcpuRequest::Shutdown => (Request::GuestShutdown, PutOff::Shutdown(cause)),
+            VcpuRequest::Panic => (Request::GuestPanic, PutOff::Panic(self.actions().panic)),
+            VcpuRequest::Exit(status) => {
+                (self.events)(Event::Exit(status));
+                drop(control);
+                return self.request_is_done();
+            }
+            VcpuRequest::NoMemory { vcpu, why } => {
                 drop(control);
                 return self.cannot_go_on(Event::MemoryFailure { vcpu, why: why.to_string() });
             }
-            Wish::Broken { vcpu, why } => {
+            VcpuRequest::Broken { vcpu, why } => {
                 drop(control);
                 return self.cannot_go_on(Event::InternalError { vcpu, why });
             }
@@ -561,7 +522,7 @@ impl Machine {
             self.fail(&mut control, error);
         }
         drop(control);
-        self.wish_is_granted();
+        self.request_is_done();
     }
 
     /// Stops a guest of which one vCPU cannot go on.
@@ -570,14 +531,14 @@ impl Machine {
         if let Err(error) = self.stop(RunState::InternalError) {
             self.fail(&mut self.control(), error);
         }
-        self.wish_is_granted();
+        self.request_is_done();
     }
 
-    /// Another wish was granted, or is put off.
-    fn wish_is_granted(&self) {
+    /// Another request was carried out, or is put off.
+    fn request_is_done(&self) {
         let _control = self.control();
-        self.wishes.fetch_sub(1, Ordering::SeqCst);
-        self.granted.notify_all();
+        self.vcpu_requests.fetch_sub(1, Ordering::SeqCst);
+        self.request_done.notify_all();
     }
 
     /// The guest is over: it stands still in state `shutdown`.
@@ -656,9 +617,5 @@ impl Control {
             Some(Hold::HandOver { .. }) => Moment::HandingOver,
             None => Moment::of(self.state),
         }
-    }
-
-    fn virtual_now(&self, monotonic: i64) -> i64 {
-        self.virtual_ns + self.running_since.map_or(0, |since| monotonic - since)
     }
 }

@@ -5,12 +5,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::guest::{self, Guest, GuestError, State};
-use crate::arch::x86_64::xsave::XsaveLayout;
-use crate::config::Board;
+use crate::devices::processors::Processors;
+use crate::devices::{HostCpu, Sections};
 use crate::kvm::{self, compat, state::ForeignTsc};
-use crate::machine::load::{HostCpu, Loader, clock_from_guest};
-use crate::machine::save::DeviceSections;
-use crate::machine::{Machine, RunState, SavedState, monotonic_ns};
+use crate::machine::load::Loader;
+use crate::machine::save::write_sections;
+use crate::machine::{Machine, RunState};
 use crate::memory::{GuestRam, PageSet};
 use crate::stream::godwit::{Facts, Rehearsal};
 use crate::stream::{self, SectionHeader, Step};
@@ -83,21 +83,21 @@ impl Guest for Machine {
 
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
         let goes_on = self.hold_to_leave();
-        let raw = self.save_raw().map_err(GuestError::from)?;
         let run_state = if ran && goes_on { RunState::Running } else { RunState::Paused };
-        let layout = XsaveLayout::from_cpuid(self.vm().cpuid().as_slice());
-        Ok(Box::new(Saved { raw, board: self.config().board, layout, run_state }))
+        let sections = self.save(run_state).map_err(GuestError::from)?;
+        Ok(Box::new(Saved { sections, suppress_vmdesc: self.config().board.suppress_vmdesc }))
     }
 
     fn rehearse(&self) -> Result<Rehearsal, GuestError> {
+        let processors = self.device::<Processors>().expect("every machine has processors");
+        let states = processors.states().map_err(GuestError::from)?;
         // Not the wall clock: on a host that has much to do now it would say little.
         let started = thread_time();
-        let raw = self.save_raw().map_err(GuestError::from)?;
-        let layout = XsaveLayout::from_cpuid(self.vm().cpuid().as_slice());
         let mut out = Vec::new();
-        DeviceSections::of(&raw, &self.config().board, &layout, RunState::Paused)
-            .write(FIRST_DEVICE_ID, &mut out);
-        self.load_raw(&raw, ForeignTsc::Accept).map_err(GuestError::from)?;
+        let sections = self.save(RunState::Paused).map_err(GuestError::from)?;
+        write_sections(&sections, FIRST_DEVICE_ID, &mut out);
+        // What a stream has of them is less than they are; nearly all of a load's time is theirs.
+        processors.write_back(&states).map_err(GuestError::from)?;
         let took = thread_time().saturating_sub(started);
         let us = took.as_micros().try_into().unwrap_or(u32::MAX);
         Ok(Rehearsal { us, bytes: out.len().try_into().unwrap_or(u32::MAX) })
@@ -114,17 +114,14 @@ impl Guest for Machine {
 }
 
 struct Saved {
-    raw: SavedState,
-    board: Board,
-    layout: XsaveLayout,
-    run_state: RunState,
+    sections: Sections,
+    suppress_vmdesc: bool,
 }
 
 impl State for Saved {
     fn write(&self, out: &mut Vec<u8>) -> Result<String, GuestError> {
-        let sections = DeviceSections::of(&self.raw, &self.board, &self.layout, self.run_state);
-        let description = sections.write(FIRST_DEVICE_ID, out);
-        Ok(if self.board.suppress_vmdesc { String::new() } else { description })
+        let description = write_sections(&self.sections, FIRST_DEVICE_ID, out);
+        Ok(if self.suppress_vmdesc { String::new() } else { description })
     }
 }
 
@@ -155,17 +152,7 @@ impl guest::Loader for MachineLoader<'_> {
         let loader =
             self.loader.take().ok_or_else(|| GuestError("the state was applied before".into()))?;
         let run_state = loader.run_state();
-        let clock_page = loader.clock_page();
-        let fresh = self.machine.fresh();
-        let mut state = loader.into_state(fresh, monotonic_ns()).map_err(GuestError::from)?;
-        if let Some(page) = clock_page {
-            let mut bytes = [0; 32];
-            let read = self.machine.ram().read(page.address, &mut bytes);
-            if let (Ok(()), Some(ns)) = (read, clock_from_guest(&page, &bytes)) {
-                state.vm.clock.clock = ns;
-            }
-        }
-        let report = self.machine.load_raw(&state, foreign).map_err(GuestError::from)?;
+        let report = self.machine.load(loader.sections(), foreign).map_err(GuestError::from)?;
         if let Some(rates) = report.tsc {
             tracing::warn!("{rates}: kvmclock is right, what counts on the counter itself is not");
         }

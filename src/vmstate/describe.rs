@@ -1,7 +1,7 @@
 //! The description: JSON text at the end of a stream that tells each section's fields, names and
 //! sizes.
 
-use super::{Layout, Scalar, Section, Visitor, Walk, write};
+use super::{Layout, Scalar, Section, Visitor, write};
 use crate::stream::{PAGE_BYTES, Problem};
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -27,18 +27,13 @@ impl Description {
         Self { text, devices: 0 }
     }
 
-    pub fn device(&mut self, name: &str, instance: u32, section: &Section) {
+    pub fn device(&mut self, name: &str, instance: u32, section: &dyn Section) {
         if self.devices > 0 {
             self.text.push_str(", ");
         }
         self.devices += 1;
         let _ = write!(self.text, "{{\"name\": \"{name}\", \"instance_id\": {instance}, ");
-        let version = section.version();
-        let vmsd_name = match section {
-            Section::Virtio(state) => Some(state.kind.name()),
-            _ => None,
-        };
-        section.clone().walk(DescribeWalk { text: &mut self.text, vmsd_name, version });
+        section.describe(&mut self.text);
         self.text.push('}');
     }
 
@@ -49,19 +44,11 @@ impl Description {
     }
 }
 
-struct DescribeWalk<'a> {
-    text: &'a mut String,
-    vmsd_name: Option<&'static str>,
-    version: u32,
-}
-
-impl Walk for DescribeWalk<'_> {
-    type Out = ();
-
-    fn layout<T: Layout>(self, state: &mut T) {
-        let mut describer = Describer { text: self.text, size: 0, first: true };
-        let Ok(()) = describer.body(state, self.vmsd_name.unwrap_or(T::NAME), self.version);
-    }
+/// Appends what stands between the braces of one section.
+pub fn section<T: Layout>(state: &T, text: &mut String) {
+    let mut describer = Describer { text, size: 0, first: true };
+    let (name, version) = (state.section_name(), state.section_version());
+    let Ok(()) = describer.named(&mut state.clone(), name, version);
 }
 
 struct Describer<'a> {
@@ -74,7 +61,7 @@ struct Describer<'a> {
 
 impl Describer<'_> {
     /// Name, version, fields and subsections, without the braces around.
-    fn body<T: Layout>(
+    fn named<T: Layout>(
         &mut self,
         state: &mut T,
         name: &str,
@@ -130,7 +117,7 @@ impl Describer<'_> {
         }
         self.text.push_str("\"type\": \"struct\", \"struct\": {");
         let before = self.size;
-        self.body(first, T::NAME, T::VERSION)?;
+        self.named(first, T::NAME, T::VERSION)?;
         let size = self.size - before;
         let _ = write!(self.text, "}}, \"size\": {size}}}");
         self.size += size * rest.len();
@@ -193,7 +180,7 @@ impl Visitor for Describer<'_> {
         self.comma();
         let _ = write!(self.text, "{{\"name\": \"{name}\", \"type\": \"tmp\", ");
         let before = self.size;
-        self.body(value, T::NAME, T::VERSION)?;
+        self.named(value, T::NAME, T::VERSION)?;
         let _ = write!(self.text, ", \"size\": {}}}", self.size - before);
         Ok(())
     }
@@ -214,7 +201,7 @@ impl Visitor for Describer<'_> {
         self.comma();
         self.size += 6 + T::NAME.len();
         self.text.push('{');
-        self.body(value, T::NAME, T::VERSION)?;
+        self.named(value, T::NAME, T::VERSION)?;
         self.text.push('}');
         Ok(())
     }

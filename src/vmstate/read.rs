@@ -1,6 +1,6 @@
 //! Filling a section from its bytes.
 
-use super::{Layout, Scalar, Section, Visitor, Walk};
+use super::{Layout, Scalar, Visitor};
 use crate::stream::{Error, Problem, SectionHeader};
 
 /// Why reading stopped.
@@ -11,8 +11,15 @@ pub enum Stop {
     Refused(Box<Error>),
 }
 
-/// Reads the payload of the section `header` from the front of `input`, which stands at `offset` of
-/// the stream. Returns the section and the payload's length.
+impl Stop {
+    pub fn refused(header: &SectionHeader, field: &str, offset: u64, problem: Problem) -> Stop {
+        let error = Error::new(format!("section {header}"), field, offset, problem);
+        Stop::Refused(Box::new(error))
+    }
+}
+
+/// Reads the payload of the section `header` into `state` from the front of `input`, which stands at
+/// `offset` of the stream. Returns the payload's length.
 ///
 /// A payload has no length of its own: its end is where a byte comes that begins no subsection, so
 /// `input` must go on behind it (with the footer). With `whole` it is the payload and nothing else,
@@ -20,35 +27,6 @@ pub enum Stop {
 ///
 /// # Errors
 /// [`Stop::Short`] when `input` ends too early; with `whole` that is a refusal too.
-pub fn read_section(
-    header: &SectionHeader,
-    input: &[u8],
-    offset: u64,
-    whole: bool,
-) -> Result<(Section, usize), Stop> {
-    let refuse = |field, problem| {
-        Err(Stop::Refused(Box::new(Error::new(
-            format!("section {header}"),
-            field,
-            offset,
-            problem,
-        ))))
-    };
-    let Some(mut section) = Section::named(&header.name) else {
-        return refuse("name", Problem::Unknown { name: header.name.clone() });
-    };
-    let known = section.version();
-    if header.version > known {
-        return refuse("version", Problem::Newer { found: header.version, known });
-    }
-    if header.version < known {
-        return refuse("version", Problem::Older { found: header.version, oldest: known });
-    }
-    let used = section.walk(ReadWalk { header, input, offset, whole })?;
-    Ok((section, used))
-}
-
-/// Reads one struct, subsections included; as [`read_section`].
 pub fn read<T: Layout>(
     state: &mut T,
     header: &SectionHeader,
@@ -56,36 +34,12 @@ pub fn read<T: Layout>(
     offset: u64,
     whole: bool,
 ) -> Result<usize, Stop> {
-    ReadWalk { header, input, offset, whole }.layout(state)
-}
-
-struct ReadWalk<'a> {
-    header: &'a SectionHeader,
-    input: &'a [u8],
-    offset: u64,
-    whole: bool,
-}
-
-impl Walk for ReadWalk<'_> {
-    type Out = Result<usize, Stop>;
-
-    fn layout<T: Layout>(self, state: &mut T) -> Self::Out {
-        let ReadWalk { header, input, offset, whole } = self;
-        let mut reader = Reader {
-            header,
-            input,
-            offset,
-            whole,
-            at: 0,
-            before: 0,
-            path: Vec::new(),
-            pending: None,
-        };
-        match reader.body(state) {
-            Ok(()) => Ok(reader.at),
-            Err(Stop::Short(_)) if whole => Err(reader.error("end", Problem::Ends)),
-            Err(stop) => Err(stop),
-        }
+    let path = Vec::new();
+    let mut reader = Reader { header, input, offset, whole, at: 0, before: 0, path, pending: None };
+    match reader.body(state) {
+        Ok(()) => Ok(reader.at),
+        Err(Stop::Short(_)) if whole => Err(reader.error("end", Problem::Ends)),
+        Err(stop) => Err(stop),
     }
 }
 
@@ -104,11 +58,6 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
-    fn body<T: Layout>(&mut self, state: &mut T) -> Result<(), Stop> {
-        state.fields(self)?;
-        self.subsections_of(state)
-    }
-
     fn take(&mut self, count: usize) -> Result<&'a [u8], Stop> {
         self.before = self.at;
         let found = self.peek(0, count)?;
@@ -209,18 +158,17 @@ impl<'a> Reader<'a> {
             name.push('.');
         }
         name.push_str(field);
-        let offset = self.offset + self.before as u64;
-        Stop::Refused(Box::new(Error::new(
-            format!("section {}", self.header),
-            name,
-            offset,
-            problem,
-        )))
+        Stop::refused(self.header, &name, self.offset + self.before as u64, problem)
     }
 }
 
 impl Visitor for Reader<'_> {
     type Stop = Stop;
+
+    fn body<T: Layout>(&mut self, state: &mut T) -> Result<(), Stop> {
+        state.fields(self)?;
+        self.subsections_of(state)
+    }
 
     fn value<T: Scalar>(&mut self, _name: &'static str, value: &mut T) -> Result<(), Stop> {
         *value = T::get(self.take(T::BYTES)?);
@@ -246,10 +194,6 @@ impl Visitor for Reader<'_> {
     ) -> Result<(), Stop> {
         bytes.copy_from_slice(self.take(N)?);
         Ok(())
-    }
-
-    fn timer(&mut self, name: &'static str, expiry: &mut i64) -> Result<(), Stop> {
-        self.value(name, expiry)
     }
 
     fn unused(&mut self, _name: &'static str, bytes: usize) -> Result<(), Stop> {

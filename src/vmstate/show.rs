@@ -1,6 +1,6 @@
 //! A section as a list of names and values, for people.
 
-use super::{Layout, Scalar, Section, Visitor, Walk, write};
+use super::{Layout, Scalar, Visitor, write};
 use crate::stream::Problem;
 use std::convert::Infallible;
 
@@ -24,21 +24,11 @@ impl Row {
     }
 }
 
-/// Every field of the section, in the order of the stream.
-pub fn rows(section: &Section) -> Vec<Row> {
-    section.clone().walk(ShowWalk)
-}
-
-struct ShowWalk;
-
-impl Walk for ShowWalk {
-    type Out = Vec<Row>;
-
-    fn layout<T: Layout>(self, state: &mut T) -> Vec<Row> {
-        let mut show = Show { rows: Vec::new(), at: 0, depth: 0, path: String::new() };
-        let Ok(()) = show.body(state);
-        show.rows
-    }
+/// Every field of the struct, in the order of the stream.
+pub fn rows<T: Layout>(state: &T) -> Vec<Row> {
+    let mut show = Show { rows: Vec::new(), at: 0, depth: 0, path: String::new() };
+    let Ok(()) = show.body(&mut state.clone());
+    show.rows
 }
 
 struct Show {
@@ -49,11 +39,6 @@ struct Show {
 }
 
 impl Show {
-    fn body<T: Layout>(&mut self, state: &mut T) -> Result<(), Infallible> {
-        state.fields(self)?;
-        state.subsections(self)
-    }
-
     fn row(&mut self, name: &str, bytes: usize, value: String) -> Result<(), Infallible> {
         let name = format!("{}{name}", self.path);
         self.rows.push(Row { offset: self.at, bytes, depth: self.depth, name, value });
@@ -70,11 +55,19 @@ impl Show {
         Ok(())
     }
 
-    fn head(&mut self, name: &str) -> std::string::String {
+    /// A subsection: its head, then what `fields` brings.
+    fn under(
+        &mut self,
+        name: &str,
+        fields: impl FnOnce(&mut Self) -> Result<(), Infallible>,
+    ) -> Result<(), Infallible> {
         let around = std::mem::take(&mut self.path);
-        let Ok(()) = self.row(name, 6 + name.len(), String::new());
+        self.row(name, 6 + name.len(), String::new())?;
         self.depth += 1;
-        around
+        fields(self)?;
+        self.depth -= 1;
+        self.path = around;
+        Ok(())
     }
 }
 
@@ -156,30 +149,9 @@ impl Visitor for Show {
         Ok(())
     }
 
-    fn temporary<T: Layout>(
-        &mut self,
-        _name: &'static str,
-        value: &mut T,
-    ) -> Result<(), Infallible> {
-        self.body(value)
-    }
-
-    fn opaque<T: Layout>(
-        &mut self,
-        _name: &'static str,
-        _kind: &'static str,
-        value: &mut T,
-    ) -> Result<(), Infallible> {
-        self.body(value)
-    }
-
     fn subsection<T: Layout>(&mut self, value: &mut Option<T>) -> Result<(), Infallible> {
         let Some(value) = value else { return Ok(()) };
-        let around = self.head(T::NAME);
-        self.body(value)?;
-        self.path = around;
-        self.depth -= 1;
-        Ok(())
+        self.under(T::NAME, |show| show.body(value))
     }
 
     fn subsection_of<T: Scalar>(
@@ -189,11 +161,7 @@ impl Visitor for Show {
         value: &mut Option<T>,
     ) -> Result<(), Infallible> {
         let Some(value) = value else { return Ok(()) };
-        let around = self.head(name);
-        self.value(field, value)?;
-        self.path = around;
-        self.depth -= 1;
-        Ok(())
+        self.under(name, |show| show.value(field, value))
     }
 
     fn list<T: Layout>(
@@ -241,23 +209,21 @@ impl Visitor for Show {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::vmstate::{CpuState, SerialState, write_section};
+    use crate::arch::x86_64::cpu::CpuState;
 
     #[test]
     fn rows_cover_every_byte_in_order() {
         let mut cpu = CpuState::default();
         cpu.more.tsc_khz = Some(2_445_432);
         cpu.segs[1].base = 0x1234;
-        for section in [Section::Cpu(cpu), Section::Serial(SerialState::default())] {
-            let mut bytes = Vec::new();
-            write_section(&section, &mut bytes);
-            let mut at = 0;
-            for row in rows(&section) {
-                assert_eq!(row.offset, at);
-                at += row.bytes;
-            }
-            assert_eq!(at, bytes.len());
+        let mut bytes = Vec::new();
+        write(&cpu, &mut bytes);
+        let mut at = 0;
+        for row in rows(&cpu) {
+            assert_eq!(row.offset, at);
+            at += row.bytes;
         }
+        assert_eq!(at, bytes.len());
     }
 
     #[test]
@@ -265,7 +231,7 @@ mod tests {
         let mut cpu = CpuState::default();
         cpu.segs[1].base = 0x1234;
         cpu.more.tsc_khz = Some(1);
-        let rows = rows(&Section::Cpu(cpu));
+        let rows = rows(&cpu);
         assert!(rows.iter().any(|row| row.name == "env.segs[1].base" && row.value == "0x1234"));
         let subsections: Vec<_> = rows.iter().filter(|row| row.is_subsection()).collect();
         assert_eq!(subsections[0].name, "cpu/tsc_khz");

@@ -1,29 +1,12 @@
 //! Making a section's bytes.
 
-use super::{Layout, Scalar, Section, Visitor, Walk};
+use super::{Layout, Scalar, Visitor};
 use crate::stream::{Problem, put_pstr};
 use std::convert::Infallible;
 
-/// Appends the payload of `section`.
-pub fn write_section(section: &Section, out: &mut Vec<u8>) {
-    section.clone().walk(WriteWalk { out });
-}
-
 /// Appends one struct, subsections included.
 pub fn write<T: Layout>(state: &T, out: &mut Vec<u8>) {
-    WriteWalk { out }.layout(&mut state.clone());
-}
-
-struct WriteWalk<'a> {
-    out: &'a mut Vec<u8>,
-}
-
-impl Walk for WriteWalk<'_> {
-    type Out = ();
-
-    fn layout<T: Layout>(self, state: &mut T) {
-        let Ok(()) = Writer { out: self.out }.body(state);
-    }
+    let Ok(()) = Writer { out }.body(&mut state.clone());
 }
 
 struct Writer<'a> {
@@ -31,11 +14,6 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn body<T: Layout>(&mut self, state: &mut T) -> Result<(), Infallible> {
-        state.fields(self)?;
-        state.subsections(self)
-    }
-
     fn head(&mut self, name: &str, version: u32) {
         self.out.push(0x05);
         put_pstr(self.out, name);
@@ -71,10 +49,6 @@ impl Visitor for Writer<'_> {
         Ok(())
     }
 
-    fn timer(&mut self, name: &'static str, expiry: &mut i64) -> Result<(), Infallible> {
-        self.value(name, expiry)
-    }
-
     fn unused(&mut self, _name: &'static str, bytes: usize) -> Result<(), Infallible> {
         self.out.resize(self.out.len() + bytes, 0);
         Ok(())
@@ -94,23 +68,6 @@ impl Visitor for Writer<'_> {
         values: &mut [T; N],
     ) -> Result<(), Infallible> {
         values.iter_mut().try_for_each(|value| self.body(value))
-    }
-
-    fn temporary<T: Layout>(
-        &mut self,
-        _name: &'static str,
-        value: &mut T,
-    ) -> Result<(), Infallible> {
-        self.body(value)
-    }
-
-    fn opaque<T: Layout>(
-        &mut self,
-        _name: &'static str,
-        _kind: &'static str,
-        value: &mut T,
-    ) -> Result<(), Infallible> {
-        self.body(value)
     }
 
     fn subsection<T: Layout>(&mut self, value: &mut Option<T>) -> Result<(), Infallible> {

@@ -4,6 +4,9 @@
 #![allow(unsafe_code)]
 
 use godwit::config::{Boot, Config, Kernel, Memory, MemoryBackend};
+use godwit::devices::processors::Processors;
+use godwit::devices::serial::Serial;
+use godwit::kvm::state::VcpuState;
 use godwit::machine::{Event, Machine, Outside};
 use std::io::Write;
 use std::path::PathBuf;
@@ -261,6 +264,7 @@ pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Confi
         Memory { bytes: mib << 20, block, backend, prealloc: false, merge: false, dump: true };
     Config {
         board: Default::default(),
+        devices: vec![],
         kvm: Default::default(),
         cpu: godwit::config::Cpu::cores(cpus),
         memory,
@@ -321,6 +325,15 @@ impl Guest {
             events: Box::new(move |event| record.lock().unwrap().push(event)),
         };
         Guest { machine: Machine::build(config, outside).unwrap(), said, events }
+    }
+
+    /// What KVM holds of the processors, of a guest that stands still.
+    pub fn vcpus(&self) -> Vec<VcpuState> {
+        self.machine.device::<Processors>().unwrap().states().unwrap()
+    }
+
+    pub fn serial(&self) -> &Serial {
+        self.machine.device().unwrap()
     }
 
     pub fn word(&self, gpa: u64) -> u32 {

@@ -1,15 +1,15 @@
 //! Machines inside the test process, and streams loaded into them and saved from them in one piece.
 
 use godwit::args::{self, Request};
+use godwit::devices::{HostCpu, LoadReport, Sections};
 use godwit::kvm::state::ForeignTsc;
-use godwit::machine::load::{HostCpu, Loader};
-use godwit::machine::save::DeviceSections;
-use godwit::machine::{LoadReport, Machine, Outside, RunState, monotonic_ns};
+use godwit::machine::load::{Known, Loader};
+use godwit::machine::save::write_sections;
+use godwit::machine::{Machine, Outside, RunState};
 use godwit::stream::{
     Configuration, Error, Item, PAGE_BYTES, RamWriter, Reader, Record, SectionHeader, SectionKind,
     Step, description, end_of_states,
 };
-use godwit::vmstate::Known;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex};
 
@@ -91,16 +91,13 @@ pub fn load(machine: &Machine, bytes: &[u8]) -> Result<(LoadReport, Option<RunSt
     }
     loader.validate()?;
     let run_state = loader.run_state();
-    let fresh = machine.save_raw().expect("a fresh machine's state is read");
-    let state = loader.into_state(fresh, monotonic_ns())?;
-    Ok((machine.load_raw(&state, ForeignTsc::Accept).expect("the state is applied"), run_state))
+    let report = machine.load(loader.sections(), ForeignTsc::Accept);
+    Ok((report.expect("the state is applied"), run_state))
 }
 
 /// The device sections of a machine that stands still.
-pub fn sections(machine: &Machine) -> DeviceSections {
-    let raw = machine.save_raw().expect("the state of a machine that stands still is read");
-    let host = HostCpu::from_cpuid(machine.vm().cpuid().as_slice());
-    DeviceSections::of(&raw, &machine.config().board, &host.xsave, RunState::Running)
+pub fn sections(machine: &Machine) -> Sections {
+    machine.save(RunState::Running).expect("the state of a machine that stands still is read")
 }
 
 /// All of a machine that stands still, as one stream.
@@ -127,7 +124,7 @@ pub fn save(machine: &Machine) -> Vec<u8> {
     }
     RamWriter::end(&mut out);
     header.write_footer(&mut out);
-    let text = sections.write(3, &mut out);
+    let text = write_sections(&sections, 3, &mut out);
     end_of_states(&mut out);
     description(&mut out, &text);
     out

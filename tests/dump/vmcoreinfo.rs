@@ -67,6 +67,7 @@ fn the_note_is_found_after_a_migration_and_in_the_migrations_file() {
     let stream = machines::save(&published(folder.path()));
     let (target, _) = machines::build(&format!("{MACHINE} -device vmcoreinfo -incoming defer"));
     machines::load(&target, &stream).unwrap();
+    target.set_state(RunState::Paused);
     assert_eq!(notes(&dump(&target, Format::Elf)).len(), 1);
 
     let (without, _) = machines::build(&format!("{MACHINE} -incoming defer"));

@@ -2,8 +2,9 @@
 //! byte, and the description that comes from the same field tables is the recorded one.
 
 use crate::common::vectors;
+use godwit::machine::load::{Known, read_section};
 use godwit::stream::{Item, Reader, Step};
-use godwit::vmstate::{Description, Known, read_section, write_section};
+use godwit::vmstate::Description;
 
 #[test]
 fn every_section_is_written_back_byte_for_byte() {
@@ -23,9 +24,9 @@ fn every_section_is_written_back_byte_for_byte() {
                         .unwrap_or_else(|stop| panic!("{}: {stop:?}", vector.name));
                     assert_eq!(used, payload.len());
                     let mut written = Vec::new();
-                    write_section(&section, &mut written);
+                    section.write(&mut written);
                     assert_eq!(written, payload, "{}: {header}", vector.name);
-                    described.device(&header.name, header.instance, &section);
+                    described.device(&header.name, header.instance, &*section);
                     sections += 1;
                 }
                 Item::Description { text, .. } => recorded.extend_from_slice(text),

@@ -130,7 +130,7 @@ impl Stage {
         let registers = match machine.run_state().is_running() {
             true => String::new(),
             false => {
-                let vcpu = &machine.save_raw().unwrap().vcpus[0];
+                let vcpu = &self.guest.vcpus()[0];
                 format!("{:?} {:?}", vcpu.regs, vcpu.events)
             }
         };

@@ -3,8 +3,9 @@
 
 use crate::common::machines::{Output, build, load, save, sections};
 use crate::common::vectors::Vector;
+use godwit::arch::x86_64::cpu::CpuState;
+use godwit::devices::pit::PitState;
 use godwit::machine::{Machine, RunState};
-use godwit::vmstate::Section;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -141,15 +142,14 @@ fn standing(machine: &Machine) -> Vec<String> {
         .iter()
         .map(|(header, section)| {
             let mut section = section.clone();
-            match &mut section {
-                Section::Cpu(cpu) => cpu.tsc = 0,
-                Section::Pit(pit) => {
-                    pit.next_transition_time = 0;
-                    for channel in &mut pit.channels {
-                        (channel.count_load_time, channel.next_transition_time) = (0, 0);
-                    }
+            if let Some(cpu) = section.downcast_mut::<CpuState>() {
+                cpu.tsc = 0;
+            }
+            if let Some(pit) = section.downcast_mut::<PitState>() {
+                pit.next_transition_time = 0;
+                for channel in &mut pit.channels {
+                    (channel.count_load_time, channel.next_transition_time) = (0, 0);
                 }
-                _ => {}
             }
             format!("{header}: {section:#?}")
         })

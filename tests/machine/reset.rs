@@ -26,7 +26,7 @@ fn leave_nothing(process: u32) {
 fn without_descriptors_a_reset_works() {
     let godwit = Godwit::start(2, 32, "ws=2");
     let mut qmp = godwit.qmp();
-    let lines = || fs::read_to_string(godwit.path("serial")).unwrap_or_default().lines().count();
+    let lines = || godwit.serial().lines().count();
     wait(|| lines() > 2, || "the guest says nothing".into());
     leave_nothing(godwit.child.id());
     for _ in 0..3 {

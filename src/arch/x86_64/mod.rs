@@ -4,8 +4,9 @@
 //! Apart from `boot`, which writes guest memory, pure: numbers in, numbers out.
 
 pub mod boot;
-pub mod chips;
+pub mod cpu;
 pub mod cpuid;
+pub mod lapic;
 pub mod msrs;
 pub mod registers;
 pub mod topology;

@@ -1,10 +1,10 @@
 //! Which model specific register goes where: one table, read in both directions.
 
-use crate::kvm::state::VcpuState;
-use crate::vmstate::{
+use super::cpu::{
     CpuState, Fred, HypervCrash, HypervHypercall, HypervReenlightenment, HypervStimer, HypervSynic,
     IntelPt, IntelSgx, Mpx, Pmu, Xfd,
 };
+use crate::kvm::state::VcpuState;
 
 /// An MSR: its number, the value that a stream does not carry, and its place among the registers.
 struct Entry {
@@ -268,7 +268,7 @@ mod tests {
         let mut vcpu = VcpuState { msrs, ..VcpuState::default() };
         let mut cpu = CpuState::default();
         to_cpu(&vcpu, &mut cpu);
-        assert_eq!(cpu.more, crate::vmstate::CpuMore::default());
+        assert_eq!(cpu.more, crate::arch::x86_64::cpu::CpuMore::default());
         vcpu.msrs = vec![(0x1a0, 0x1801), (0x3b, 5)];
         from_cpu(&cpu, 52, &mut vcpu);
         assert_eq!((vcpu.msr(0x1a0), vcpu.msr(0x3b), vcpu.msr(0x48)), (Some(1), Some(0), None));

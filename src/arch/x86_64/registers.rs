@@ -1,9 +1,10 @@
 //! A vCPU's registers.
 
+use super::cpu::{CpuState, Segment};
 use super::msrs;
 use super::xsave::{self, XsaveLayout};
+use crate::devices::Misfit;
 use crate::kvm::state::VcpuState;
-use crate::vmstate::{CpuState, Segment};
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment};
 
 /// Bits of a segment's flags: the second dword of a descriptor.
@@ -139,6 +140,19 @@ fn hflags(cpu: &CpuState) -> u32 {
 
 /// The stream's registers of a vCPU that stands still.
 pub fn to_section(vcpu: &VcpuState, layout: &XsaveLayout) -> CpuState {
+    let mut cpu = general(vcpu);
+    clear_real_mode_dpl(&mut cpu);
+    cpu.hflags = hflags(&cpu);
+    cpu.hflags2 = HF2_GIF | HF2_VGIF;
+    xsave::to_cpu(&vcpu.xsave, layout, &mut cpu);
+    msrs::to_cpu(vcpu, &mut cpu);
+    events_to_section(vcpu, &mut cpu);
+    cpu.more.tsc_khz = vcpu.tsc_khz.map(i64::from);
+    cpu
+}
+
+/// General, segment, control and debug registers.
+pub fn general(vcpu: &VcpuState) -> CpuState {
     let (regs, sregs) = (&vcpu.regs, &vcpu.sregs);
     let mut cpu = CpuState {
         regs: [
@@ -163,13 +177,6 @@ pub fn to_section(vcpu: &VcpuState, layout: &XsaveLayout) -> CpuState {
     };
     cpu.dr[..4].copy_from_slice(&vcpu.debugregs.db);
     (cpu.dr[6], cpu.dr[7]) = (vcpu.debugregs.dr6, vcpu.debugregs.dr7);
-    clear_real_mode_dpl(&mut cpu);
-    cpu.hflags = hflags(&cpu);
-    cpu.hflags2 = HF2_GIF | HF2_VGIF;
-    xsave::to_cpu(&vcpu.xsave, layout, &mut cpu);
-    msrs::to_cpu(vcpu, &mut cpu);
-    events_to_section(vcpu, &mut cpu);
-    cpu.more.tsc_khz = vcpu.tsc_khz.map(i64::from);
     cpu
 }
 
@@ -212,9 +219,6 @@ fn events_to_section(vcpu: &VcpuState, cpu: &mut CpuState) {
     }
     cpu.more.triple_fault = (events.triple_fault.pending != 0).then_some(1);
 }
-
-/// Why a vCPU of the stream cannot run here: the field and a sentence.
-pub type Misfit = (&'static str, String);
 
 /// Refuses state that this machine has no place for.
 pub fn check(cpu: &CpuState) -> Result<(), Misfit> {

@@ -1,9 +1,7 @@
 //! The XSAVE area: x87, vector and other extended registers, at offsets that partly depend on the
 //! processor.
 
-use crate::vmstate::{
-    Amx, Avx512, Bound, CpuState, FpopIpDp, Mpx, Xmm, YmmHigh, ZmmHigh, ZmmUpper,
-};
+use super::cpu::{Amx, Avx512, Bound, CpuState, FpopIpDp, Mpx, Xmm, YmmHigh, ZmmHigh, ZmmUpper};
 use kvm_bindings::kvm_cpuid_entry2;
 
 /// Offsets in the fixed part (Intel SDM volume 1, 13.4.1 and 13.4.2).

@@ -7,16 +7,58 @@
 //! Our own, because `vm_superio::Serial` cannot hold all that QEMU's `serial` section carries (FIFO
 //! control, trigger level, owed interrupts).
 
-use super::IrqLine;
-use super::bus::Device;
+mod section;
+
+pub use section::{
+    FifoTimeout, RecvFifo, SerialFifo, SerialPoll, SerialState, SerialTsr, SerialUart, XmitFifo,
+};
+
+use super::bus::Window;
+use super::{
+    Built, Device, DeviceRequest, Error, IrqLine, Kind, Loading, SectionKind, Sections, Slots,
+    lacks, only_one,
+};
+use crate::args::{Key, value};
+use crate::config::Config;
 use std::collections::VecDeque;
 use std::io::Write;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub const KIND: Kind = Kind {
+    sections: &[SectionKind::of::<SerialState>(
+        "16550 serial port",
+        |config, instance| match config.serial.is_some() && wanted(config) {
+            true => only_one(config, instance),
+            false => Some(lacks("-serial none")),
+        },
+    )],
+    machine: &[Key::set("isa-serial", "on|off", |switches, text| {
+        switches.set("isa-serial", value::switch(text)?);
+        Ok(())
+    })],
+    build,
+    ..Kind::NONE
+};
 
 /// First port of COM1, how many, and its interrupt.
-pub const PORT: u64 = 0x3f8;
-pub const PORTS: u64 = 8;
-pub const IRQ: u32 = 4;
+const PORT: u64 = 0x3f8;
+const PORTS: u64 = 8;
+const IRQ: u32 = 4;
+
+/// Whether the machine has the port.
+pub fn wanted(config: &Config) -> bool {
+    config.board.switches.get("isa-serial", true)
+}
+
+fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
+    if !wanted(slots.config) {
+        return Ok(Vec::new());
+    }
+    let sink = slots.console.take().unwrap_or_else(|| Box::new(std::io::sink()));
+    let port = Arc::new(Serial::new(slots.irq(IRQ), sink));
+    slots.port_window(PORT, PORTS, port.clone())?;
+    Ok(vec![port])
+}
 
 const FIFO_BYTES: usize = 16;
 
@@ -55,7 +97,7 @@ const MSR_CHANGES: u8 = 0x0f;
 
 /// All registers of the port, in the terms of QEMU's `serial` section.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SerialState {
+pub struct Registers {
     pub divider: u16,
     pub rbr: u8,
     pub ier: u8,
@@ -78,9 +120,9 @@ pub struct SerialState {
 }
 
 /// After reset. 12 is 9600 baud; nobody waits for it.
-impl Default for SerialState {
-    fn default() -> SerialState {
-        SerialState {
+impl Default for Registers {
+    fn default() -> Registers {
+        Registers {
             divider: 12,
             rbr: 0,
             ier: 0,
@@ -109,7 +151,7 @@ pub struct Serial {
 }
 
 struct Port {
-    regs: SerialState,
+    regs: Registers,
     received: VecDeque<u8>,
     irq: Box<dyn IrqLine>,
     irq_high: bool,
@@ -118,7 +160,7 @@ struct Port {
 
 impl Serial {
     pub fn new(irq: Box<dyn IrqLine>, sink: Box<dyn Write + Send>) -> Serial {
-        let (regs, received) = (SerialState::default(), VecDeque::with_capacity(FIFO_BYTES));
+        let (regs, received) = (Registers::default(), VecDeque::with_capacity(FIFO_BYTES));
         Serial {
             port: Mutex::new(Port { regs, received, irq, irq_high: false, sink }),
             wake: Mutex::new(None),
@@ -142,17 +184,13 @@ impl Serial {
         *self.wake.lock().unwrap_or_else(PoisonError::into_inner) = Some(wake);
     }
 
-    pub fn reset(&self) {
-        self.set_state(&SerialState::default());
-    }
-
-    pub fn state(&self) -> SerialState {
+    fn state(&self) -> Registers {
         let port = self.lock();
-        SerialState { recv_fifo: port.received.iter().copied().collect(), ..port.regs.clone() }
+        Registers { recv_fifo: port.received.iter().copied().collect(), ..port.regs.clone() }
     }
 
     /// Replaces all registers. Bytes that were on their way out leave now.
-    pub fn set_state(&self, state: &SerialState) {
+    fn set_state(&self, state: &Registers) {
         let mut port = self.lock();
         port.regs = state.clone();
         port.received.clear();
@@ -179,6 +217,24 @@ impl Serial {
 }
 
 impl Device for Serial {
+    fn reset(&self) -> Result<(), Error> {
+        self.set_state(&Registers::default());
+        Ok(())
+    }
+
+    fn save(&self, sections: &mut Sections) -> Result<(), Error> {
+        sections.push("serial", 0, section::of(&self.state()));
+        Ok(())
+    }
+
+    fn load(&self, from: &mut Loading<'_>) -> Result<(), Error> {
+        let brought = from.sections.get("serial", 0);
+        self.set_state(&brought.map_or_else(Registers::default, section::registers));
+        Ok(())
+    }
+}
+
+impl Window for Serial {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let mut made_room = false;
         {
@@ -194,27 +250,27 @@ impl Device for Serial {
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) -> Option<DeviceRequest> {
         let mut port = self.lock();
         for (i, &byte) in data.iter().enumerate() {
             port.write(offset + i as u64, byte);
         }
+        None
     }
 
-    fn write_burst(&self, offset: u64, size: usize, data: &[u8]) {
+    fn write_burst(&self, offset: u64, size: usize, data: &[u8]) -> Option<DeviceRequest> {
         if offset == 0 && size == 1 {
             let mut port = self.lock();
             if port.regs.lcr & LCR_DIVISOR == 0 && port.regs.mcr & MCR_LOOP == 0 {
-                return port.send(data);
+                port.send(data);
+                return None;
             }
         }
-        for piece in data.chunks_exact(size) {
-            self.write(offset, piece);
-        }
+        data.chunks_exact(size).find_map(|piece| self.write(offset, piece))
     }
 }
 
-impl SerialState {
+impl Registers {
     fn fifo(&self) -> bool {
         self.fcr & FCR_ENABLE != 0
     }
@@ -518,7 +574,7 @@ mod tests {
         assert_eq!(other.state(), state);
         assert!(wires.high());
         assert_eq!(get(&other, 0), b'a');
-        other.set_state(&SerialState { xmit_fifo: b"late".to_vec(), ..state });
+        other.set_state(&Registers { xmit_fifo: b"late".to_vec(), ..state });
         assert_eq!(*wires.sent.lock().unwrap(), b"late");
     }
 }

@@ -1,17 +1,8 @@
 //! The subsections of `cpu`: state that most guests have at its default, each sent only when
 //! needed.
 
-mod enlightenment;
-mod monitor;
-mod nested;
-mod state;
-
-pub use enlightenment::*;
-pub use monitor::*;
-pub use nested::*;
-pub use state::*;
-
-use super::Visitor;
+use super::*;
+use crate::vmstate::Visitor;
 
 /// Every subsection, in the order in which QEMU writes them.
 #[derive(Debug, Clone, Default, PartialEq)]

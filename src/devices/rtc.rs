@@ -1,67 +1,20 @@
-//! The interval timer and the real-time clock.
+//! The MC146818 real-time clock, as streams have it; it is not built yet.
 
-use super::{Layout, Visitor};
+use super::{Kind, SectionKind, lacks};
+use crate::args::Key;
+use crate::vmstate::{Layout, Visitor};
 
-/// `i8254`.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PitState {
-    pub irq_disabled: u32,
-    pub channels: [PitChannel; 3],
-    /// Channel 0's, once more.
-    pub next_transition_time: i64,
-}
-
-impl Layout for PitState {
-    const NAME: &'static str = "i8254";
-    const VERSION: u32 = 3;
-
-    fn fields<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
-        v.value("channels[0].irq_disabled", &mut self.irq_disabled)?;
-        v.structures("channels", &mut self.channels)?;
-        v.value("channels[0].next_transition_time", &mut self.next_transition_time)
-    }
-}
-
-/// One counter. Times are ns of the virtual clock.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PitChannel {
-    pub count: i32,
-    pub latched_count: u16,
-    pub count_latched: u8,
-    pub status_latched: u8,
-    pub status: u8,
-    pub read_state: u8,
-    pub write_state: u8,
-    pub write_latch: u8,
-    pub rw_mode: u8,
-    pub mode: u8,
-    pub bcd: u8,
-    pub gate: u8,
-    pub count_load_time: i64,
-    pub next_transition_time: i64,
-}
-
-impl Layout for PitChannel {
-    const NAME: &'static str = "pit channel";
-    const VERSION: u32 = 2;
-
-    fn fields<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
-        v.value("count", &mut self.count)?;
-        v.value("latched_count", &mut self.latched_count)?;
-        v.value("count_latched", &mut self.count_latched)?;
-        v.value("status_latched", &mut self.status_latched)?;
-        v.value("status", &mut self.status)?;
-        v.value("read_state", &mut self.read_state)?;
-        v.value("write_state", &mut self.write_state)?;
-        v.value("write_latch", &mut self.write_latch)?;
-        v.value("rw_mode", &mut self.rw_mode)?;
-        v.value("mode", &mut self.mode)?;
-        v.value("bcd", &mut self.bcd)?;
-        v.value("gate", &mut self.gate)?;
-        v.value("count_load_time", &mut self.count_load_time)?;
-        v.value("next_transition_time", &mut self.next_transition_time)
-    }
-}
+pub const KIND: Kind = Kind {
+    sections: &[SectionKind::of::<RtcState>("real-time clock and CMOS", |_, _| {
+        Some(lacks("the MC146818 clock of rtc=on is not built yet"))
+    })],
+    machine: &[Key::only(
+        "rtc",
+        &["off", "auto"],
+        "the MC146818 clock is not built yet; write rtc=off (guests have kvmclock)",
+    )],
+    ..Kind::NONE
+};
 
 /// `mc146818rtc`. Times are on the RTC's own clock (the host's real time, unless told otherwise),
 /// ns.

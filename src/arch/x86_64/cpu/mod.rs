@@ -1,7 +1,20 @@
 //! `cpu`: the registers of a vCPU.
 
-use super::cpu_subsections::*;
-use super::{Layout, Visitor};
+mod common;
+mod enlightenment;
+mod monitor;
+mod nested;
+mod state;
+mod subsections;
+
+pub use common::*;
+pub use enlightenment::*;
+pub use monitor::*;
+pub use nested::*;
+pub use state::*;
+pub use subsections::CpuMore;
+
+use crate::vmstate::{Layout, Visitor};
 
 /// A segment register; `flags` is the second dword of a descriptor: type in bits 8 to 11, S 12, DPL
 /// 13 and 14, P 15, AVL 20, L 21, D/B 22, G 23.

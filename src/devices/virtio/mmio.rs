@@ -1,6 +1,7 @@
 //! virtio-mmio transports.
 
-use super::bus::Device;
+use crate::devices::DeviceRequest;
+use crate::devices::bus::Window;
 
 /// Bytes of the register window of one transport.
 pub const WINDOW_BYTES: u64 = 512;
@@ -12,7 +13,7 @@ const VENDOR: u32 = u32::from_le_bytes(*b"QEMU");
 /// Transports without a device: a driver that probes one reads device id zero and leaves.
 pub struct EmptyTransports;
 
-impl Device for EmptyTransports {
+impl Window for EmptyTransports {
     fn read(&self, offset: u64, data: &mut [u8]) {
         let value = match offset % WINDOW_BYTES {
             0x0 => MAGIC,
@@ -26,7 +27,9 @@ impl Device for EmptyTransports {
         }
     }
 
-    fn write(&self, _offset: u64, _data: &[u8]) {}
+    fn write(&self, _offset: u64, _data: &[u8]) -> Option<DeviceRequest> {
+        None
+    }
 }
 
 #[cfg(test)]

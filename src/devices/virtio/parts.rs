@@ -1,7 +1,7 @@
 //! The parts of the virtio devices' own.
 
-use super::{Layout, Visitor};
 use crate::stream::Problem;
+use crate::vmstate::{Layout, Visitor};
 
 /// Network cards with more than one pair of queues have more than these (receive, transmit,
 /// control).

@@ -3,11 +3,9 @@
 //! The section's name is `virtio-mmio@<transport address, 16 hex digits>/<device>`. The description
 //! shows the whole payload as one field of type `virtio`.
 
-use super::virtio_device::{
-    BalloonState, BlockState, ConsoleState, VirtioDevice, VirtioDevicePart,
-};
-use super::{Layout, Visitor};
+use super::parts::{BalloonState, BlockState, ConsoleState, VirtioDevice, VirtioDevicePart};
 use crate::stream::Problem;
+use crate::vmstate::{Layout, Visitor};
 
 /// The kinds of device a microvm has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -33,7 +31,7 @@ impl VirtioKind {
         }
     }
 
-    pub fn what(self) -> &'static str {
+    pub const fn what(self) -> &'static str {
         match self {
             Self::Block => "virtio disk",
             Self::Net => "virtio network card",
@@ -104,7 +102,7 @@ impl VirtioState {
     }
 
     /// The section's name for the transport at this address.
-    pub fn section_name(&self, transport: u64) -> String {
+    pub fn section_at(&self, transport: u64) -> String {
         format!("virtio-mmio@{transport:016x}/{}", self.kind.name())
     }
 }
@@ -113,6 +111,14 @@ impl Layout for VirtioState {
     // The kind's name stands in the description instead.
     const NAME: &'static str = "virtio-device";
     const VERSION: u32 = 0;
+
+    fn section_name(&self) -> &'static str {
+        self.kind.name()
+    }
+
+    fn section_version(&self) -> u32 {
+        self.kind.version()
+    }
 
     fn fields<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
         v.opaque("virtio", "virtio", &mut self.payload)

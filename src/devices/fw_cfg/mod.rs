@@ -10,39 +10,39 @@
 //! (docs/specs/fw_cfg of QEMU.) The guest writes items by DMA only, and only those that are made
 //! for it ([`Writable`]).
 
-use super::bus::Device;
+mod items;
+mod section;
+
+pub use items::{Items, Writable};
+pub use section::{FwCfgAcpi, FwCfgDma, FwCfgState};
+
+use super::bus::Window;
+use super::{
+    Built, Device, DeviceRequest, Error, Kind, Loading, SectionKind, Sections, Slots, only_one,
+};
 use crate::memory::GuestRam;
-use std::borrow::Cow;
-use std::collections::BTreeMap;
+use items::Item;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// First port, and how many.
-pub const PORT: u64 = 0x510;
-pub const PORTS: u64 = 12;
+pub const KIND: Kind = Kind {
+    sections: &[SectionKind::of::<FwCfgState>("firmware configuration interface", only_one)],
+    build,
+    ..Kind::NONE
+};
 
-/// Keys with a meaning of their own.
-pub mod key {
-    pub const SIGNATURE: u16 = 0x00;
-    pub const ID: u16 = 0x01;
-    pub const UUID: u16 = 0x02;
-    pub const RAM_SIZE: u16 = 0x03;
-    pub const NOGRAPHIC: u16 = 0x04;
-    pub const NB_CPUS: u16 = 0x05;
-    pub const CMDLINE_SIZE: u16 = 0x14;
-    pub const CMDLINE_DATA: u16 = 0x15;
-    pub const BOOT_MENU: u16 = 0x0e;
-    pub const MAX_CPUS: u16 = 0x0f;
-    pub const FILE_DIR: u16 = 0x19;
-    /// Named files are numbered from here.
-    pub const FILE_FIRST: u16 = 0x20;
-    pub const E820: u16 = 0x8003;
+/// First port, and how many.
+const PORT: u64 = 0x510;
+const PORTS: u64 = 12;
+
+/// Other devices add their files when they are built.
+fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
+    items::describe_machine(&mut slots.items(), slots.config, slots.vm.ram());
+    let device = Arc::new(FwCfg::new(slots.items.clone(), slots.vm.ram().clone()));
+    slots.port_window(PORT, PORTS, device.clone())?;
+    Ok(vec![device])
 }
 
-/// The item named by a file's name may be this long, with its NUL.
-const FILE_NAME_BYTES: usize = 56;
 const DMA_SIGNATURE: u64 = u64::from_be_bytes(*b"QEMU CFG");
-/// Traditional interface and DMA.
-const VERSION: u32 = 3;
 /// "Nothing selected", after reset.
 const INVALID: u16 = 0xffff;
 
@@ -53,154 +53,62 @@ const DMA_SKIP: u32 = 4;
 const DMA_SELECT: u32 = 8;
 const DMA_WRITE: u32 = 16;
 
-/// What a migration carries of fw_cfg; the items themselves are made anew on the other side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct FwCfgState {
-    /// Key selected.
-    pub entry: u16,
-    /// Offset of the next byte of that item.
-    pub offset: u32,
-    /// High half of a DMA address written so far.
-    pub dma_addr: u64,
-}
-
-/// An item that the guest may write. Its length never changes.
-pub trait Writable: Send + Sync {
-    fn content(&self) -> Vec<u8>;
-
-    /// Takes `data`, which the guest wrote at `offset`; it lies within the item.
-    fn write(&self, offset: usize, data: &[u8]);
-}
-
-enum Item {
-    Fixed(Vec<u8>),
-    Writable(Arc<dyn Writable>),
-}
-
-impl Item {
-    fn content(&self) -> Cow<'_, [u8]> {
-        match self {
-            Item::Fixed(data) => Cow::Borrowed(data),
-            Item::Writable(item) => Cow::Owned(item.content()),
-        }
-    }
-}
-
-/// What there is to ask for.
-#[derive(Default)]
-pub struct Items {
-    by_key: BTreeMap<u16, Item>,
-    files: Vec<(String, u16, u32)>,
-}
-
-impl Items {
-    /// The items every guest may expect: signature and version.
-    pub fn new() -> Items {
-        let mut items = Items::default();
-        items.add(key::SIGNATURE, b"QEMU".to_vec());
-        items.add(key::ID, VERSION.to_le_bytes().to_vec());
-        items
-    }
-
-    pub fn add(&mut self, key: u16, data: Vec<u8>) {
-        self.by_key.insert(key, Item::Fixed(data));
-    }
-
-    /// Adds a named file, under the next free key.
-    ///
-    /// # Panics
-    /// If the name has 56 bytes or more.
-    pub fn add_file(&mut self, name: &str, data: Vec<u8>) {
-        self.add_named(name, Item::Fixed(data));
-    }
-
-    /// Adds a named file that the guest may write.
-    ///
-    /// # Panics
-    /// As [`Items::add_file`].
-    pub fn add_writable_file(&mut self, name: &str, item: Arc<dyn Writable>) {
-        self.add_named(name, Item::Writable(item));
-    }
-
-    fn add_named(&mut self, name: &str, item: Item) {
-        assert!(name.len() < FILE_NAME_BYTES, "{name}");
-        let key = key::FILE_FIRST + self.files.len() as u16;
-        self.files.push((name.into(), key, item.content().len() as u32));
-        self.by_key.insert(key, item);
-    }
-
-    /// The directory: big-endian count, then size, key, reserved and name of each file, by name.
-    fn directory(&self) -> Vec<u8> {
-        let mut files: Vec<_> = self.files.iter().collect();
-        files.sort();
-        let mut dir = (files.len() as u32).to_be_bytes().to_vec();
-        for (name, key, bytes) in files {
-            dir.extend(bytes.to_be_bytes());
-            dir.extend(key.to_be_bytes());
-            dir.extend([0, 0]);
-            let mut padded = [0; FILE_NAME_BYTES];
-            padded[..name.len()].copy_from_slice(name.as_bytes());
-            dir.extend(padded);
-        }
-        dir
-    }
-}
-
 /// The device.
 pub struct FwCfg {
-    items: BTreeMap<u16, Item>,
-    state: Mutex<FwCfgState>,
+    items: Arc<Mutex<Items>>,
+    selection: Mutex<Selection>,
     ram: GuestRam,
 }
 
+/// What the guest is about to read or write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Selection {
+    key: u16,
+    /// Of the next byte of that item.
+    offset: u32,
+    /// High half of a DMA address written so far.
+    dma_addr: u64,
+}
+
+impl Selection {
+    /// After a reset. The item of key 0 is the signature.
+    const NONE: Selection = Selection { key: 0, offset: 0, dma_addr: 0 };
+}
+
 impl FwCfg {
-    pub fn new(mut items: Items, ram: GuestRam) -> FwCfg {
-        items.add(key::FILE_DIR, items.directory());
-        let device = FwCfg { items: items.by_key, state: Mutex::default(), ram };
-        device.reset();
-        device
+    pub fn new(items: Arc<Mutex<Items>>, ram: GuestRam) -> FwCfg {
+        FwCfg { items, selection: Mutex::new(Selection::NONE), ram }
     }
 
-    pub fn reset(&self) {
-        self.set_state(FwCfgState::default());
+    fn lock(&self) -> MutexGuard<'_, Selection> {
+        self.selection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn state(&self) -> FwCfgState {
-        *self.lock()
+    fn items(&self) -> MutexGuard<'_, Items> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn set_state(&self, state: FwCfgState) {
-        *self.lock() = state;
-    }
-
-    fn lock(&self) -> MutexGuard<'_, FwCfgState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn select(&self, state: &mut FwCfgState, key: u16) {
+    fn select(&self, state: &mut Selection, key: u16) {
         state.offset = 0;
-        state.entry = if self.items.contains_key(&key) { key } else { INVALID };
+        state.key = if self.items().by_key.contains_key(&key) { key } else { INVALID };
     }
 
-    /// The selected item from the current offset on.
-    fn rest(&self, state: &FwCfgState) -> Cow<'_, [u8]> {
-        let from = state.offset as usize;
-        match self.items.get(&state.entry).map(Item::content) {
-            Some(Cow::Borrowed(data)) => Cow::Borrowed(data.get(from..).unwrap_or(&[])),
-            Some(Cow::Owned(mut data)) => Cow::Owned(data.split_off(from.min(data.len()))),
-            None => Cow::Borrowed(&[]),
-        }
+    /// Calls `then` with the selected item from the current offset on.
+    fn rest<T>(&self, state: &Selection, then: impl FnOnce(&[u8]) -> T) -> T {
+        let items = self.items();
+        let content = items.by_key.get(&state.key).map(Item::content).unwrap_or_default();
+        then(content.get(state.offset as usize..).unwrap_or(&[]))
     }
 
-    fn next_byte(&self, state: &mut FwCfgState) -> u8 {
-        let Some(&byte) = self.rest(state).first() else { return 0 };
+    fn next_byte(&self, state: &mut Selection) -> u8 {
+        let Some(byte) = self.rest(state, |rest| rest.first().copied()) else { return 0 };
         state.offset += 1;
         byte
     }
 
     /// Carries out the request at `gpa`: be32 control, be32 length, be64 address; the control word
     /// is overwritten with the outcome.
-    fn dma(&self, state: &mut FwCfgState, gpa: u64) {
+    fn dma(&self, state: &mut Selection, gpa: u64) {
         let mut request = [0; 16];
         if self.ram.read(gpa, &mut request).is_err() {
             return;
@@ -225,10 +133,11 @@ impl FwCfg {
     }
 
     /// Copies what is left of the item, then zeros.
-    fn dma_read(&self, state: &mut FwCfgState, address: u64, length: u32) -> Result<(), ()> {
-        let rest = self.rest(state);
-        let have = rest.len().min(length as usize);
-        self.ram.write(address, &rest[..have]).map_err(drop)?;
+    fn dma_read(&self, state: &mut Selection, address: u64, length: u32) -> Result<(), ()> {
+        let have = self.rest(state, |rest| {
+            let have = rest.len().min(length as usize);
+            self.ram.write(address, &rest[..have]).map(|()| have).map_err(drop)
+        })?;
         let mut at = address.checked_add(have as u64).ok_or(())?;
         let mut missing = length as usize - have;
         while missing > 0 {
@@ -242,11 +151,12 @@ impl FwCfg {
     }
 
     /// Takes what the guest writes to the item from the current offset on; all of it must fit.
-    fn dma_write(&self, state: &mut FwCfgState, address: u64, length: u32) -> Result<(), ()> {
-        let Some(Item::Writable(item)) = self.items.get(&state.entry) else { return Err(()) };
-        if length as usize > self.rest(state).len() {
+    fn dma_write(&self, state: &mut Selection, address: u64, length: u32) -> Result<(), ()> {
+        if length as usize > self.rest(state, <[u8]>::len) {
             return Err(());
         }
+        let items = self.items();
+        let Some(Item::Writable(item)) = items.by_key.get(&state.key) else { return Err(()) };
         let mut data = vec![0; length as usize];
         self.ram.read(address, &mut data).map_err(drop)?;
         item.write(state.offset as usize, &data);
@@ -256,6 +166,25 @@ impl FwCfg {
 }
 
 impl Device for FwCfg {
+    fn reset(&self) -> Result<(), Error> {
+        *self.lock() = Selection::NONE;
+        Ok(())
+    }
+
+    fn save(&self, sections: &mut Sections) -> Result<(), Error> {
+        sections.push("fw_cfg", 0, section::of(&self.lock()));
+        Ok(())
+    }
+
+    /// The items themselves were made anew here.
+    fn load(&self, from: &mut Loading<'_>) -> Result<(), Error> {
+        let brought = from.sections.get("fw_cfg", 0);
+        *self.lock() = brought.map_or(Selection::NONE, section::selection);
+        Ok(())
+    }
+}
+
+impl Window for FwCfg {
     fn read(&self, offset: u64, data: &mut [u8]) {
         match (offset, data.len()) {
             (1, 1) => data[0] = self.next_byte(&mut self.lock()),
@@ -271,7 +200,7 @@ impl Device for FwCfg {
         }
     }
 
-    fn write(&self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) -> Option<DeviceRequest> {
         let mut state = self.lock();
         match (offset, data) {
             (0, &[a, b]) => self.select(&mut state, u16::from_le_bytes([a, b])),
@@ -285,11 +214,13 @@ impl Device for FwCfg {
             }
             _ => {}
         }
+        None
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::items::key;
     use super::*;
     use crate::config::{Memory, MemoryBackend};
 
@@ -315,7 +246,7 @@ mod tests {
         items.add_file("etc/e820", vec![7; 20]);
         items.add_file("bootorder", vec![]);
         items.add_writable_file("slate", Arc::new(Slate::default()));
-        FwCfg::new(items, GuestRam::new(&memory).unwrap())
+        FwCfg::new(Arc::new(Mutex::new(items)), GuestRam::new(&memory).unwrap())
     }
 
     fn read_bytes(device: &FwCfg, count: usize) -> Vec<u8> {
@@ -338,7 +269,7 @@ mod tests {
         assert_eq!(dir[68..72], 20u32.to_be_bytes());
         device.write(0, &[dir[73], dir[72]]);
         assert_eq!(read_bytes(&device, 2), [7, 7]);
-        assert_eq!(device.state().offset, 2);
+        assert_eq!(device.lock().offset, 2);
     }
 
     /// A DMA request of `length` bytes at 0x2000; the control word afterwards.

@@ -1,6 +1,6 @@
 //! Registers that only some processors or guests have, and what is on its way into a vCPU.
 
-use crate::vmstate::cpu::{ZmmHigh, ZmmUpper};
+use super::{ZmmHigh, ZmmUpper};
 use crate::vmstate::{Layout, Visitor};
 
 /// An exception that is pending while a nested guest runs, so that its host may intercept it.

@@ -1,6 +1,10 @@
-//! `serial`: the 16550 port.
+//! The port as streams have it.
 
-use super::{Layout, Visitor};
+use super::{FIFO_BYTES, IER_EMPTY, IIR_EMPTY, Registers};
+use crate::vmstate::{Layout, Visitor};
+
+/// The bits of the interrupt identification that this section's rule looks at.
+const IIR_LOW: u8 = 6;
 
 /// The section: QEMU wraps the port's own struct, of the same name, in one of the ISA device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -171,5 +175,100 @@ impl Layout for SerialPoll {
     fn fields<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
         v.value("poll_msl", &mut self.poll_msl)?;
         v.timer("modem_status_poll", &mut self.timer)
+    }
+}
+
+/// What the other registers say about the "transmitter empty" interrupt; sent only if it is
+/// otherwise.
+fn thr_pending_by_registers(iir: u8) -> bool {
+    iir & IIR_LOW == IIR_EMPTY
+}
+
+pub fn of(from: &Registers) -> SerialState {
+    let expected =
+        if from.ier & IER_EMPTY != 0 { thr_pending_by_registers(from.iir) } else { false };
+    let fifo = |bytes: &[u8]| {
+        (!bytes.is_empty()).then(|| SerialFifo::holding(&bytes[..bytes.len().min(FIFO_BYTES)]))
+    };
+    SerialState {
+        uart: SerialUart {
+            divider: from.divider,
+            rbr: from.rbr,
+            ier: from.ier,
+            iir: from.iir,
+            lcr: from.lcr,
+            mcr: from.mcr,
+            lsr: from.lsr,
+            msr: from.msr,
+            scr: from.scr,
+            fcr: from.fcr,
+            thr_ipending: (from.thr_ipending != expected).then(|| from.thr_ipending.into()),
+            recv_fifo: fifo(&from.recv_fifo).map(RecvFifo),
+            xmit_fifo: fifo(&from.xmit_fifo).map(XmitFifo),
+            timeout_ipending: from.timeout_ipending.then_some(1),
+            ..SerialUart::default()
+        },
+    }
+}
+
+pub fn registers(from: &SerialState) -> Registers {
+    let uart = &from.uart;
+    // A byte that QEMU was still trying to send goes out before those behind it.
+    let retried = uart.tsr.filter(|tsr| tsr.retry > 0).map(|tsr| tsr.tsr);
+    let behind = uart.xmit_fifo.map_or_else(Vec::new, |fifo| fifo.0.contents());
+    Registers {
+        divider: uart.divider,
+        rbr: uart.rbr,
+        ier: uart.ier,
+        iir: uart.iir,
+        lcr: uart.lcr,
+        mcr: uart.mcr,
+        lsr: uart.lsr,
+        msr: uart.msr,
+        scr: uart.scr,
+        fcr: uart.fcr,
+        thr_ipending: uart
+            .thr_ipending
+            .map_or_else(|| thr_pending_by_registers(uart.iir), |pending| pending != 0),
+        timeout_ipending: uart.timeout_ipending.is_some_and(|pending| pending != 0),
+        recv_fifo: uart.recv_fifo.map_or_else(Vec::new, |fifo| fifo.0.contents()),
+        xmit_fifo: retried.into_iter().chain(behind).take(FIFO_BYTES).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_register_of_the_port_comes_back() {
+        for (ier, iir, pending) in
+            [(2, 0xc2, true), (2, 0xc2, false), (0, 0xc1, true), (0, 0xc1, false), (2, 1, true)]
+        {
+            let port = Registers {
+                divider: 1,
+                rbr: 2,
+                ier,
+                iir,
+                lcr: 5,
+                mcr: 6,
+                lsr: 7,
+                msr: 8,
+                scr: 9,
+                fcr: 10,
+                thr_ipending: pending,
+                timeout_ipending: true,
+                recv_fifo: b"in".to_vec(),
+                xmit_fifo: b"out".to_vec(),
+            };
+            assert_eq!(registers(&of(&port)), port);
+        }
+    }
+
+    #[test]
+    fn idle_port_has_no_subsections() {
+        let uart = of(&Registers { iir: 1, lsr: 0x60, ..Default::default() }).uart;
+        assert_eq!((uart.thr_ipending, uart.timeout_ipending, uart.tsr), (None, None, None));
+        assert_eq!((uart.recv_fifo, uart.xmit_fifo, uart.poll), (None, None, None));
     }
 }

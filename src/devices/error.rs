@@ -1,0 +1,17 @@
+//! Why a device could not be built, or told to do something.
+
+use crate::kvm;
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Kvm(#[from] kvm::Error),
+    #[error(
+        "{what} {start:#x} to {:#x} belong to another device, or are not there",
+        start.saturating_add(*count - 1)
+    )]
+    Taken { what: &'static str, start: u64, count: u64 },
+    /// A section that decodes and yet cannot be taken: the field and why.
+    #[error("section {section}, field {field}: {why}")]
+    Misfit { section: String, field: &'static str, why: String },
+}

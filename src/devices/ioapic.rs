@@ -1,0 +1,99 @@
+//! The I/O APIC in the kernel. (A second one, with `acpi=on`, would be a device of its own.)
+
+use super::{Built, Device, Error, Kind, Loading, SectionKind, Sections, Slots, lacks, only_one};
+use crate::args::Key;
+use crate::kvm::Vm;
+use crate::vmstate::{Layout, Visitor};
+use kvm_bindings::kvm_ioapic_state;
+use std::sync::Arc;
+
+pub const KIND: Kind = Kind {
+    sections: &[SectionKind::of::<IoapicState>("I/O APIC", |config, instance| match instance {
+        1 => Some(lacks("a second I/O APIC, part of acpi=on")),
+        _ => only_one(config, instance),
+    })],
+    machine: &[Key::only(
+        "ioapic2",
+        &["off", "auto"],
+        "the second IOAPIC comes with ACPI; write ioapic2=off",
+    )],
+    build,
+    ..Kind::NONE
+};
+
+fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
+    let vm = slots.vm.clone();
+    Ok(vec![Arc::new(Ioapic { power_on: vm.read_ioapic()?, vm })])
+}
+
+struct Ioapic {
+    vm: Arc<Vm>,
+    power_on: kvm_ioapic_state,
+}
+
+impl Device for Ioapic {
+    fn reset(&self) -> Result<(), Error> {
+        Ok(self.vm.write_ioapic(&self.power_on)?)
+    }
+
+    fn save(&self, sections: &mut Sections) -> Result<(), Error> {
+        sections.push("ioapic", 0, ioapic(&self.vm.read_ioapic()?));
+        Ok(())
+    }
+
+    fn load(&self, from: &mut Loading<'_>) -> Result<(), Error> {
+        let mut state = self.power_on;
+        if let Some(ioapic) = from.sections.get("ioapic", 0) {
+            from_ioapic(ioapic, &mut state);
+        }
+        Ok(self.vm.write_ioapic(&state)?)
+    }
+}
+
+/// `ioapic`: instance 0 is KVM's, instance 1 (with `acpi=on`) a device of its own.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IoapicState {
+    pub id: u8,
+    pub ioregsel: u8,
+    pub irr: u32,
+    pub redirections: [u64; 24],
+}
+
+impl Layout for IoapicState {
+    const NAME: &'static str = "ioapic";
+    const VERSION: u32 = 3;
+
+    fn fields<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
+        v.value("id", &mut self.id)?;
+        v.value("ioregsel", &mut self.ioregsel)?;
+        v.unused("unused", 8)?;
+        v.value("irr", &mut self.irr)?;
+        v.array("ioredtbl", &mut self.redirections)
+    }
+}
+
+fn ioapic(from: &kvm_ioapic_state) -> IoapicState {
+    IoapicState {
+        id: from.id as u8,
+        ioregsel: from.ioregsel as u8,
+        irr: from.irr,
+        redirections: std::array::from_fn(|i| redirection(from, i)),
+    }
+}
+
+#[expect(unsafe_code, reason = "the binding is a union of a number and the bits in it")]
+fn redirection(from: &kvm_ioapic_state, at: usize) -> u64 {
+    // SAFETY: both fields of the union are eight bytes of plain integers, so that every value is a
+    // number.
+    unsafe { from.redirtbl[at].bits }
+}
+
+/// Puts the stream's I/O APIC over `ioapic`, which holds a fresh one.
+fn from_ioapic(from: &IoapicState, ioapic: &mut kvm_ioapic_state) {
+    ioapic.id = from.id.into();
+    ioapic.ioregsel = from.ioregsel.into();
+    ioapic.irr = from.irr;
+    for (entry, bits) in ioapic.redirtbl.iter_mut().zip(from.redirections) {
+        entry.bits = bits;
+    }
+}

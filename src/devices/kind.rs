@@ -1,0 +1,140 @@
+//! What is known of a device before there is one.
+
+use super::slots::{Built, Slots};
+use super::{Error, Sections};
+use crate::arch::x86_64::xsave::XsaveLayout;
+use crate::args::{Key, OptionError, Pair};
+use crate::config::{self, Config, Properties, Switches};
+use crate::vmstate::{Layout, Section};
+use std::any::Any;
+use std::fmt::Debug;
+use std::sync::Arc;
+
+/// A kind of device, whether it can be built here or only read in streams.
+pub struct Kind {
+    /// Every section that it can have in a stream.
+    pub sections: &'static [SectionKind],
+    /// Looks at all sections of a stream for what must be there.
+    pub missing: fn(&Config, &Sections) -> Option<Missing>,
+    /// What `-M` takes for it.
+    pub machine: &'static [Key<Switches>],
+    /// What `-device` takes for it.
+    pub device: Option<Pluggable>,
+    /// Puts what the configuration asks for on the board: none, one or several.
+    pub build: fn(&mut Slots<'_>) -> Result<Built, Error>,
+}
+
+impl Kind {
+    /// Has nothing and builds nothing.
+    pub const NONE: Kind = Kind {
+        sections: &[],
+        missing: |_, _| None,
+        machine: &[],
+        device: None,
+        build: |_| Ok(Vec::new()),
+    };
+}
+
+/// A section that a stream lacks.
+pub struct Missing {
+    pub name: &'static str,
+    pub instance: u32,
+    pub why: String,
+}
+
+/// A field of a section and why its value has no place here.
+pub type Misfit = (&'static str, String);
+
+/// A section as streams bring it.
+pub struct SectionKind {
+    /// What it is, in a few words.
+    pub what: &'static str,
+    /// An empty one, if it has this name.
+    pub named: fn(&str) -> Option<Box<dyn Section>>,
+    /// Why a machine of this configuration has no section of this instance.
+    pub lacks: fn(&Config, u32) -> Option<Misfit>,
+    /// Refuses what this host or this program cannot give. Nothing is changed before all of a
+    /// stream has been looked at.
+    pub check: fn(&dyn Section, &HostCpu) -> Result<(), Misfit>,
+}
+
+impl SectionKind {
+    /// The section of the struct `T`, named as its layout is.
+    pub const fn of<T: Layout + Any + Debug + PartialEq + Send + Sync>(
+        what: &'static str,
+        lacks: fn(&Config, u32) -> Option<Misfit>,
+    ) -> SectionKind {
+        let named = |name: &str| -> Option<Box<dyn Section>> {
+            (name == T::NAME).then(|| Box::new(T::default()) as Box<dyn Section>)
+        };
+        SectionKind { what, named, lacks, check: |_, _| Ok(()) }
+    }
+
+    pub const fn checked(
+        mut self,
+        check: fn(&dyn Section, &HostCpu) -> Result<(), Misfit>,
+    ) -> SectionKind {
+        self.check = check;
+        self
+    }
+}
+
+/// For [`SectionKind::lacks`]: the machine has one device of the kind.
+pub fn only_one(_: &Config, instance: u32) -> Option<Misfit> {
+    (instance != 0).then(|| lacks("there is one of its kind only"))
+}
+
+/// For [`SectionKind::lacks`]: the machine has no such device, for this reason.
+pub fn lacks(why: &str) -> Misfit {
+    ("name", format!("this machine has no such device: {why}"))
+}
+
+/// What this host's processor offers a guest, as far as loading depends on it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostCpu {
+    pub xsave: XsaveLayout,
+    pub physical_bits: u32,
+}
+
+impl HostCpu {
+    /// From the CPUID that vCPUs were given.
+    pub fn from_cpuid(entries: &[kvm_bindings::kvm_cpuid_entry2]) -> Self {
+        let widths = entries.iter().find(|entry| entry.function == 0x8000_0008);
+        let physical_bits = widths.map_or(0, |entry| entry.eax & 0xff);
+        let physical_bits = if physical_bits == 0 { 36 } else { physical_bits };
+        Self { xsave: XsaveLayout::from_cpuid(entries), physical_bits }
+    }
+}
+
+/// Properties as a driver's own table reads them.
+pub type Filled = Result<Arc<dyn Properties>, OptionError>;
+
+/// A device that `-device` adds.
+pub struct Pluggable {
+    /// QEMU's name of the driver.
+    pub driver: &'static str,
+    /// For `-device help`.
+    pub help: &'static str,
+    /// Reads the properties given behind the driver's name, all but `id`.
+    pub read: fn(&str, &[Pair]) -> Filled,
+    /// The properties that can be given, for `-device DRIVER,help`.
+    pub properties: fn() -> Vec<String>,
+    /// Why there can be no further one beside these, or none at all.
+    pub refuses: fn(&[config::Device]) -> Option<&'static str>,
+}
+
+impl Pluggable {
+    /// One that is known and cannot be had, for the reason that `refuses` gives.
+    pub const fn not_built(
+        driver: &'static str,
+        refuses: fn(&[config::Device]) -> Option<&'static str>,
+    ) -> Pluggable {
+        Pluggable {
+            driver,
+            help: "",
+            read: |option, _| Err(crate::args::Problem::TakesNoValue.at(option)),
+            properties: Vec::new,
+            refuses,
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! The board while it is put together: what devices are built from and where they are put.
+
+use super::bus::{Bus, Window};
+use super::clock::VirtualClock;
+use super::fw_cfg::Items;
+use super::{Device, Error, HostCpu, IrqLine};
+use crate::config::{Config, Properties};
+use crate::kvm::{self, Vm};
+use std::any::Any;
+use std::io::Write;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// I/O ports of a PC.
+const PORTS: u64 = 1 << 16;
+
+/// The devices that a [`super::Kind`] put on the board, in the order of their sections.
+pub type Built = Vec<Arc<dyn Device>>;
+
+/// What devices are built from, and what they are connected to.
+pub struct Slots<'a> {
+    pub config: &'a Config,
+    pub vm: &'a Arc<Vm>,
+    pub vcpus: &'a Arc<Vec<kvm::Shared>>,
+    pub clock: &'a Arc<VirtualClock>,
+    /// The output of the first serial port; `None` loses it.
+    pub console: Option<Box<dyn Write + Send>>,
+    /// I/O ports and memory addresses at which somebody answers.
+    pub ports: Bus,
+    pub mmio: Bus,
+    pub(super) items: Arc<Mutex<Items>>,
+}
+
+impl<'a> Slots<'a> {
+    pub fn new(
+        config: &'a Config,
+        vm: &'a Arc<Vm>,
+        vcpus: &'a Arc<Vec<kvm::Shared>>,
+        clock: &'a Arc<VirtualClock>,
+        console: Option<Box<dyn Write + Send>>,
+    ) -> Slots<'a> {
+        let (ports, mmio) = (Bus::default(), Bus::default());
+        let items = Arc::new(Mutex::new(Items::new()));
+        Slots { config, vm, vcpus, clock, console, ports, mmio, items }
+    }
+
+    /// Puts `device` at the I/O ports from `first` on.
+    pub fn port_window(
+        &mut self,
+        first: u64,
+        ports: u64,
+        device: Arc<dyn Window>,
+    ) -> Result<(), Error> {
+        let free = first.saturating_add(ports) <= PORTS && self.ports.insert(first, ports, device);
+        free.then_some(()).ok_or(Error::Taken { what: "I/O ports", start: first, count: ports })
+    }
+
+    /// Puts `device` at guest-physical addresses.
+    pub fn memory_window(
+        &mut self,
+        start: u64,
+        bytes: u64,
+        device: Arc<dyn Window>,
+    ) -> Result<(), Error> {
+        let free = self.mmio.insert(start, bytes, device);
+        free.then_some(()).ok_or(Error::Taken { what: "guest addresses", start, count: bytes })
+    }
+
+    /// The interrupt line of this number.
+    pub fn irq(&self, gsi: u32) -> Box<dyn IrqLine> {
+        Box::new(Gsi { vm: self.vm.clone(), gsi })
+    }
+
+    /// What fw_cfg tells the guest.
+    pub fn items(&self) -> MutexGuard<'_, Items> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn host(&self) -> HostCpu {
+        HostCpu::from_cpuid(self.vm.cpuid().as_slice())
+    }
+
+    /// The properties of each `-device DRIVER`.
+    pub fn wanted<T: Properties>(&self, driver: &str) -> Vec<&'a T> {
+        let devices = self.config.devices.iter().filter(|device| device.driver == driver);
+        devices.filter_map(|device| (&*device.properties as &dyn Any).downcast_ref()).collect()
+    }
+}
+
+struct Gsi {
+    vm: Arc<Vm>,
+    gsi: u32,
+}
+
+impl IrqLine for Gsi {
+    fn set(&self, high: bool) {
+        self.vm.set_irq(self.gsi, high);
+    }
+}
