@@ -315,12 +315,18 @@ fn clients_reach_a_monitor_by_the_words_that_made_it() {
         }
         let alone = format!("{}/{written}", folder.display());
         for address in [&socket, &format!("unix:{alone}"), &alone] {
-            let status = Command::new(env!("CARGO_BIN_EXE_godwit"))
-                .args(["status", "--qmp", address])
-                .output()
-                .unwrap();
-            let said = text(&status.stdout);
-            assert!(said.contains("running"), "{address}: {said}{}", text(&status.stderr));
+            // The name is there a moment before it is listened on.
+            let (said, why) = loop {
+                let status = Command::new(env!("CARGO_BIN_EXE_godwit"))
+                    .args(["status", "--qmp", address])
+                    .output()
+                    .unwrap();
+                let (said, why) = (text(&status.stdout), text(&status.stderr));
+                if !why.contains("Connection refused") || Instant::now() > end {
+                    break (said, why);
+                }
+            };
+            assert!(said.contains("running"), "{address}: {said}{why}");
         }
         machine.end();
         assert!(!folder.join(name).exists(), "{name}");

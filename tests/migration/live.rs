@@ -294,7 +294,7 @@ fn sockets_and_cores_move_with_the_guest() {
     source.ask("migrate", json!({"uri": unix(dir.path())}));
     assert_eq!(source.outcome()["status"], "failed");
     assert_eq!(other.exit_code(), Some(1));
-    let why = "none of this machine's vCPUs has this APIC id (-smp 6,sockets=1,cores=6,threads=1)";
+    let why = "none of 6 vCPUs (-smp 6,sockets=1,cores=6,threads=1) has this APIC id";
     assert!(other.stderr().contains(why), "{}", other.stderr());
     source.assert_alive();
 
