@@ -127,8 +127,8 @@ impl Vcpu {
         })
     }
 
-    /// Writes everything, in the order KVM wants. The clock and the shared chips follow
-    /// ([`Vm::write_state`]) once all vCPUs are written.
+    /// Writes everything, in the order KVM wants. The clock and the shared chips follow once all
+    /// vCPUs are written.
     pub fn write_state(
         &self,
         vm: &Vm,
