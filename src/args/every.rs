@@ -4,6 +4,7 @@
 use super::table::{Does, OPTIONS};
 use super::tests::config;
 use super::*;
+use crate::machine::PARTS;
 
 const GOOD: &str = "-M microvm,acpi=off -kernel K";
 
@@ -43,6 +44,8 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("mem-prealloc", "", "", "-mem-prealloc"),
     ("device", "driver", "", "-device vmcoreinfo"),
     ("device", "id", "-device vmcoreinfo", "-device vmcoreinfo,id=v"),
+    ("device", "iobase", "-device isa-debug-exit", "-device isa-debug-exit,iobase=0xf4"),
+    ("device", "iosize", "-device isa-debug-exit", "-device isa-debug-exit,iosize=4"),
     ("name", "guest", "", "-name guest=x"),
     ("uuid", "", "", "-uuid 01020304-0506-0708-090a-0b0c0d0e0f10"),
     ("kernel", "", "", "-kernel builtin"),
@@ -156,7 +159,10 @@ const QUESTIONS: [&str; 2] = ["h", "version"];
 fn keys(opt: &table::Opt) -> Vec<String> {
     if opt.names[0] == "device" {
         // Help lists drivers, and each driver its own.
-        return vec!["driver".into(), "id".into()];
+        let own = PARTS.iter().filter_map(|part| part.device.as_ref());
+        let own = own.flat_map(|device| (device.properties)());
+        let own = own.filter_map(|row| Some(row.split_once('=')?.0.to_owned()));
+        return ["driver".into(), "id".into()].into_iter().chain(own).collect();
     }
     let rows = opt.keys.map(|keys| keys()).unwrap_or_default();
     let keys: Vec<_> =

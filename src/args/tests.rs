@@ -193,7 +193,7 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-device virtio-net-device,netdev=n",
             "-device virtio-net-device: virtio devices are not built yet",
         ),
-        ("-device isa-serial", "-device isa-serial: expects vmcoreinfo"),
+        ("-device isa-serial", "-device isa-serial: expects vmcoreinfo or isa-debug-exit"),
         ("-device vmcoreinfo,at=3", "-device at=3: vmcoreinfo has no such property"),
         (
             "-device vmcoreinfo -device vmcoreinfo,id=v",

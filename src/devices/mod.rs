@@ -9,6 +9,7 @@
 
 pub mod bus;
 pub mod clock;
+pub mod debug_exit;
 mod error;
 pub mod fw_cfg;
 pub mod ged;

@@ -3,8 +3,9 @@
 use super::global_state;
 use crate::devices::bus::Bus;
 use crate::devices::{
-    Built, Device, DeviceRequest, Error, Kind, LoadReport, Loading, Sections, Slots, clock, fw_cfg,
-    ged, ioapic, kvmclock, pic, pit, processors, rtc, serial, virtio, vmcoreinfo,
+    Built, Device, DeviceRequest, Error, Kind, LoadReport, Loading, Sections, Slots, clock,
+    debug_exit, fw_cfg, ged, ioapic, kvmclock, pic, pit, processors, rtc, serial, virtio,
+    vmcoreinfo,
 };
 use crate::kvm::Exit;
 use crate::kvm::state::ForeignTsc;
@@ -24,6 +25,7 @@ pub static PARTS: &[&Kind] = &[
     &rtc::KIND,
     &serial::KIND,
     &vmcoreinfo::KIND,
+    &debug_exit::KIND,
     &virtio::TRANSPORT,
     &virtio::BLOCK,
     &virtio::NET,

@@ -130,6 +130,21 @@ guest!(
     "jmp 3b",
 );
 
+// Writes 0x15 to port 0xf4 and 0x90 to port 0x501; then it
+// resets by a triple fault.
+guest!(
+    exiting,
+    GUEST_EXITING,
+    GUEST_EXITING_END,
+    "mov al, 0x15",
+    "out 0xf4, al",
+    "mov dx, 0x501",
+    "mov al, 0x90",
+    "out dx, al",
+    "lidt [0x300010]",
+    "ud2",
+);
+
 // Writes a turn number to each of the 1024 pages from 4 MiB on, in turn, saying `.` after each
 // turn.
 guest!(

@@ -4,6 +4,7 @@ mod builtin_guest;
 mod client;
 #[path = "../common/mod.rs"]
 mod common;
+mod debug_exit;
 mod interrupts;
 mod lifecycle;
 mod limits;
