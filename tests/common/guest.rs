@@ -285,7 +285,7 @@ pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Confi
         memory,
         boot: Some(Boot { kernel: Kernel::File(path), initrd: None, cmdline: String::new() }),
         chardevs: vec![],
-        serial: None,
+        serial: Some("serial0".into()),
         monitors: vec![],
         incoming: None,
         start_paused: false,

@@ -225,3 +225,18 @@ fn qemu_goes_on_with_our_guest() {
     assert!(serial.lines().count() >= 3 && !serial.contains("CORRUPT"), "{serial}\n{errors}");
     eprintln!("QEMU's guest says:\n{serial}{errors}");
 }
+
+#[test]
+fn a_machine_without_a_serial_port_has_none_in_its_streams() {
+    let words = "-M microvm,acpi=off -m 16 -nodefaults -display none";
+    let (source, _) = build(&format!("{words} -kernel builtin"));
+    let stream = save(&source);
+    assert!(
+        !stream.windows(6).any(|bytes| bytes == b"serial"),
+        "a section of a port that is not there"
+    );
+    for serial in ["", "-serial null"] {
+        let (target, _) = build(&format!("{words} {serial} -incoming defer"));
+        load(&target, &stream).unwrap();
+    }
+}
