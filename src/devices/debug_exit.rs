@@ -13,7 +13,7 @@ use std::sync::Arc;
 pub const KIND: Kind = Kind {
     device: Some(Pluggable {
         driver: DRIVER,
-        help: "lets the guest end the process: byte b at its port gives status 2b + 1",
+        help: "lets the guest end the process, with a status of its choice",
         read: |option, pairs| Ok(Arc::new(KEYS.fill(option, pairs)?)),
         properties: || KEYS.rows(),
         refuses: |_| None,
@@ -28,11 +28,11 @@ const KEYS: Keys<Ports> = Keys {
     owner: DRIVER,
     implied: None,
     table: &[
-        Key::set("iobase", "PORT", |ports, text| {
+        Key::set("iobase", "0x501", |ports, text| {
             ports.first = value::number(text, 0, 0xffff)?;
             Ok(())
         }),
-        Key::set("iosize", "PORTS", |ports, text| {
+        Key::set("iosize", "2", |ports, text| {
             ports.count = value::number(text, 1, 0x1_0000)?;
             Ok(())
         }),

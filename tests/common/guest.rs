@@ -130,19 +130,22 @@ guest!(
     "jmp 3b",
 );
 
-// Writes 0x15 to port 0xf4 and 0x90 to port 0x501; then it
-// resets by a triple fault.
+// Writes a double word to port 0xf4, a byte to 0x501, and then says `!`.
 guest!(
-    exiting,
-    GUEST_EXITING,
-    GUEST_EXITING_END,
-    "mov al, 0x15",
-    "out 0xf4, al",
+    exiter,
+    GUEST_EXITER,
+    GUEST_EXITER_END,
+    "mov dx, 0xf4",
+    "mov eax, 0x2a",
+    "out dx, eax",
     "mov dx, 0x501",
-    "mov al, 0x90",
+    "mov al, 0x15",
     "out dx, al",
-    "lidt [0x300010]",
-    "ud2",
+    "mov dx, 0x3f8",
+    "mov al, '!'",
+    "out dx, al",
+    "2: hlt",
+    "jmp 2b",
 );
 
 // Writes a turn number to each of the 1024 pages from 4 MiB on, in turn, saying `.` after each
