@@ -45,6 +45,8 @@ pub struct Connections {
 struct Silent {
     connection: Connection,
     since: Instant,
+    /// Whether part of a word was there when it was last looked at.
+    has_part: bool,
 }
 
 /// What a connection's first bytes say.
@@ -168,9 +170,11 @@ impl Connections {
                             "a connection that said nothing for {ms} ms was dropped"
                         ));
                     }
-                    Said::Nothing => at += 1,
-                    Said::Part => {
-                        again = Some(now + LOOK_AGAIN);
+                    part @ (Said::Nothing | Said::Part) => {
+                        self.silent[at].has_part = part == Said::Part;
+                        if part == Said::Part {
+                            again = Some(now + LOOK_AGAIN);
+                        }
                         at += 1;
                     }
                     Said::Stranger(first) => {
@@ -199,8 +203,10 @@ impl Connections {
         let Origin::Listener(listener) = &self.origin else { return Ok(()) };
         let mut polls = listener.poll(ring)?;
         for silent in &self.silent {
-            // Part of a word would end the wait at once.
-            if said(&silent.connection) == Said::Nothing {
+            // Part of a word would end the wait at once. It counts what was seen when the deadline
+            // was set: looked at once more here, a word that came in between would be waited for by
+            // nobody.
+            if !silent.has_part {
                 polls.push(ring.poll(silent.connection.fd.as_raw_fd(), libc::POLLIN)?);
             }
         }
@@ -231,7 +237,7 @@ impl Connections {
                     if self.silent.len() == SILENT_MAX {
                         self.silent.remove(0);
                     }
-                    self.silent.push(Silent { connection, since: now });
+                    self.silent.push(Silent { connection, since: now, has_part: false });
                 }
                 Ok(None) => break,
                 Err(error) if error.is_disconnect() => {}
@@ -361,6 +367,31 @@ mod tests {
         assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
         let _source = door.knock(b"QEVM....");
         door.connections.main(&mut door.ring, LONG).unwrap();
+    }
+
+    #[test]
+    fn a_word_that_comes_at_any_moment_is_heard() {
+        let mut door = door();
+        let path = door.path.clone();
+        let (next, wanted) = std::sync::mpsc::channel();
+        let speaker = std::thread::spawn(move || {
+            // The word comes 0 to 100 us after the connection, which is when the door looks.
+            for turn in wanted {
+                let mut socket = UnixStream::connect(&path).unwrap();
+                let spin = Instant::now();
+                while spin.elapsed() < Duration::from_nanos(turn % 1000 * 100) {}
+                socket.write_all(b"QEVM").unwrap();
+            }
+        });
+        for turn in 0..3000_u64 {
+            let began = Instant::now();
+            next.send(turn).unwrap();
+            door.connections.main(&mut door.ring, LONG).unwrap();
+            assert!(began.elapsed() < LONG, "it was heard when it would have been dropped");
+            assert!(door.connections.silent.is_empty());
+        }
+        drop(next);
+        speaker.join().unwrap();
     }
 
     #[test]
