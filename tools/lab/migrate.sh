@@ -49,7 +49,7 @@ look() {
   n=0; : > $d/all; while [ $n -le $hop ]; do cat $d/console.$n >> $d/all; n=$((n + 1)); done
   # A shell's prompt may stand before a tick.
   tr -d '\r' < $d/all | grep -ao 'tick [0-9]* [0-9.]*$' > $d/ticks; cp $d/all /out/console.$name
-  passes=$(grep -ac '^files' $d/all); grep -aq BROKEN $d/all && bad "$name: $(grep -a BROKEN $d/all | head -n 3)"
+  passes=$(grep -ac '^files' $d/all); grep -aq BROKEN $d/all && bad "$name: $(grep -a BROKEN $d/all | head -n 12)"
   [ $passes -ge 3 ] && ok "$name: $((passes * 5)) passes over the files, no checksum broken" || bad "$name: only $passes lines about files"
   awk -v name=$name '{ if (NR > 1) { if ($2 != n + 1) { print "tick " n " is followed by " $2; exit 1 }
       if ($3 + 0 < t) { print "the clock went back from " t " to " $3; exit 1 }
