@@ -239,7 +239,7 @@ impl Client {
 
     /// One line as JSON. `grace`: so long it is waited for after an interrupt.
     fn message(&mut self, time: Option<Duration>, grace: Duration) -> io::Result<Heard> {
-        let mut patience = Patience::new(time, grace, self.interrupts.clone());
+        let mut limit = WaitLimit::new(time, grace, self.interrupts.clone());
         let mut scanned = 0;
         loop {
             if let Some(end) = self.input[scanned..].iter().position(|byte| *byte == b'\n') {
@@ -256,7 +256,7 @@ impl Client {
             if scanned >= LINE_BYTES_MAX {
                 return Err(io::ErrorKind::InvalidData.into());
             }
-            if let Some(end) = patience.wait(&self.socket, PollFlags::IN)? {
+            if let Some(end) = limit.wait(&self.socket, PollFlags::IN)? {
                 return Ok(end);
             }
             let mut piece = [0; 16 << 10];
@@ -271,7 +271,7 @@ impl Client {
 
     /// All of `bytes`, `fd` with the first; false if an interrupt ended it.
     fn send(&mut self, mut bytes: &[u8], mut fd: Option<BorrowedFd<'_>>) -> io::Result<bool> {
-        let mut patience = Patience::new(None, GRACE, self.interrupts.clone());
+        let mut limit = WaitLimit::new(None, GRACE, self.interrupts.clone());
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
         while !bytes.is_empty() {
             let sent = match fd {
@@ -291,7 +291,7 @@ impl Client {
                 }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => {
-                    if patience.wait(&self.socket, PollFlags::OUT)?.is_some() {
+                    if limit.wait(&self.socket, PollFlags::OUT)?.is_some() {
                         return Ok(false);
                     }
                 }
@@ -303,7 +303,7 @@ impl Client {
 }
 
 /// How long a wait for the machine goes on.
-struct Patience {
+struct WaitLimit {
     until: Option<Instant>,
     grace: Duration,
     interrupts: Option<Interrupts>,
@@ -313,10 +313,10 @@ struct Patience {
     noticed: Option<Instant>,
 }
 
-impl Patience {
-    fn new(time: Option<Duration>, grace: Duration, interrupts: Option<Interrupts>) -> Patience {
+impl WaitLimit {
+    fn new(time: Option<Duration>, grace: Duration, interrupts: Option<Interrupts>) -> WaitLimit {
         let before = interrupts.as_ref().map_or(0, Interrupts::pressed);
-        Patience {
+        WaitLimit {
             until: time.map(|time| Instant::now() + time),
             grace,
             interrupts,

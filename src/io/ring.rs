@@ -89,7 +89,7 @@ pub struct Ring {
     finished: Vec<(u64, i32)>,
     next: u64,
     watching: bool,
-    patience: Option<Duration>,
+    operation_timeout: Option<Duration>,
 }
 
 impl Ring {
@@ -104,7 +104,7 @@ impl Ring {
             finished: Vec::new(),
             next: FIRST,
             watching: false,
-            patience: None,
+            operation_timeout: None,
         };
         ring.watch_waker()?;
         Ok(ring)
@@ -116,12 +116,12 @@ impl Ring {
 
     /// How long one operation may take from now on before [`Ring::wait`] takes it back; `None` is
     /// for ever.
-    pub fn set_patience(&mut self, time: Option<Duration>) {
-        self.patience = time;
+    pub fn set_operation_timeout(&mut self, time: Option<Duration>) {
+        self.operation_timeout = time;
     }
 
-    pub fn patience(&self) -> Option<Duration> {
-        self.patience
+    pub fn operation_timeout(&self) -> Option<Duration> {
+        self.operation_timeout
     }
 
     /// Somebody wants what runs here to end.
@@ -172,10 +172,10 @@ impl Ring {
     }
 
     /// Blocks until `token` is done. A cancel meanwhile takes the operation back and ends in
-    /// [`Error::Cancelled`], the end of patience in [`Error::TimedOut`]; in any case the kernel has
-    /// let go of the memory. What was moved in part when patience ended counts as done.
+    /// [`Error::Cancelled`], the end of the operation time-out in [`Error::TimedOut`]; in any case the kernel has
+    /// let go of the memory. What was moved in part by then counts as done.
     pub fn wait(&mut self, token: Token) -> Result<i32> {
-        let deadline = self.patience.map(|time| (Instant::now() + time, time));
+        let deadline = self.operation_timeout.map(|time| (Instant::now() + time, time));
         loop {
             if let Some(result) = self.ready(token) {
                 return Ok(result);
@@ -306,7 +306,7 @@ mod tests {
     fn a_time_out_takes_an_operation_back() {
         let mut ring = Ring::new(Waker::new()).unwrap();
         let silent = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
-        ring.set_patience(Some(Duration::from_millis(20)));
+        ring.set_operation_timeout(Some(Duration::from_millis(20)));
         let token = ring.poll(silent.as_raw_fd(), libc::POLLIN).unwrap();
         assert!(matches!(ring.wait(token), Err(Error::TimedOut(_))));
         silent.write(1).unwrap();

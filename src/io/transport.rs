@@ -312,7 +312,7 @@ fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connecti
     Ok(Connection { fd: Arc::new(fd), medium: Medium::Pipe, program: Some(started), in_use: None })
 }
 
-/// Connects to a socket address, in the ring and for as long as its patience lasts.
+/// Connects to a socket address, in the ring and within its operation time-out.
 pub fn connect(ring: &mut Ring, address: &Address) -> std::result::Result<Connection, OpenError> {
     match address {
         Address::Unix(name) => connect_to(ring, address, &SocketAddress::unix(name)?, 0),

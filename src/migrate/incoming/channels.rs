@@ -85,7 +85,7 @@ impl Channels {
         }
         // A source that is gone connects no channels, and nothing else would tell.
         let timeout = Duration::from_millis(incoming.settings.parameters().x_godwit_peer_timeout);
-        ring.set_patience(Some(timeout));
+        ring.set_operation_timeout(Some(timeout));
         let mut readers: Vec<Option<SocketReader>> = (0..count).map(|_| None).collect();
         while readers.iter().any(Option::is_none) {
             let have = readers.iter().flatten().count();
@@ -105,7 +105,7 @@ impl Channels {
                 _ => return Err(Error::Channel(hello.channel)),
             }
         }
-        ring.set_patience(None);
+        ring.set_operation_timeout(None);
         self.meeting.lock().channels = usize::from(count);
         for (number, reader) in readers.into_iter().flatten().enumerate() {
             let (meeting, waker) = (self.meeting.clone(), self.waker.clone());

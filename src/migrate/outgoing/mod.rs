@@ -89,7 +89,7 @@ impl Source {
     fn migrate(&self, destination: Destination, started: Instant) -> Result<(), Error> {
         let mut ring = Ring::new(self.waker.clone())?;
         let timeout = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
-        ring.set_patience(Some(timeout));
+        ring.set_operation_timeout(Some(timeout));
         let (connection, address) = match destination {
             Destination::Open(connection) => (connection, None),
             Destination::Fifo(path) => (transport::await_reader(&mut ring, &path)?, None),
@@ -97,7 +97,7 @@ impl Source {
                 (transport::connect(&mut ring, &address)?, Some(address))
             }
         };
-        ring.set_patience(None);
+        ring.set_operation_timeout(None);
         let mut peer = Peer::negotiate(self, ring, connection, address)?;
         let result = guarded(|| self.send(&mut peer, started));
         // The reason that the target gave is better than the broken connection it caused.
@@ -148,7 +148,7 @@ impl Source {
         // takes, nor a command not read. A file is no target.
         let time = handover::commit_timeout(&self.settings.parameters());
         if peer.return_path.is_some() || peer.program.is_some() {
-            peer.set_patience(time);
+            peer.set_operation_timeout(time);
         }
         let state = self.guest.save(ran)?;
         rounds

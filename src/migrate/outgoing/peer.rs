@@ -200,9 +200,9 @@ impl Peer {
         let timeout = Duration::from_millis(source.settings.parameters().x_godwit_peer_timeout);
         for number in 0..channels {
             let mut ring = Ring::new(source.waker.clone())?;
-            ring.set_patience(Some(timeout));
+            ring.set_operation_timeout(Some(timeout));
             let connection = transport::connect(&mut ring, address)?;
-            ring.set_patience(None);
+            ring.set_operation_timeout(None);
             connection.set_user_timeout(timeout).map_err(crate::io::Error::from)?;
             let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
             let ram = source.guest.ram();
@@ -348,9 +348,9 @@ impl Peer {
     }
 
     /// How long the target may take none of what is sent.
-    pub fn set_patience(&mut self, time: Duration) {
+    pub fn set_operation_timeout(&mut self, time: Duration) {
         for channel in std::iter::once(&mut self.main).chain(&mut self.channels) {
-            channel.ring.set_patience(Some(time));
+            channel.ring.set_operation_timeout(Some(time));
         }
     }
 

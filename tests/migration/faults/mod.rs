@@ -49,30 +49,30 @@ struct Stage {
 
 impl Stage {
     fn at(at: At, waits_again: bool) -> Self {
-        Self::with_patience(at, waits_again, 60_000)
+        Self::with_timeout(at, waits_again, 60_000)
     }
 
     /// The source waits for so many milliseconds where the target is silent.
-    fn with_patience(at: At, waits_again: bool, patience: u64) -> Self {
+    fn with_timeout(at: At, waits_again: bool, timeout_ms: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let source = Launch::new(dir.path(), "source").guest(GUEST).start();
         let target = Launch::new(dir.path(), "target").guest(GUEST).incoming("defer").start();
         let relay = Relay::start(dir.path(), socket(dir.path()));
         let mut stage = Self { dir, at, source, target, relay, waits_again, attempts: 0 };
         stage.source.wait_for_sweeps(1);
-        stage.begin(patience);
+        stage.begin(timeout_ms);
         stage
     }
 
-    fn begin(&mut self, patience: u64) {
+    fn begin(&mut self, timeout_ms: u64) {
         let (source, target, relay) = (&mut self.source, &mut self.target, &self.relay);
         target.ask(
             "migrate-incoming",
             json!({"uri": uri(self.dir.path()), "exit-on-error": !self.waits_again}),
         );
         // So that the first rounds last, and never converge by themselves.
-        let slow = json!({"max-bandwidth": 4 << 20, "downtime-limit": 0, "x-godwit-peer-timeout": patience});
-        let quick = json!({"max-bandwidth": 0, "downtime-limit": 10_000, "x-godwit-commit-timeout": patience});
+        let slow = json!({"max-bandwidth": 4 << 20, "downtime-limit": 0, "x-godwit-peer-timeout": timeout_ms});
+        let quick = json!({"max-bandwidth": 0, "downtime-limit": 10_000, "x-godwit-commit-timeout": timeout_ms});
         let point = match self.at {
             At::Setup => Point::Setup,
             At::FirstRound => Point::Bytes(1 << 20),
@@ -282,14 +282,14 @@ fn a_link_cut_after_go_leaves_one_guest_or_a_paused_source() {
 #[test]
 fn a_silent_target_gives_the_guest_back_before_go_and_not_after() {
     for at in [At::Setup, At::SwitchOver, At::Device, At::Loaded] {
-        let mut stage = Stage::with_patience(at, at != At::Setup, 1500);
+        let mut stage = Stage::with_timeout(at, at != At::Setup, 1500);
         stage.source_keeps_the_guest(&["the target was silent for 1500 ms"]);
         stage.relay.cut();
         stage.target_is_let_go();
         stage.second_attempt_succeeds();
     }
     for at in [At::Go, At::Shut] {
-        let mut stage = Stage::with_patience(at, true, 1500);
+        let mut stage = Stage::with_timeout(at, true, 1500);
         stage.source_stays_paused();
         assert!(
             stage.source.outcome()["error-desc"].as_str().unwrap().contains("silent for 1500 ms")
