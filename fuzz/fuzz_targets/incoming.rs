@@ -23,7 +23,7 @@ use godwit::migrate::capabilities::Capability;
 use godwit::migrate::guest::{DirtyLog, Guest, GuestError, Loader, State};
 use godwit::migrate::settings::Settings;
 use godwit::migrate::incoming::{Arrival, Incoming, Origin};
-use godwit::stream::godwit::{Facts, Rehearsal};
+use godwit::stream::godwit::{Requirements, Rehearsal};
 use godwit::stream::{Error, SectionHeader, Step};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
@@ -78,11 +78,11 @@ impl Guest for Guestless {
         unreachable!("a target logs nothing")
     }
 
-    fn facts(&self) -> Facts {
-        Facts::default()
+    fn requirements(&self) -> Requirements {
+        Requirements::default()
     }
 
-    fn check_facts(&self, _: &Facts) -> Result<(), GuestError> {
+    fn check_requirements(&self, _: &Requirements) -> Result<(), GuestError> {
         Ok(())
     }
 

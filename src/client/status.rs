@@ -20,17 +20,17 @@ pub struct Status {
 
 pub fn run(status: &Status) -> Result<(), Error> {
     let mut client = Client::connect(&status.qmp)?;
-    let facts = gather(&mut client)?;
+    let answers = gather(&mut client)?;
     match status.json {
-        true => show(format_args!("{facts:#}\n")),
-        false => show(page(&facts)),
+        true => show(format_args!("{answers:#}\n")),
+        false => show(page(&answers)),
     }
 }
 
 /// The queries that make up a glance. What a VMM does not know stays away.
 fn gather(client: &mut Client) -> Result<Value, Error> {
-    let mut facts = json!({ "version": version_text(&client.version) });
-    facts["status"] = client.execute("query-status", json!({}))?;
+    let mut answers = json!({ "version": version_text(&client.version) });
+    answers["status"] = client.execute("query-status", json!({}))?;
     for (key, command) in [
         ("name", "query-name"),
         ("uuid", "query-uuid"),
@@ -40,28 +40,28 @@ fn gather(client: &mut Client) -> Result<Value, Error> {
         ("chardevs", "query-chardev"),
     ] {
         match client.execute(command, json!({})) {
-            Ok(answer) => facts[key] = answer,
+            Ok(answer) => answers[key] = answer,
             Err(super::qmp::Error::Refused { .. }) => {}
             Err(error) => return Err(error.into()),
         }
     }
-    Ok(facts)
+    Ok(answers)
 }
 
-fn page(facts: &Value) -> String {
+fn page(answers: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("").to_string();
-    let mut lines = vec![("machine", name(facts)), ("state", text(&facts["status"]["status"]))];
-    lines.push(("program", text(&facts["version"])));
-    if let Some(cpus) = facts["cpus"].as_array() {
+    let mut lines = vec![("machine", name(answers)), ("state", text(&answers["status"]["status"]))];
+    lines.push(("program", text(&answers["version"])));
+    if let Some(cpus) = answers["cpus"].as_array() {
         lines.push(("processors", cpus.len().to_string()));
     }
-    if let Some(ram) = facts["memory"]["base-memory"].as_u64() {
+    if let Some(ram) = answers["memory"]["base-memory"].as_u64() {
         lines.push(("memory", bytes(ram)));
     }
-    if facts["migration"]["status"].is_string() {
-        lines.push(("migration", migration(&Snapshot::read(&facts["migration"]))));
+    if answers["migration"]["status"].is_string() {
+        lines.push(("migration", migration(&Snapshot::read(&answers["migration"]))));
     }
-    for chardev in facts["chardevs"].as_array().into_iter().flatten() {
+    for chardev in answers["chardevs"].as_array().into_iter().flatten() {
         lines.push((
             "device",
             format!("{} at {}", text(&chardev["label"]), text(&chardev["filename"])),
@@ -70,10 +70,10 @@ fn page(facts: &Value) -> String {
     lines.iter().map(|(label, value)| format!("{label:<11} {value}\n")).collect()
 }
 
-fn name(facts: &Value) -> String {
+fn name(answers: &Value) -> String {
     const UNSET: &str = "00000000-0000-0000-0000-000000000000";
-    let name = facts["name"]["name"].as_str().unwrap_or("(no name)");
-    match facts["uuid"]["UUID"].as_str() {
+    let name = answers["name"]["name"].as_str().unwrap_or("(no name)");
+    match answers["uuid"]["UUID"].as_str() {
         Some(uuid) if uuid != UNSET => format!("{name}, {uuid}"),
         _ => name.into(),
     }
@@ -100,14 +100,14 @@ mod tests {
 
     #[test]
     fn a_glance_is_a_few_lines() {
-        let facts = json!({
+        let answers = json!({
             "version": "QEMU 10.0.2", "status": {"status": "running", "running": true}, "name": {"name": "vm1"},
             "uuid": {"UUID": "00000000-0000-0000-0000-000000000000"}, "cpus": [{}, {}],
             "memory": {"base-memory": 2147483648u64}, "migration": {"status": "failed", "error-desc": "no route"},
             "chardevs": [{"label": "serial0", "filename": "file"}]
         });
         assert_eq!(
-            page(&facts),
+            page(&answers),
             "machine     vm1\nstate       running\nprogram     QEMU 10.0.2\nprocessors  2\nmemory      2.0 \
              GiB\nmigration   failed: no route\ndevice      serial0 at file\n"
         );

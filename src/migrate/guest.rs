@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory::{GuestRam, PageSet};
-use crate::stream::godwit::{Facts, Rehearsal};
+use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader};
 
 /// Name of the machine type in the stream.
@@ -36,9 +36,9 @@ pub trait Guest: Send + Sync {
     /// Starts logging which pages are written. The log ends when it is dropped.
     fn start_dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError>;
     /// What this guest needs of a host.
-    fn facts(&self) -> Facts;
+    fn requirements(&self) -> Requirements;
     /// Refuses by name what this host cannot give.
-    fn check_facts(&self, facts: &Facts) -> Result<(), GuestError>;
+    fn check_requirements(&self, requirements: &Requirements) -> Result<(), GuestError>;
     /// Reads all vCPU, interrupt, clock and device state of a guest that stands still. Reading can
     /// write guest memory, so that the dirty log is harvested afterwards.
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError>;

@@ -12,7 +12,7 @@ use crate::machine::load::Loader;
 use crate::machine::save::write_sections;
 use crate::machine::{Machine, RunState};
 use crate::memory::{GuestRam, PageSet};
-use crate::stream::godwit::{Facts, Rehearsal};
+use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader, Step};
 
 /// Section ids: section `ram` has a lower one.
@@ -52,26 +52,27 @@ impl Guest for Machine {
         Ok(Box::new(KvmLog(Mutex::new(log))))
     }
 
-    fn facts(&self) -> Facts {
+    fn requirements(&self) -> Requirements {
         let leaf = |leaf: &kvm_bindings::kvm_cpuid_entry2| {
             [leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
         };
         let cpuid = self.vm().cpuid().as_slice().iter().map(leaf).collect();
-        Facts { tsc_khz: self.vm().tsc_khz(), cpuid, msrs: self.vm().msr_list().to_vec() }
+        Requirements { tsc_khz: self.vm().tsc_khz(), cpuid, msrs: self.vm().msr_list().to_vec() }
     }
 
-    fn check_facts(&self, facts: &Facts) -> Result<(), GuestError> {
-        let ours = self.facts();
-        if let Some(lack) = compat::first_lack(&facts.cpuid, &ours.cpuid) {
+    fn check_requirements(&self, requirements: &Requirements) -> Result<(), GuestError> {
+        let ours = self.requirements();
+        if let Some(lack) = compat::first_lack(&requirements.cpuid, &ours.cpuid) {
             return Err(GuestError(format!(
                 "this host's processor lacks what the guest was given: {lack}"
             )));
         }
-        let rates = kvm::TscRates { guest_khz: facts.tsc_khz, host_khz: ours.tsc_khz };
+        let rates = kvm::TscRates { guest_khz: requirements.tsc_khz, host_khz: ours.tsc_khz };
         if !compat::may_run_at(rates, self.vm().caps().tsc_control) {
             return Err(GuestError(rates.to_string()));
         }
-        let unknown = facts.msrs.iter().filter(|msr| !ours.msrs.contains(msr)).collect::<Vec<_>>();
+        let unknown =
+            requirements.msrs.iter().filter(|msr| !ours.msrs.contains(msr)).collect::<Vec<_>>();
         if let Some(first) = unknown.first() {
             let count = unknown.len();
             tracing::warn!(

@@ -21,7 +21,7 @@ use crate::io::{Address, Connection, Listener, Waker};
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
-use crate::stream::godwit::{Facts, Rehearsal};
+use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader, SectionKind, Step};
 
 const RAM_BYTES: u64 = 24 << 20;
@@ -171,11 +171,11 @@ impl Guest for FakeGuest {
         }))
     }
 
-    fn facts(&self) -> Facts {
-        Facts { tsc_khz: 1, ..Facts::default() }
+    fn requirements(&self) -> Requirements {
+        Requirements { tsc_khz: 1, ..Requirements::default() }
     }
 
-    fn check_facts(&self, _facts: &Facts) -> Result<(), GuestError> {
+    fn check_requirements(&self, _facts: &Requirements) -> Result<(), GuestError> {
         self.refuses.map_or(Ok(()), |why| Err(GuestError(why.into())))
     }
 

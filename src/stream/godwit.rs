@@ -79,7 +79,7 @@ bitflags::bitflags! {
 
 /// What the source's guest needs of the target's host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Facts {
+pub struct Requirements {
     pub tsc_khz: u32,
     /// Function, index, flags, eax, ebx, ecx, edx.
     pub cpuid: Vec<[u32; 7]>,
@@ -89,7 +89,7 @@ pub struct Facts {
 /// A frame from source to target. Bytes that follow uncounted are the caller's.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    Chosen { features: Features, channels: u8, facts: Facts },
+    Chosen { features: Features, channels: u8, requirements: Requirements },
     Run { block: u8, offset: u64, bytes: u64 },
     Zero { block: u8, offset: u64, bytes: u64 },
     Records { bytes: u32 },
@@ -132,14 +132,16 @@ impl Frame {
     fn data(&self) -> Vec<u8> {
         let mut data = Vec::new();
         match self {
-            Self::Chosen { features, channels, facts } => {
+            Self::Chosen { features, channels, requirements } => {
                 data.push(1);
                 data.extend_from_slice(&VERSION.to_be_bytes());
                 data.extend_from_slice(&features.bits().to_be_bytes());
                 data.push(*channels);
-                data.extend_from_slice(&facts.tsc_khz.to_be_bytes());
-                let (leaves, msrs) =
-                    (facts.cpuid.iter().take(LIST_MAX), facts.msrs.iter().take(LIST_MAX));
+                data.extend_from_slice(&requirements.tsc_khz.to_be_bytes());
+                let (leaves, msrs) = (
+                    requirements.cpuid.iter().take(LIST_MAX),
+                    requirements.msrs.iter().take(LIST_MAX),
+                );
                 data.extend_from_slice(&(leaves.len() as u16).to_be_bytes());
                 leaves.flatten().for_each(|word| data.extend_from_slice(&word.to_be_bytes()));
                 data.extend_from_slice(&(msrs.len() as u16).to_be_bytes());
@@ -179,7 +181,7 @@ impl Frame {
                 let _version = cursor.u16()?;
                 let features = Features::from_bits_retain(cursor.u64()?);
                 let channels = cursor.u8()?;
-                Self::Chosen { features, channels, facts: Facts::take(cursor)? }
+                Self::Chosen { features, channels, requirements: Requirements::take(cursor)? }
             }
             2 => Self::Run { block: cursor.u8()?, offset: cursor.u64()?, bytes: cursor.u64()? },
             3 => Self::Zero { block: cursor.u8()?, offset: cursor.u64()?, bytes: cursor.u64()? },
@@ -192,7 +194,7 @@ impl Frame {
     }
 }
 
-impl Facts {
+impl Requirements {
     fn take(cursor: &mut Cursor<'_>) -> Option<Self> {
         let tsc_khz = cursor.u32()?;
         let leaves = usize::from(cursor.u16()?);
@@ -277,13 +279,13 @@ mod tests {
 
     #[test]
     fn every_frame_is_read_back_as_a_command() {
-        let facts = Facts {
+        let requirements = Requirements {
             tsc_khz: 2_000_000,
             cpuid: vec![[1, 0, 0, 5, 6, 7, 8]; 3],
             msrs: vec![0x10, 0xc000_0080],
         };
         for frame in [
-            Frame::Chosen { features: Features::all(), channels: 4, facts },
+            Frame::Chosen { features: Features::all(), channels: 4, requirements },
             Frame::Run { block: 1, offset: 4096, bytes: 1 << 20 },
             Frame::Zero { block: 0, offset: 0, bytes: 1 << 40 },
             Frame::Records { bytes: 77 },

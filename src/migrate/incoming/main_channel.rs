@@ -225,9 +225,9 @@ impl<'a> MainChannel<'a> {
 
     fn frame(&mut self, frame: Frame) -> Result<(), Error> {
         match frame {
-            Frame::Chosen { features, channels, facts } => {
+            Frame::Chosen { features, channels, requirements } => {
                 self.return_path.chosen(features)?;
-                self.incoming.guest.check_facts(&facts)?;
+                self.incoming.guest.check_requirements(&requirements)?;
                 let carries = match features.contains(Features::CHANNELS) {
                     true => Carries::Frames,
                     false => Carries::Packets,

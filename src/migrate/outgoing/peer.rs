@@ -186,8 +186,12 @@ impl Peer {
             self.main.framing = Framing::frames();
         }
         let mut out = Vec::new();
-        Frame::Chosen { features: self.features, channels, facts: source.guest.facts() }
-            .write(&mut out);
+        Frame::Chosen {
+            features: self.features,
+            channels,
+            requirements: source.guest.requirements(),
+        }
+        .write(&mut out);
         self.main.send_bytes(&source.progress.counters, true, &out)
     }
 
