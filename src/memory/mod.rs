@@ -28,7 +28,7 @@ pub(crate) use ram::layout;
 pub use ram::{GuestRam, Mem, RamBlock, Region};
 pub use snapshot::{POOL_BYTES, Snapshot};
 pub use uffd::Unavailable;
-pub use watch::Leave;
+pub use watch::WriteGuard;
 
 use std::path::PathBuf;
 

@@ -5,7 +5,7 @@
 
 use super::backing::Backing;
 use super::uffd::{Uffd, Unavailable};
-use super::watch::{BeforeWrite, Leave, Watch};
+use super::watch::{BeforeWrite, Watch, WriteGuard};
 use super::{Error, PAGE_BYTES, PageSet};
 use crate::config::{Memory, MemoryBackend};
 use std::io;
@@ -363,7 +363,7 @@ impl GuestRam {
     /// Copies `bytes` into guest memory and marks the pages.
     pub fn write(&self, gpa: u64, bytes: &[u8]) -> Result<(), Error> {
         let (len, losses) = (bytes.len(), self.main().losses());
-        let _leave = self.ask_to_write(gpa, len as u64);
+        let _guard = self.ask_to_write(gpa, len as u64);
         self.mem()
             .write_slice(bytes, GuestAddress(gpa))
             .map_err(|_| Error::Address { gpa, bytes: len })?;
@@ -371,9 +371,9 @@ impl GuestRam {
     }
 
     /// Announces that this process will write `bytes` bytes at `gpa` by another way than
-    /// [`GuestRam::write`]: through [`GuestRam::mem`], or by DMA, which keeps the leave from before
+    /// [`GuestRam::write`]: through [`GuestRam::mem`], or by DMA, which holds the guard from before
     /// its submission until its completion. Memory that is not there is not asked for.
-    pub fn ask_to_write(&self, gpa: u64, bytes: u64) -> Leave<'_> {
+    pub fn ask_to_write(&self, gpa: u64, bytes: u64) -> WriteGuard<'_> {
         let main = self.main();
         let region = main.regions().iter().find(|r| (r.gpa..r.gpa + r.bytes).contains(&gpa));
         let range = region.map_or(0..0, |region| {

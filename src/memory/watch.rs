@@ -18,20 +18,20 @@ pub trait BeforeWrite: Send + Sync {
 #[derive(Default)]
 pub struct Watch(RwLock<Option<Arc<dyn BeforeWrite>>>);
 
-/// Leave to write. The watch does not change while it is held, so it must end soon: a DMA holds it
+/// Held while guest memory is written. The watch does not change while it is held, so it must end soon: a DMA holds it
 /// from before its submission until its completion.
-pub struct Leave<'w>(
+pub struct WriteGuard<'w>(
     #[expect(dead_code, reason = "held, not used")]
     RwLockReadGuard<'w, Option<Arc<dyn BeforeWrite>>>,
 );
 
 impl Watch {
-    pub fn ask(&self, range: Range<u64>) -> Leave<'_> {
+    pub fn ask(&self, range: Range<u64>) -> WriteGuard<'_> {
         let watch = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(asked) = &*watch {
             asked.before_write(range);
         }
-        Leave(watch)
+        WriteGuard(watch)
     }
 
     /// Waits for every write in progress, then changes who is asked.
