@@ -34,7 +34,7 @@ pub enum Carries {
 pub struct Channels {
     connections: Connections,
     threads: Vec<JoinHandle<()>>,
-    meeting: Arc<Meeting>,
+    barrier: Arc<RoundBarrier>,
     waker: Waker,
     /// No channel was left in the queue when the first round ended.
     all_are_read: bool,
@@ -42,7 +42,7 @@ pub struct Channels {
 
 /// Where the threads wait for each other.
 #[derive(Default)]
-struct Meeting {
+struct RoundBarrier {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -66,7 +66,7 @@ impl Channels {
         Self {
             connections,
             threads: Vec::new(),
-            meeting: Arc::default(),
+            barrier: Arc::default(),
             waker,
             all_are_read: false,
         }
@@ -106,14 +106,14 @@ impl Channels {
             }
         }
         ring.set_operation_timeout(None);
-        self.meeting.lock().channels = usize::from(count);
+        self.barrier.lock().channels = usize::from(count);
         for (number, reader) in readers.into_iter().flatten().enumerate() {
-            let (meeting, waker) = (self.meeting.clone(), self.waker.clone());
+            let (barrier, waker) = (self.barrier.clone(), self.waker.clone());
             let thread = std::thread::Builder::new().name(format!("channel {number}"));
             let run = move || {
-                let _told = TellPanic(&meeting);
-                if let Err(error) = Channel::run(&meeting, reader, waker.clone(), carries) {
-                    meeting.fail(error, &waker);
+                let _told = TellPanic(&barrier);
+                if let Err(error) = Channel::run(&barrier, reader, waker.clone(), carries) {
+                    barrier.fail(error, &waker);
                 }
             };
             self.threads.push(thread.spawn(run).map_err(io::Error::from)?);
@@ -123,23 +123,23 @@ impl Channels {
 
     /// The blocks are listed: a source with more channels has opened them.
     pub fn turn_others_away(&mut self) {
-        if self.meeting.lock().channels == 0 {
+        if self.barrier.lock().channels == 0 {
             self.connections.turn_away();
         }
     }
 
     /// Tells the threads which blocks the stream's numbers mean.
     pub fn set_blocks(&self, blocks: &Blocks, listed: &[ListedBlock]) {
-        let mut state = self.meeting.lock();
+        let mut state = self.barrier.lock();
         if state.blocks.is_none() {
             state.blocks = Some((blocks.clone(), listed.to_vec()));
-            self.meeting.changed.notify_all();
+            self.barrier.changed.notify_all();
         }
     }
 
     /// Waits until every channel has come to the end of the round.
     pub fn wait_for_round(&mut self, ring: &mut Ring) -> Result<(), Error> {
-        let channels = self.meeting.lock().channels;
+        let channels = self.barrier.lock().channels;
         if channels == 0 {
             return Err(Error::MultifdOff);
         }
@@ -148,7 +148,7 @@ impl Channels {
         {
             return Err(Error::MoreChannels(channels));
         }
-        let mut state = self.meeting.lock();
+        let mut state = self.barrier.lock();
         while state.arrived < state.channels {
             if let Some(failure) = state.failure.take() {
                 return Err(failure);
@@ -156,29 +156,29 @@ impl Channels {
             if state.gone > 0 {
                 return Err(Error::ChannelGone);
             }
-            state = self.meeting.wait(state);
+            state = self.barrier.wait(state);
         }
         state.arrived = 0;
         state.rounds += 1;
-        self.meeting.changed.notify_all();
+        self.barrier.changed.notify_all();
         Ok(())
     }
 
     /// Why a channel failed, if one did; then the main channel's own error is a consequence.
     pub fn failure(&self) -> Option<Error> {
-        self.meeting.lock().failure.take()
+        self.barrier.lock().failure.take()
     }
 
     /// All RAM is there.
     pub fn finish(&mut self) -> Result<(), Error> {
-        self.meeting.lock().failure.take().map_or(Ok(()), Err)
+        self.barrier.lock().failure.take().map_or(Ok(()), Err)
     }
 }
 
 impl Drop for Channels {
     fn drop(&mut self) {
-        self.meeting.lock().over = true;
-        self.meeting.changed.notify_all();
+        self.barrier.lock().over = true;
+        self.barrier.changed.notify_all();
         // Threads still reading have nothing more to read; the migration is over either way.
         self.waker.cancel();
         for thread in self.threads.drain(..) {
@@ -188,7 +188,7 @@ impl Drop for Channels {
 }
 
 /// Makes a channel that panics fail, so that nobody waits for it.
-struct TellPanic<'a>(&'a Meeting);
+struct TellPanic<'a>(&'a RoundBarrier);
 
 impl Drop for TellPanic<'_> {
     fn drop(&mut self) {
@@ -199,7 +199,7 @@ impl Drop for TellPanic<'_> {
     }
 }
 
-impl Meeting {
+impl RoundBarrier {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
@@ -253,21 +253,21 @@ struct Channel;
 
 impl Channel {
     fn run(
-        meeting: &Meeting,
+        barrier: &RoundBarrier,
         mut reader: SocketReader,
         waker: Waker,
         carries: Carries,
     ) -> Result<(), Error> {
         let mut ring = Ring::new(waker)?;
-        let Some((blocks, listed)) = meeting.blocks() else { return Ok(()) };
+        let Some((blocks, listed)) = barrier.blocks() else { return Ok(()) };
         match carries {
-            Carries::Frames => Self::frames(meeting, &mut ring, &mut reader, blocks, listed),
-            Carries::Packets => Self::packets(meeting, &mut ring, &mut reader, blocks, &listed),
+            Carries::Frames => Self::frames(barrier, &mut ring, &mut reader, blocks, listed),
+            Carries::Packets => Self::packets(barrier, &mut ring, &mut reader, blocks, &listed),
         }
     }
 
     fn packets(
-        meeting: &Meeting,
+        barrier: &RoundBarrier,
         ring: &mut Ring,
         reader: &mut SocketReader,
         blocks: Blocks,
@@ -276,14 +276,14 @@ impl Channel {
         let names: Vec<String> = listed.iter().map(|block| block.name.clone()).collect();
         let mut packets = Packets::default();
         loop {
-            if packets.read(ring, reader, &blocks, &names)? && !meeting.arrive() {
+            if packets.read(ring, reader, &blocks, &names)? && !barrier.arrive() {
                 return Ok(());
             }
         }
     }
 
     fn frames(
-        meeting: &Meeting,
+        barrier: &RoundBarrier,
         ring: &mut Ring,
         reader: &mut SocketReader,
         blocks: Blocks,
@@ -312,7 +312,7 @@ impl Channel {
                     blocks.receive(ring, reader, block, offset, bytes)?;
                 }
                 Frame::Zero { block, offset, bytes } => blocks.zero(block, offset, bytes)?,
-                Frame::Sync { .. } if !meeting.arrive() => return Ok(()),
+                Frame::Sync { .. } if !barrier.arrive() => return Ok(()),
                 // Records are read where the loop begins; the reader has refused the others.
                 _ => {}
             }
@@ -333,15 +333,15 @@ mod tests {
             let (socket, _other) = UnixStream::pair().unwrap();
             let origin = Origin::Open(Connection::from_fd(socket.into()));
             let mut channels = Channels::new(Connections::new(origin), Waker::new());
-            channels.meeting.lock().channels = 2;
+            channels.barrier.lock().channels = 2;
             if another_arrived {
-                let meeting = channels.meeting.clone();
-                channels.threads.push(std::thread::spawn(move || assert!(!meeting.arrive())));
-                while channels.meeting.lock().arrived == 0 {
+                let barrier = channels.barrier.clone();
+                channels.threads.push(std::thread::spawn(move || assert!(!barrier.arrive())));
+                while channels.barrier.lock().arrived == 0 {
                     std::thread::yield_now();
                 }
             }
-            channels.meeting.fail(Error::Io(io::Error::Closed), &channels.waker);
+            channels.barrier.fail(Error::Io(io::Error::Closed), &channels.waker);
             let mut ring = Ring::new(Waker::new()).unwrap();
             assert!(matches!(channels.wait_for_round(&mut ring), Err(Error::ChannelGone)));
         }
