@@ -12,7 +12,7 @@ use std::time::Instant;
 use clap::Parser;
 use godwit::config::{Memory, MemoryBackend};
 use godwit::dump::{
-    self, Cpu, Filter, Format, Guest, GuestView, Options, Output, Progress, RamView, Slices,
+    self, Cpu, Filter, Format, GuestState, GuestView, Options, Output, Progress, RamView, Slices,
     VmCoreInfo,
 };
 use godwit::memory::GuestRam;
@@ -96,7 +96,7 @@ fn dump(view: &dyn GuestView, arguments: &Arguments) -> Result<(), Failure> {
         let (address, size) = text.split_once(',').ok_or("ADDRESS,BYTES")?;
         Ok(VmCoreInfo { guest_format: 1, size: size.parse()?, address: address.parse()? })
     });
-    let guest = Guest { view, cpus: &cpus, vmcoreinfo: vmcoreinfo.transpose()? };
+    let guest = GuestState { view, cpus: &cpus, vmcoreinfo: vmcoreinfo.transpose()? };
     let mut options = Options::new(arguments.format);
     options.paging = arguments.paging;
     options.threads = arguments.threads.unwrap_or(options.threads);

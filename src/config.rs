@@ -12,7 +12,7 @@ use std::sync::Arc;
 /// One virtual machine, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    pub board: Board,
+    pub machine: MachineOptions,
     /// In the order of the command line.
     pub devices: Vec<Device>,
     pub kvm: Kvm,
@@ -43,7 +43,7 @@ pub struct Config {
 
 /// What `-M` says of the machine `microvm`. `acpi=off` is the only variant there is so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Board {
+pub struct MachineOptions {
     /// Which parts it has, as far as that was said; the parts themselves know what they are without.
     pub switches: Switches,
     /// Leave the JSON description out of migration streams.

@@ -12,7 +12,7 @@ use bench::random::Random;
 use bench::synthetic;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use xbzrle::Cache;
-use xbzrle::parallel::{self, LivePage, Output, Round};
+use xbzrle::parallel::{self, LivePage, Output, Pass};
 
 /// 64 MiB: twice the last-level cache of the machine this was written on.
 const PAGES: usize = 16384;
@@ -63,7 +63,7 @@ fn encode(criterion: &mut Criterion) {
                         for batch in pages.chunks(4096) {
                             let cache = Some(&mut cache);
                             pool.install(|| {
-                                parallel::encode(Round::Delta, cache, batch, &Stream, &mut output)
+                                parallel::encode(Pass::Delta, cache, batch, &Stream, &mut output)
                             });
                         }
                         spent += started.elapsed();

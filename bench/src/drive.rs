@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use memmap2::{Advice, MmapMut};
-use xbzrle::parallel::{self, Body, Layout, LivePage, Output, Record, Round, Tally};
+use xbzrle::parallel::{self, Body, LivePage, Output, Pass, Record, RecordFormat, Tally};
 use xbzrle::{Cache, PAGE_SIZE};
 
 use crate::random::Random;
@@ -38,7 +38,7 @@ impl Run {
 
     fn encode(
         &mut self,
-        round: Round,
+        round: Pass,
         cache: &mut Cache,
         pages: &[LivePage<'_>],
         output: &mut Output,
@@ -55,7 +55,7 @@ impl Run {
 /// Records as in the peer's stream, within one block.
 pub struct Stream;
 
-impl Layout for Stream {
+impl RecordFormat for Stream {
     fn header(&self, record: &Record, _after: Option<u64>, out: &mut Vec<u8>) {
         let (flag, tail): (u64, &[u8]) = match record.body {
             Body::Zero => (0x02, &[0]),
@@ -101,7 +101,7 @@ impl Guest {
                 }
             }
             let live: Vec<LivePage<'_>> = pages.iter().map(|&page| self.live(page)).collect();
-            run.encode(Round::Delta, cache, &live, &mut output);
+            run.encode(Pass::Delta, cache, &live, &mut output);
         }
         run
     }
@@ -137,7 +137,7 @@ pub fn play_recorded(trace: &Trace, cache: &mut Cache) -> Run {
             // SAFETY: the page is borrowed from `replay` for as long as the result.
             unsafe { LivePage::new(*page, bytes.as_ptr()) }
         });
-        run.encode(Round::Delta, cache, &live.collect::<Vec<_>>(), &mut output);
+        run.encode(Pass::Delta, cache, &live.collect::<Vec<_>>(), &mut output);
     }
     run
 }

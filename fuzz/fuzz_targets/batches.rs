@@ -8,14 +8,14 @@ use std::collections::HashMap;
 
 use godwit_fuzz::Page;
 use libfuzzer_sys::fuzz_target;
-use xbzrle::parallel::{self, Body, Kind, Layout, LivePage, Output, Record, Round};
+use xbzrle::parallel::{self, Body, Kind, LivePage, Output, Pass, Record, RecordFormat};
 use xbzrle::{Cache, PAGE_SIZE};
 
 const PAGES: usize = 600;
 
 struct Plain;
 
-impl Layout for Plain {
+impl RecordFormat for Plain {
     fn header(&self, record: &Record, after: Option<u64>, out: &mut Vec<u8>) {
         out.extend(record.page.to_be_bytes());
         out.extend(after.unwrap_or(u64::MAX).to_be_bytes());
@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
     let mut cache = Cache::new(1 << 20).unwrap();
     let mut output = Output::new();
     for step in data.as_chunks::<4>().0.iter().take(16) {
-        let round = [Round::Bulk, Round::Fill, Round::Delta, Round::Last][usize::from(step[0] % 4)];
+        let round = [Pass::Bulk, Pass::Fill, Pass::Delta, Pass::Last][usize::from(step[0] % 4)];
         let first = usize::from(step[1]) * 2;
         let numbers: Vec<usize> =
             (first..PAGES).step_by(1 + usize::from(step[0] >> 6)).take(step[2].into()).collect();

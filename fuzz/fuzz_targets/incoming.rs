@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 
 use godwit::args::{self, Request};
 use godwit::config::Config;
-use godwit::io::{Address, Listener, Waker};
 use godwit::devices::HostCpu;
+use godwit::io::{Address, Listener, Waker};
 use godwit::kvm::state::ForeignTsc;
 use godwit::machine::{RunState, load};
 use godwit::memory::GuestRam;
 use godwit::migrate::capabilities::Capability;
-use godwit::migrate::guest::{DirtyLog, Guest, GuestError, Loader, State};
-use godwit::migrate::settings::Settings;
+use godwit::migrate::guest::{DirtyLog, GuestError, Loader, Migratable, State};
 use godwit::migrate::incoming::{Arrival, Incoming, Origin};
-use godwit::stream::godwit::{Requirements, Rehearsal};
+use godwit::migrate::settings::Settings;
+use godwit::stream::godwit::{Rehearsal, Requirements};
 use godwit::stream::{Error, SectionHeader, Step};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
@@ -50,7 +50,7 @@ struct Guestless {
     state: Mutex<RunState>,
 }
 
-impl Guest for Guestless {
+impl Migratable for Guestless {
     fn ram(&self) -> &GuestRam {
         &self.ram
     }

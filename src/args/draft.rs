@@ -208,22 +208,22 @@ impl Draft {
     pub fn finish(mut self) -> Result<Config, Errors> {
         let mut errors = Vec::new();
         let mut keep = |error: Error| errors.push(error);
-        let board = self.machine.board().map_err(&mut keep).ok();
+        let machine = self.machine.options().map_err(&mut keep).ok();
         let cpu = self.smp.cpu().map_err(&mut keep).ok();
         let memory = self.memory.memory(&self.machine).map_err(&mut keep).ok();
         let boot = self.boot().map_err(&mut keep).ok();
         let wiring = self.wire().map_err(&mut keep).ok();
-        match (board, cpu, memory, boot, wiring) {
+        match (machine, cpu, memory, boot, wiring) {
             (
-                Some(board),
+                Some(machine),
                 Some((cpu, cpu_notice)),
                 Some((memory, memory_notice)),
                 Some(boot),
                 Some((serial, monitors)),
             ) => {
-                let isa_serial = board.switches.get("isa-serial", true);
+                let isa_serial = machine.switches.get("isa-serial", true);
                 Ok(Config {
-                    board,
+                    machine,
                     devices: self.machine.devices,
                     kvm: self.machine.kvm,
                     cpu,

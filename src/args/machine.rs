@@ -3,7 +3,7 @@
 use super::error::{Error, Problem};
 use super::keys::{Key, Keys, split};
 use super::value;
-use crate::config::{Board, Device, Kvm, Switches};
+use crate::config::{Device, Kvm, MachineOptions, Switches};
 use crate::devices::Kind;
 use crate::machine::PARTS;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ pub struct MachineDraft {
     pub named: bool,
     /// `acpi=` as far as it was given.
     pub acpi: Option<bool>,
-    pub board: Board,
+    pub options: MachineOptions,
     pub devices: Vec<Device>,
     pub kvm: Kvm,
     pub memory_backend: Option<String>,
@@ -54,7 +54,7 @@ const MACHINE: Keys<MachineDraft> = Keys {
         }),
         Key::set("accel", "kvm", |_, v| accelerator(v)),
         Key::only("auto-kernel-cmdline", &["on", "off"], NO_TRANSPORT),
-        Key::set("suppress-vmdesc", "on|off", |m, v| into(v, &mut m.board.suppress_vmdesc)),
+        Key::set("suppress-vmdesc", "on|off", |m, v| into(v, &mut m.options.suppress_vmdesc)),
         Key::set("mem-merge", "on|off", |m, v| into_some(v, &mut m.merge)),
         Key::set("dump-guest-core", "on|off", |m, v| into_some(v, &mut m.dump)),
         Key::only("kernel-irqchip", &["on"], USERSPACE_IRQCHIP),
@@ -141,7 +141,7 @@ pub fn read(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Er
         let names = |known: &Key<Switches>| known.name == key || Some(known.name) == bare;
         match PARTS.iter().find(|part| part.machine.iter().any(names)) {
             Some(part) => {
-                let switches = &mut draft.board.switches;
+                let switches = &mut draft.options.switches;
                 keys_of(part).set(option, &key, value.as_deref(), switches)?;
             }
             None => MACHINE.set(option, &key, value.as_deref(), draft)?,
@@ -165,10 +165,10 @@ fn into_some(text: &str, place: &mut Option<bool>) -> Result<(), Problem> {
 }
 
 impl MachineDraft {
-    /// The board, if what was asked for can be had.
-    pub fn board(&self) -> Result<Board, Error> {
+    /// What the machine is, if what was asked for can be had.
+    pub fn options(&self) -> Result<MachineOptions, Error> {
         match (self.named, self.acpi) {
-            (true, Some(false)) => Ok(self.board.clone()),
+            (true, Some(false)) => Ok(self.options.clone()),
             (true, _) => Err(Problem::Refused(
                 "means ACPI, whose event device is not built yet; write -M microvm,acpi=off",
             )

@@ -42,7 +42,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         role: SocketRole::Server { wait: false },
     });
     let expected = Config {
-        board: Board::default(),
+        machine: MachineOptions::default(),
         devices: vec![],
         kvm: Kvm::default(),
         cpu: Cpu::cores(1),
@@ -87,10 +87,10 @@ fn every_optional_part_can_be_asked_for() {
          01020304-0506-0708-090a-0b0c0d0e0f10 -S -no-reboot -action panic=pause,shutdown=pause -pidfile P -kernel builtin \
          -append 'ws=64 rate=2000 pattern=zipf bytes=64 fill=text'",
     );
-    let mut board = Board { suppress_vmdesc: true, ..Board::default() };
-    board.switches.set("pit", false);
-    board.switches.set("pic", false);
-    assert_eq!(c.board, board);
+    let mut machine = MachineOptions { suppress_vmdesc: true, ..MachineOptions::default() };
+    machine.switches.set("pit", false);
+    machine.switches.set("pic", false);
+    assert_eq!(c.machine, machine);
     assert_eq!(c.kvm.dirty_ring_entries, Some(4096));
     assert_eq!((c.cpu.count, c.memory.bytes, c.memory.block.as_str()), (4, 3 << 29, "microvm.ram"));
     assert_eq!(c.identity.name.as_deref(), Some("a,b"));

@@ -5,7 +5,7 @@ use super::figures::{
     bytes, bytes_per_second, milliseconds, parse_bytes, parse_rate, parse_time, per_cent,
 };
 use super::interrupt::Interrupts;
-use super::progress::{Progress, Snapshot};
+use super::progress::{MigrationInfo, Progress};
 use super::qmp::{self, Address, Client};
 use super::table::Table;
 use super::terminal::show;
@@ -184,18 +184,18 @@ pub fn start(
     progress: &mut Progress,
     interrupts: &Interrupts,
     patience: Option<Duration>,
-) -> Result<(Value, Snapshot), Error> {
+) -> Result<(Value, MigrationInfo), Error> {
     source.execute("migrate", json!({"uri": uri}))?;
     let begin = Instant::now();
     let pressed_before = interrupts.pressed();
     let mut advice = Advice::default();
     let mut cancelled = false;
-    let mut last = Snapshot::default();
+    let mut last = MigrationInfo::default();
     loop {
         // An event (the next round, the end) cuts the wait short.
         source.event(POLL_TIME)?;
         let answer = source.execute("query-migrate", json!({}))?;
-        let now = Snapshot::read(&answer);
+        let now = MigrationInfo::read(&answer);
         progress.show(&now);
         if now.is_over() {
             return Ok((answer, now.or_figures_of(last)));
@@ -229,7 +229,7 @@ struct Advice {
 const ADVICE_TIME: Duration = Duration::from_secs(4);
 
 impl Advice {
-    fn on(&mut self, now: &Snapshot, elapsed: Duration) -> Option<String> {
+    fn on(&mut self, now: &MigrationInfo, elapsed: Duration) -> Option<String> {
         if now.round > self.round {
             self.round = now.round;
             if now.round > 1 {
@@ -281,7 +281,7 @@ fn size_word(bytes: u64) -> String {
 }
 
 /// What happened, for people.
-pub fn summary(end: &Snapshot) -> Table {
+pub fn summary(end: &MigrationInfo) -> Table {
     let mut table = Table::new(["migration", "completed"]);
     let mut row = |name: &str, value: String| table.row([name.to_string(), value]);
     row("total time", end.total_ms.map_or("?".into(), milliseconds));
@@ -334,12 +334,12 @@ mod tests {
 
     #[test]
     fn a_migration_that_cannot_end_is_told_what_would_help() {
-        let mut losing = Snapshot {
+        let mut losing = MigrationInfo {
             round: 3,
             remaining: 200 << 20,
             throughput: 125e6,
             dirty_rate: 400e6,
-            ..Snapshot::default()
+            ..MigrationInfo::default()
         };
         let mut advice = Advice::default();
         assert_eq!(advice.on(&losing, Duration::from_secs(1)), None, "too early");

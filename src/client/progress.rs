@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// One answer of `query-migrate`, read.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Snapshot {
+pub struct MigrationInfo {
     pub status: String,
     pub error: Option<String>,
     /// Harvests of the dirty log so far; the first round is 1.
@@ -45,8 +45,8 @@ pub struct Xbzrle {
     pub miss_rate: f64,
 }
 
-impl Snapshot {
-    pub fn read(answer: &Value) -> Snapshot {
+impl MigrationInfo {
+    pub fn read(answer: &Value) -> MigrationInfo {
         let ram = &answer["ram"];
         let count = |key: &str| ram[key].as_u64().unwrap_or(0);
         let page = match count("page-size") {
@@ -54,7 +54,7 @@ impl Snapshot {
             bytes => bytes,
         };
         let cache = &answer["xbzrle-cache"];
-        Snapshot {
+        MigrationInfo {
             status: answer["status"].as_str().unwrap_or("none").into(),
             error: answer["error-desc"].as_str().map(String::from),
             round: count("dirty-sync-count"),
@@ -90,9 +90,9 @@ impl Snapshot {
     }
 
     /// A migration that did not succeed ends without figures; those of `last`, then.
-    pub fn or_figures_of(self, last: Snapshot) -> Snapshot {
+    pub fn or_figures_of(self, last: MigrationInfo) -> MigrationInfo {
         match self.total {
-            0 => Snapshot { status: self.status, error: self.error, ..last },
+            0 => MigrationInfo { status: self.status, error: self.error, ..last },
             _ => self,
         }
     }
@@ -168,7 +168,7 @@ impl Progress {
         Progress { label: String::new(), bar: None, last_line: Instant::now(), quiet: true }
     }
 
-    pub fn show(&mut self, now: &Snapshot) {
+    pub fn show(&mut self, now: &MigrationInfo) {
         match &self.bar {
             _ if self.quiet || now.round == 0 => {}
             Some(bar) => {
@@ -214,13 +214,13 @@ mod tests {
                     "page-size": 4096, "dirty-sync-count": 3, "duplicate": 7, "normal": 9},
             "xbzrle-cache": {"cache-size": 64, "bytes": 10, "pages": 98, "cache-miss": 2, "cache-miss-rate": 0.02}
         });
-        let now = Snapshot::read(&answer);
+        let now = MigrationInfo::read(&answer);
         assert_eq!(now.done(), 0.75);
         assert!(!now.is_over());
         assert_eq!(
             now.line(),
             "round 3, 119 MiB/s, dirtied 32 MiB/s, cache hits 98 %, downtime about 120 ms"
         );
-        assert_eq!(Snapshot::read(&json!({})).line(), "none");
+        assert_eq!(MigrationInfo::read(&json!({})).line(), "none");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::error::Error;
 use super::figures::{bytes, milliseconds, per_cent};
-use super::progress::Snapshot;
+use super::progress::MigrationInfo;
 use super::qmp::{Address, Client, version_text};
 use super::terminal::show;
 use clap::Args;
@@ -59,7 +59,7 @@ fn page(answers: &Value) -> String {
         lines.push(("memory", bytes(ram)));
     }
     if answers["migration"]["status"].is_string() {
-        lines.push(("migration", migration(&Snapshot::read(&answers["migration"]))));
+        lines.push(("migration", migration(&MigrationInfo::read(&answers["migration"]))));
     }
     for chardev in answers["chardevs"].as_array().into_iter().flatten() {
         lines.push((
@@ -79,7 +79,7 @@ fn name(answers: &Value) -> String {
     }
 }
 
-fn migration(now: &Snapshot) -> String {
+fn migration(now: &MigrationInfo) -> String {
     match (now.status.as_str(), &now.error) {
         ("completed", _) if now.total_ms.is_none() => "arrived here".into(),
         ("completed", _) => {

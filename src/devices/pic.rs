@@ -25,7 +25,7 @@ pub const KIND: Kind = Kind {
 };
 
 fn shown(config: &Config) -> bool {
-    config.board.switches.get("pic", true)
+    config.machine.switches.get("pic", true)
 }
 
 fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {

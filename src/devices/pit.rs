@@ -26,7 +26,7 @@ pub const KIND: Kind = Kind {
 
 /// Whether the machine has one; KVM makes it with its other chips.
 pub fn wanted(config: &Config) -> bool {
-    config.board.switches.get("pit", true)
+    config.machine.switches.get("pit", true)
 }
 
 fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {

@@ -17,7 +17,7 @@ use super::note::Notes;
 use super::output::Writer;
 use super::pipeline::{self, Order, Sink};
 use super::walk::{self, Mapping};
-use super::{Error, Guest, PAGE, Progress, Range, What, ranges};
+use super::{Error, GuestState, PAGE, Progress, Range, What, ranges};
 use crate::io::file::{BUFFER_BYTES, Buffer};
 
 const ET_CORE: u16 = 4;
@@ -35,7 +35,7 @@ const CHUNK_BYTES: u64 = BUFFER_BYTES as u64;
 
 /// Writes the core. `memory` is sorted, disjoint, joined and not empty.
 pub fn write(
-    guest: &Guest<'_>,
+    guest: &GuestState<'_>,
     paging: bool,
     memory: &[Range],
     notes: &Notes,
@@ -50,7 +50,7 @@ pub fn write(
         guest.view.release(range);
     }
     let long_mode = guest.cpus.first().is_some_and(|cpu| cpu.long_mode());
-    let layout = Layout::new(long_mode, memory, &mappings, notes.bytes.len() as u64);
+    let layout = FilePlan::new(long_mode, memory, &mappings, notes.bytes.len() as u64);
 
     output.put(What::ElfHeader, 0, &layout.header())?;
     let mut at = layout.class.header_bytes();
@@ -86,7 +86,7 @@ struct Chunk {
 
 /// Puts chunks where the layout has them, from the buffers they were read into.
 struct Memory<'s> {
-    layout: &'s Layout<'s>,
+    layout: &'s FilePlan<'s>,
     output: &'s mut Writer,
 }
 
@@ -105,8 +105,8 @@ impl Sink for Memory<'_> {
 }
 
 fn write_memory(
-    guest: &Guest<'_>,
-    layout: &Layout<'_>,
+    guest: &GuestState<'_>,
+    layout: &FilePlan<'_>,
     memory: &[Range],
     output: &mut Writer,
     pool: &ThreadPool,
@@ -175,7 +175,7 @@ impl Class {
 }
 
 /// Where everything stands.
-struct Layout<'m> {
+struct FilePlan<'m> {
     class: Class,
     machine: u16,
     /// program headers, the note's included
@@ -190,16 +190,16 @@ struct Layout<'m> {
     end: u64,
 }
 
-impl<'m> Layout<'m> {
+impl<'m> FilePlan<'m> {
     fn new(
         long_mode: bool,
         memory: &'m [Range],
         mappings: &[Mapping],
         notes_bytes: u64,
-    ) -> Layout<'m> {
+    ) -> FilePlan<'m> {
         let machine = if long_mode { EM_X86_64 } else { EM_386 };
         let layout =
-            |class| Layout::in_class(class, machine, memory, mappings.len() as u64, notes_bytes);
+            |class| FilePlan::in_class(class, machine, memory, mappings.len() as u64, notes_bytes);
         let narrow = !long_mode && memory.iter().all(|range| range.end() <= u64::from(u32::MAX));
         if narrow {
             let layout = layout(Class::Bits32);
@@ -216,7 +216,7 @@ impl<'m> Layout<'m> {
         memory: &'m [Range],
         loads: u64,
         notes_bytes: u64,
-    ) -> Layout<'m> {
+    ) -> FilePlan<'m> {
         let segments = loads + 1;
         let notes_at = class.header_bytes() + segments * class.program_header_bytes();
         let page = PAGE as u64;
@@ -234,7 +234,7 @@ impl<'m> Layout<'m> {
             Some(at) => at + 2 * class.section_header_bytes() + SHSTRTAB.len() as u64,
             None => end,
         };
-        Layout {
+        FilePlan {
             class,
             machine,
             segments,

@@ -62,9 +62,9 @@ pub enum Error {
     /// A raw kdump goes back and forth in its file.
     #[error("kdump-raw formats require a seekable file")]
     NotSeekable,
-    /// The target could not be looked at.
+    /// The destination could not be looked at.
     #[error("dump: cannot use the target: {}", Errno(.0))]
-    Target(io::Error),
+    Destination(io::Error),
     #[error("dump: cannot set up io_uring: {0}")]
     Ring(crate::io::Error),
     #[error("dump: {0}")]

@@ -20,18 +20,18 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::{Cpu, Error, Filter, Guest, Options, Output, Progress, RamView, VmCoreInfo};
+use super::{Cpu, Error, Filter, GuestState, Options, Output, Progress, RamView, VmCoreInfo};
 use crate::machine;
 use crate::memory::{self, GuestRam, Snapshot as Image, Unavailable};
 
 /// A machine, as far as a dump needs one.
-pub trait Target: Send + Sync {
+pub trait Dumpable: Send + Sync {
     /// Is the guest running now?
     fn runs(&self) -> bool;
     /// Stops every vCPU for a dump (run state `save-vm`); false if the guest stood still already.
     /// Nobody resets it or writes its memory from then on.
     fn pause(&self) -> Result<bool, machine::Error>;
-    /// Ends what [`Target::pause`] began, which returned `ran`: a guest that ran goes on.
+    /// Ends what [`Dumpable::pause`] began, which returned `ran`: a guest that ran goes on.
     fn resume(&self, ran: bool);
     fn ram(&self) -> GuestRam;
     /// The registers of all vCPUs, which stand still.
@@ -64,7 +64,7 @@ impl Status {
 
 /// Status, and bytes of guest memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Snapshot {
+pub struct QueryResult {
     pub status: Status,
     pub completed: u64,
     pub total: u64,
@@ -95,11 +95,11 @@ pub enum Failure {
 }
 
 /// Called once after a dump that began writing, before the guest goes on.
-pub type Done = Box<dyn FnOnce(Snapshot, Option<&Failure>) + Send>;
+pub type Done = Box<dyn FnOnce(QueryResult, Option<&Failure>) + Send>;
 
 /// The dumps of one machine.
 pub struct Dumps {
-    target: Arc<dyn Target>,
+    target: Arc<dyn Dumpable>,
     state: Mutex<State>,
     released: Condvar,
 }
@@ -115,7 +115,7 @@ struct State {
     finishing: bool,
     /// The guest runs although a dump is written.
     live: Option<Duration>,
-    last: Snapshot,
+    last: QueryResult,
     /// of the dump that is being written
     progress: Option<Arc<Progress>>,
 }
@@ -134,14 +134,14 @@ impl Drop for Claim {
         state.live = None;
         if state.progress.take().is_some() {
             // The thread could not be started.
-            state.last = Snapshot { status: Status::Failed, ..Snapshot::default() };
+            state.last = QueryResult { status: Status::Failed, ..QueryResult::default() };
         }
         self.dumps.released.notify_all();
     }
 }
 
 impl Dumps {
-    pub fn new(target: Arc<dyn Target>) -> Arc<Dumps> {
+    pub fn new(target: Arc<dyn Dumpable>) -> Arc<Dumps> {
         Arc::new(Dumps { target, state: Mutex::default(), released: Condvar::new() })
     }
 
@@ -157,10 +157,10 @@ impl Dumps {
         state.claimed && !state.finishing && state.live.is_none()
     }
 
-    pub fn snapshot(&self) -> Snapshot {
+    pub fn snapshot(&self) -> QueryResult {
         let state = self.state();
         match &state.progress {
-            Some(progress) => Snapshot {
+            Some(progress) => QueryResult {
                 status: Status::Active,
                 completed: progress.completed(),
                 total: progress.total(),
@@ -305,14 +305,15 @@ impl Claim {
         step: impl FnOnce() -> Result<T, Failure>,
     ) -> Result<T, Failure> {
         step().inspect_err(|_| {
-            self.dumps.state().last = Snapshot { status: Status::Failed, ..Snapshot::default() };
+            self.dumps.state().last =
+                QueryResult { status: Status::Failed, ..QueryResult::default() };
         })
     }
 }
 
 /// A guest that stands still for a dump. When this is dropped, one that ran goes on.
 struct Stopped {
-    target: Arc<dyn Target>,
+    target: Arc<dyn Dumpable>,
     ran: bool,
 }
 
@@ -378,7 +379,7 @@ impl Dump {
         };
         let status = if result.is_ok() { Status::Completed } else { Status::Failed };
         let mut state = claim.dumps.state();
-        let last = Snapshot {
+        let last = QueryResult {
             status,
             completed: progress.completed(),
             total: progress.total(),
@@ -401,7 +402,7 @@ fn make(
     output: Output,
     progress: &Progress,
 ) -> Result<(), Failure> {
-    let report = super::write(&Guest { view, cpus, vmcoreinfo }, options, output, progress)?;
+    let report = super::write(&GuestState { view, cpus, vmcoreinfo }, options, output, progress)?;
     if let Some(why) = report.note_refused {
         tracing::warn!("dump without the guest's note: {why}");
     }
@@ -424,7 +425,7 @@ mod tests {
         running: AtomicBool,
     }
 
-    impl Target for Fake {
+    impl Dumpable for Fake {
         fn runs(&self) -> bool {
             self.running.load(SeqCst)
         }
@@ -484,7 +485,7 @@ mod tests {
     fn a_running_guest_runs_again_and_a_stopped_one_does_not() {
         for running in [true, false] {
             let (guest, dumps) = fake(running);
-            assert_eq!(dumps.snapshot(), Snapshot::default());
+            assert_eq!(dumps.snapshot(), QueryResult::default());
             let (send, receive) = mpsc::channel();
             let seen = guest.clone();
             let done: Done = Box::new(move |last, failure| {
@@ -493,7 +494,7 @@ mod tests {
             });
             let file = tempfile::tempfile().unwrap();
             dumps.claim().unwrap().run(output(file), elf(), false, done).unwrap();
-            let complete = Snapshot {
+            let complete = QueryResult {
                 status: Status::Completed,
                 completed: BYTES,
                 total: BYTES,
@@ -539,7 +540,7 @@ mod tests {
             let error = dumps.claim().unwrap().run(output(file), options, false, done).unwrap_err();
             assert_eq!(
                 dumps.snapshot(),
-                Snapshot { status: Status::Failed, ..Snapshot::default() }
+                QueryResult { status: Status::Failed, ..QueryResult::default() }
             );
             assert!(guest.running.load(SeqCst) && !dumps.is_busy());
             error.to_string()

@@ -1,7 +1,7 @@
 //! Registers for a dump, and the place of the guest's note: from the machine, and from the sections
 //! of a migration stream.
 
-use super::job::Target;
+use super::job::Dumpable;
 use super::{Cpu, Segment, VmCoreInfo};
 use crate::arch::x86_64::cpu::{self, CpuState};
 use crate::arch::x86_64::registers;
@@ -14,7 +14,7 @@ use crate::memory::GuestRam;
 /// `MSR_KERNEL_GS_BASE`.
 const KERNEL_GS_BASE: u32 = 0xc000_0102;
 
-impl Target for Machine {
+impl Dumpable for Machine {
     fn runs(&self) -> bool {
         self.run_state().is_running()
     }

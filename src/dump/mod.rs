@@ -51,7 +51,7 @@ pub use codec::Codec;
 pub use cpu::{Cpu, Segment};
 pub use error::{Error, What};
 pub use format::Format;
-pub use job::{Busy, Claim, Done, Dumps, Failure, Snapshot, Status, Target};
+pub use job::{Busy, Claim, Done, Dumpable, Dumps, Failure, QueryResult, Status};
 pub use output::Output;
 pub use progress::Progress;
 pub use ram::RamView;
@@ -63,7 +63,7 @@ pub use vmcoreinfo::{NoteRefused, VmCoreInfo};
 pub const PAGE: usize = 4096;
 
 /// What is dumped: memory, registers in CPU order, and where the guest put its note, if it said so.
-pub struct Guest<'a> {
+pub struct GuestState<'a> {
     pub view: &'a dyn GuestView,
     pub cpus: &'a [Cpu],
     pub vmcoreinfo: Option<VmCoreInfo>,
@@ -111,7 +111,7 @@ pub fn memory_bytes(view: &dyn GuestView, filter: Option<Filter>) -> u64 {
 /// compressed copies, and the page-table mappings of a `paging` dump (24 bytes each, at most
 /// `walk::MAPPINGS_MAX`).
 pub fn write(
-    guest: &Guest<'_>,
+    guest: &GuestState<'_>,
     options: &Options,
     output: Output,
     progress: &Progress,

@@ -35,7 +35,7 @@ impl Output {
     /// Looks at what `file` is. A regular file is cut off at its current offset, where the dump
     /// will begin.
     pub fn new(mut file: File) -> Result<Output, Error> {
-        let kind = Kind::of(&mut file).map_err(Error::Target)?;
+        let kind = Kind::of(&mut file).map_err(Error::Destination)?;
         Ok(Output { file, kind })
     }
 

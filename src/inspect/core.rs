@@ -2,7 +2,8 @@
 
 use super::error::Failure;
 use crate::dump::{
-    self, Cpu, Format, Guest, GuestView, Options, Output, Progress, Range, ReadFailed, VmCoreInfo,
+    self, Cpu, Format, GuestState, GuestView, Options, Output, Progress, Range, ReadFailed,
+    VmCoreInfo,
 };
 use std::fs::File;
 use std::io;
@@ -60,9 +61,9 @@ pub fn prepare(arrived: Arrived, machine: Option<&str>) -> Result<Prepared, Fail
 impl Prepared {
     pub fn write(&self, file: &File, format: Format, paging: bool) -> Result<(), Failure> {
         let Prepared { view, cpus, vmcoreinfo } = self;
-        let guest = Guest { view, cpus, vmcoreinfo: *vmcoreinfo };
+        let guest = GuestState { view, cpus, vmcoreinfo: *vmcoreinfo };
         let options = Options { paging: paging && format == Format::Elf, ..Options::new(format) };
-        let file = file.try_clone().map_err(dump::Error::Target).map_err(Failure::Dump)?;
+        let file = file.try_clone().map_err(dump::Error::Destination).map_err(Failure::Dump)?;
         let output = Output::new(file).map_err(Failure::Dump)?;
         dump::write(&guest, &options, output, &Progress::default()).map_err(Failure::Dump)?;
         Ok(())

@@ -23,7 +23,7 @@ impl GuestError {
     }
 }
 
-pub trait Guest: Send + Sync {
+pub trait Migratable: Send + Sync {
     fn ram(&self) -> &GuestRam;
     fn run_state(&self) -> RunState;
     /// Stops every vCPU; true if the guest ran.

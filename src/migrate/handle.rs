@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
 use serde_json::{Map, Value};
 
 use super::capabilities::{Capabilities, Capability, CapabilityError};
-use super::guest::Guest;
+use super::guest::Migratable;
 use super::incoming::{Arrival, Incoming, Origin};
 use super::outgoing::{Destination, Source};
 use super::parameters::{ParameterError, Parameters};
@@ -62,7 +62,7 @@ pub enum Refused {
 pub type OnFailure = Arc<dyn Fn(&str) + Send + Sync>;
 
 pub struct Handle {
-    guest: Arc<dyn Guest>,
+    guest: Arc<dyn Migratable>,
     settings: Arc<Settings>,
     events: Events,
     autostart: Arc<dyn Fn() -> bool + Send + Sync>,
@@ -91,7 +91,7 @@ struct Outgoing {
 
 /// What a handle is made of.
 pub struct Parts {
-    pub guest: Arc<dyn Guest>,
+    pub guest: Arc<dyn Migratable>,
     /// Called with events, of which the control plane shows those that capability `events` asks
     /// for.
     pub events: Events,

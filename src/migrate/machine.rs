@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::guest::{self, Guest, GuestError, State};
+use super::guest::{self, GuestError, Migratable, State};
 use crate::devices::processors::Processors;
 use crate::devices::{HostCpu, Sections};
 use crate::kvm::{self, compat, state::ForeignTsc};
@@ -18,7 +18,7 @@ use crate::stream::{self, SectionHeader, Step};
 /// Section ids: section `ram` has a lower one.
 const FIRST_DEVICE_ID: u32 = 3;
 
-impl Guest for Machine {
+impl Migratable for Machine {
     fn ram(&self) -> &GuestRam {
         self.ram()
     }
@@ -86,7 +86,7 @@ impl Guest for Machine {
         let goes_on = self.hold_to_leave();
         let run_state = if ran && goes_on { RunState::Running } else { RunState::Paused };
         let sections = self.save(run_state).map_err(GuestError::from)?;
-        Ok(Box::new(Saved { sections, suppress_vmdesc: self.config().board.suppress_vmdesc }))
+        Ok(Box::new(Saved { sections, suppress_vmdesc: self.config().machine.suppress_vmdesc }))
     }
 
     fn rehearse(&self) -> Result<Rehearsal, GuestError> {
@@ -105,7 +105,7 @@ impl Guest for Machine {
     }
 
     fn describes(&self) -> bool {
-        !self.config().board.suppress_vmdesc
+        !self.config().machine.suppress_vmdesc
     }
 
     fn loader(&self) -> Box<dyn guest::Loader + '_> {

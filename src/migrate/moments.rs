@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::capabilities::Capability;
-use super::guest::Guest;
+use super::guest::Migratable;
 use super::handle::{Handle, Parts, Refused};
 use super::status::{Event, Status};
 use super::tests::{FakeGuest, Panics};

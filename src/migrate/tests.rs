@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::capabilities::Capability;
-use super::guest::{DirtyLog, Guest, GuestError, Loader, State};
+use super::guest::{DirtyLog, GuestError, Loader, Migratable, State};
 use super::incoming::{Arrival, Incoming, Origin};
 use super::outgoing::{Destination, Source};
 use super::progress::Progress;
@@ -110,7 +110,7 @@ impl Drop for FakeGuest {
     }
 }
 
-impl Guest for FakeGuest {
+impl Migratable for FakeGuest {
     fn ram(&self) -> &GuestRam {
         &self.ram
     }

@@ -14,7 +14,7 @@
 //! A page's way out of a running guest (a reader follows it downwards):
 //!
 //! ```text
-//! rounds ─► lane: its chunks ─► scan: dirty bits cleared ─► PageSource::data_mask   holes
+//! rounds ─► channel: chunks ─► scan: dirty bits cleared ─► PageSource::data_mask   holes
 //!                                                        ─► PageSource::zero_mask   zeros
 //!                             ─► Gather::memory, sent from where it is | PageSource::live, to the delta encoder
 //! ```
@@ -29,15 +29,15 @@
 //! ```
 
 mod hash;
-mod layout;
 mod mask;
+mod qemu_records;
 mod read;
 mod source;
 mod still;
 
 pub use hash::hash_ram;
-pub use layout::RecordLayout;
 pub use mask::{CHUNK_PAGES, ChunkMask, and, and_not, chunk_of, count, mask_ranges, or};
+pub use qemu_records::QemuRecords;
 pub use read::read;
 pub use source::{PageSource, sources};
 pub use still::Still;

@@ -5,7 +5,7 @@ use crate::machine::{Machine, Moment, RunState, VcpuInfo};
 use crate::qmp::Error;
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
-pub trait Guest: Send + Sync {
+pub trait Controllable: Send + Sync {
     fn run_state(&self) -> RunState;
     /// What the machine is in the middle of.
     fn moment(&self) -> Moment {
@@ -27,7 +27,7 @@ pub trait Guest: Send + Sync {
     fn set_actions(&self, actions: Actions);
 }
 
-impl Guest for Machine {
+impl Controllable for Machine {
     fn run_state(&self) -> RunState {
         self.run_state()
     }

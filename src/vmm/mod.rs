@@ -13,11 +13,11 @@ use crate::machine::moment::{self, Moment, Request, Ruling};
 use crate::qmp::{Error, Events, FdSets};
 
 pub use exit::Exit;
-pub use guest::Guest;
+pub use guest::Controllable;
 
 /// The whole VMM as commands see it: one per process, shared by every monitor.
 pub struct Vmm {
-    pub guest: Arc<dyn Guest>,
+    pub guest: Arc<dyn Controllable>,
     pub identity: Identity,
     pub events: Arc<Events>,
     pub fd_sets: FdSets,
@@ -42,7 +42,7 @@ pub struct ChardevInfo {
 
 impl Vmm {
     /// A VMM around `guest` with nothing else to it.
-    pub fn new(guest: Arc<dyn Guest>, events: Arc<Events>, exit: Arc<Exit>) -> Vmm {
+    pub fn new(guest: Arc<dyn Controllable>, events: Arc<Events>, exit: Arc<Exit>) -> Vmm {
         Vmm {
             guest,
             identity: Identity::default(),

@@ -6,7 +6,8 @@ use std::io::{Read, Seek};
 
 use godwit::dump::read::{Core, Kdump, flat_to_raw};
 use godwit::dump::{
-    self, Codec, Cpu, Error, Filter, Format, Guest, Options, Output, Progress, Slices, VmCoreInfo,
+    self, Codec, Cpu, Error, Filter, Format, GuestState, Options, Output, Progress, Slices,
+    VmCoreInfo,
 };
 
 /// Memory in a few places, not overlapping, and registers.
@@ -95,7 +96,7 @@ impl Case {
         let named = tempfile::NamedTempFile::new().unwrap();
         let file = File::options().write(!appending).append(appending).open(named.path()).unwrap();
         let view = Slices::new(self.parts.iter().map(|(start, bytes)| (*start, &bytes[..])));
-        let guest = Guest { view: &view, cpus: &self.cpus, vmcoreinfo: self.vmcoreinfo };
+        let guest = GuestState { view: &view, cpus: &self.cpus, vmcoreinfo: self.vmcoreinfo };
         let progress = Progress::default();
         match dump::write(&guest, options, Output::new(file).unwrap(), &progress) {
             Ok(_) => assert!(progress.completed() >= progress.total()),

@@ -281,7 +281,7 @@ pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Confi
     let memory =
         Memory { bytes: mib << 20, block, backend, prealloc: false, merge: false, dump: true };
     Config {
-        board: Default::default(),
+        machine: Default::default(),
         devices: vec![],
         kvm: Default::default(),
         cpu: godwit::config::Cpu::cores(cpus),

@@ -2,7 +2,7 @@
 
 use crate::common::dump_case::Case;
 use godwit::dump::read::{Core, Kdump, flat_to_raw};
-use godwit::dump::{self, Cpu, Format, Guest, Options, Output, Progress, Slices};
+use godwit::dump::{self, Cpu, Format, GuestState, Options, Output, Progress, Slices};
 use proptest::prelude::*;
 use std::io::{Read, Seek, Write};
 
@@ -56,10 +56,13 @@ fn read_kdump(file: &[u8]) {
 fn small(format: Format) -> Vec<u8> {
     let bytes: Vec<u8> = (0..8192u32).map(|at| (at / 7) as u8).collect();
     let view = Slices::new([(0x3000, &bytes[..])]);
-    dumped(&Guest { view: &view, cpus: &[Cpu::default()], vmcoreinfo: None }, &Options::new(format))
+    dumped(
+        &GuestState { view: &view, cpus: &[Cpu::default()], vmcoreinfo: None },
+        &Options::new(format),
+    )
 }
 
-fn dumped(guest: &Guest<'_>, options: &Options) -> Vec<u8> {
+fn dumped(guest: &GuestState<'_>, options: &Options) -> Vec<u8> {
     let mut file = tempfile::tempfile().unwrap();
     let output = Output::new(file.try_clone().unwrap()).unwrap();
     dump::write(guest, options, output, &Progress::default()).unwrap();
@@ -95,7 +98,7 @@ fn more_than_65534_segments_are_counted_in_section_zero() {
         let (memory, cpu) = scattered(pages);
         let view = Slices::new([(0, &memory[..])]);
         let cpus = [cpu];
-        let guest = Guest { view: &view, cpus: &cpus, vmcoreinfo: None };
+        let guest = GuestState { view: &view, cpus: &cpus, vmcoreinfo: None };
         let file = dumped(&guest, &Options { paging: true, ..Options::new(Format::Elf) });
         let core = Core::parse(&file).unwrap();
         assert_eq!(core.loads.len(), pages);
@@ -123,7 +126,7 @@ fn zeros_are_holes_in_a_file() {
     let mut bytes = vec![0; 32 << 20];
     bytes[20 << 20] = 1;
     let view = Slices::new([(0, &bytes[..])]);
-    let guest = Guest { view: &view, cpus: &[Cpu::default()], vmcoreinfo: None };
+    let guest = GuestState { view: &view, cpus: &[Cpu::default()], vmcoreinfo: None };
     let file = tempfile::tempfile().unwrap();
     let output = Output::new(file.try_clone().unwrap()).unwrap();
     dump::write(&guest, &Options::new(Format::Elf), output, &Progress::default()).unwrap();
@@ -142,7 +145,7 @@ fn the_nth_write_may_fail_in_any_format() {
     let bytes: Vec<u8> =
         (0..1 << 20u32).map(|at: u32| (at.wrapping_mul(0x9e37_79b1) >> 13) as u8).collect();
     let view = Slices::new([(0, &bytes[..])]);
-    let guest = Guest { view: &view, cpus: &[Cpu::default()], vmcoreinfo: None };
+    let guest = GuestState { view: &view, cpus: &[Cpu::default()], vmcoreinfo: None };
     for format in Format::ALL {
         for room in [0, 1, 4096, 70_000] {
             if matches!(format, Format::Kdump { raw: true, .. }) {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use godwit::dump::read::{Core, Kdump, Load, Note, cpu, flat_to_raw, notes};
 use godwit::dump::{
-    self, Codec, Cpu, Filter, Format, Guest, Options, Output, Progress, Slices, VmCoreInfo,
+    self, Codec, Cpu, Filter, Format, GuestState, Options, Output, Progress, Slices, VmCoreInfo,
 };
 
 fn vector(name: &str) -> Vec<u8> {
@@ -42,7 +42,7 @@ fn joined(loads: &[Load]) -> Vec<(u64, u64)> {
     out
 }
 
-fn dump(guest: &Guest<'_>, options: &Options) -> Vec<u8> {
+fn dump(guest: &GuestState<'_>, options: &Options) -> Vec<u8> {
     let mut file = tempfile::tempfile().unwrap();
     let output = Output::new(file.try_clone().unwrap()).unwrap();
     let report = dump::write(guest, options, output, &Progress::default()).unwrap();
@@ -54,14 +54,14 @@ fn dump(guest: &Guest<'_>, options: &Options) -> Vec<u8> {
 }
 
 /// The guest of the `tiny64` recordings: memory from the recorded core, registers from its notes.
-fn with_tiny64(test: impl FnOnce(&Guest<'_>, &Core<'_>)) {
+fn with_tiny64(test: impl FnOnce(&GuestState<'_>, &Core<'_>)) {
     let recorded = vector("tiny64-elf.core.zst");
     let recorded = Core::parse(&recorded).unwrap();
     let view = Slices::new(recorded.loads.iter().map(|load| (load.pa, recorded.bytes(load))));
     let cpus = cpus(&recorded.notes, true);
     let note_bytes = 12 + 12 + 112;
     let vmcoreinfo = Some(VmCoreInfo { guest_format: 1, size: note_bytes, address: 0x11_0000 });
-    test(&Guest { view: &view, cpus: &cpus, vmcoreinfo }, &recorded);
+    test(&GuestState { view: &view, cpus: &cpus, vmcoreinfo }, &recorded);
 }
 
 fn same_memory(ours: &Core<'_>, theirs: &Core<'_>) {
@@ -239,7 +239,7 @@ fn notes_of_recorded_guests_are_made_again_from_their_registers() {
         memory.resize(8192, 0);
         let top = [0; 4096];
         let view = Slices::new([(0, &memory[..]), (0xffff_f000, &top[..])]);
-        let guest = Guest { view: &view, cpus: &cpus, vmcoreinfo };
+        let guest = GuestState { view: &view, cpus: &cpus, vmcoreinfo };
         let ours = dump(&guest, &Options::new(Format::Elf));
         assert_eq!(ours[16..20], recorded[16..20], "{name}: type and machine");
         let (_, ours) = head_notes(&ours);
@@ -262,7 +262,7 @@ fn phys_base_of_a_moved_kernel_is_signed() {
         let view = Slices::new([(0, &memory[..])]);
         let cpus = [Cpu { efer: 0x500, ..Cpu::default() }];
         let vmcoreinfo = Some(VmCoreInfo { guest_format: 1, size, address: 0 });
-        let guest = Guest { view: &view, cpus: &cpus, vmcoreinfo };
+        let guest = GuestState { view: &view, cpus: &cpus, vmcoreinfo };
         let ours = dump(&guest, &Options::new(Format::Kdump { codec: Codec::Zlib, raw: true }));
         let ours = Kdump::parse(&ours).unwrap();
         assert_eq!(ours.phys_base.to_string(), said, "{name}");

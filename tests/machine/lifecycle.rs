@@ -1,7 +1,7 @@
 //! The machine on real KVM, with guests of a few instructions.
 
 use crate::common::guest::{self, Guest, config, wait};
-use godwit::dump::Target;
+use godwit::dump::Dumpable;
 use godwit::kvm::{self, state::ForeignTsc};
 use godwit::machine::{ContRefused, Event, RunState, StopCause};
 use godwit::memory::PageSet;

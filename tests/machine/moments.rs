@@ -8,12 +8,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use godwit::config::Incoming;
-use godwit::dump::{Dumps, Target};
+use godwit::dump::{Dumpable, Dumps};
 use godwit::io::Address;
 use godwit::io::transport::NoDescriptors;
 use godwit::machine::moment::{Moment, Request, Ruling, rule};
 use godwit::machine::{Event, RunState, StopCause};
-use godwit::migrate::guest::Guest as Migrated;
+use godwit::migrate::guest::Migratable;
 use godwit::migrate::{Handle, Parts};
 use godwit::qmp::json::Value;
 use godwit::qmp::{Error, Events, Monitor, commands};
@@ -78,12 +78,12 @@ impl Stage {
                     .unwrap();
             }
             Moment::Switching | Moment::HandingOver | Moment::Left => {
-                assert!(Migrated::stop(&**machine, RunState::FinishMigrate).unwrap());
+                assert!(Migratable::stop(&**machine, RunState::FinishMigrate).unwrap());
                 if moment != Moment::Switching {
-                    drop(Migrated::save(&**machine, true).unwrap());
+                    drop(Migratable::save(&**machine, true).unwrap());
                 }
                 if moment == Moment::Left {
-                    Migrated::set_state(&**machine, RunState::PostMigrate);
+                    Migratable::set_state(&**machine, RunState::PostMigrate);
                 }
             }
             Moment::Dumping => assert!(machine.pause().unwrap()),
@@ -141,7 +141,7 @@ impl Stage {
     fn end(&self, moment: Moment) {
         match moment {
             Moment::Switching | Moment::HandingOver => {
-                Migrated::cont(&*self.guest.machine).unwrap();
+                Migratable::cont(&*self.guest.machine).unwrap();
             }
             Moment::Dumping => self.guest.machine.resume(true),
             _ => {}
@@ -267,7 +267,7 @@ fn every_command_is_in_the_table_or_changes_no_machine() {
 fn a_reset_put_off_is_forgotten_when_the_guest_went_elsewhere() {
     let stage = Stage::at(Moment::HandingOver);
     stage.ask("system_reset").unwrap();
-    Migrated::set_state(&*stage.guest.machine, RunState::PostMigrate);
+    Migratable::set_state(&*stage.guest.machine, RunState::PostMigrate);
     assert_eq!(stage.guest.events(), [Event::Resume, Event::Stop]);
     assert_eq!(stage.guest.machine.run_state(), RunState::PostMigrate);
 }
@@ -277,7 +277,7 @@ fn a_stop_before_the_state_is_read_travels_with_it() {
     let stage = Stage::at(Moment::Switching);
     stage.ask("stop").unwrap();
     let mut out = Vec::new();
-    Migrated::save(&*stage.guest.machine, true).unwrap().write(&mut out).unwrap();
+    Migratable::save(&*stage.guest.machine, true).unwrap().write(&mut out).unwrap();
     let has = |word: &[u8]| out.windows(word.len()).any(|at| at == word);
     assert!(has(b"paused") && !has(b"running"));
 }
@@ -291,13 +291,13 @@ fn what_the_guest_asked_for_is_done_before_its_state_is_read() {
         let g = Guest::build(&config(&dir, &guest::restarter(), 16, 1));
         g.machine.cont().unwrap();
         std::thread::sleep(Duration::from_millis(7 * round));
-        let ran = Migrated::stop(&*g.machine, RunState::FinishMigrate).unwrap();
+        let ran = Migratable::stop(&*g.machine, RunState::FinishMigrate).unwrap();
         assert!(ran);
-        drop(Migrated::save(&*g.machine, true).unwrap());
+        drop(Migratable::save(&*g.machine, true).unwrap());
         let (said, events, count) = (g.said.text(), g.events(), g.word(0x30_0000));
         std::thread::sleep(Duration::from_millis(20));
         assert_eq!((g.said.text(), g.events(), g.word(0x30_0000)), (said, events, count));
-        Migrated::cont(&*g.machine).unwrap();
+        Migratable::cont(&*g.machine).unwrap();
         g.said.wait_for("rrrk");
         assert_eq!(g.said.text(), "rrrk");
         wait(

@@ -8,7 +8,7 @@ use godwit::chardev::{Backend, Chardev};
 use godwit::config::{self, Actions, ChardevBackend, Socket, SocketAddress, SocketRole};
 use godwit::machine::{ContRefused, RunState, StopCause, VcpuInfo};
 use godwit::qmp::{Error, Events, Monitor, Server};
-use godwit::vmm::{Exit, Guest, Vmm};
+use godwit::vmm::{Controllable, Exit, Vmm};
 use serde_json::{Value, json};
 
 struct FakeGuest {
@@ -16,7 +16,7 @@ struct FakeGuest {
     events: Arc<Events>,
 }
 
-impl Guest for FakeGuest {
+impl Controllable for FakeGuest {
     fn run_state(&self) -> RunState {
         *self.state.lock().unwrap()
     }

@@ -12,7 +12,7 @@ use super::error::Error as ClientError;
 use super::figures::{bytes, bytes_per_second, milliseconds, parse_bytes, parse_rate, parse_time};
 use super::interrupt::Interrupts;
 use super::migrate::{self, How};
-use super::progress::{Progress, Snapshot};
+use super::progress::{MigrationInfo, Progress};
 use super::qmp::{Address, Client};
 use super::table::Table;
 use super::terminal::{say, show};
@@ -100,7 +100,7 @@ fn check_kvm() -> Result<(), Error> {
 
 /// One migration, and what the guest had to say about it.
 struct Outcome {
-    end: Snapshot,
+    end: MigrationInfo,
     /// The last sweep seen at the source, and one at the target that began after the migration.
     sweeps: (u64, u64),
 }

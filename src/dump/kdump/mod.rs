@@ -22,7 +22,7 @@ use self::pages::{CHUNK_BUFFERS, CHUNK_BYTES, Chunk, Descriptor, Encoder, PageMa
 use super::note::Notes;
 use super::output::Writer;
 use super::pipeline::{self, Order, Sink};
-use super::{Codec, Error, Guest, PAGE, Progress, Range, What, vmcoreinfo};
+use super::{Codec, Error, GuestState, PAGE, Progress, Range, What, vmcoreinfo};
 use crate::io::file::Buffer;
 
 /// The bitmaps are made in pieces of this size.
@@ -30,7 +30,7 @@ const BITMAP_PIECE_BYTES: u64 = 1 << 20;
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one dump, each used once")]
 pub fn write(
-    guest: &Guest<'_>,
+    guest: &GuestState<'_>,
     codec: Codec,
     raw: bool,
     memory: &[Range],

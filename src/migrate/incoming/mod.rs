@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use super::guest::Guest;
+use super::guest::Migratable;
 use super::settings::Settings;
 use super::status::{Event, Status};
 use crate::io::transport::Medium;
@@ -52,7 +52,7 @@ const COMMAND_ENDS: Duration = Duration::from_millis(500);
 
 /// One incoming migration.
 pub struct Incoming {
-    pub guest: Arc<dyn Guest>,
+    pub guest: Arc<dyn Migratable>,
     pub settings: Arc<Settings>,
     pub arrival: Arc<Arrival>,
     pub events: Arc<dyn Fn(Event) + Send + Sync>,

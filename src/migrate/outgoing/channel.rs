@@ -18,7 +18,7 @@ use crate::io::{Gather, Ring, SocketWriter};
 use crate::memory::PageSet;
 use crate::migrate::progress::Counters;
 use crate::pages::{
-    CHUNK_PAGES, ChunkMask, PageSource, RecordLayout, and, and_not, chunk_of, count, mask_ranges,
+    CHUNK_PAGES, ChunkMask, PageSource, QemuRecords, and, and_not, chunk_of, count, mask_ranges,
 };
 use crate::sabotage::{self, Fault};
 
@@ -40,7 +40,7 @@ pub struct Channel {
     pub writer: SocketWriter,
     pub framing: Framing,
     pub sources: Vec<PageSource>,
-    pub layout: RecordLayout,
+    pub layout: QemuRecords,
     pub cache: Option<Cache>,
     output: Output,
     /// The send being filled.
@@ -61,7 +61,7 @@ impl Channel {
         writer: SocketWriter,
         framing: Framing,
         sources: Vec<PageSource>,
-        layout: RecordLayout,
+        layout: QemuRecords,
         cache: Option<Cache>,
     ) -> Self {
         Self {
@@ -88,7 +88,7 @@ impl Channel {
     }
 
     fn blocks(&mut self, round: &Round<'_>, sources: &mut [PageSource]) -> Result<(), Error> {
-        let deltas = self.cache.is_some() && round.kind != parallel::Round::Bulk;
+        let deltas = self.cache.is_some() && round.kind != parallel::Pass::Bulk;
         for (source, pages) in sources.iter_mut().zip(round.pages) {
             if deltas {
                 self.delta_block(round, source, pages)?;
@@ -242,7 +242,7 @@ impl Channel {
     ) -> impl Iterator<Item = u64> + use<'p> {
         let (index, channels) = (self.index, round.channels);
         let chunks = (pages.words().len() as u64).div_ceil(CHUNK_PAGES / 64);
-        let first = if round.kind == parallel::Round::Bulk { chunks / 2 } else { 0 };
+        let first = if round.kind == parallel::Pass::Bulk { chunks / 2 } else { 0 };
         (first..chunks)
             .chain(0..first)
             .filter(move |chunk| chunk % channels == index && chunk_of(pages, *chunk) != [0; 4])

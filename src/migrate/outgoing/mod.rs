@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::capabilities::Capability;
-use super::guest::Guest;
+use super::guest::Migratable;
 use super::progress::Progress;
 use super::settings::Settings;
 use super::status::Status;
@@ -53,7 +53,7 @@ pub enum Destination {
 
 /// One outgoing migration.
 pub struct Source {
-    pub guest: Arc<dyn Guest>,
+    pub guest: Arc<dyn Migratable>,
     pub settings: Arc<Settings>,
     pub progress: Arc<Progress>,
     pub waker: Waker,

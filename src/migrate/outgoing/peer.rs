@@ -19,7 +19,7 @@ use crate::migrate::capabilities::Capability;
 use crate::migrate::converge;
 use crate::migrate::guest::MACHINE;
 use crate::migrate::progress::Counters;
-use crate::pages::{RecordLayout, sources};
+use crate::pages::{QemuRecords, sources};
 use crate::stream::godwit::{self, Answer, Features, Frame, Rehearsal};
 use crate::stream::multifd::Hello;
 use crate::stream::return_path::Reply;
@@ -88,7 +88,7 @@ impl Peer {
             writer,
             Framing::records(ram_section()),
             sources(ram),
-            RecordLayout::new(ram.blocks()),
+            QemuRecords::new(ram.blocks()),
             None,
         );
         let return_path = two_way.then(|| ReturnPathReader::new(connection.fd.clone()));
@@ -210,7 +210,7 @@ impl Peer {
             connection.set_user_timeout(timeout).map_err(crate::io::Error::from)?;
             let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
             let ram = source.guest.ram();
-            let layout = RecordLayout::new(ram.blocks());
+            let layout = QemuRecords::new(ram.blocks());
             let mut channel = Channel::new(
                 number.into(),
                 true,

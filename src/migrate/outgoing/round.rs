@@ -20,7 +20,7 @@ const REDIRTIED_PERIOD: Duration = Duration::from_millis(20);
 pub struct Round<'a> {
     /// Pages by block.
     pub pages: &'a [PageSet],
-    pub kind: parallel::Round,
+    pub kind: parallel::Pass,
     pub log: &'a dyn DirtyLog,
     /// The first round: everything was cleared beforehand, and pages found dirty again are left for
     /// the next round.

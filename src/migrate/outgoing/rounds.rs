@@ -98,12 +98,12 @@ impl Rounds {
         let pages = self.owed[0].bound();
         let forecast = Forecast::new(source, peer);
         let redirtied = Redirtied::new(pages, |found| forecast.update(source, found));
-        self.send(source, peer, parallel::Round::Bulk, Some(&redirtied))?;
+        self.send(source, peer, parallel::Pass::Bulk, Some(&redirtied))?;
         self.throttle.after_first_round(source, forecast.sees_no_end());
         // Pages put off are owed like those dirtied since; the first of them travel into an empty
         // cache.
         self.owed[0].union_with(&redirtied.into_pages());
-        let mut kind = parallel::Round::Fill;
+        let mut kind = parallel::Pass::Fill;
         let mut left_before = pages;
         let mut rounds_below_limit = 0;
         loop {
@@ -127,7 +127,7 @@ impl Rounds {
             left_before = left;
             peer.resize_caches(source.settings.parameters().xbzrle_cache_size);
             self.send(source, peer, kind, None)?;
-            kind = parallel::Round::Delta;
+            kind = parallel::Pass::Delta;
             peer.check()?;
             self.rates(source, left, started.elapsed());
         }
@@ -138,7 +138,7 @@ impl Rounds {
         if !sabotage::on(Fault::NoFinalHarvest) {
             self.harvest(source)?;
         }
-        self.send(source, peer, parallel::Round::Last, None)?;
+        self.send(source, peer, parallel::Pass::Last, None)?;
         assert_eq!(self.owed_pages(), 0, "a page is still owed at the end of the last round");
         Ok(())
     }
@@ -155,7 +155,7 @@ impl Rounds {
         &mut self,
         source: &Source,
         peer: &mut Peer,
-        kind: parallel::Round,
+        kind: parallel::Pass,
         redirtied: Option<&Redirtied<'_>>,
     ) -> Result<(), Error> {
         let counters = &source.progress.counters;
@@ -165,11 +165,11 @@ impl Rounds {
             .map(|set| std::mem::replace(set, PageSet::new(set.bound())))
             .collect();
         counters.remaining.store(pages.iter().map(PageSet::count).sum(), Ordering::Relaxed);
-        let guest_runs = kind != parallel::Round::Last;
+        let guest_runs = kind != parallel::Pass::Last;
         let parameters = source.settings.parameters();
         let zeros = ZeroRules {
             on_main: parameters.zero_page_detection != "multifd",
-            left_out: peer.target_is_zero && kind == parallel::Round::Bulk,
+            left_out: peer.target_is_zero && kind == parallel::Pass::Bulk,
         };
         let channels = peer.page_channels();
         let round = Round {

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use super::file::{self, Named};
 use super::{Answer, Call, Command, Run};
-use crate::dump::{Claim, Codec, Done, Filter, Format, Options, Output, Snapshot};
+use crate::dump::{Claim, Codec, Done, Filter, Format, Options, Output, QueryResult};
 use crate::machine::moment::{self, Moment, Request, Ruling};
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
@@ -121,7 +121,7 @@ fn query_dump(call: Call<'_>) -> Answer {
 }
 
 /// A live dump also tells for how many microseconds the guest stood still.
-fn to_json(snapshot: Snapshot) -> Json {
+fn to_json(snapshot: QueryResult) -> Json {
     let mut result = json!({"status": snapshot.status.name(), "completed": snapshot.completed, "total": snapshot.total});
     if let Some(downtime) = snapshot.downtime {
         result["x-downtime-us"] = (downtime.as_micros() as u64).into();

@@ -1,13 +1,13 @@
 //! A batch of live pages in, records in order out, by as many threads as there are.
 //!
 //! [`encode`] decides for each page how it travels (not at all, as zeros, as a delta, whole), asks
-//! the caller's [`Layout`] for what precedes each record, and leaves the records in an [`Output`].
+//! the caller's [`RecordFormat`] for what precedes each record, and leaves the records in an [`Output`].
 //! The bytes, the kinds and the cache afterwards are the same whatever the number of threads, and
 //! as if the pages had been taken one after the other. Without the feature `rayon` they are.
 //!
 //! ```text
 //! pages    12 13 14 | 300 301 | 40 …       runs of pages of one 256-page chunk: segments
-//! lanes    lane 0: 12 13 14 40   lane 1: 300 301     a cache shard each; one thread at a time per lane
+//! workers  worker 0: 12 13 14 40   worker 1: 300 301     a cache shard each; one thread at a time per worker
 //! output   [header][12 …14] [header][300 301] [header][40 …]
 //! ```
 //!
@@ -22,12 +22,12 @@
 //! the smallest piece of work: 16 MiB is a good size.
 //!
 //! ```
-//! use xbzrle::parallel::{self, Body, Layout, LivePage, Output, Record, Round};
+//! use xbzrle::parallel::{self, Body, RecordFormat, LivePage, Output, Record, Pass};
 //!
 //! /// The page number, then what the page became.
 //! struct Plain;
 //!
-//! impl Layout for Plain {
+//! impl RecordFormat for Plain {
 //!     fn header(&self, record: &Record, _after: Option<u64>, out: &mut Vec<u8>) {
 //!         out.extend(record.page.to_be_bytes());
 //!         match record.body {
@@ -41,11 +41,11 @@
 //! let mut cache = xbzrle::Cache::new(1 << 20)?;
 //! let mut output = Output::new();
 //! let mut page = [7; xbzrle::PAGE_SIZE];
-//! for round in [Round::Fill, Round::Delta] {
+//! for pass in [Pass::Fill, Pass::Delta] {
 //!     page[1000] += 1;
 //!     // SAFETY: `page` outlives the batch, and nobody writes to it meanwhile.
 //!     let batch = [unsafe { LivePage::new(3, page.as_ptr()) }];
-//!     parallel::encode(round, Some(&mut cache), &batch, &Plain, &mut output);
+//!     parallel::encode(pass, Some(&mut cache), &batch, &Plain, &mut output);
 //! }
 //! let mut sent = Vec::new();
 //! output.append_to(&mut sent);
@@ -54,10 +54,10 @@
 //! ```
 #![allow(unsafe_code)] // makes the live page and calls the functions that read it
 
-mod lane;
 mod output;
 #[cfg(test)]
 mod tests;
+mod worker;
 
 use std::marker::PhantomData;
 
@@ -65,13 +65,13 @@ pub use output::{Output, Tally};
 
 use crate::Cache;
 use crate::cache::{CHUNK_PAGES, Shard, Stamp};
-use lane::Lane;
+use worker::Worker;
 
-/// Lanes of a batch that is encoded without the cache.
-const LANES: usize = 16;
+/// Workers of a batch that is encoded without the cache.
+const WORKERS: usize = 16;
 
-/// The fewest pages worth a lane: below, waking a thread costs more than it brings.
-const LANE_PAGES_MIN: usize = 32;
+/// The fewest pages worth a worker: below, waking a thread costs more than it brings.
+const WORKER_PAGES_MIN: usize = 32;
 
 /// A page of memory that a guest may be writing.
 #[derive(Clone, Copy, Debug)]
@@ -108,7 +108,7 @@ unsafe impl Sync for LivePage<'_> {}
 
 /// What a pass over memory does with the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Round {
+pub enum Pass {
     /// The first pass over everything: pages travel whole and enter no cache. An entry that exists
     /// is dropped.
     Bulk,
@@ -159,7 +159,7 @@ pub struct Record {
 }
 
 /// The form of records on the wire.
-pub trait Layout: Sync {
+pub trait RecordFormat: Sync {
     /// Appends what precedes the body of `record`; for a zero page, all of it. `after` is the page
     /// of the record before it in this batch (pages that did not travel are not records), `None`
     /// for the batch's first.
@@ -177,52 +177,52 @@ pub trait Layout: Sync {
 ///
 /// With a cache, its entries are afterwards what the receiver holds **once it has been sent the
 /// whole output**. If a part is not handed over, give its pages to [`Cache::forget`]. Statistics of
-/// the cache are kept up to date. Without one, every round is like [`Round::Bulk`].
-pub fn encode<L: Layout + ?Sized>(
-    round: Round,
+/// the cache are kept up to date. Without one, every pass is like [`Pass::Bulk`].
+pub fn encode<L: RecordFormat + ?Sized>(
+    pass: Pass,
     cache: Option<&mut Cache>,
     pages: &[LivePage<'_>],
-    layout: &L,
+    format: &L,
     output: &mut Output,
 ) {
     output.clear();
     match cache {
-        None => encode_whole(pages, layout, output),
-        Some(cache) if round == Round::Bulk => {
+        None => encode_whole(pages, format, output),
+        Some(cache) if pass == Pass::Bulk => {
             if !cache.is_empty() {
                 cache.forget(pages.iter().map(|page| page.number));
             }
-            encode_whole(pages, layout, output);
+            encode_whole(pages, format, output);
             cache.counters_mut().handled += pages.len() as u64;
         }
         Some(cache) => {
-            encode_with_cache(round, cache, pages, layout, output);
-            *cache.counters_mut() += output.counters(round != Round::Fill);
+            encode_with_cache(pass, cache, pages, format, output);
+            *cache.counters_mut() += output.counters(pass != Pass::Fill);
         }
     }
 }
 
 /// Without a cache any split will do: equal parts.
-fn encode_whole<L: Layout + ?Sized>(pages: &[LivePage<'_>], layout: &L, output: &mut Output) {
-    let lanes = (pages.len() / LANE_PAGES_MIN).clamp(1, LANES);
-    output.prepare(lanes);
-    for lane in 0..lanes {
-        output.assign(lane, lane * pages.len() / lanes..(lane + 1) * pages.len() / lanes);
+fn encode_whole<L: RecordFormat + ?Sized>(pages: &[LivePage<'_>], format: &L, output: &mut Output) {
+    let workers = (pages.len() / WORKER_PAGES_MIN).clamp(1, WORKERS);
+    output.prepare(workers);
+    for worker in 0..workers {
+        output.assign(worker, worker * pages.len() / workers..(worker + 1) * pages.len() / workers);
     }
     let jobs = output
-        .lanes_mut()
-        .map(|lane| Job { lane, shard: None, round: Round::Bulk, stamp: Stamp::FIRST })
+        .workers_mut()
+        .map(|worker| Job { worker, shard: None, pass: Pass::Bulk, stamp: Stamp::FIRST })
         .collect();
-    run(jobs, pages, layout);
-    output.seal(layout);
+    run(jobs, pages, format);
+    output.seal(format);
 }
 
-/// With a cache, a lane is a shard: threads that have different lanes use different sets.
-fn encode_with_cache<L: Layout + ?Sized>(
-    round: Round,
+/// With a cache, a worker is a shard: threads that have different workers use different sets.
+fn encode_with_cache<L: RecordFormat + ?Sized>(
+    pass: Pass,
     cache: &mut Cache,
     pages: &[LivePage<'_>],
-    layout: &L,
+    format: &L,
     output: &mut Output,
 ) {
     output.prepare(cache.shards());
@@ -237,36 +237,36 @@ fn encode_with_cache<L: Layout + ?Sized>(
     }
     let stamp = cache.tick(pages.len() as u64);
     let jobs = output
-        .lanes_mut()
+        .workers_mut()
         .zip(cache.shards_mut())
-        .filter(|(lane, _)| lane.has_work())
-        .map(|(lane, shard)| Job { lane, shard: Some(shard), round, stamp })
+        .filter(|(worker, _)| worker.has_work())
+        .map(|(worker, shard)| Job { worker, shard: Some(shard), pass, stamp })
         .collect();
-    run(jobs, pages, layout);
-    output.seal(layout);
+    run(jobs, pages, format);
+    output.seal(format);
 }
 
 /// What one thread does at a time.
 struct Job<'b> {
-    lane: &'b mut Lane,
+    worker: &'b mut Worker,
     shard: Option<Shard<'b>>,
-    round: Round,
+    pass: Pass,
     /// The stamp of the batch's first page.
     stamp: Stamp,
 }
 
 impl Job<'_> {
-    fn run<L: Layout + ?Sized>(&mut self, pages: &[LivePage<'_>], layout: &L) {
-        self.lane.encode(self.round, self.shard.as_mut(), self.stamp, pages, layout);
+    fn run<L: RecordFormat + ?Sized>(&mut self, pages: &[LivePage<'_>], format: &L) {
+        self.worker.encode(self.pass, self.shard.as_mut(), self.stamp, pages, format);
     }
 }
 
-fn run<L: Layout + ?Sized>(mut jobs: Vec<Job<'_>>, pages: &[LivePage<'_>], layout: &L) {
+fn run<L: RecordFormat + ?Sized>(mut jobs: Vec<Job<'_>>, pages: &[LivePage<'_>], format: &L) {
     #[cfg(feature = "rayon")]
-    if jobs.len() > 1 && pages.len() >= 2 * LANE_PAGES_MIN && rayon::current_num_threads() > 1 {
+    if jobs.len() > 1 && pages.len() >= 2 * WORKER_PAGES_MIN && rayon::current_num_threads() > 1 {
         use rayon::prelude::*;
-        jobs.par_iter_mut().with_max_len(1).for_each(|job| job.run(pages, layout));
+        jobs.par_iter_mut().with_max_len(1).for_each(|job| job.run(pages, format));
         return;
     }
-    jobs.iter_mut().for_each(|job| job.run(pages, layout));
+    jobs.iter_mut().for_each(|job| job.run(pages, format));
 }

@@ -2,13 +2,13 @@
 
 use std::ops::{AddAssign, Range};
 
-use super::lane::Lane;
-use super::{Body, Kind, Layout, Record};
+use super::worker::Worker;
+use super::{Body, Kind, Record, RecordFormat};
 use crate::PAGE_SIZE;
 use crate::cache::{Counters, SHARDS_MAX};
 
-/// A lane per shard, when there is a cache.
-const LANES_MAX: usize = SHARDS_MAX;
+/// A worker per shard, when there is a cache.
+const WORKERS_MAX: usize = SHARDS_MAX;
 
 /// How many pages travelled how, and in how many bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -65,9 +65,9 @@ impl AddAssign for Tally {
 /// another.
 #[derive(Debug, Default)]
 pub struct Output {
-    lanes: Vec<Lane>,
-    lanes_used: usize,
-    /// The lane of each segment, in the order of the batch.
+    workers: Vec<Worker>,
+    workers_used: usize,
+    /// The worker of each segment, in the order of the batch.
     order: Vec<usize>,
     /// The headers of the segments' first records.
     headers: Vec<u8>,
@@ -81,7 +81,7 @@ pub struct Output {
 #[derive(Debug)]
 struct Piece {
     header: Range<usize>,
-    lane: usize,
+    worker: usize,
     bytes: Range<usize>,
 }
 
@@ -108,7 +108,7 @@ impl Output {
             .flat_map(|piece| {
                 [
                     &self.headers[piece.header.clone()],
-                    self.lanes[piece.lane].bytes(piece.bytes.clone()),
+                    self.workers[piece.worker].bytes(piece.bytes.clone()),
                 ]
             })
             .filter(|slice| !slice.is_empty())
@@ -132,8 +132,8 @@ impl Output {
 
     /// Drops the content and keeps the buffers.
     pub fn clear(&mut self) {
-        self.lanes[..self.lanes_used].iter_mut().for_each(Lane::clear);
-        self.lanes_used = 0;
+        self.workers[..self.workers_used].iter_mut().for_each(Worker::clear);
+        self.workers_used = 0;
         self.order.clear();
         self.headers.clear();
         self.pieces.clear();
@@ -142,43 +142,43 @@ impl Output {
         self.len = 0;
     }
 
-    pub(super) fn prepare(&mut self, lanes: usize) {
-        self.lanes_used = lanes;
-        while self.lanes.len() < lanes {
-            self.lanes.push(Lane::new());
+    pub(super) fn prepare(&mut self, workers: usize) {
+        self.workers_used = workers;
+        while self.workers.len() < workers {
+            self.workers.push(Worker::new());
         }
     }
 
-    pub(super) fn assign(&mut self, lane: usize, positions: Range<usize>) {
-        self.order.push(lane);
-        self.lanes[lane].assign(positions);
+    pub(super) fn assign(&mut self, worker: usize, positions: Range<usize>) {
+        self.order.push(worker);
+        self.workers[worker].assign(positions);
     }
 
-    pub(super) fn lanes_mut(&mut self) -> impl Iterator<Item = &mut Lane> {
-        self.lanes[..self.lanes_used].iter_mut()
+    pub(super) fn workers_mut(&mut self) -> impl Iterator<Item = &mut Worker> {
+        self.workers[..self.workers_used].iter_mut()
     }
 
     /// Puts the segments in order and lays out their first headers.
-    pub(super) fn seal<L: Layout + ?Sized>(&mut self, layout: &L) {
-        let mut next = [(0, 0); LANES_MAX];
+    pub(super) fn seal<L: RecordFormat + ?Sized>(&mut self, format: &L) {
+        let mut next = [(0, 0); WORKERS_MAX];
         let mut after = None;
-        for &lane in &self.order {
-            let (segment, kind) = &mut next[lane];
-            let done = &self.lanes[lane].done[*segment];
-            self.kinds.extend_from_slice(&self.lanes[lane].kinds[*kind..][..done.pages]);
+        for &worker in &self.order {
+            let (segment, kind) = &mut next[worker];
+            let done = &self.workers[worker].done[*segment];
+            self.kinds.extend_from_slice(&self.workers[worker].kinds[*kind..][..done.pages]);
             (*segment, *kind) = (*segment + 1, *kind + done.pages);
             let Some((first, last)) = done.ends else { continue };
             let start = self.headers.len();
-            layout.header(&first, after, &mut self.headers);
+            format.header(&first, after, &mut self.headers);
             self.tally.record(&first, self.headers.len() - start);
             after = Some(last);
             let piece =
-                Piece { header: start..self.headers.len(), lane, bytes: done.bytes.clone() };
+                Piece { header: start..self.headers.len(), worker, bytes: done.bytes.clone() };
             self.len += piece.header.len() + piece.bytes.len();
             self.pieces.push(piece);
         }
-        for lane in &self.lanes[..self.lanes_used] {
-            self.tally += lane.tally;
+        for worker in &self.workers[..self.workers_used] {
+            self.tally += worker.tally;
         }
     }
 

@@ -25,7 +25,7 @@ impl Stream {
     }
 }
 
-impl Layout for Stream {
+impl RecordFormat for Stream {
     fn header(&self, record: &Record, after: Option<u64>, out: &mut Vec<u8>) {
         let kind = match record.body {
             Body::Zero => ZERO,
@@ -174,15 +174,8 @@ fn history(cache_bytes: u64, threads: usize) -> (Vec<u8>, Vec<Kind>, crate::cach
     let (mut output, mut receiver) = (Output::new(), Receiver::default());
     let (mut bytes, mut kinds) = (Vec::new(), Vec::new());
     let mut state = 0x1234_5678_9abc_def1;
-    let rounds = [
-        Round::Bulk,
-        Round::Fill,
-        Round::Delta,
-        Round::Delta,
-        Round::Bulk,
-        Round::Delta,
-        Round::Last,
-    ];
+    let rounds =
+        [Pass::Bulk, Pass::Fill, Pass::Delta, Pass::Delta, Pass::Bulk, Pass::Delta, Pass::Last];
     let install = pool(threads);
     for (n, round) in rounds.into_iter().enumerate() {
         // A dense part and a sparse part, not all of it in every round.
@@ -248,7 +241,7 @@ fn a_batch_equals_its_pages_one_by_one() {
             (0..3000).for_each(|page| change(&memory, page, &mut state));
             let batch = memory.batch(0..3000);
             for part in batch.chunks(if at_once { 3000 } else { 1 }) {
-                encode(Round::Delta, Some(&mut cache), part, &Numbers, &mut output);
+                encode(Pass::Delta, Some(&mut cache), part, &Numbers, &mut output);
                 kinds.extend_from_slice(output.kinds());
                 lens += output.len();
             }
@@ -261,15 +254,15 @@ fn a_batch_equals_its_pages_one_by_one() {
 /// A layout whose length does not depend on what came before.
 struct Numbers;
 
-impl Layout for Numbers {
+impl RecordFormat for Numbers {
     fn header(&self, record: &Record, _after: Option<u64>, out: &mut Vec<u8>) {
         out.extend(record.page.to_be_bytes());
     }
 }
 
-fn kinds_of(cache: Option<&mut Cache>, round: Round, memory: &Memory, pages: &[u64]) -> Vec<Kind> {
+fn kinds_of(cache: Option<&mut Cache>, pass: Pass, memory: &Memory, pages: &[u64]) -> Vec<Kind> {
     let mut output = Output::new();
-    encode(round, cache, &memory.batch(pages.iter().copied()), &STREAM, &mut output);
+    encode(pass, cache, &memory.batch(pages.iter().copied()), &STREAM, &mut output);
     output.kinds().to_vec()
 }
 
@@ -278,7 +271,7 @@ fn each_way_to_travel_has_its_kind_and_is_counted_as_the_peer_does() {
     let memory = Memory::new(8);
     let mut cache = Cache::new(1 << 20).unwrap();
     (1..6).for_each(|page| (0..WORDS).for_each(|word| memory.set(page, word, !0)));
-    let first = kinds_of(Some(&mut cache), Round::Delta, &memory, &[0, 1, 2, 3, 4]);
+    let first = kinds_of(Some(&mut cache), Pass::Delta, &memory, &[0, 1, 2, 3, 4]);
     assert_eq!(first, [Kind::Zero, Kind::Whole, Kind::Whole, Kind::Whole, Kind::Whole]);
     cache.end_period();
     let stats = cache.stats();
@@ -288,7 +281,7 @@ fn each_way_to_travel_has_its_kind_and_is_counted_as_the_peer_does() {
     memory.set(2, 0, 1);
     (0..WORDS).for_each(|word| memory.set(3, word, 0x0102_0304_0506_0708));
     (0..WORDS).for_each(|word| memory.set(4, word, 0));
-    let second = kinds_of(Some(&mut cache), Round::Delta, &memory, &[1, 2, 3, 4]);
+    let second = kinds_of(Some(&mut cache), Pass::Delta, &memory, &[1, 2, 3, 4]);
     assert_eq!(second, [Kind::Same, Kind::Delta, Kind::Overflow, Kind::Zero]);
     cache.end_period();
     let stats = cache.stats();
@@ -307,9 +300,9 @@ fn each_way_to_travel_has_its_kind_and_is_counted_as_the_peer_does() {
 fn a_zero_page_that_the_receiver_has_is_not_sent_again() {
     let memory = Memory::new(2);
     let mut cache = Cache::new(1 << 20).unwrap();
-    assert_eq!(kinds_of(Some(&mut cache), Round::Fill, &memory, &[0]), [Kind::Zero]);
+    assert_eq!(kinds_of(Some(&mut cache), Pass::Fill, &memory, &[0]), [Kind::Zero]);
     assert_eq!(cache.peek(0), Some(&[0; PAGE_SIZE]));
-    assert_eq!(kinds_of(Some(&mut cache), Round::Delta, &memory, &[0]), [Kind::Same]);
+    assert_eq!(kinds_of(Some(&mut cache), Pass::Delta, &memory, &[0]), [Kind::Same]);
 }
 
 #[test]
@@ -319,7 +312,7 @@ fn the_bulk_round_inserts_nothing_and_drops_what_it_sends() {
     let mut cache = Cache::new(1 << 20).unwrap();
     cache.insert(5).fill(9);
     cache.insert(599).fill(9);
-    let kinds = kinds_of(Some(&mut cache), Round::Bulk, &memory, &(0..599).collect::<Vec<_>>());
+    let kinds = kinds_of(Some(&mut cache), Pass::Bulk, &memory, &(0..599).collect::<Vec<_>>());
     assert!(kinds.iter().all(|&kind| kind == Kind::Whole));
     assert!(!cache.contains(5) && cache.contains(599) && cache.len() == 1);
     assert_eq!(cache.stats().cache_miss, 0);
@@ -330,10 +323,10 @@ fn the_last_round_inserts_nothing_but_keeps_entries_true() {
     let memory = Memory::new(3);
     let mut cache = Cache::new(1 << 20).unwrap();
     memory.set(0, 0, 1);
-    kinds_of(Some(&mut cache), Round::Fill, &memory, &[0]);
+    kinds_of(Some(&mut cache), Pass::Fill, &memory, &[0]);
     memory.set(0, 1, 2);
     memory.set(1, 1, 2);
-    let kinds = kinds_of(Some(&mut cache), Round::Last, &memory, &[0, 1, 2]);
+    let kinds = kinds_of(Some(&mut cache), Pass::Last, &memory, &[0, 1, 2]);
     assert_eq!(kinds, [Kind::Delta, Kind::Whole, Kind::Zero]);
     assert_eq!((cache.len(), cache.peek(0)), (1, Some(&memory.page(0))));
     assert_eq!(cache.stats().cache_miss, 1);
@@ -344,10 +337,10 @@ fn records_not_handed_over_leave_no_entry() {
     let memory = Memory::new(400);
     let mut cache = Cache::new(4 << 20).unwrap();
     (0..400).for_each(|page| memory.set(page, 9, 9));
-    kinds_of(Some(&mut cache), Round::Fill, &memory, &(0..400).collect::<Vec<_>>());
+    kinds_of(Some(&mut cache), Pass::Fill, &memory, &(0..400).collect::<Vec<_>>());
     (0..400).for_each(|page| memory.set(page, 9, 10));
     let batch = memory.batch(0..400);
-    encode(Round::Delta, Some(&mut cache), &batch, &STREAM, &mut Output::new());
+    encode(Pass::Delta, Some(&mut cache), &batch, &STREAM, &mut Output::new());
     cache.forget(batch[100..].iter().map(|page| page.number()));
     assert!((0..100).all(|page| cache.contains(page)) && cache.len() == 100);
 }
@@ -359,7 +352,7 @@ fn without_a_cache_pages_travel_whole_and_in_order() {
     let mut receiver = Receiver::default();
     let mut output = Output::new();
     for pages in [0..2000, 40..41, 7..7] {
-        encode(Round::Delta, None, &memory.batch(pages.clone()), &STREAM, &mut output);
+        encode(Pass::Delta, None, &memory.batch(pages.clone()), &STREAM, &mut output);
         assert_eq!(receiver.receive(&output), pages.clone().collect::<Vec<_>>());
         assert!(pages.clone().all(|page| receiver.pages[&page] == memory.page(page)));
         assert_eq!(output.is_empty(), pages.is_empty());
@@ -387,7 +380,7 @@ fn receiver_equals_cache_while_pages_are_written_and_memory_at_the_end() {
             }
         });
         for round in 0..12 {
-            let round = if round == 0 { Round::Bulk } else { Round::Delta };
+            let round = if round == 0 { Pass::Bulk } else { Pass::Delta };
             install(&mut || {
                 encode(round, Some(&mut cache), &memory.batch(0..PAGES), &STREAM, &mut output)
             });
@@ -403,7 +396,7 @@ fn receiver_equals_cache_while_pages_are_written_and_memory_at_the_end() {
         }
         stop.store(true, Ordering::Relaxed);
     });
-    encode(Round::Last, Some(&mut cache), &memory.batch(0..PAGES), &STREAM, &mut output);
+    encode(Pass::Last, Some(&mut cache), &memory.batch(0..PAGES), &STREAM, &mut output);
     receiver.receive(&output);
     for page in 0..PAGES {
         assert!(

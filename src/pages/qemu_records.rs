@@ -1,17 +1,17 @@
 //! QEMU's page records around what the delta encoder makes.
 
-use xbzrle::parallel::{Body, Layout, Record};
+use xbzrle::parallel::{Body, Record, RecordFormat};
 
 use crate::memory::RamBlock;
 use crate::stream::ram::{FLAG_CONTINUE, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO};
 
 /// Blocks by page number: block after block, in the order of the list in the stream.
-pub struct RecordLayout {
+pub struct QemuRecords {
     /// Name, number of the first page.
     blocks: Vec<(String, u64)>,
 }
 
-impl RecordLayout {
+impl QemuRecords {
     pub fn new<'a>(blocks: impl IntoIterator<Item = &'a RamBlock>) -> Self {
         let mut first = 0;
         let mut named = Vec::new();
@@ -27,7 +27,7 @@ impl RecordLayout {
     }
 }
 
-impl Layout for RecordLayout {
+impl RecordFormat for QemuRecords {
     fn header(&self, record: &Record, after: Option<u64>, out: &mut Vec<u8>) {
         let block = self.block_of(record.page);
         let (name, first) = &self.blocks[block];
@@ -60,8 +60,8 @@ mod tests {
     use super::*;
     use crate::stream::ram::RamWriter;
 
-    fn layout() -> RecordLayout {
-        RecordLayout { blocks: vec![("microvm.ram".into(), 0), ("pc.bios".into(), 100)] }
+    fn layout() -> QemuRecords {
+        QemuRecords { blocks: vec![("microvm.ram".into(), 0), ("pc.bios".into(), 100)] }
     }
 
     #[test]

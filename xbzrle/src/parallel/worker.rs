@@ -1,15 +1,15 @@
-//! A lane: the segments of a batch that one thread encodes, and what came of them.
+//! A worker: the segments of a batch that one thread encodes, and what came of them.
 
 use std::ops::Range;
 
 use super::output::Tally;
-use super::{Body, Kind, Layout, LivePage, Record, Round};
+use super::{Body, Kind, LivePage, Pass, Record, RecordFormat};
 use crate::cache::{Page, Shard, Stamp};
 use crate::{Ahead, Outcome, PAGE_SIZE};
 
 /// Pages of a batch, and the records made of them. Buffers are kept for the next batch.
 #[derive(Debug)]
-pub(super) struct Lane {
+pub(super) struct Worker {
     /// Positions in the batch.
     work: Vec<Range<usize>>,
     pub done: Vec<Segment>,
@@ -25,7 +25,7 @@ pub(super) struct Lane {
 pub(super) struct Segment {
     /// How many pages it was.
     pub pages: usize,
-    /// Where its records are in the lane's buffer, without the header of the first.
+    /// Where its records are in the worker's buffer, without the header of the first.
     pub bytes: Range<usize>,
     /// The first record, still without a header, and the page of the last one; none if no page
     /// travelled.
@@ -39,9 +39,9 @@ struct Buffer {
     used: usize,
 }
 
-impl Lane {
-    pub fn new() -> Lane {
-        Lane {
+impl Worker {
+    pub fn new() -> Worker {
+        Worker {
             work: Vec::new(),
             done: Vec::new(),
             kinds: Vec::new(),
@@ -72,13 +72,13 @@ impl Lane {
         &self.buffer.bytes[range]
     }
 
-    pub fn encode<L: Layout + ?Sized>(
+    pub fn encode<L: RecordFormat + ?Sized>(
         &mut self,
-        round: Round,
+        pass: Pass,
         mut shard: Option<&mut Shard<'_>>,
         stamp: Stamp,
         pages: &[LivePage<'_>],
-        layout: &L,
+        format: &L,
     ) {
         for segment in 0..self.work.len() {
             let positions = self.work[segment].clone();
@@ -91,14 +91,14 @@ impl Lane {
                 let page = &pages[position];
                 let next = pages[..positions.end].get(position + 1);
                 let kind = match shard.as_deref_mut() {
-                    None => self.without_cache(page, layout),
+                    None => self.without_cache(page, format),
                     Some(shard) => self.with_cache(
-                        round,
+                        pass,
                         shard,
                         stamp.later(position as u64),
                         page,
                         next,
-                        layout,
+                        format,
                     ),
                 };
                 self.tally.count(kind);
@@ -108,24 +108,24 @@ impl Lane {
         }
     }
 
-    fn without_cache<L: Layout + ?Sized>(&mut self, page: &LivePage<'_>, layout: &L) -> Kind {
+    fn without_cache<L: RecordFormat + ?Sized>(&mut self, page: &LivePage<'_>, format: &L) -> Kind {
         if is_zero(page) {
-            self.head(page, Body::Zero, layout);
+            self.head(page, Body::Zero, format);
             return Kind::Zero;
         }
-        self.head(page, Body::Whole, layout);
+        self.head(page, Body::Whole, format);
         copy(self.buffer.page(), page);
         Kind::Whole
     }
 
-    fn with_cache<L: Layout + ?Sized>(
+    fn with_cache<L: RecordFormat + ?Sized>(
         &mut self,
-        round: Round,
+        pass: Pass,
         shard: &mut Shard<'_>,
         stamp: Stamp,
         page: &LivePage<'_>,
         next: Option<&LivePage<'_>>,
-        layout: &L,
+        format: &L,
     ) -> Kind {
         let zero = is_zero(page);
         let ahead = next.and_then(|next| {
@@ -133,48 +133,48 @@ impl Lane {
         });
         if let Some(entry) = shard.hit(page.number, stamp) {
             return if zero {
-                self.zero_hit(entry, page, layout)
+                self.zero_hit(entry, page, format)
             } else {
-                self.hit(entry, page, ahead, layout)
+                self.hit(entry, page, ahead, format)
             };
         }
-        let entry = if round == Round::Last { None } else { shard.admit(page.number, stamp) };
-        let Some(entry) = entry else { return self.without_cache(page, layout) };
+        let entry = if pass == Pass::Last { None } else { shard.admit(page.number, stamp) };
+        let Some(entry) = entry else { return self.without_cache(page, format) };
         if zero {
             entry.fill(0);
-            self.head(page, Body::Zero, layout);
+            self.head(page, Body::Zero, format);
             return Kind::Zero;
         }
         // What was read into the entry is what is sent: one reading of live memory, not two.
         copy(entry, page);
-        self.head(page, Body::Whole, layout);
+        self.head(page, Body::Whole, format);
         *self.buffer.page() = *entry;
         Kind::Whole
     }
 
-    fn zero_hit<L: Layout + ?Sized>(
+    fn zero_hit<L: RecordFormat + ?Sized>(
         &mut self,
         entry: &mut Page,
         page: &LivePage<'_>,
-        layout: &L,
+        format: &L,
     ) -> Kind {
         if crate::is_zero(entry) {
             return Kind::Same;
         }
         entry.fill(0);
-        self.head(page, Body::Zero, layout);
+        self.head(page, Body::Zero, format);
         Kind::Zero
     }
 
-    fn hit<L: Layout + ?Sized>(
+    fn hit<L: RecordFormat + ?Sized>(
         &mut self,
         entry: &mut Page,
         page: &LivePage<'_>,
         ahead: Option<Ahead>,
-        layout: &L,
+        format: &L,
     ) -> Kind {
         // SAFETY: whoever made the LivePage promised that it can be read and is not the cache's or
-        // the lane's.
+        // the worker's.
         let outcome = unsafe {
             match ahead {
                 Some(ahead) => crate::encode_live_ahead(entry, page.at, &mut self.delta, ahead),
@@ -184,12 +184,12 @@ impl Lane {
         match outcome {
             Outcome::Unchanged => Kind::Same,
             Outcome::Delta(len) => {
-                self.head(page, Body::Delta(len), layout);
+                self.head(page, Body::Delta(len), format);
                 self.buffer.push(&self.delta[..len]);
                 Kind::Delta
             }
             Outcome::TooLong => {
-                self.head(page, Body::Whole, layout);
+                self.head(page, Body::Whole, format);
                 *self.buffer.page() = *entry;
                 Kind::Overflow
             }
@@ -197,7 +197,7 @@ impl Lane {
     }
 
     /// Begins a record: lays out its header, or puts that off if it is the segment's first.
-    fn head<L: Layout + ?Sized>(&mut self, page: &LivePage<'_>, body: Body, layout: &L) {
+    fn head<L: RecordFormat + ?Sized>(&mut self, page: &LivePage<'_>, body: Body, format: &L) {
         let record = Record { page: page.number, body };
         let Some((_, last)) = &mut self.segment().ends else {
             self.segment().ends = Some((record, page.number));
@@ -205,7 +205,7 @@ impl Lane {
         };
         let after = std::mem::replace(last, page.number);
         self.header.clear();
-        layout.header(&record, Some(after), &mut self.header);
+        format.header(&record, Some(after), &mut self.header);
         self.tally.record(&record, self.header.len());
         self.buffer.push(&self.header);
     }
@@ -241,6 +241,6 @@ fn is_zero(page: &LivePage<'_>) -> bool {
 
 fn copy(to: &mut Page, page: &LivePage<'_>) {
     // SAFETY: whoever made the LivePage promised that it can be read and is not the cache's or the
-    // lane's.
+    // worker's.
     unsafe { crate::copy_live(to, page.at) }
 }
