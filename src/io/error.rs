@@ -78,6 +78,8 @@ pub enum OpenError {
     NoMatchingFd(i32),
     #[error("File descriptor named '{0}' has not been found")]
     NoFd(String),
+    #[error("'{0}' is a file that this machine uses")]
+    OwnFile(String),
     #[error("Failed to execute child process \u{201c}{program}\u{201d} ({})", reason(.source))]
     Spawn { program: String, source: std::io::Error },
     #[error(transparent)]

@@ -1,16 +1,20 @@
 //! Files opened by name. A name may be a FIFO whose other end nobody has opened, which a plain open
 //! would wait for where nothing can end it: here it is opened without waiting, and who opens it
 //! decides how to wait.
+//!
+//! What this process has opened for itself is no file to write to, under whatever name or
+//! descriptor: guest memory above all.
 
-use std::ffi::OsStr;
-use std::fs::{File, Metadata, OpenOptions};
+use std::collections::BTreeSet;
+use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, stat};
 
 /// Between two looks at whether a FIFO is read now: the kernel tells nobody.
 pub const FIFO_AGAIN: Duration = Duration::from_millis(20);
@@ -28,8 +32,8 @@ pub struct Create {
 /// has opened for itself, guest memory above all, is refused.
 pub fn try_create(path: &Path, how: Create) -> io::Result<Option<File>> {
     // Looked at by name: the lock of a pid file would end with a descriptor that is closed.
-    if std::fs::metadata(path).is_ok_and(|is| is.is_file() && is_our_own(&is)) {
-        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "this machine uses it"));
+    if stat(path).is_ok_and(|is| is_our_own(&is, None)) {
+        return Err(in_use());
     }
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(how.truncate).mode(how.mode);
@@ -61,18 +65,86 @@ pub fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().read(true).custom_flags(flags).open(path).and_then(blocking)
 }
 
-/// Does a descriptor that is closed on exec refer to it? Those that are not came from outside.
-fn is_our_own(is: &Metadata) -> bool {
+/// Refuses to write to `fd`, which came from outside, if it is a file that this process has opened
+/// for itself.
+pub fn check_output(fd: BorrowedFd<'_>) -> io::Result<()> {
+    if is_our_own(&fstat(fd)?, Some(fd.as_raw_fd())) { Err(in_use()) } else { Ok(()) }
+}
+
+fn in_use() -> io::Error {
+    io::Error::new(io::ErrorKind::ResourceBusy, "this machine uses it")
+}
+
+/// Does a descriptor of ours refer to it, another than `asked`? Those that are not closed on exec
+/// came from outside, and so did those that clients sent.
+fn is_our_own(is: &Stat, asked: Option<RawFd>) -> bool {
+    if !matches!(kind(is), FileType::RegularFile | FileType::BlockDevice) {
+        return false;
+    }
     let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return false };
     descriptors.flatten().any(|descriptor| {
-        let same = std::fs::metadata(descriptor.path())
-            .is_ok_and(|own| (own.dev(), own.ino()) == (is.dev(), is.ino()));
-        same && is_closed_on_exec(&descriptor.file_name())
+        let number = descriptor.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
+        let Some(number) = number.filter(|number| Some(*number) != asked) else { return false };
+        stat(descriptor.path()).is_ok_and(|own| is_same(is, &own))
+            && is_closed_on_exec(number)
+            && !sent().contains(&number)
     })
 }
 
-fn is_closed_on_exec(descriptor: &OsStr) -> bool {
-    let info = std::fs::read_to_string(Path::new("/proc/self/fdinfo").join(descriptor));
+/// One file, or one disk under two names.
+fn is_same(one: &Stat, other: &Stat) -> bool {
+    let disks = kind(one) == FileType::BlockDevice && kind(other) == FileType::BlockDevice;
+    let files = (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino);
+    files || disks && one.st_rdev == other.st_rdev
+}
+
+fn kind(is: &Stat) -> FileType {
+    FileType::from_raw_mode(is.st_mode)
+}
+
+/// A descriptor that a client sent, until it is used: its file is not ours for that.
+#[derive(Debug)]
+pub struct Sent {
+    _number: Number,
+    fd: OwnedFd,
+}
+
+#[derive(Debug)]
+struct Number(RawFd);
+
+static SENT: Mutex<BTreeSet<RawFd>> = Mutex::new(BTreeSet::new());
+
+fn sent() -> MutexGuard<'static, BTreeSet<RawFd>> {
+    SENT.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl From<OwnedFd> for Sent {
+    fn from(fd: OwnedFd) -> Sent {
+        sent().insert(fd.as_raw_fd());
+        Sent { _number: Number(fd.as_raw_fd()), fd }
+    }
+}
+
+impl Sent {
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+}
+
+impl AsFd for Sent {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Number {
+    fn drop(&mut self) {
+        sent().remove(&self.0);
+    }
+}
+
+fn is_closed_on_exec(descriptor: RawFd) -> bool {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"));
     let info = info.unwrap_or_default();
     let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
     let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0);
@@ -146,10 +218,18 @@ mod tests {
             let error = try_create(name, HOW).unwrap_err();
             assert_eq!(error.to_string(), "this machine uses it", "{}", name.display());
         }
+        // The same by descriptors that came from elsewhere.
+        let sent = Sent::from(OwnedFd::from(File::options().write(true).open(&link).unwrap()));
+        assert_eq!(check_output(sent.as_fd()).unwrap_err().to_string(), "this machine uses it");
         assert_eq!(std::fs::read(own.path()).unwrap(), b"memory");
         let (_file, path) = own.into_parts();
         drop(_file);
+        // Of which two for one file are nothing to be afraid of.
+        let other = Sent::from(OwnedFd::from(File::open(&link).unwrap()));
+        check_output(sent.as_fd()).unwrap();
         assert!(try_create(&path, HOW).unwrap().is_some());
+        let used = other.into_fd();
+        assert!(check_output(sent.as_fd()).is_err() && check_output(used.as_fd()).is_ok());
     }
 
     #[test]

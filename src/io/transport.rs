@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -199,6 +199,7 @@ pub fn open(
         Address::Tcp(_) | Address::Unix(_) => Ok(Opened::Socket),
         Address::Fd(name) => {
             let fd = fds.take(name).ok_or_else(|| OpenError::NoFd(name.clone()))?;
+            check_given(&fd, name, direction)?;
             Ok(Opened::Connection(Connection::from_fd(fd).tune()))
         }
         Address::Exec(words) => {
@@ -207,6 +208,7 @@ pub fn open(
         }
         Address::File { path, offset } if path.starts_with(FD_SET) => {
             let SetFd { fd, in_use } = fds.member(path, direction.flags())?;
+            check_given(&fd, path, direction)?;
             let mut connection = file_connection(path, fd.into(), *offset, direction)?;
             connection.in_use = Some(in_use);
             Ok(Opened::Connection(connection))
@@ -215,6 +217,20 @@ pub fn open(
             let (path, offset) = (path.clone(), *offset);
             aside(ring, "open", move || open_file(path, offset, direction))?
         }
+    }
+}
+
+/// A descriptor that came from elsewhere may be of any file.
+fn check_given(
+    fd: &OwnedFd,
+    name: &str,
+    direction: Direction,
+) -> std::result::Result<(), OpenError> {
+    match direction {
+        Direction::Out if name::check_output(fd.as_fd()).is_err() => {
+            Err(OpenError::OwnFile(name.to_owned()))
+        }
+        _ => Ok(()),
     }
 }
 

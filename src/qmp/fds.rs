@@ -2,13 +2,14 @@
 //! sets.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde_json::{Value as Json, json};
 
 use super::error::Error;
 use crate::io::OpenError;
+use crate::io::name::Sent;
 use crate::io::transport::{FD_SET, SetFd};
 
 /// One `-qmp` or `-mon`: what stays when its client leaves and another comes.
@@ -22,14 +23,14 @@ pub struct Monitor {
 /// does not.
 #[derive(Default)]
 pub struct MonitorFds {
-    pending: Mutex<Vec<OwnedFd>>,
-    named: Mutex<BTreeMap<String, OwnedFd>>,
+    pending: Mutex<Vec<Sent>>,
+    named: Mutex<BTreeMap<String, Sent>>,
 }
 
 impl MonitorFds {
     /// Descriptors that came with a request; they take the place of those that nobody claimed.
     pub fn arrived(&self, fds: Vec<OwnedFd>) {
-        *lock(&self.pending) = fds;
+        *lock(&self.pending) = fds.into_iter().map(Sent::from).collect();
     }
 
     /// The client left.
@@ -38,7 +39,7 @@ impl MonitorFds {
     }
 
     /// The first of the pending descriptors; the others are closed.
-    pub fn claim(&self) -> Result<OwnedFd, Error> {
+    pub fn claim(&self) -> Result<Sent, Error> {
         let pending = std::mem::take(&mut *lock(&self.pending));
         pending
             .into_iter()
@@ -47,7 +48,7 @@ impl MonitorFds {
     }
 
     /// Gives a descriptor a name; one that had it before is closed.
-    pub fn name(&self, name: &str, fd: OwnedFd) {
+    pub fn name(&self, name: &str, fd: Sent) {
         lock(&self.named).insert(name.to_owned(), fd);
     }
 
@@ -60,7 +61,7 @@ impl MonitorFds {
     /// Takes a named descriptor away for good, as `migrate fd:NAME` and `dump-guest-memory fd:NAME`
     /// do.
     pub fn take(&self, name: &str) -> Result<OwnedFd, Error> {
-        lock(&self.named).remove(name).ok_or_else(|| {
+        lock(&self.named).remove(name).map(Sent::into_fd).ok_or_else(|| {
             Error::generic(format_args!("File descriptor named '{name}' has not been found"))
         })
     }
@@ -85,7 +86,7 @@ struct FdSet {
 }
 
 struct Member {
-    fd: OwnedFd,
+    fd: Sent,
     opaque: Option<String>,
 }
 
@@ -95,7 +96,7 @@ impl FdSets {
     pub fn add(
         &self,
         id: Option<i64>,
-        fd: OwnedFd,
+        fd: Sent,
         opaque: Option<&str>,
     ) -> Result<(i64, RawFd), Error> {
         let mut sets = self.reap();
@@ -106,7 +107,7 @@ impl FdSets {
             Some(id) => id,
             None => (0..).find(|id| !sets.contains_key(id)).expect("ids do not run out"),
         };
-        let number = fd.as_raw_fd();
+        let number = fd.as_fd().as_raw_fd();
         let member = Member { fd, opaque: opaque.map(str::to_owned) };
         sets.entry(id).or_default().fds.push(member);
         Ok((id, number))
@@ -123,8 +124,7 @@ impl FdSets {
         match number {
             None => set.fds.clear(),
             Some(number) => {
-                let at =
-                    set.fds.iter().position(|member| i64::from(member.fd.as_raw_fd()) == number);
+                let at = set.fds.iter().position(|member| i64::from(member.number()) == number);
                 set.fds.remove(at.ok_or_else(named)?);
             }
         }
@@ -160,7 +160,7 @@ impl FdSets {
                 .is_ok_and(|mode| mode.bits() as i32 & COMPARED == flags & COMPARED)
         };
         let member = set.fds.iter().find(same_mode).ok_or(OpenError::NoMatchingFd(flags))?;
-        let fd = member.fd.try_clone().map_err(crate::io::Error::from)?;
+        let fd = member.fd.as_fd().try_clone_to_owned().map_err(crate::io::Error::from)?;
         Ok(SetFd { fd, in_use: set.in_use.clone() })
     }
 
@@ -177,8 +177,12 @@ fn reap(sets: &mut BTreeMap<i64, FdSet>) {
 }
 
 impl Member {
+    fn number(&self) -> RawFd {
+        self.fd.as_fd().as_raw_fd()
+    }
+
     fn to_json(&self) -> Json {
-        let fd = self.fd.as_raw_fd();
+        let fd = self.number();
         match &self.opaque {
             Some(opaque) => json!({"fd": fd, "opaque": opaque}),
             None => json!({"fd": fd}),
@@ -195,8 +199,8 @@ mod tests {
     use super::*;
     use std::fs::File;
 
-    fn fd() -> OwnedFd {
-        File::open("/dev/null").unwrap().into()
+    fn fd() -> Sent {
+        OwnedFd::from(File::open("/dev/null").unwrap()).into()
     }
 
     #[test]

@@ -5,6 +5,7 @@ mod addresses;
 mod behaviour;
 #[path = "../common/mod.rs"]
 mod common;
+mod descriptors;
 mod fake;
 mod process;
 mod replay;

@@ -102,7 +102,7 @@ fn filter(begin: i64, length: i64) -> Result<Filter, Error> {
 fn open(call: Call<'_>, claim: &Claim) -> Result<(Output, Option<Arc<()>>), Error> {
     let protocol = call.args.text("protocol");
     let Named { file, in_use } = if let Some(name) = protocol.strip_prefix("fd:") {
-        Named { file: call.monitor.fds.take(name)?.into(), in_use: None }
+        file::given(call.monitor.fds.take(name)?, name, None)?
     } else if let Some(path) = protocol.strip_prefix("file:") {
         match file::create(call, path, "create", 0o400, &|| claim.is_cancelled()) {
             Err(_) if claim.is_cancelled() => {

@@ -1,12 +1,13 @@
 //! Files that clients name for what a command writes.
 
 use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use super::Call;
 use crate::io::name::{self, Create};
-use crate::io::reason;
 use crate::io::transport::{FD_SET, SetFd};
+use crate::io::{OpenError, reason};
 use crate::qmp::error::Error;
 
 /// An open file.
@@ -29,11 +30,18 @@ pub fn create(
     if path.starts_with(FD_SET) {
         const FLAGS: i32 = libc::O_WRONLY | libc::O_CREAT | libc::O_TRUNC;
         let SetFd { fd, in_use } = call.vmm.fd_sets.open(path, FLAGS).map_err(Error::generic)?;
-        return Ok(Named { file: fd.into(), in_use: Some(in_use) });
+        return given(fd, path, Some(in_use));
     }
     let file = name::create(path.as_ref(), Create { mode, truncate: true }, ended);
     let file = file.map_err(|error| {
         Error::generic(format_args!("Could not {verb} '{path}': {}", reason(&error)))
     })?;
     Ok(Named { file, in_use: None })
+}
+
+/// A descriptor that a client sent under `name`, which may be of any file.
+pub fn given(fd: OwnedFd, name: &str, in_use: Option<Arc<()>>) -> Result<Named, Error> {
+    name::check_output(fd.as_fd())
+        .map_err(|_| Error::generic(OpenError::OwnFile(name.to_owned())))?;
+    Ok(Named { file: fd.into(), in_use })
 }
