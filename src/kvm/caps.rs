@@ -1,6 +1,6 @@
 //! What this host's KVM can do, asked for once.
 
-use super::Error;
+use super::error::Error;
 use kvm_bindings::{
     KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
     KVM_CAP_X86_TRIPLE_FAULT_EVENT, KVM_DIRTY_LOG_INITIALLY_SET,

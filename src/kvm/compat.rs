@@ -1,6 +1,7 @@
 //! Whether a guest that was given one processor can go on with another.
 
-use super::TscRates;
+use super::tsc::TscRates;
+use std::fmt;
 
 /// False if a guest can certainly not have its TSC rate here, so that no RAM has to move to find
 /// out. Without scaling KVM can still make a counter faster than it is, by correcting it at each
@@ -29,9 +30,25 @@ fn is_dynamic(function: u32, register: usize, bit: u32) -> bool {
     )
 }
 
+/// A feature that a guest was given and a host lacks, by the place of its bit in CPUID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lack {
+    function: u32,
+    index: u32,
+    register: usize,
+    bit: u32,
+}
+
+impl fmt::Display for Lack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Lack { function, index, register, bit } = self;
+        let register = ["eax", "ebx", "ecx", "edx"][*register];
+        write!(f, "CPUID {function:#x}.{index} {register} bit {bit}")
+    }
+}
+
 /// The first feature that `theirs` has and `ours` lacks.
-pub fn first_lack(theirs: &[[u32; 7]], ours: &[[u32; 7]]) -> Option<String> {
-    const NAMES: [&str; 4] = ["eax", "ebx", "ecx", "edx"];
+pub fn first_lack(theirs: &[[u32; 7]], ours: &[[u32; 7]]) -> Option<Lack> {
     let find = |table: &[[u32; 7]], function, index| {
         table
             .iter()
@@ -45,7 +62,7 @@ pub fn first_lack(theirs: &[[u32; 7]], ours: &[[u32; 7]]) -> Option<String> {
             let bit = (0..32)
                 .find(|bit| missing >> bit & 1 == 1 && !is_dynamic(function, register, *bit));
             if let Some(bit) = bit {
-                return Some(format!("CPUID {function:#x}.{index} {} bit {bit}", NAMES[register]));
+                return Some(Lack { function, index, register, bit });
             }
         }
     }
@@ -71,7 +88,7 @@ mod tests {
         let leaf = |function, ecx| [function, 0, 0, 0, 0, ecx, 0];
         assert_eq!(first_lack(&[leaf(1, 1 << 27)], &[]), None);
         assert_eq!(
-            first_lack(&[leaf(1, 0b11)], &[leaf(1, 0b01)]).unwrap(),
+            first_lack(&[leaf(1, 0b11)], &[leaf(1, 0b01)]).unwrap().to_string(),
             "CPUID 0x1.0 ecx bit 1"
         );
         assert_eq!(first_lack(&[leaf(1, 0b01)], &[leaf(1, 0b11)]), None);

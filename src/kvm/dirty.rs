@@ -22,16 +22,13 @@
 //! What was harvested is a debt: pages that will not be handed over after all go back with
 //! [`DirtyLog::give_back`].
 
-use super::caps::Caps;
-use super::ioctl::{self, Ring};
-use super::{Error, Vm};
+use super::error::Error;
+use super::ioctl;
+use super::vm::Vm;
 use crate::memory::{GuestRam, PageSet};
-use kvm_bindings::{KVM_DIRTY_LOG_INITIALLY_SET, kvm_enable_cap};
-use kvm_ioctls::{VcpuFd, VmFd};
+use kvm_bindings::KVM_DIRTY_LOG_INITIALLY_SET;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Ranges given to [`DirtyLog::clear`] start on multiples of this (KVM's rule: whole 64-bit words).
 pub const CLEAR_ALIGN_PAGES: u64 = 64;
@@ -71,9 +68,8 @@ impl DirtyLog {
         let owed = if kvm_starts_full { PageSet::new(pages) } else { PageSet::full(pages) };
         if let Some(rings) = vm.rings() {
             // Entries from before are part of the first round anyway.
-            rings.collect(&vm)?;
-            rings.take(&mut PageSet::new(pages));
-            rings.overflowed.store(false, Ordering::Release);
+            rings.collect(vm.fd(), vm.ram())?;
+            rings.forget();
         }
         vm.log_dirty(true)?;
         Ok(DirtyLog { vm, kind, owed, words: Vec::new(), on: true })
@@ -94,7 +90,7 @@ impl DirtyLog {
         match self.kind {
             Kind::Ring => {
                 let rings = self.vm.rings().expect("kind says so");
-                rings.collect(&self.vm)?;
+                rings.collect(self.vm.fd(), &ram)?;
                 rings.take(into);
                 if rings.lost_pages() {
                     return Err(Error::RingOverflow);
@@ -174,108 +170,6 @@ impl Drop for DirtyLog {
     fn drop(&mut self) {
         if self.on {
             let _ = self.vm.log_dirty(false);
-        }
-    }
-}
-
-/// The dirty rings of all vCPUs, and what was collected from them and not harvested yet.
-pub struct Rings {
-    entries: u32,
-    /// KVM wrote past the end of one: pages are missing, and nobody knows which.
-    overflowed: AtomicBool,
-    inner: Mutex<Collected>,
-}
-
-struct Collected {
-    rings: Vec<Ring>,
-    pages: PageSet,
-}
-
-impl Rings {
-    /// Enables rings of `entries` entries; before any vCPU is made.
-    pub(super) fn enable(vm: &VmFd, caps: &Caps, entries: u32, pages: u64) -> Result<Rings, Error> {
-        let entry_bytes = size_of::<kvm_bindings::kvm_dirty_gfn>() as u32;
-        let ring = caps.dirty_ring.ok_or(Error::Missing("dirty rings (KVM_CAP_DIRTY_LOG_RING)"))?;
-        let max = ring.bytes_max / entry_bytes;
-        if !entries.is_power_of_two() || entries > max {
-            return Err(Error::RingSize { wanted: entries, max });
-        }
-        let mut cap = kvm_enable_cap { cap: ring.cap, ..Default::default() };
-        cap.args[0] = u64::from(entries * entry_bytes);
-        vm.enable_cap(&cap).map_err(Error::call("KVM_ENABLE_CAP(KVM_CAP_DIRTY_LOG_RING)"))?;
-        let collected = Collected { rings: Vec::new(), pages: PageSet::new(pages) };
-        Ok(Rings { entries, overflowed: AtomicBool::new(false), inner: Mutex::new(collected) })
-    }
-
-    /// Adds the ring of a new vCPU.
-    pub(super) fn add(&self, vcpu: &VcpuFd) -> Result<(), Error> {
-        let ring = Ring::map(vcpu.as_raw_fd(), self.entries)
-            .map_err(Error::raw("mmap of a dirty ring"))?;
-        self.lock().rings.push(ring);
-        Ok(())
-    }
-
-    /// Collects every ring, then resets: from here on a write to a collected page is logged again.
-    /// Returns how many entries became free.
-    pub(super) fn collect(&self, vm: &Vm) -> Result<u32, Error> {
-        let mut inner = self.lock();
-        let Collected { rings, pages } = &mut *inner;
-        let regions = vm.ram().main().regions();
-        for ring in rings {
-            let kept_free = ring.drain(|slot, page| {
-                // The address space id is in the upper half; there is only one without SMM.
-                if let Some(region) = regions.get((slot & 0xffff) as usize) {
-                    let page = region.offset / crate::memory::PAGE_BYTES + page;
-                    if page < pages.bound() {
-                        pages.insert(page);
-                    }
-                }
-            });
-            if !kept_free {
-                self.give_up();
-            }
-        }
-        ioctl::reset_dirty_rings(vm.fd()).map_err(Error::raw("KVM_RESET_DIRTY_RINGS"))
-    }
-
-    /// Whether a ring has lost pages.
-    fn lost_pages(&self) -> bool {
-        if self.lock().rings.iter().any(Ring::is_out_of_step) {
-            self.give_up();
-        }
-        self.overflowed.load(Ordering::Acquire)
-    }
-
-    fn give_up(&self) {
-        self.overflowed.store(true, Ordering::Release);
-    }
-
-    fn take(&self, into: &mut PageSet) {
-        let mut inner = self.lock();
-        into.union_with(&inner.pages);
-        inner.pages.clear();
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Collected> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Vm {
-    /// Makes room in the dirty rings, for a vCPU that left the guest because its ring is full;
-    /// returns how many entries became free.
-    pub fn drain_rings(&self) -> Result<u32, Error> {
-        match self.rings() {
-            Some(rings) => rings.collect(self),
-            None => Ok(0),
-        }
-    }
-
-    /// A ring is full and stays full although nothing in it can be taken: KVM and we have lost each
-    /// other. Every harvest fails from here on.
-    pub fn give_up_rings(&self) {
-        if let Some(rings) = self.rings() {
-            rings.give_up();
         }
     }
 }

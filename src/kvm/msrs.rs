@@ -1,7 +1,7 @@
 //! Model specific registers: which there are, and reading and writing many although KVM refuses
 //! some.
 
-use super::Error;
+use super::error::Error;
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 

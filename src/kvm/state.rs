@@ -3,7 +3,11 @@
 //! Unsafe because the XSAVE area has a length that only the host knows.
 #![allow(unsafe_code)]
 
-use super::{Error, Vcpu, Vm, msrs};
+use super::error::Error;
+use super::msrs;
+use super::tsc::TscRates;
+use super::vcpu::Vcpu;
+use super::vm::Vm;
 use kvm_bindings::{
     KVM_MP_STATE_SIPI_RECEIVED, KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_PAYLOAD,
     KVM_VCPUEVENT_VALID_SHADOW, KVM_VCPUEVENT_VALID_SIPI_VECTOR, KVM_VCPUEVENT_VALID_SMM,
@@ -43,32 +47,6 @@ impl VcpuState {
             Some((_, v)) => *v = value,
             None => self.msrs.push((index, value)),
         }
-    }
-}
-
-/// A guest's time stamp counter, and one it would have to go on with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TscRates {
-    pub guest_khz: u32,
-    pub host_khz: u32,
-}
-
-impl TscRates {
-    /// Within what KVM takes for the same rate: 250 ppm, its module's `tsc_tolerance_ppm`.
-    pub fn are_close(&self) -> bool {
-        u64::from(self.host_khz.abs_diff(self.guest_khz))
-            <= u64::from(self.host_khz) * 250 / 1_000_000
-    }
-}
-
-impl std::fmt::Display for TscRates {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let TscRates { guest_khz, host_khz } = self;
-        write!(
-            f,
-            "the guest's time stamp counter runs at {guest_khz} kHz, this host's at {host_khz} kHz, and KVM cannot \
-             scale it"
-        )
     }
 }
 

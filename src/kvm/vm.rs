@@ -3,8 +3,11 @@
 //! Unsafe because memory slots lend mappings to the kernel.
 #![allow(unsafe_code)]
 
-use super::dirty::Rings;
-use super::{Caps, Error, Vcpu, ioctl, msrs};
+use super::caps::Caps;
+use super::error::Error;
+use super::rings::Rings;
+use super::vcpu::Vcpu;
+use super::{ioctl, msrs};
 use crate::config;
 use crate::memory::GuestRam;
 use kvm_bindings::{
@@ -101,6 +104,23 @@ impl Vm {
 
     pub(super) fn rings(&self) -> Option<&Rings> {
         self.rings.as_ref()
+    }
+
+    /// Makes room in the dirty rings, for a vCPU that left the guest because its ring is full;
+    /// returns how many entries became free.
+    pub fn drain_rings(&self) -> Result<u32, Error> {
+        match &self.rings {
+            Some(rings) => rings.collect(&self.fd, &self.ram),
+            None => Ok(0),
+        }
+    }
+
+    /// A ring is full and stays full although nothing in it can be taken: KVM and we have lost each
+    /// other. Every harvest fails from here on.
+    pub fn give_up_rings(&self) {
+        if let Some(rings) = &self.rings {
+            rings.give_up();
+        }
     }
 
     /// Makes vCPU `index`, whose APIC has `apic_id`, and which sees the CPUID table `cpuid`.

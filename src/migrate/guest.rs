@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::guest_error::GuestError;
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::memory::{GuestRam, PageSet};
@@ -11,17 +12,6 @@ use crate::stream::{self, SectionHeader};
 
 /// Name of the machine type in the stream.
 pub const MACHINE: &str = "microvm";
-
-/// Why the machine could not do what a migration asked. The text is for people.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct GuestError(pub String);
-
-impl GuestError {
-    pub fn from(error: impl std::fmt::Display) -> Self {
-        Self(error.to_string())
-    }
-}
 
 pub trait Migratable: Send + Sync {
     fn ram(&self) -> &GuestRam;

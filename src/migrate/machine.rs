@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::guest::{self, GuestError, Migratable, State};
+use super::guest::{self, Migratable, State};
+use super::guest_error::GuestError;
 use crate::devices::processors::Processors;
 use crate::devices::{HostCpu, Sections};
 use crate::kvm::{self, compat, state::ForeignTsc};
@@ -28,15 +29,14 @@ impl Migratable for Machine {
     }
 
     fn stop(&self, to: RunState) -> Result<bool, GuestError> {
-        match to {
-            RunState::FinishMigrate => self.stop_to_leave(),
-            to => self.stop(to),
-        }
-        .map_err(GuestError::from)
+        Ok(match to {
+            RunState::FinishMigrate => self.stop_to_leave()?,
+            to => self.stop(to)?,
+        })
     }
 
     fn cont(&self) -> Result<(), GuestError> {
-        self.hand_back().map_err(GuestError::from)
+        Ok(self.hand_back()?)
     }
 
     fn set_state(&self, to: RunState) {
@@ -48,7 +48,7 @@ impl Migratable for Machine {
     }
 
     fn start_dirty_log(&self) -> Result<Box<dyn guest::DirtyLog>, GuestError> {
-        let log = self.start_dirty_log().map_err(GuestError::from)?;
+        let log = self.start_dirty_log()?;
         Ok(Box::new(KvmLog(Mutex::new(log))))
     }
 
@@ -63,13 +63,11 @@ impl Migratable for Machine {
     fn check_requirements(&self, requirements: &Requirements) -> Result<(), GuestError> {
         let ours = self.requirements();
         if let Some(lack) = compat::first_lack(&requirements.cpuid, &ours.cpuid) {
-            return Err(GuestError(format!(
-                "this host's processor lacks what the guest was given: {lack}"
-            )));
+            return Err(GuestError::Processor(lack));
         }
         let rates = kvm::TscRates { guest_khz: requirements.tsc_khz, host_khz: ours.tsc_khz };
         if !compat::may_run_at(rates, self.vm().caps().tsc_control) {
-            return Err(GuestError(rates.to_string()));
+            return Err(GuestError::TscRate(rates));
         }
         let unknown =
             requirements.msrs.iter().filter(|msr| !ours.msrs.contains(msr)).collect::<Vec<_>>();
@@ -85,20 +83,20 @@ impl Migratable for Machine {
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
         let goes_on = self.hold_to_leave();
         let run_state = if ran && goes_on { RunState::Running } else { RunState::Paused };
-        let sections = self.save(run_state).map_err(GuestError::from)?;
+        let sections = self.save(run_state)?;
         Ok(Box::new(Saved { sections, suppress_vmdesc: self.config().machine.suppress_vmdesc }))
     }
 
     fn rehearse(&self) -> Result<Rehearsal, GuestError> {
         let processors = self.device::<Processors>().expect("every machine has processors");
-        let states = processors.states().map_err(GuestError::from)?;
+        let states = processors.states()?;
         // Not the wall clock: on a host that has much to do now it would say little.
         let started = thread_time();
         let mut out = Vec::new();
-        let sections = self.save(RunState::Paused).map_err(GuestError::from)?;
+        let sections = self.save(RunState::Paused)?;
         write_sections(&sections, FIRST_DEVICE_ID, &mut out);
         // What a stream has of them is less than they are; nearly all of a load's time is theirs.
-        processors.write_back(&states).map_err(GuestError::from)?;
+        processors.write_back(&states)?;
         let took = thread_time().saturating_sub(started);
         let us = took.as_micros().try_into().unwrap_or(u32::MAX);
         Ok(Rehearsal { us, bytes: out.len().try_into().unwrap_or(u32::MAX) })
@@ -146,14 +144,13 @@ impl guest::Loader for MachineLoader<'_> {
     }
 
     fn validate(&mut self) -> Result<(), GuestError> {
-        self.loader.as_ref().map_or(Ok(()), |loader| loader.validate().map_err(GuestError::from))
+        Ok(self.loader.as_ref().map_or(Ok(()), Loader::validate)?)
     }
 
     fn apply(&mut self, foreign: ForeignTsc) -> Result<Option<RunState>, GuestError> {
-        let loader =
-            self.loader.take().ok_or_else(|| GuestError("the state was applied before".into()))?;
+        let loader = self.loader.take().ok_or(GuestError::AppliedBefore)?;
         let run_state = loader.run_state();
-        let report = self.machine.load(loader.sections(), foreign).map_err(GuestError::from)?;
+        let report = self.machine.load(loader.sections(), foreign)?;
         if let Some(rates) = report.tsc {
             tracing::warn!("{rates}: kvmclock is right, what counts on the counter itself is not");
         }
@@ -177,18 +174,10 @@ struct KvmLog(Mutex<kvm::DirtyLog>);
 
 impl guest::DirtyLog for KvmLog {
     fn harvest(&self, into: &mut PageSet) -> Result<(), GuestError> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .harvest(into)
-            .map_err(GuestError::from)
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).harvest(into)?)
     }
 
     fn clear(&self, set: &PageSet, pages: Range<u64>) -> Result<(), GuestError> {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear(set, pages)
-            .map_err(GuestError::from)
+        Ok(self.0.lock().unwrap_or_else(PoisonError::into_inner).clear(set, pages)?)
     }
 }

@@ -15,6 +15,7 @@
 pub mod capabilities;
 pub mod converge;
 pub mod guest;
+pub mod guest_error;
 mod handle;
 pub mod incoming;
 mod machine;

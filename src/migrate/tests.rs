@@ -10,7 +10,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::capabilities::Capability;
-use super::guest::{DirtyLog, GuestError, Loader, Migratable, State};
+use super::guest::{DirtyLog, Loader, Migratable, State};
+use super::guest_error::GuestError;
 use super::incoming::{Arrival, Incoming, Origin};
 use super::outgoing::{Destination, Source};
 use super::progress::Progress;
@@ -176,7 +177,7 @@ impl Migratable for FakeGuest {
     }
 
     fn check_requirements(&self, _facts: &Requirements) -> Result<(), GuestError> {
-        self.refuses.map_or(Ok(()), |why| Err(GuestError(why.into())))
+        self.refuses.map_or(Ok(()), |why| Err(GuestError::Fake(why)))
     }
 
     fn save(&self, _ran: bool) -> Result<Box<dyn State>, GuestError> {
@@ -259,7 +260,7 @@ impl Loader for FakeLoader<'_> {
     }
 
     fn validate(&mut self) -> Result<(), GuestError> {
-        self.count.map(drop).ok_or(GuestError("no counter came".into()))
+        self.count.map(drop).ok_or(GuestError::Fake("no counter came"))
     }
 
     fn apply(&mut self, _: ForeignTsc) -> Result<Option<RunState>, GuestError> {

@@ -4,6 +4,7 @@
 use serde_json::{Value as Json, json};
 
 use super::json::SyntaxError;
+use crate::{machine, memory};
 
 /// QMP's error classes. Clients decide by `CommandNotFound` and `DeviceNotFound`; everything else
 /// is the general one.
@@ -60,8 +61,14 @@ impl Error {
     }
 }
 
-impl From<SyntaxError> for Error {
-    fn from(error: SyntaxError) -> Error {
-        Error::generic(error)
-    }
+/// Errors that are all of the general class.
+macro_rules! generic {
+    ($($error:ty),*) => {$(
+        impl From<$error> for Error {
+            fn from(error: $error) -> Error {
+                Error::generic(error)
+            }
+        }
+    )*};
 }
+generic!(SyntaxError, machine::Error, machine::ContRefused, memory::Error);

@@ -1,8 +1,8 @@
 //! The machine, as far as QMP's own commands need one.
 
 use crate::config::Actions;
-use crate::machine::{Machine, Moment, RunState, VcpuInfo};
-use crate::qmp::Error;
+use crate::machine::{ContRefused, Error, Machine, Moment, RunState, VcpuInfo};
+use crate::memory;
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
 pub trait Controllable: Send + Sync {
@@ -13,14 +13,14 @@ pub trait Controllable: Send + Sync {
     }
     /// Waits until every vCPU stands still.
     fn stop(&self) -> Result<(), Error>;
-    fn cont(&self) -> Result<(), Error>;
+    fn cont(&self) -> Result<(), ContRefused>;
     fn reset(&self) -> Result<(), Error>;
     fn inject_nmi(&self) -> Result<(), Error>;
     fn powerdown(&self);
     fn vcpus(&self) -> Vec<VcpuInfo>;
     fn ram_bytes(&self) -> u64;
     /// Copies guest-physical memory; holes, and what is not RAM, read as zeros.
-    fn read_physical(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error>;
+    fn read_physical(&self, address: u64, bytes: &mut [u8]) -> Result<(), memory::Error>;
     /// The guest-physical addresses behind virtual ones, as vCPU `index` translates them now.
     fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error>;
     fn actions(&self) -> Actions;
@@ -37,19 +37,19 @@ impl Controllable for Machine {
     }
 
     fn stop(&self) -> Result<(), Error> {
-        self.request_stop().map_err(Error::generic)
+        self.request_stop()
     }
 
-    fn cont(&self) -> Result<(), Error> {
-        self.cont().map(drop).map_err(Error::generic)
+    fn cont(&self) -> Result<(), ContRefused> {
+        self.cont().map(drop)
     }
 
     fn reset(&self) -> Result<(), Error> {
-        self.reset().map_err(Error::generic)
+        self.reset()
     }
 
     fn inject_nmi(&self) -> Result<(), Error> {
-        self.inject_nmi().map_err(Error::generic)
+        self.inject_nmi()
     }
 
     fn powerdown(&self) {
@@ -64,12 +64,12 @@ impl Controllable for Machine {
         self.config().memory.bytes
     }
 
-    fn read_physical(&self, address: u64, bytes: &mut [u8]) -> Result<(), Error> {
-        crate::pages::read(self.ram(), address, bytes).map_err(Error::generic)
+    fn read_physical(&self, address: u64, bytes: &mut [u8]) -> Result<(), memory::Error> {
+        crate::pages::read(self.ram(), address, bytes)
     }
 
     fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error> {
-        self.translate(index, addresses).map_err(Error::generic)
+        self.translate(index, addresses)
     }
 
     fn actions(&self) -> Actions {

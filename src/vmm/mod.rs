@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Identity;
 use crate::dump::Dumps;
+use crate::machine::Error;
 use crate::machine::moment::{self, Moment, Request, Ruling};
-use crate::qmp::{Error, Events, FdSets};
+use crate::qmp::{Events, FdSets};
 
 pub use exit::Exit;
 pub use guest::Controllable;
@@ -72,7 +73,7 @@ impl Vmm {
             _ => moment,
         };
         match moment::rule(request, moment) {
-            Ruling::Refused(why) => Err(Error::generic(why)),
+            Ruling::Refused(why) => Err(Error::Moment(why)),
             Ruling::Now | Ruling::Later => Ok(()),
         }
     }

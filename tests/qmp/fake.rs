@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use godwit::chardev::{Backend, Chardev};
 use godwit::config::{self, Actions, ChardevBackend, Socket, SocketAddress, SocketRole};
-use godwit::machine::{ContRefused, RunState, StopCause, VcpuInfo};
-use godwit::qmp::{Error, Events, Monitor, Server};
+use godwit::machine::{ContRefused, Error, RunState, StopCause, VcpuInfo};
+use godwit::memory;
+use godwit::qmp::{Events, Monitor, Server};
 use godwit::vmm::{Controllable, Exit, Vmm};
 use serde_json::{Value, json};
 
@@ -28,10 +29,10 @@ impl Controllable for FakeGuest {
         Ok(())
     }
 
-    fn cont(&self) -> Result<(), Error> {
+    fn cont(&self) -> Result<(), ContRefused> {
         let mut state = self.state.lock().unwrap();
         if state.needs_reset() {
-            return Err(Error::generic(ContRefused::NeedsReset));
+            return Err(ContRefused::NeedsReset);
         }
         if !std::mem::replace(&mut *state, RunState::Running).is_running() {
             self.events.emit("RESUME", Value::Null);
@@ -61,7 +62,7 @@ impl Controllable for FakeGuest {
         64 << 20
     }
 
-    fn read_physical(&self, _address: u64, bytes: &mut [u8]) -> Result<(), Error> {
+    fn read_physical(&self, _address: u64, bytes: &mut [u8]) -> Result<(), memory::Error> {
         bytes.fill(0);
         Ok(())
     }

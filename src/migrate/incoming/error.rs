@@ -1,7 +1,7 @@
 //! Why a guest did not arrive.
 
 use super::channels::CHANNELS_MAX;
-use crate::migrate::guest::GuestError;
+use crate::migrate::guest_error::GuestError;
 use crate::{io, memory, stream};
 
 /// Why an incoming migration failed.

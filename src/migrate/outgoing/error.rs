@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
 use crate::io::{self, OpenError};
-use crate::migrate::guest::GuestError;
+use crate::migrate::guest_error::GuestError;
 use crate::{memory, stream};
 
 /// Why a migration failed.
