@@ -164,7 +164,7 @@ fn keys(opt: &table::Opt) -> Vec<String> {
         let own = own.filter_map(|row| Some(row.split_once('=')?.0.to_owned()));
         return ["driver".into(), "id".into()].into_iter().chain(own).collect();
     }
-    let rows = opt.keys.map(|keys| keys()).unwrap_or_default();
+    let rows = opt.keys.map(table::Listed::rows).unwrap_or_default();
     let keys: Vec<_> =
         rows.iter().filter_map(|row| row.split_once('=')).map(|(key, _)| key.into()).collect();
     if keys.is_empty() { vec![String::new()] } else { keys }

@@ -47,6 +47,49 @@ impl<T> Key<T> {
     }
 }
 
+/// A key as others see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    pub name: &'static str,
+    /// What help shows behind the `=`.
+    pub value: &'static str,
+}
+
+/// The types that QEMU has for what stands behind a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ParameterType {
+    String,
+    Boolean,
+    Number,
+    Size,
+}
+
+impl ParameterType {
+    pub const NAMES: &[&str] = &["string", "boolean", "number", "size"];
+
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
+impl Parameter {
+    /// Follows from what help shows.
+    pub fn of(&self) -> ParameterType {
+        match self.value {
+            "on|off" | "on" | "off" => ParameterType::Boolean,
+            "SIZE" => ParameterType::Size,
+            "N" => ParameterType::Number,
+            value if value.bytes().all(|byte| byte.is_ascii_digit()) => ParameterType::Number,
+            _ => ParameterType::String,
+        }
+    }
+}
+
+/// For help: `name=value`.
+pub fn rows(parameters: &[Parameter]) -> Vec<String> {
+    parameters.iter().map(|of| format!("{}={}", of.name, of.value)).collect()
+}
+
 /// A key and its value, as typed.
 pub type Pair = (String, Option<String>);
 
@@ -60,10 +103,15 @@ pub struct Keys<T: 'static> {
 }
 
 impl<T> Keys<T> {
-    /// The keys that can be given, for help: `name=value`.
-    pub fn rows(&self) -> Vec<String> {
+    /// The keys that can be given.
+    pub fn parameters(&self) -> Vec<Parameter> {
         let shown = self.table.iter().filter(|k| !matches!(k.does, Does::Refuse(_)));
-        shown.map(|k| format!("{}={}", k.name, k.value)).collect()
+        shown.map(|k| Parameter { name: k.name, value: k.value }).collect()
+    }
+
+    /// The same for help: `name=value`.
+    pub fn rows(&self) -> Vec<String> {
+        rows(&self.parameters())
     }
 
     /// Reads `text` into `target`. `option` is the option as typed.

@@ -1,7 +1,7 @@
 //! `-M`, `-accel`, `-cpu`, `-smp`: what the machine is made of.
 
 use super::error::{Error, Problem};
-use super::keys::{Key, Keys, split};
+use super::keys::{Key, Keys, Parameter, split};
 use super::value;
 use crate::config::{Device, Kvm, MachineOptions, Switches};
 use crate::devices::Kind;
@@ -129,9 +129,9 @@ fn accelerator(list: &str) -> Result<(), Problem> {
 }
 
 /// What can be written behind `-M`: the machine's own properties and those of its parts.
-pub fn rows() -> Vec<String> {
-    let parts = PARTS.iter().flat_map(|part| keys_of(part).rows());
-    MACHINE.rows().into_iter().chain(parts).collect()
+pub fn parameters() -> Vec<Parameter> {
+    let parts = PARTS.iter().flat_map(|part| keys_of(part).parameters());
+    MACHINE.parameters().into_iter().chain(parts).collect()
 }
 
 /// Reads what was written behind `-M`.

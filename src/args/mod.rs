@@ -19,7 +19,7 @@ pub mod value;
 pub use chardev::monitor;
 pub use error::{Error, Error as OptionError, Errors, Problem};
 pub use help::Style;
-pub use keys::{Key, Keys, Pair};
+pub use keys::{Key, Keys, Pair, Parameter, ParameterType};
 pub use value::size;
 
 use crate::config::Config;
@@ -42,6 +42,24 @@ pub enum Request {
 /// Every option with its meaning, for people.
 pub fn help(style: Style) -> String {
     help::page(style)
+}
+
+/// An option that takes several keys.
+pub struct Group {
+    /// QEMU's name of it.
+    pub name: &'static str,
+    /// What the option does.
+    pub help: &'static str,
+    pub parameters: Vec<Parameter>,
+}
+
+/// Every option that takes keys.
+pub fn groups() -> Vec<Group> {
+    let group = |opt: &table::Opt| match opt.keys? {
+        table::Listed::Keys(name, keys) => Some(Group { name, help: opt.help, parameters: keys() }),
+        table::Listed::Words(_) => None,
+    };
+    table::OPTIONS.iter().filter_map(group).collect()
 }
 
 /// Reads the words after `godwit run`.
@@ -69,7 +87,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Error
                 (None, None) => String::new(),
             };
             if let Some(keys) = opt.keys.filter(|_| ["help", "?"].contains(&value.as_str())) {
-                return Ok(Some(Request::Keys(keys())));
+                return Ok(Some(Request::Keys(keys.rows())));
             }
             if let Some(keys) = device::properties(&value).filter(|_| opt.names[0] == "device") {
                 return Ok(Some(Request::Keys(keys)));

@@ -2,6 +2,7 @@
 
 use super::draft::{self, Draft};
 use super::error::Error;
+use super::keys::{self, Parameter};
 use super::{chardev, device, machine, memory, smp};
 
 pub struct Opt {
@@ -12,8 +13,25 @@ pub struct Opt {
     pub section: Section,
     pub help: &'static str,
     pub does: Does,
-    /// The keys of the value, for `-OPTION help`.
-    pub keys: Option<fn() -> Vec<String>>,
+    /// What can be written as the value, for `-OPTION help`.
+    pub keys: Option<Listed>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Listed {
+    Words(fn() -> Vec<String>),
+    /// Keys and their values. The name is that of QEMU's group of options.
+    Keys(&'static str, fn() -> Vec<Parameter>),
+}
+
+impl Listed {
+    /// A line for each.
+    pub fn rows(self) -> Vec<String> {
+        match self {
+            Listed::Words(words) => words(),
+            Listed::Keys(_, parameters) => keys::rows(&parameters()),
+        }
+    }
 }
 
 pub enum Does {
@@ -97,8 +115,13 @@ const fn refuse(
 }
 
 impl Opt {
-    const fn keys(mut self, keys: fn() -> Vec<String>) -> Opt {
-        self.keys = Some(keys);
+    const fn words(mut self, words: fn() -> Vec<String>) -> Opt {
+        self.keys = Some(Listed::Words(words));
+        self
+    }
+
+    const fn group(mut self, name: &'static str, parameters: fn() -> Vec<Parameter>) -> Opt {
+        self.keys = Some(Listed::Keys(name, parameters));
         self
     }
 }
@@ -115,25 +138,25 @@ pub const OPTIONS: &[Opt] = {
     use Section::*;
     &[
         set(Machine, &["M", "machine"], "microvm,acpi=off[,…]", "the machine; -M help lists its properties",
-            |d, o, v| machine::read(o, v, &mut d.machine)).keys(machine::rows),
+            |d, o, v| machine::read(o, v, &mut d.machine)).group("machine", machine::parameters),
         set(Machine, &["accel"], "kvm[,dirty-ring-size=N]", "use KVM, logging dirty pages in bitmaps, or in rings of N entries",
-            |d, o, v| machine::KVM.read(o, v, &mut d.machine)).keys(|| machine::KVM.rows()),
+            |d, o, v| machine::KVM.read(o, v, &mut d.machine)).group("accel", || machine::KVM.parameters()),
         set(Machine, &["cpu"], "host", "the processor's model: always this host's (max means the same)",
-            |_, o, v| machine::cpu(o, v)).keys(|| vec!["host".into(), "max".into()]),
+            |_, o, v| machine::cpu(o, v)).words(|| vec!["host".into(), "max".into()]),
         set(Machine, &["smp"], "N[,sockets=N,cores=N,threads=N]", "number of processors, 1 to 254 (default 1), and how the guest sees them",
-            |d, o, v| smp::SMP.read(o, v, &mut d.smp)).keys(|| smp::SMP.rows()),
+            |d, o, v| smp::SMP.read(o, v, &mut d.smp)).group("smp-opts", || smp::SMP.parameters()),
         set(Machine, &["m"], "SIZE", "guest RAM, in MiB unless K, M, G or T follows (default 128M)",
-            |d, o, v| memory::MEMORY.read(o, v, &mut d.memory)).keys(|| memory::MEMORY.rows()),
+            |d, o, v| memory::MEMORY.read(o, v, &mut d.memory)).group("memory", || memory::MEMORY.parameters()),
         set(Machine, &["object"], "memory-backend-{memfd,file,ram},id=ID,…", "where RAM comes from, named by -M memory-backend=ID; -object help",
-            |d, o, v| memory::object(&mut d.memory, o, v)).keys(|| memory::OBJECT.rows()),
+            |d, o, v| memory::object(&mut d.memory, o, v)).group("object", || memory::OBJECT.parameters()),
         set(Machine, &["mem-path"], "FILE", "RAM in this file or directory, private to this process",
             |d, _, v| { d.memory.path = Some(v.into()); Ok(()) }),
         flag(Machine, &["mem-prealloc"], "touch all RAM before the guest starts",
             |d, _, _| { d.memory.prealloc = true; Ok(()) }),
         set(Machine, &["device"], "DRIVER[,…]", "add a device; -device help lists them, -device DRIVER,help their properties",
-            |d, o, v| device::add(o, v, &mut d.machine.devices)).keys(device::rows),
+            |d, o, v| device::add(o, v, &mut d.machine.devices)).words(device::rows),
         set(Machine, &["name"], "NAME", "what QMP calls the machine",
-            |d, o, v| d.name(o, v)).keys(|| draft::NAME.rows()),
+            |d, o, v| d.name(o, v)).group("name", || draft::NAME.parameters()),
         set(Machine, &["uuid"], "UUID", "what QMP gives as its UUID",
             |d, o, v| d.uuid(o, v)),
 
@@ -151,13 +174,13 @@ pub const OPTIONS: &[Opt] = {
         set(Consoles, &["serial"], "DEVICE", "the serial port: stdio, file:PATH, unix:PATH[,server=on,wait=off], tcp:HOST:PORT, pty, null, none, chardev:ID",
             |d, o, v| d.serial(o, v)),
         set(Consoles, &["chardev"], "BACKEND,id=ID[,…]", "a character device; -chardev help lists back-ends and keys",
-            |d, o, v| d.chardev(o, v)).keys(|| chardev::CHARDEV.rows()),
+            |d, o, v| d.chardev(o, v)).group("chardev", || chardev::CHARDEV.parameters()),
         set(Consoles, &["qmp"], "DEVICE", "a QMP monitor, on a device as for -serial",
             |d, o, v| d.qmp(o, v, false)),
         set(Consoles, &["qmp-pretty"], "DEVICE", "the same, with indented answers",
             |d, o, v| d.qmp(o, v, true)),
         set(Consoles, &["mon"], "ID,mode=control[,pretty=on]", "a QMP monitor on the character device ID",
-            |d, o, v| d.mon(o, v)).keys(|| draft::MON.rows()),
+            |d, o, v| d.mon(o, v)).group("mon", || draft::MON.parameters()),
 
         set(Running, &["pidfile"], "FILE", "write the process id here, and keep it locked: one machine for one file",
             |d, _, v| { d.pidfile = Some(v.into()); Ok(()) }),
@@ -168,7 +191,7 @@ pub const OPTIONS: &[Opt] = {
         flag(Running, &["no-shutdown"], "stay, paused, when the guest shuts down",
             |d, _, _| { d.actions.shutdown = crate::config::ShutdownAction::Pause; Ok(()) }),
         set(Running, &["action"], "EVENT=ACTION", "reboot=reset|shutdown, shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none",
-            |d, o, v| d.action(o, v)).keys(|| draft::ACTION.rows()),
+            |d, o, v| d.action(o, v)).group("action", || draft::ACTION.parameters()),
         flag(Running, &["h", "help"], "this page", |d, _, _| { d.help = true; Ok(()) }),
         flag(Running, &["version"], "name and version", |d, _, _| { d.version = true; Ok(()) }),
 

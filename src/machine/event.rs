@@ -16,8 +16,23 @@ pub enum StopCause {
 }
 
 impl StopCause {
+    /// As QMP writes them; `none` is QEMU's, and never sent.
+    pub const NAMES: &[&str] = &[
+        "none",
+        StopCause::HostError.name(),
+        StopCause::HostQmpQuit.name(),
+        StopCause::HostQmpSystemReset.name(),
+        StopCause::HostSignal.name(),
+        StopCause::HostUi.name(),
+        StopCause::GuestShutdown.name(),
+        StopCause::GuestReset.name(),
+        StopCause::GuestPanic.name(),
+        StopCause::SubsystemReset.name(),
+        StopCause::SnapshotLoad.name(),
+    ];
+
     /// As QMP writes it.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             StopCause::HostError => "host-error",
             StopCause::HostQmpQuit => "host-qmp-quit",
@@ -47,8 +62,11 @@ pub enum Panic {
 }
 
 impl Panic {
+    /// As QMP writes them.
+    pub const NAMES: &[&str] = &[Panic::Pause.name(), Panic::Poweroff.name(), Panic::Run.name()];
+
     /// As QMP writes it.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Panic::Pause => "pause",
             Panic::Poweroff => "poweroff",

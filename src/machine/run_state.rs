@@ -43,8 +43,19 @@ impl RunState {
         RunState::Colo,
     ];
 
+    /// The names of all, in the same order.
+    pub const NAMES: [&str; 16] = {
+        let mut names = [""; 16];
+        let mut at = 0;
+        while at < names.len() {
+            names[at] = RunState::ALL[at].name();
+            at += 1;
+        }
+        names
+    };
+
     /// As QMP and the `globalstate` section write it.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             RunState::Debug => "debug",
             RunState::InMigrate => "inmigrate",

@@ -7,41 +7,59 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::{Map, Value as Json, json};
 use tokio::sync::Notify;
 
+use super::commands::NOTHING;
+use super::commands::dump::RESULT as DUMP_RESULT;
+use super::commands::migration_shapes::STATES;
 use super::outbox::Outbox;
+use super::schema::{Shape, Type, optional, required};
+use crate::machine::{Panic, StopCause};
 
 /// An event that Godwit can send.
 pub struct Kind {
     pub name: &'static str,
     /// At most one a second; the last of a burst is kept and sent late.
     pub rate_limited: bool,
+    pub data: &'static Shape,
 }
 
 /// Every event. An event must be listed here to be sent, because clients with typed events (`qapi`
 /// for Rust) fail on names outside QEMU's schema: add none that QEMU does not have, and none
 /// without all of its members.
 pub static KINDS: &[Kind] = &[
-    kind("BALLOON_CHANGE", true),
-    kind("BLOCK_IO_ERROR", true),
-    kind("DEVICE_DELETED", false),
-    kind("DUMP_COMPLETED", false),
-    kind("GUEST_CRASHLOADED", false),
-    kind("GUEST_PANICKED", false),
-    kind("MEMORY_FAILURE", false),
-    kind("MIGRATION", false),
-    kind("MIGRATION_PASS", false),
-    kind("POWERDOWN", false),
-    kind("RESET", false),
-    kind("RESUME", false),
-    kind("RTC_CHANGE", true),
-    kind("SHUTDOWN", false),
-    kind("STOP", false),
-    kind("SUSPEND", false),
-    kind("WAKEUP", false),
+    Kind { name: "BALLOON_CHANGE", rate_limited: true, data: &BALLOON },
+    kind("DUMP_COMPLETED", &DUMPED),
+    kind("GUEST_PANICKED", &PANICKED),
+    kind("MEMORY_FAILURE", &MEMORY_FAILURE),
+    kind("MIGRATION", &MIGRATION),
+    kind("MIGRATION_PASS", &PASS),
+    kind("POWERDOWN", &NOTHING),
+    kind("RESET", &ENDED),
+    kind("RESUME", &NOTHING),
+    kind("SHUTDOWN", &ENDED),
+    kind("STOP", &NOTHING),
 ];
 
-const fn kind(name: &'static str, rate_limited: bool) -> Kind {
-    Kind { name, rate_limited }
+const fn kind(name: &'static str, data: &'static Shape) -> Kind {
+    Kind { name, rate_limited: false, data }
 }
+
+static BALLOON: Shape = Shape::of(&[required("actual", Type::U64)]);
+static ENDED: Shape =
+    Shape::of(&[required("guest", Type::Bool), required("reason", Type::Enum(StopCause::NAMES))]);
+static PANICKED: Shape = Shape::of(&[required("action", Type::Enum(Panic::NAMES))]);
+static MIGRATION: Shape = Shape::of(&[required("status", Type::Enum(STATES))]);
+static PASS: Shape = Shape::of(&[required("pass", Type::Int)]);
+static DUMPED: Shape =
+    Shape::of(&[required("result", Type::Object(&DUMP_RESULT)), optional("error", Type::Text)]);
+static MEMORY_FAILURE: Shape = Shape::of(&[
+    required("recipient", Type::Enum(&["hypervisor", "guest"])),
+    required("action", Type::Enum(&["ignore", "inject", "fatal", "reset"])),
+    required("flags", Type::Object(&MEMORY_FLAGS)),
+    // Godwit's own: which memory, and what to do.
+    optional("x-godwit-reason", Type::Text),
+]);
+static MEMORY_FLAGS: Shape =
+    Shape::of(&[required("action-required", Type::Bool), required("recursive", Type::Bool)]);
 
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
 

@@ -8,24 +8,33 @@ use super::error::Error;
 use super::json::Value;
 
 /// One member of an object.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Member {
     pub name: &'static str,
     pub optional: bool,
     pub of: Type,
+    /// What it means, for people; empty where its object is not sent by them.
+    pub meaning: &'static str,
 }
 
 /// A member that has to be there.
 pub const fn required(name: &'static str, of: Type) -> Member {
-    Member { name, optional: false, of }
+    Member { name, optional: false, of, meaning: "" }
 }
 
 /// A member that may be left out; `null` is still the wrong type for it.
 pub const fn optional(name: &'static str, of: Type) -> Member {
-    Member { name, optional: true, of }
+    Member { name, optional: true, of, meaning: "" }
 }
 
-#[derive(Debug)]
+impl Member {
+    /// Says what it means, for `godwit qmp --help COMMAND`.
+    pub const fn means(self, meaning: &'static str) -> Member {
+        Member { meaning, ..self }
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
 pub enum Type {
     Text,
     Bool,
@@ -44,6 +53,10 @@ pub enum Type {
     Enum(&'static [&'static str]),
     List(&'static Type),
     Object(&'static Shape),
+    /// Whatever fits one of these; told apart by their JSON type.
+    OneOf(&'static [Type]),
+    /// Anything at all.
+    Any,
 }
 
 /// The members of an object; with `union`, some of them depend on the value of one.
@@ -65,6 +78,24 @@ impl Shape {
 pub struct Union {
     pub tag: &'static str,
     pub branches: &'static [(&'static str, &'static Shape)],
+}
+
+impl Union {
+    /// The values that the tag can have in `shape`, which this is part of.
+    pub fn cases(&self, shape: &Shape) -> &'static [&'static str] {
+        let tag = shape.members.iter().find(|member| member.name == self.tag);
+        match tag.map(|member| member.of) {
+            Some(Type::Enum(values)) => values,
+            _ => &[],
+        }
+    }
+}
+
+impl Type {
+    /// Whether `value` is of this type, as clients with typed answers take it.
+    pub fn check(&self, value: &Value) -> Result<(), Error> {
+        check_value(value, self, "return", None)
+    }
 }
 
 /// Checks `object` against `shape`, named `path` in complaints (empty for the arguments
@@ -153,6 +184,11 @@ fn check_value(value: &Value, of: &Type, path: &str, name: Option<&str>) -> Resu
             let Value::Object(members) = value else { return Err(expected("object")) };
             check(members, shape, path)
         }
+        Type::OneOf(types) => {
+            let fits = |of: &Type| check_value(value, of, path, None).is_ok();
+            accept(types.iter().any(fits), expected("another type"))
+        }
+        Type::Any => Ok(()),
     }
 }
 

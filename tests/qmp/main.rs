@@ -9,5 +9,6 @@ mod descriptors;
 mod fake;
 mod process;
 mod replay;
+mod schema;
 mod threads;
 mod waiting;

@@ -58,6 +58,7 @@ fn recorded_conversations_are_the_same_with_the_real_process() {
         "limits",
         "arguments",
         "fd_disconnect",
+        "removed",
     ] {
         against_process(topic, None);
     }

@@ -17,13 +17,13 @@ static ADDRESS: Shape = Shape {
     members: &[required("transport", Type::Enum(&["socket", "exec", "rdma", "file"]))],
     union: Some(Union {
         tag: "transport",
-        branches: &[("socket", &SOCKET), ("exec", &EXEC), ("rdma", &RDMA), ("file", &FILE)],
+        branches: &[("socket", &SOCKET_ADDRESS), ("exec", &EXEC), ("rdma", &INET), ("file", &FILE)],
     }),
 };
 static EXEC: Shape = Shape::of(&[required("args", Type::List(&Type::Text))]);
-static RDMA: Shape = Shape::of(&[required("host", Type::Text), required("port", Type::Text)]);
 static FILE: Shape = Shape::of(&[required("filename", Type::Text), required("offset", Type::U64)]);
-static SOCKET: Shape = Shape {
+/// Where a socket is, or listens.
+pub static SOCKET_ADDRESS: Shape = Shape {
     members: &[required("type", Type::Enum(&["inet", "unix", "vsock", "fd"]))],
     union: Some(Union {
         tag: "type",

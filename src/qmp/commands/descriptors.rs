@@ -7,16 +7,40 @@ use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("getfd", Run::Now(getfd)).arguments(&NAME),
-    Command::new("closefd", Run::Now(closefd)).arguments(&NAME),
-    Command::new("add-fd", Run::Now(add_fd)).arguments(&ADD),
-    Command::new("remove-fd", Run::Now(remove_fd)).arguments(&REMOVE),
-    Command::new("query-fdsets", Run::Now(|call| Ok(call.vmm.fd_sets.list()))),
+    Command::new("getfd", Run::Now(getfd))
+        .arguments(&NAME)
+        .does("Gives the descriptor sent beside this request a name on this monitor."),
+    Command::new("closefd", Run::Now(closefd))
+        .arguments(&NAME)
+        .does("Closes a descriptor of this monitor."),
+    Command::new("add-fd", Run::Now(add_fd))
+        .arguments(&ADD)
+        .returns(Type::Object(&ADDED))
+        .does("Puts the descriptor sent beside this request into a set, for /dev/fdset/ID."),
+    Command::new("remove-fd", Run::Now(remove_fd))
+        .arguments(&REMOVE)
+        .does("Takes descriptors out of a set; they live on where they are used."),
+    Command::new("query-fdsets", Run::Now(|call| Ok(call.vmm.fd_sets.list())))
+        .returns(Type::List(&Type::Object(&SET)))
+        .does("Lists the sets of descriptors."),
 ];
 
-static NAME: Shape = Shape::of(&[required("fdname", Type::Text)]);
-static ADD: Shape = Shape::of(&[optional("fdset-id", Type::Int), optional("opaque", Type::Text)]);
-static REMOVE: Shape = Shape::of(&[required("fdset-id", Type::Int), optional("fd", Type::Int)]);
+static NAME: Shape =
+    Shape::of(&[required("fdname", Type::Text).means("its name, which fd:NAME stands for")]);
+static ADD: Shape = Shape::of(&[
+    optional("fdset-id", Type::Int).means("the set; without it a new one is made"),
+    optional("opaque", Type::Text).means("any text, shown by query-fdsets"),
+]);
+static ADDED: Shape = Shape::of(&[required("fdset-id", Type::Int), required("fd", Type::Int)]);
+static REMOVE: Shape = Shape::of(&[
+    required("fdset-id", Type::Int).means("the set"),
+    optional("fd", Type::Int).means("one of its descriptors; without it all are meant"),
+]);
+static SET: Shape = Shape::of(&[
+    required("fdset-id", Type::Int),
+    required("fds", Type::List(&Type::Object(&MEMBER))),
+]);
+static MEMBER: Shape = Shape::of(&[required("fd", Type::Int), optional("opaque", Type::Text)]);
 
 fn getfd(call: Call<'_>) -> Answer {
     let name = call.args.text("fdname");

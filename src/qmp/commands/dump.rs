@@ -12,22 +12,49 @@ use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("dump-guest-memory", Run::Waiting(dump_guest_memory)).arguments(&DUMP),
-    Command::new("query-dump", Run::Now(query_dump)),
-    Command::new("x-dump-cancel", Run::Now(cancel)),
-    Command::new("query-dump-guest-memory-capability", Run::Now(query_capability)),
+    Command::new("dump-guest-memory", Run::Waiting(dump_guest_memory)).arguments(&DUMP).does(
+        "Writes the guest's memory and registers to a file; the guest stands still meanwhile.",
+    ),
+    Command::new("query-dump", Run::Now(query_dump))
+        .returns(Type::Object(&RESULT))
+        .does("Tells how far the last dump is, in bytes."),
+    Command::new("x-dump-cancel", Run::Now(cancel)).does("Ends a dump that runs."),
+    Command::new("query-dump-guest-memory-capability", Run::Now(query_capability))
+        .returns(Type::Object(&CAPABILITY))
+        .does("Lists the formats that dumps can have."),
 ];
 
 static DUMP: Shape = Shape::of(&[
-    required("paging", Type::Bool),
-    required("protocol", Type::Text),
-    optional("detach", Type::Bool),
-    optional("begin", Type::Int),
-    optional("length", Type::Int),
-    optional("format", Type::Enum(FORMATS)),
+    required("paging", Type::Bool)
+        .means("address memory as the guest's page tables do; format elf only"),
+    required("protocol", Type::Text).means("file:PATH or fd:NAME"),
+    optional("detach", Type::Bool).means("answer at once; DUMP_COMPLETED tells the end"),
+    optional("begin", Type::Int).means("the first physical address; with length"),
+    optional("length", Type::Int).means("bytes of physical memory; with begin"),
+    optional("format", Type::Enum(FORMATS)).means("the file's format (elf)"),
     // Godwit's own: the image of one moment, written while the guest runs on.
-    optional("x-live", Type::Bool),
+    optional("x-live", Type::Bool)
+        .means("let the guest run on; the file holds the moment of the start"),
 ]);
+pub static RESULT: Shape = Shape::of(&[
+    required("status", Type::Enum(&["none", "active", "completed", "failed"])),
+    required("completed", Type::U64),
+    required("total", Type::U64),
+    optional("x-downtime-us", Type::U64),
+]);
+static CAPABILITY: Shape = Shape::of(&[required("formats", Type::List(&Type::Enum(KNOWN)))]);
+
+/// QEMU's whole enumeration.
+static KNOWN: &[&str] = &[
+    "elf",
+    "kdump-zlib",
+    "kdump-lzo",
+    "kdump-snappy",
+    "kdump-raw-zlib",
+    "kdump-raw-lzo",
+    "kdump-raw-snappy",
+    "win-dmp",
+];
 
 /// QEMU's formats, Windows' left out, and `zstd`.
 static FORMATS: &[&str] = &[

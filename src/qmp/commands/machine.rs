@@ -6,23 +6,110 @@ use super::{Answer, Call, Command, Run};
 use crate::arch::x86_64::topology::Position;
 use crate::config::Cpu;
 use crate::qmp::error::Error;
-use crate::qmp::schema::{Shape, Type, optional};
+use crate::qmp::schema::{Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("query-name", Run::Now(query_name)),
-    Command::new("query-uuid", Run::Now(query_uuid)),
-    Command::new("query-kvm", Run::Now(|_| Ok(json!({"enabled": true, "present": true})))),
-    Command::new("query-target", Run::Now(|_| Ok(json!({"arch": "x86_64"})))),
-    Command::new("query-machines", Run::Now(query_machines)).arguments(&MACHINES),
-    Command::new("query-cpu-definitions", Run::Now(query_cpu_definitions)),
-    Command::new("query-cpus-fast", Run::Now(query_cpus_fast)),
-    Command::new("query-hotpluggable-cpus", Run::Now(query_hotpluggable_cpus)),
-    Command::new("query-memory-size-summary", Run::Now(query_memory_size_summary)),
-    Command::new("query-iothreads", Run::Now(|_| Ok(json!([])))),
-    Command::new("query-chardev", Run::Now(query_chardev)),
+    Command::new("query-name", Run::Now(query_name))
+        .returns(Type::Object(&NAME))
+        .does("Tells the name that -name gave."),
+    Command::new("query-uuid", Run::Now(query_uuid))
+        .returns(Type::Object(&UUID))
+        .does("Tells the machine's UUID, zeros without -uuid."),
+    Command::new("query-kvm", Run::Now(|_| Ok(json!({"enabled": true, "present": true}))))
+        .returns(Type::Object(&KVM))
+        .does("Tells that the guest runs on KVM."),
+    Command::new("query-target", Run::Now(|_| Ok(json!({"arch": ARCH}))))
+        .returns(Type::Object(&TARGET))
+        .does("Tells what kind of processor the guest has."),
+    Command::new("query-machines", Run::Now(query_machines))
+        .arguments(&MACHINES)
+        .returns(Type::List(&Type::Object(&MACHINE)))
+        .does("Lists the kinds of machine there are."),
+    Command::new("query-cpu-definitions", Run::Now(query_cpu_definitions))
+        .returns(Type::List(&Type::Object(&CPU_DEFINITION)))
+        .does("Lists the models of processors there are."),
+    Command::new("query-cpus-fast", Run::Now(query_cpus_fast))
+        .returns(Type::List(&Type::Object(&CPU)))
+        .does("Lists the guest's processors and the threads that run them."),
+    Command::new("query-hotpluggable-cpus", Run::Now(query_hotpluggable_cpus))
+        .returns(Type::List(&Type::Object(&HOTPLUGGABLE_CPU)))
+        .does("Is an error: processors do not come and go on this board."),
+    Command::new("query-memory-size-summary", Run::Now(query_memory_size_summary))
+        .returns(Type::Object(&MEMORY))
+        .does("Tells the size of guest RAM in bytes."),
+    Command::new("query-iothreads", Run::Now(|_| Ok(json!([]))))
+        .returns(Type::List(&Type::Object(&IO_THREAD)))
+        .does("Lists the threads made for devices."),
+    Command::new("query-chardev", Run::Now(query_chardev))
+        .returns(Type::List(&Type::Object(&CHARDEV)))
+        .does("Lists the character devices and what is behind them."),
 ];
 
-static MACHINES: Shape = Shape::of(&[optional("compat-props", Type::Bool)]);
+const ARCH: &str = "x86_64";
+
+static NAME: Shape = Shape::of(&[optional("name", Type::Text)]);
+static UUID: Shape = Shape::of(&[required("UUID", Type::Text)]);
+static KVM: Shape = Shape::of(&[required("enabled", Type::Bool), required("present", Type::Bool)]);
+static TARGET: Shape = Shape::of(&[required("arch", Type::Enum(&[ARCH]))]);
+static MACHINES: Shape = Shape::of(&[optional("compat-props", Type::Bool)
+    .means("list properties that differ from release to release, too")]);
+static MACHINE: Shape = Shape::of(&[
+    required("name", Type::Text),
+    required("cpu-max", Type::Int),
+    required("hotpluggable-cpus", Type::Bool),
+    required("numa-mem-supported", Type::Bool),
+    required("deprecated", Type::Bool),
+    optional("default-cpu-type", Type::Text),
+    optional("default-ram-id", Type::Text),
+    required("acpi", Type::Bool),
+    optional("compat-props", Type::List(&Type::Object(&COMPAT_PROPERTY))),
+]);
+static COMPAT_PROPERTY: Shape = Shape::of(&[
+    required("qom-type", Type::Text),
+    required("property", Type::Text),
+    required("value", Type::Text),
+]);
+static CPU_DEFINITION: Shape = Shape::of(&[
+    required("name", Type::Text),
+    optional("migration-safe", Type::Bool),
+    required("static", Type::Bool),
+    optional("unavailable-features", Type::List(&Type::Text)),
+    required("typename", Type::Text),
+    required("deprecated", Type::Bool),
+]);
+static CPU: Shape = Shape::of(&[
+    required("cpu-index", Type::Int),
+    required("qom-path", Type::Text),
+    required("thread-id", Type::Int),
+    optional("props", Type::Object(&POSITION)),
+    required("target", Type::Enum(&[ARCH])),
+]);
+static POSITION: Shape = Shape::of(&[
+    optional("socket-id", Type::Int),
+    optional("core-id", Type::Int),
+    optional("thread-id", Type::Int),
+]);
+static HOTPLUGGABLE_CPU: Shape = Shape::of(&[
+    required("type", Type::Text),
+    required("vcpus-count", Type::Int),
+    required("props", Type::Object(&POSITION)),
+    optional("qom-path", Type::Text),
+]);
+static IO_THREAD: Shape = Shape::of(&[
+    required("id", Type::Text),
+    required("thread-id", Type::Int),
+    required("poll-max-ns", Type::Int),
+    required("poll-grow", Type::Int),
+    required("poll-shrink", Type::Int),
+    required("aio-max-batch", Type::Int),
+]);
+static MEMORY: Shape =
+    Shape::of(&[required("base-memory", Type::U64), optional("plugged-memory", Type::U64)]);
+static CHARDEV: Shape = Shape::of(&[
+    required("label", Type::Text),
+    required("filename", Type::Text),
+    required("frontend-open", Type::Bool),
+]);
 
 fn query_name(call: Call<'_>) -> Answer {
     let name = call.vmm.identity.name.iter().map(|name| ("name".to_owned(), name.as_str().into()));
@@ -72,7 +159,7 @@ fn query_cpus_fast(call: Call<'_>) -> Answer {
             "thread-id": vcpu.thread_id,
             "qom-path": format!("/machine/unattached/device[{at}]"),
             "props": {"socket-id": socket, "core-id": core, "thread-id": thread},
-            "target": "x86_64",
+            "target": ARCH,
         })
     };
     Ok(vcpus.iter().enumerate().map(entry).collect::<Vec<Json>>().into())

@@ -9,23 +9,26 @@ use super::file;
 use super::{Answer, Call, Command, Run};
 use crate::io::reason;
 use crate::qmp::error::Error;
-use crate::qmp::schema::{Shape, Type, optional, required};
+use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("pmemsave", Run::Waiting(pmemsave)).arguments(&PHYSICAL),
-    Command::new("memsave", Run::Waiting(memsave)).arguments(&VIRTUAL),
+    Command::new("pmemsave", Run::Waiting(pmemsave))
+        .arguments(&PHYSICAL)
+        .does("Writes physical guest memory to a file, as it stands."),
+    Command::new("memsave", Run::Waiting(memsave))
+        .arguments(&VIRTUAL)
+        .does("Writes guest memory to a file by virtual addresses, as a processor sees it."),
 ];
 
-static PHYSICAL: Shape = Shape::of(&[
-    required("val", Type::U64),
-    required("size", Type::U64),
-    required("filename", Type::Text),
-]);
+const VAL: Member = required("val", Type::U64).means("the first address");
+const SIZE: Member = required("size", Type::U64).means("how many bytes");
+const FILENAME: Member = required("filename", Type::Text).means("the file, or /dev/fdset/ID");
+static PHYSICAL: Shape = Shape::of(&[VAL, SIZE, FILENAME]);
 static VIRTUAL: Shape = Shape::of(&[
-    required("val", Type::U64),
-    required("size", Type::U64),
-    required("filename", Type::Text),
-    optional("cpu-index", Type::Int),
+    VAL,
+    SIZE,
+    FILENAME,
+    optional("cpu-index", Type::Int).means("the processor whose page tables count (0)"),
 ]);
 
 const PAGE_BYTES: u64 = 4096;

@@ -5,117 +5,64 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::channels::{self, CHANNEL, Way};
+use super::channels::{self, Way};
+use super::migration_shapes as shapes;
 use super::{Answer, Call, Command, Run};
 use crate::io::transport::SetFd;
 use crate::io::{Descriptors, OpenError};
 use crate::migrate::capabilities::Capability;
-use crate::migrate::parameters::{Kind, TABLE};
+use crate::migrate::parameters::TABLE;
 use crate::migrate::{Handle, Refused};
 use crate::qmp::error::Error;
 use crate::qmp::fds::FdSets;
-use crate::qmp::schema::{Member, Shape, Type, optional, required};
+use crate::qmp::schema::Type;
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("migrate", Run::Waiting(migrate)).arguments(&MIGRATE),
-    Command::new("migrate_cancel", Run::Now(cancel)),
-    Command::new("migrate-continue", Run::Now(go_on)).arguments(&CONTINUE),
-    Command::new("migrate-incoming", Run::Waiting(incoming)).arguments(&INCOMING),
-    Command::new("query-migrate", Run::Now(query)),
-    Command::new("migrate-set-capabilities", Run::Now(set_capabilities)).arguments(&CAPABILITIES),
-    Command::new("query-migrate-capabilities", Run::Now(query_capabilities)),
-    Command::new("migrate-set-parameters", Run::Now(set_parameters)).arguments(&PARAMETERS),
-    Command::new("query-migrate-parameters", Run::Now(query_parameters)),
-    Command::new("migrate-set-cache-size", Run::Now(set_cache_size)).arguments(&CACHE_SIZE),
-    Command::new("query-migrate-cache-size", Run::Now(query_cache_size)),
-    Command::new("migrate-start-postcopy", Run::Now(no_postcopy)),
-    Command::new("migrate-pause", Run::Now(no_pause)).oob(),
-    Command::new("migrate-recover", Run::Now(no_recover)).arguments(&URI).oob(),
-    Command::new("announce-self", Run::Now(announce)).arguments(&ANNOUNCE),
+    Command::new("migrate", Run::Waiting(migrate))
+        .arguments(&shapes::MIGRATE)
+        .does("Begins to move the guest to another process; query-migrate tells how it goes."),
+    Command::new("migrate_cancel", Run::Now(cancel))
+        .does("Ends a migration; the guest stays here."),
+    Command::new("migrate-continue", Run::Now(go_on))
+        .arguments(&shapes::CONTINUE)
+        .does("Lets a migration go on that waits before the guest is handed over."),
+    Command::new("migrate-incoming", Run::Waiting(incoming))
+        .arguments(&shapes::INCOMING)
+        .does("Begins to listen for a guest, on a machine started with -incoming defer."),
+    Command::new("query-migrate", Run::Now(query))
+        .returns(Type::Object(&shapes::REPORT))
+        .does("Tells how the migration goes, or went."),
+    Command::new("migrate-set-capabilities", Run::Now(set_capabilities))
+        .arguments(&shapes::CAPABILITIES)
+        .does("Switches abilities of migrations on and off."),
+    Command::new("query-migrate-capabilities", Run::Now(query_capabilities))
+        .returns(Type::List(&Type::Object(&shapes::CAPABILITY)))
+        .does("Lists the abilities of migrations and which are on."),
+    Command::new("migrate-set-parameters", Run::Now(set_parameters))
+        .arguments(&shapes::PARAMETERS)
+        .does("Sets limits and choices of migrations, also of one that runs."),
+    Command::new("query-migrate-parameters", Run::Now(query_parameters))
+        .returns(Type::Object(&shapes::CURRENT))
+        .does("Tells the limits and choices of migrations."),
+    Command::new("migrate-set-cache-size", Run::Now(set_cache_size))
+        .arguments(&shapes::CACHE_SIZE)
+        .does("Sets the size of the xbzrle cache, as QEMU before 6.0 did."),
+    Command::new("query-migrate-cache-size", Run::Now(query_cache_size))
+        .returns(Type::U64)
+        .does("Tells the size of the xbzrle cache in bytes."),
+    Command::new("migrate-start-postcopy", Run::Now(no_postcopy))
+        .does("Is an error: postcopy is not built in."),
+    Command::new("migrate-pause", Run::Now(no_pause))
+        .oob()
+        .does("Is an error: only a postcopy migration can pause."),
+    Command::new("migrate-recover", Run::Now(no_recover))
+        .arguments(&shapes::URI)
+        .oob()
+        .does("Is an error: only a postcopy migration can be recovered."),
+    Command::new("announce-self", Run::Now(announce))
+        .arguments(&shapes::ANNOUNCE)
+        .does("Announces the guest's network cards, of which there are none."),
 ];
-
-static MIGRATE: Shape = Shape::of(&[
-    optional("uri", Type::Text),
-    optional("channels", Type::List(&Type::Object(&CHANNEL))),
-    optional("detach", Type::Bool),
-    optional("resume", Type::Bool),
-]);
-static INCOMING: Shape = Shape::of(&[
-    optional("uri", Type::Text),
-    optional("channels", Type::List(&Type::Object(&CHANNEL))),
-    optional("exit-on-error", Type::Bool),
-]);
-static URI: Shape = Shape::of(&[required("uri", Type::Text)]);
-static CONTINUE: Shape = Shape::of(&[required("state", Type::Enum(STATES))]);
-static STATES: &[&str] = &[
-    "none",
-    "setup",
-    "cancelling",
-    "cancelled",
-    "active",
-    "postcopy-active",
-    "postcopy-paused",
-    "postcopy-recover-setup",
-    "postcopy-recover",
-    "completed",
-    "failed",
-    "colo",
-    "pre-switchover",
-    "device",
-    "wait-unplug",
-];
-static CAPABILITIES: Shape =
-    Shape::of(&[required("capabilities", Type::List(&Type::Object(&CAPABILITY)))]);
-static CAPABILITY: Shape = Shape::of(&[
-    required("capability", Type::Enum(Capability::NAMES)),
-    required("state", Type::Bool),
-]);
-static PARAMETERS: Shape = Shape::of(&PARAMETER_MEMBERS);
-static PARAMETER_MEMBERS: [Member; TABLE.len()] = parameter_members();
-const MAPPED: Type = Type::Object(&NODE);
-static NODE: Shape = Shape::of(&[
-    required("node-name", Type::Text),
-    required("alias", Type::Text),
-    required("bitmaps", Type::List(&Type::Object(&BITMAP))),
-]);
-static BITMAP: Shape = Shape::of(&[
-    required("name", Type::Text),
-    required("alias", Type::Text),
-    optional("transform", Type::Object(&TRANSFORM)),
-]);
-static TRANSFORM: Shape = Shape::of(&[optional("persistent", Type::Bool)]);
-static CACHE_SIZE: Shape = Shape::of(&[required("value", Type::Int)]);
-static ANNOUNCE: Shape = Shape::of(&[
-    required("initial", Type::Int),
-    required("max", Type::Int),
-    required("rounds", Type::Int),
-    required("step", Type::Int),
-    optional("interfaces", Type::List(&Type::Text)),
-    optional("id", Type::Text),
-]);
-
-/// A member for each row of the table of parameters.
-const fn parameter_members() -> [Member; TABLE.len()] {
-    let mut members = [const { optional("", Type::Null) }; TABLE.len()];
-    let mut at = 0;
-    while at < TABLE.len() {
-        members[at] = optional(TABLE[at].name, parameter_type(TABLE[at].kind));
-        at += 1;
-    }
-    members
-}
-
-const fn parameter_type(kind: Kind) -> Type {
-    match kind {
-        Kind::Bool => Type::Bool,
-        Kind::U8 => Type::U8,
-        Kind::U32 => Type::U32,
-        Kind::U64 => Type::U64,
-        Kind::Text => Type::TextOrNull,
-        Kind::Choice(choices) => Type::Enum(choices),
-        Kind::Mapping => Type::List(&MAPPED),
-    }
-}
 
 fn handle<'a>(call: Call<'a>) -> Result<&'a Arc<Handle>, Error> {
     call.vmm.migration.as_ref().ok_or_else(|| Error::generic("this machine cannot be migrated"))

@@ -51,11 +51,13 @@
 
 pub mod channels;
 mod descriptors;
-mod dump;
+pub mod dump;
 mod file;
+mod human;
 mod machine;
 mod memory;
 pub mod migration;
+pub mod migration_shapes;
 mod protocol;
 mod runstate;
 
@@ -67,13 +69,14 @@ use super::args::Args;
 use super::error::Error;
 use super::fds::Monitor;
 use super::json::Value;
-use super::schema::Shape;
+use super::schema::{Shape, Type};
 use crate::machine::Request;
 use crate::vmm::Vmm;
 
 /// Every table.
 static SUBJECTS: &[&[Command]] = &[
     protocol::COMMANDS,
+    human::COMMANDS,
     runstate::COMMANDS,
     machine::COMMANDS,
     memory::COMMANDS,
@@ -98,7 +101,10 @@ pub struct Call<'a> {
 
 pub struct Command {
     pub name: &'static str,
+    /// What it does, in one sentence.
+    pub does: &'static str,
     pub arguments: &'static Shape,
+    pub returns: Type,
     /// May be sent with `exec-oob`; then it must be [`Run::Now`].
     pub oob: bool,
     pub run: Run,
@@ -116,12 +122,29 @@ pub enum Run {
     Waiting(fn(Call<'_>) -> Answer),
 }
 
-static NOTHING: Shape = Shape::of(&[]);
+/// No members.
+pub static NOTHING: Shape = Shape::of(&[]);
 
 impl Command {
-    /// A command without arguments.
+    /// A command without arguments that answers with an empty object.
     pub const fn new(name: &'static str, run: Run) -> Command {
-        Command { name, arguments: &NOTHING, oob: false, run }
+        Command {
+            name,
+            does: "",
+            arguments: &NOTHING,
+            returns: Type::Object(&NOTHING),
+            oob: false,
+            run,
+        }
+    }
+
+    /// Says what it does, for `godwit qmp --help`.
+    pub const fn does(self, does: &'static str) -> Command {
+        Command { does, ..self }
+    }
+
+    pub const fn returns(self, returns: Type) -> Command {
+        Command { returns, ..self }
     }
 
     pub const fn arguments(self, arguments: &'static Shape) -> Command {

@@ -4,28 +4,38 @@ use serde_json::json;
 
 use super::{Answer, Call, Command, Run};
 use crate::config::{PanicAction, RebootAction, ShutdownAction};
-use crate::machine::Moment;
-use crate::qmp::schema::{Shape, Type, optional};
+use crate::machine::{Moment, RunState};
+use crate::qmp::schema::{Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
-    Command::new("query-status", Run::Now(query_status)),
-    Command::new("stop", Run::Blocking(stop)),
-    Command::new("cont", Run::Blocking(cont)),
-    Command::new("system_reset", Run::Blocking(system_reset)),
-    Command::new("system_powerdown", Run::Now(system_powerdown)),
-    Command::new("inject-nmi", Run::Blocking(inject_nmi)),
-    Command::new("set-action", Run::Now(set_action)).arguments(&ACTIONS),
+    Command::new("query-status", Run::Now(query_status))
+        .returns(Type::Object(&STATUS))
+        .does("Tells whether the guest runs, and if not, why."),
+    Command::new("stop", Run::Blocking(stop)).does("Stops the guest's processors."),
+    Command::new("cont", Run::Blocking(cont))
+        .does("Lets a stopped guest go on, or starts one that was never started."),
+    Command::new("system_reset", Run::Blocking(system_reset)).does("Starts the guest over."),
+    Command::new("system_powerdown", Run::Now(system_powerdown))
+        .does("Presses the power button, which this board lacks: only the event is seen."),
+    Command::new("inject-nmi", Run::Blocking(inject_nmi))
+        .does("Sends an NMI to every processor that takes one."),
+    Command::new("set-action", Run::Now(set_action))
+        .arguments(&ACTIONS)
+        .does("Chooses what happens when the guest resets, shuts down or panics."),
 ];
 
+static STATUS: Shape =
+    Shape::of(&[required("status", Type::Enum(&RunState::NAMES)), required("running", Type::Bool)]);
 static ACTIONS: Shape = Shape::of(&[
-    optional("reboot", Type::Enum(&["reset", "shutdown"])),
-    optional("shutdown", Type::Enum(&["poweroff", "pause"])),
-    optional("panic", Type::Enum(&["pause", "shutdown", "exit-failure", "none"])),
-    // This board has no watchdog; the setting is taken and means nothing.
+    optional("reboot", Type::Enum(&["reset", "shutdown"])).means("when the guest resets"),
+    optional("shutdown", Type::Enum(&["poweroff", "pause"])).means("when the guest shuts down"),
+    optional("panic", Type::Enum(&["pause", "shutdown", "exit-failure", "none"]))
+        .means("when the guest panics"),
     optional(
         "watchdog",
         Type::Enum(&["reset", "shutdown", "poweroff", "pause", "debug", "none", "inject-nmi"]),
-    ),
+    )
+    .means("taken, and without effect: this board has no watchdog"),
 ]);
 
 fn query_status(call: Call<'_>) -> Answer {
