@@ -1,12 +1,19 @@
 //! How a page changes between two sendings, in the ways that the codec is measured with.
 
+use std::sync::OnceLock;
+
 use crate::random::Random;
 use crate::region::Page;
 
 /// The seed of all patterns; page `i` has its own, made from this one and `i`.
 pub const SEED: u64 = 0x676f_6477_6974;
 
-/// What happens to a page of random bytes. Each page changes independently of the others.
+/// Pages of a busy guest before and after some 0.7 s, recorded by `tools/lab/run pages`: pairs of
+/// 4096 bytes each, as one zstd frame.
+const GUEST_PAGES: &[u8] = include_bytes!("../traces/debian-6.12.pages");
+
+/// What happens to a page of random bytes, or to pages of a guest. Each page changes independently
+/// of the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pattern {
     Unchanged,
@@ -22,10 +29,12 @@ pub enum Pattern {
     OneKibBlock,
     EveryOtherByte,
     AllChanged,
+    /// Pages of a Debian guest whose files, processes and pipes are busy, 320 in turn.
+    GuestPages,
 }
 
 impl Pattern {
-    pub const ALL: [Pattern; 8] = [
+    pub const ALL: [Pattern; 9] = [
         Pattern::Unchanged,
         Pattern::OneByte,
         Pattern::OneCounter,
@@ -34,6 +43,7 @@ impl Pattern {
         Pattern::OneKibBlock,
         Pattern::EveryOtherByte,
         Pattern::AllChanged,
+        Pattern::GuestPages,
     ];
 
     pub fn name(self) -> &'static str {
@@ -46,11 +56,19 @@ impl Pattern {
             Pattern::OneKibBlock => "1KiB-block",
             Pattern::EveryOtherByte => "every-other-byte",
             Pattern::AllChanged => "all-changed",
+            Pattern::GuestPages => "guest-pages",
         }
     }
 
-    /// Fills `old` with random pages, and `new` with the same pages after the change.
+    /// Fills `old` with pages, random ones but for the guest's, and `new` with the same pages after
+    /// the change.
     pub fn fill(self, old: &mut [Page], new: &mut [Page]) {
+        if self == Pattern::GuestPages {
+            for ((old, new), pair) in old.iter_mut().zip(new).zip(guest_pages().iter().cycle()) {
+                (*old, *new) = *pair;
+            }
+            return;
+        }
         for (i, (old, new)) in old.iter_mut().zip(new).enumerate() {
             let mut random = Random::new(SEED ^ (i as u64) << 32);
             fill(old, &mut random);
@@ -61,7 +79,7 @@ impl Pattern {
 
     fn change(self, page: &mut Page, random: &mut Random) {
         match self {
-            Pattern::Unchanged => {}
+            Pattern::Unchanged | Pattern::GuestPages => {}
             Pattern::OneByte => page[below(random, 4096)] ^= 1 << below(random, 8),
             Pattern::OneCounter => {
                 let word = &mut page.as_chunks_mut::<8>().0[below(random, 512)];
@@ -87,6 +105,15 @@ impl Pattern {
             }
         }
     }
+}
+
+/// The recorded pages, before and after.
+fn guest_pages() -> &'static [(Page, Page)] {
+    static PAIRS: OnceLock<Vec<(Page, Page)>> = OnceLock::new();
+    PAIRS.get_or_init(|| {
+        let bytes = zstd::decode_all(GUEST_PAGES).expect("the file is part of the crate");
+        bytes.as_chunks().0.as_chunks::<2>().0.iter().map(|[old, new]| (*old, *new)).collect()
+    })
 }
 
 /// Fills `bytes`, whose number is a multiple of eight.
