@@ -27,8 +27,9 @@ use crate::io::Address;
 use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
+use crate::qmp::Server;
 use crate::qmp::commands::{channels, migration::InheritedFds};
-use crate::qmp::{Events, Server};
+use crate::vmm::Events;
 use crate::vmm::{Exit, Vmm};
 
 use connections::Connections;

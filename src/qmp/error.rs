@@ -4,6 +4,7 @@
 use serde_json::{Value as Json, json};
 
 use super::json::SyntaxError;
+use crate::vmm::FdSetError;
 use crate::{machine, memory};
 
 /// QMP's error classes. Clients decide by `CommandNotFound` and `DeviceNotFound`; everything else
@@ -71,4 +72,4 @@ macro_rules! generic {
         }
     )*};
 }
-generic!(SyntaxError, machine::Error, machine::ContRefused, memory::Error);
+generic!(SyntaxError, machine::Error, machine::ContRefused, memory::Error, FdSetError);

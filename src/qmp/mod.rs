@@ -26,8 +26,7 @@ mod wire;
 
 pub use args::Args;
 pub use error::{Class, Error};
-pub use events::Events;
-pub use fds::{FdSets, Monitor, MonitorFds};
+pub use fds::{Monitor, MonitorFds};
 pub use introspect::schema as introspection;
 pub use outbox::Outbox;
 pub use server::Server;

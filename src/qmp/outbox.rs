@@ -12,9 +12,11 @@
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use serde::Serialize;
+use serde_json::Value as Json;
 use tokio::sync::Notify;
 
-use super::json;
+use super::{events, json};
+use crate::vmm::Listener;
 
 pub struct Outbox {
     pretty: bool,
@@ -73,14 +75,6 @@ impl Outbox {
     pub fn push(&self, message: &impl Serialize) {
         let bytes = self.format(message);
         self.append(&bytes);
-    }
-
-    /// An event, if the client wants them yet.
-    pub fn push_event(&self, message: &impl Serialize) {
-        if self.queue().negotiated {
-            let bytes = self.format(message);
-            self.append(&bytes);
-        }
     }
 
     fn format(&self, message: &impl Serialize) -> Vec<u8> {
@@ -194,6 +188,17 @@ impl Outbox {
     }
 }
 
+impl Listener for Outbox {
+    /// Events come once the client has finished its negotiation.
+    fn event(&self, event: &Json) {
+        let listed = |kind: &events::Kind| event["event"] == kind.name;
+        assert!(events::KINDS.iter().any(listed), "no client knows {event}");
+        if self.queue().negotiated {
+            self.push(event);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -202,10 +207,10 @@ mod tests {
     #[test]
     fn events_wait_for_negotiation() {
         let outbox = Outbox::new(false);
-        outbox.push_event(&json!({"event": "STOP"}));
+        outbox.event(&json!({"event": "STOP"}));
         assert_eq!(outbox.queue().waiting(), 0);
         outbox.negotiated();
-        outbox.push_event(&json!({"event": "STOP"}));
+        outbox.event(&json!({"event": "STOP"}));
         assert_eq!(outbox.queue().bytes, b"{\"event\": \"STOP\"}\r\n");
     }
 
@@ -214,7 +219,7 @@ mod tests {
         let outbox = Outbox::new(false);
         outbox.negotiated();
         for _ in 0..1_000_000 {
-            outbox.push_event(&json!({"event": "RESUME", "data": {}}));
+            outbox.event(&json!({"event": "RESUME", "data": {}}));
         }
         assert!(outbox.is_closed());
         assert!(outbox.queue().bytes.capacity() == 0);

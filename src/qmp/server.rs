@@ -71,7 +71,7 @@ impl Server {
         let outbox = Arc::new(Outbox::new(pretty));
         let cut = Arc::downgrade(&wire);
         outbox.on_overrun(move || cut.upgrade().iter().for_each(|wire| wire.hang_up()));
-        self.vmm.events.subscribe(Arc::downgrade(&outbox));
+        self.vmm.events.subscribe(&outbox);
         self.enlist(&outbox);
 
         let mut session = Session::new(true);

@@ -5,8 +5,8 @@ use std::sync::{Mutex, OnceLock};
 use serde_json::json;
 use tokio::sync::Notify;
 
+use super::events::Events;
 use crate::machine::StopCause;
-use crate::qmp::Events;
 
 /// The end of the process.
 #[derive(Default)]

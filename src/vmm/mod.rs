@@ -1,7 +1,9 @@
 //! The running process: its machine, and what goes on around it. QMP's commands and the control
 //! plane meet here.
 
+mod events;
 mod exit;
+mod fd_sets;
 mod guest;
 
 use std::sync::Arc;
@@ -11,9 +13,10 @@ use crate::config::Identity;
 use crate::dump::Dumps;
 use crate::machine::Error;
 use crate::machine::moment::{self, Moment, Request, Ruling};
-use crate::qmp::{Events, FdSets};
 
+pub use events::{Events, Listener};
 pub use exit::Exit;
+pub use fd_sets::{FdSetError, FdSets};
 pub use guest::Controllable;
 
 /// The whole VMM as commands see it: one per process, shared by every monitor.

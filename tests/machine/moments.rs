@@ -16,8 +16,8 @@ use godwit::machine::{Event, RunState, StopCause};
 use godwit::migrate::guest::Migratable;
 use godwit::migrate::{Handle, Parts};
 use godwit::qmp::json::Value;
-use godwit::qmp::{Error, Events, Monitor, commands};
-use godwit::vmm::{Exit, Vmm};
+use godwit::qmp::{Error, Monitor, commands};
+use godwit::vmm::{Events, Exit, Vmm};
 
 use crate::common::guest::{self, Guest, config, wait};
 

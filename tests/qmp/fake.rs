@@ -8,8 +8,8 @@ use godwit::chardev::{Backend, Chardev};
 use godwit::config::{self, Actions, ChardevBackend, Socket, SocketAddress, SocketRole};
 use godwit::machine::{ContRefused, Error, RunState, StopCause, VcpuInfo};
 use godwit::memory;
-use godwit::qmp::{Events, Monitor, Server};
-use godwit::vmm::{Controllable, Exit, Vmm};
+use godwit::qmp::{Monitor, Server};
+use godwit::vmm::{Controllable, Events, Exit, Vmm};
 use serde_json::{Value, json};
 
 struct FakeGuest {

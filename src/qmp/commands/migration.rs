@@ -14,8 +14,8 @@ use crate::migrate::capabilities::Capability;
 use crate::migrate::parameters::TABLE;
 use crate::migrate::{Handle, Refused};
 use crate::qmp::error::Error;
-use crate::qmp::fds::FdSets;
 use crate::qmp::schema::Type;
+use crate::vmm::FdSets;
 
 pub static COMMANDS: &[Command] = &[
     Command::new("migrate", Run::Waiting(migrate))
