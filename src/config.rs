@@ -15,6 +15,8 @@ pub struct Config {
     pub machine: MachineOptions,
     /// In the order of the command line.
     pub devices: Vec<Device>,
+    /// Sources that a `virtio-rng-device` may name.
+    pub entropy: Vec<Entropy>,
     pub kvm: Kvm,
     pub cpu: Cpu,
     pub memory: Memory,
@@ -89,10 +91,31 @@ pub trait Properties: Any + std::fmt::Debug + Send + Sync {
     fn equals(&self, other: &dyn Properties) -> bool;
 }
 
+impl dyn Properties {
+    /// The driver's own type.
+    pub fn downcast_ref<T: Properties>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
+}
+
 impl<T: Any + std::fmt::Debug + PartialEq + Send + Sync> Properties for T {
     fn equals(&self, other: &dyn Properties) -> bool {
         (other as &dyn Any).downcast_ref::<T>() == Some(self)
     }
+}
+
+/// `-object rng-…`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entropy {
+    pub id: String,
+    pub source: EntropySource,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntropySource {
+    /// The host's kernel (`getrandom`).
+    Builtin,
+    File(PathBuf),
 }
 
 impl Config {

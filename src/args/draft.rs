@@ -8,9 +8,11 @@ use super::memory::MemoryDraft;
 use super::smp::Smp;
 use super::value;
 use crate::config::{
-    Actions, Boot, Chardev, ChardevBackend, Config, Identity, Incoming, Kernel, Monitor,
+    Actions, Boot, Chardev, ChardevBackend, Config, Entropy, Identity, Incoming, Kernel, Monitor,
     PanicAction, RebootAction, ShutdownAction,
 };
+use crate::devices::Kind;
+use crate::machine::PARTS;
 use crate::suggest::nearest;
 use std::path::PathBuf;
 
@@ -19,6 +21,9 @@ pub struct Draft {
     pub machine: MachineDraft,
     pub smp: Smp,
     pub memory: MemoryDraft,
+    /// Ids of every `-object`.
+    pub objects: Vec<String>,
+    pub entropy: Vec<Entropy>,
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     pub append: Option<String>,
@@ -222,9 +227,10 @@ impl Draft {
                 Some((serial, monitors)),
             ) => {
                 let isa_serial = machine.switches.get("isa-serial", true);
-                Ok(Config {
+                let mut config = Config {
                     machine,
                     devices: self.machine.devices,
+                    entropy: self.entropy,
                     kvm: self.machine.kvm,
                     cpu,
                     memory,
@@ -239,7 +245,12 @@ impl Draft {
                     pidfile: self.pidfile,
                     daemonize: self.daemonize,
                     notices: cpu_notice.into_iter().chain(memory_notice).collect(),
-                })
+                };
+                let complete = |part: &&Kind| (part.complete)(&mut config).err();
+                match PARTS.iter().filter_map(complete).collect::<Vec<_>>() {
+                    errors if errors.is_empty() => Ok(config),
+                    errors => Err(Errors(errors)),
+                }
             }
             _ => Err(Errors(errors)),
         }

@@ -14,6 +14,7 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("M", "pic", "", "-M pic=off"),
     ("M", "pit", "", "-M pit=off"),
     ("M", "isa-serial", "", "-M isa-serial=off"),
+    ("M", "auto-kernel-cmdline", "RNG", "RNG -M auto-kernel-cmdline=off"),
     ("M", "memory-backend", "", "-M memory-backend=m -object memory-backend-ram,id=m,size=128M"),
     ("M", "suppress-vmdesc", "", "-M suppress-vmdesc=on"),
     ("M", "mem-merge", "", "-M mem-merge=off"),
@@ -40,12 +41,19 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("object", "offset", "FILE,mem-path=F", "FILE,mem-path=F,offset=4096"),
     ("object", "readonly", "FILE,mem-path=F", "FILE,mem-path=F,readonly=on"),
     ("object", "discard-data", "FILE,mem-path=F", "FILE,mem-path=F,discard-data=on"),
+    ("object", "filename", "-object rng-random,id=r", "-object rng-random,id=r,filename=F"),
     ("mem-path", "", "", "-mem-path F"),
     ("mem-prealloc", "", "", "-mem-prealloc"),
     ("device", "driver", "", "-device vmcoreinfo"),
     ("device", "id", "-device vmcoreinfo", "-device vmcoreinfo,id=v"),
     ("device", "iobase", "-device isa-debug-exit", "-device isa-debug-exit,iobase=0xf4"),
     ("device", "iosize", "-device isa-debug-exit", "-device isa-debug-exit,iosize=4"),
+    ("device", "rng", "RNG -object rng-builtin,id=r", "RNG,rng=r -object rng-builtin,id=r"),
+    ("device", "max-bytes", "RNG", "RNG,max-bytes=9"),
+    ("device", "period", "RNG", "RNG,period=9"),
+    ("device", "indirect_desc", "RNG", "RNG,indirect_desc=off"),
+    ("device", "event_idx", "RNG", "RNG,event_idx=off"),
+    ("global", "virtio-mmio.force-legacy", "", "-global virtio-mmio.force-legacy=off"),
     ("name", "guest", "", "-name guest=x"),
     ("uuid", "", "", "-uuid 01020304-0506-0708-090a-0b0c0d0e0f10"),
     ("kernel", "", "", "-kernel builtin"),
@@ -95,7 +103,6 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("M", "acpi", &["off"], "the machine has no ACPI yet, and must be asked for without"),
     ("M", "accel", &["kvm", "kvm:tcg"], "there is one accelerator"),
     ("M", "rtc", &["off", "auto"], "there is no MC146818"),
-    ("M", "auto-kernel-cmdline", &["on", "off"], "no transport has a device that a kernel would be told of"),
     ("M", "kernel-irqchip", &["on"], "interrupt controllers are KVM's"),
     ("M", "x-option-roms", &["on", "off"], "there is no firmware that would run them"),
     ("M", "ioapic2", &["off", "auto"], "the second IOAPIC comes with ACPI"),
@@ -123,6 +130,8 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("object", "policy", &["default"], "memory lies where the process may have it"),
     ("object", "prealloc-threads", &["1", "4"], "the kernel touches memory in one call"),
     ("object", "x-use-canonical-path-for-ramblock-id", &["off"], "a block's name is its backend's id"),
+    ("device", "packed", &["off"], "rings are split"),
+    ("device", "iommu_platform", &["off"], "there is no IOMMU"),
     ("name", "debug-threads", &["on", "off"], "threads always have names"),
     ("chardev", "mux", &["off"], "a device has one user"),
     ("chardev", "tight", &["on"], "abstract names end where they end"),
@@ -174,6 +183,7 @@ fn line(ending: &str) -> Config {
     let backend =
         |kind| format!("-M memory-backend=m -object memory-backend-{kind},id=m,size=128M");
     let ending = ending
+        .replace("RNG", "-device virtio-rng-device")
         .replace("RAM,", "-object memory-backend-ram,")
         .replace("MEMFD", &backend("memfd"))
         .replace("FILE", &backend("file"));
@@ -221,6 +231,7 @@ fn what_is_so_anyway_changes_nothing() {
                 ("object", _) => {
                     ("FILE,mem-path=F".into(), format!("FILE,mem-path=F,{key}={value}"))
                 }
+                ("device", _) => ("RNG".into(), format!("RNG,{key}={value}")),
                 ("chardev", "tight") => {
                     let device = "-chardev socket,id=c,path=S,abstract=on";
                     (device.into(), format!("{device},{key}={value}"))

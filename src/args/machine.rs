@@ -6,6 +6,7 @@ use super::value;
 use crate::config::{Device, Kvm, MachineOptions, Switches};
 use crate::devices::Kind;
 use crate::machine::PARTS;
+use crate::suggest::nearest;
 use std::path::PathBuf;
 
 /// What `-M` and `-accel` said so far; later ones win, as in QEMU.
@@ -25,8 +26,6 @@ pub struct MachineDraft {
 const ACPI_REFUSED: &str = "ACPI and its event device are not built yet; write acpi=off";
 const NO_ACPI_TABLES: &str = "names ACPI tables, which there are none of with acpi=off";
 const NO_DEVICE_TREE: &str = "device trees are not built: x86 kernels need none";
-/// QEMU writes of transports that have a device, and there is none that could have one.
-const NO_TRANSPORT: &str = "expects on or off";
 const USERSPACE_IRQCHIP: &str =
     "interrupt controllers are KVM's own here; only kernel-irqchip=on can be had";
 
@@ -53,7 +52,6 @@ const MACHINE: Keys<MachineDraft> = Keys {
             Ok(())
         }),
         Key::set("accel", "kvm", |_, v| accelerator(v)),
-        Key::only("auto-kernel-cmdline", &["on", "off"], NO_TRANSPORT),
         Key::set("suppress-vmdesc", "on|off", |m, v| into(v, &mut m.options.suppress_vmdesc)),
         Key::set("mem-merge", "on|off", |m, v| into_some(v, &mut m.merge)),
         Key::set("dump-guest-core", "on|off", |m, v| into_some(v, &mut m.dump)),
@@ -148,6 +146,46 @@ pub fn read(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Er
         }
     }
     Ok(())
+}
+
+/// What can be written behind `-global`.
+pub fn globals() -> Vec<String> {
+    PARTS.iter().flat_map(|part| globals_of(part).rows()).collect()
+}
+
+/// Reads `-global DRIVER.PROPERTY=VALUE`, or `-global driver=DRIVER,property=PROPERTY,value=VALUE`.
+pub fn global(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Error> {
+    let pairs = split(text, None);
+    let named = |name: &str| {
+        let (_, value) = pairs.iter().find(|(key, _)| key == name)?;
+        value.clone()
+    };
+    let (key, value) = match (named("driver"), named("property"), named("value")) {
+        (Some(driver), Some(property), Some(value)) => (format!("{driver}.{property}"), value),
+        _ => match text.split_once('=') {
+            Some((key, value)) => (key.to_owned(), value.to_owned()),
+            None => return Err(Problem::MissingKey("=VALUE").at(format!("{option} {text}"))),
+        },
+    };
+    let part = PARTS.iter().find(|part| part.globals.iter().any(|known| known.name == key));
+    match part {
+        Some(part) => {
+            let switches = &mut draft.options.switches;
+            globals_of(part).set(option, &key, Some(&value), switches)
+        }
+        None => {
+            let known = PARTS.iter().flat_map(|part| part.globals).map(|known| known.name);
+            let nearest = nearest(&key, known).map(String::from);
+            let problem = Problem::UnknownKey { owner: GLOBAL, nearest };
+            Err(problem.at(format!("{option} {key}={value}")))
+        }
+    }
+}
+
+const GLOBAL: &str = "-global";
+
+fn globals_of(part: &Kind) -> Keys<Switches> {
+    Keys { owner: GLOBAL, implied: None, table: part.globals }
 }
 
 fn keys_of(part: &Kind) -> Keys<Switches> {

@@ -1,7 +1,7 @@
 //! `-m` and `-object memory-backend-…`: guest RAM.
 
 use super::error::{Error, Problem};
-use super::keys::{Key, Keys, split};
+use super::keys::{Key, Keys, Pair};
 use super::machine::{MachineDraft, into};
 use super::value;
 use crate::config::{HugePages, Memory, MemoryBackend};
@@ -56,7 +56,7 @@ fn ram_size(bytes: u64) -> Result<u64, Problem> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub enum Kind {
     Ram,
     Memfd,
     File,
@@ -167,74 +167,19 @@ pub const OBJECT: Keys<Object> = Keys {
     ],
 };
 
-/// What the other types of `-object` are, as far as a microvm user may meet them.
-const OTHER_OBJECTS: &[(&str, &str)] = &[
-    ("iothread", "I/O threads come with the virtio devices and are not built yet"),
-    ("rng-random", "virtio devices are not built yet"),
-    ("rng-builtin", "virtio devices are not built yet"),
-    ("tls-creds-x509", "TLS is not built yet"),
-    ("tls-creds-psk", "TLS is not built yet"),
-    ("tls-creds-anon", "TLS is not built yet"),
-    ("secret", "nothing here needs a secret yet"),
-    ("memory-backend-epc", "SGX memory is not built"),
-    ("memory-backend-shm", "not built; write memory-backend-memfd,share=on"),
-    ("throttle-group", "block devices are not built yet"),
-    ("filter-dump", "network back-ends are not built yet"),
-];
+/// Reads a memory backend of the type `name` from its keys; `None` if that is another type.
+pub fn backend(option: &str, name: &str, pairs: &[Pair]) -> Option<Result<Object, Error>> {
+    let (_, kind) = KINDS.iter().find(|(known, _)| *known == name)?;
+    let mut object = Object::new(*kind);
+    let set = |(key, value): &Pair| OBJECT.set(option, key, value.as_deref(), &mut object);
+    Some(pairs.iter().try_for_each(set).map(|()| object))
+}
 
-const KINDS: [(&str, Kind); 3] = [
+pub const KINDS: [(&str, Kind); 3] = [
     ("memory-backend-ram", Kind::Ram),
     ("memory-backend-file", Kind::File),
     ("memory-backend-memfd", Kind::Memfd),
 ];
-
-/// Reads one `-object`, in key or in JSON form.
-pub fn object(draft: &mut MemoryDraft, option: &str, text: &str) -> Result<(), Error> {
-    let pairs = match text.trim_start().starts_with('{') {
-        true => json_pairs(text).map_err(|problem| problem.at(option))?,
-        false => split(text, Some("qom-type")),
-    };
-    let Some((_, Some(kind))) = pairs.iter().find(|(key, _)| key == "qom-type") else {
-        return Err(Problem::MissingKey("the object's type").at(option));
-    };
-    let kind = object_kind(kind).map_err(|problem| problem.at(format!("{option} {kind}")))?;
-    let mut object = Object::new(kind);
-    for (key, value) in pairs.iter().filter(|(key, _)| key != "qom-type") {
-        OBJECT.set(option, key, value.as_deref(), &mut object)?;
-    }
-    let Some(id) = &object.id else {
-        return Err(Problem::MissingKey("id=").at(option));
-    };
-    if draft.objects.iter().any(|other| other.id.as_ref() == Some(id)) {
-        return Err(Problem::DuplicateId("an object").at(format!("{option} id={id}")));
-    }
-    draft.objects.push(object);
-    Ok(())
-}
-
-fn object_kind(name: &str) -> Result<Kind, Problem> {
-    if let Some((_, kind)) = KINDS.iter().find(|(known, _)| *known == name) {
-        return Ok(*kind);
-    }
-    match OTHER_OBJECTS.iter().find(|(known, _)| *known == name) {
-        Some((_, reason)) => Err(Problem::Refused(reason)),
-        None => Err(value::unknown(name, &KINDS.map(|(known, _)| known))),
-    }
-}
-
-/// The members of a flat JSON object as keys and values.
-fn json_pairs(text: &str) -> Result<Vec<(String, Option<String>)>, Problem> {
-    const SHAPE: Problem = Problem::Malformed("a JSON object of strings, numbers and booleans");
-    let members: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(text).map_err(|_| SHAPE)?;
-    let value = |value| match value {
-        serde_json::Value::String(text) => Ok(text),
-        serde_json::Value::Bool(on) => Ok(if on { "on".into() } else { "off".into() }),
-        serde_json::Value::Number(number) => Ok(number.to_string()),
-        _ => Err(SHAPE),
-    };
-    members.into_iter().map(|(key, member)| Ok((key, Some(value(member)?)))).collect()
-}
 
 impl Object {
     fn new(kind: Kind) -> Object {

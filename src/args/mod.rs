@@ -12,6 +12,7 @@ mod help;
 mod keys;
 mod machine;
 mod memory;
+mod object;
 mod smp;
 mod table;
 pub mod value;

@@ -3,7 +3,7 @@
 use super::draft::{self, Draft};
 use super::error::Error;
 use super::keys::{self, Parameter};
-use super::{chardev, device, machine, memory, smp};
+use super::{chardev, device, machine, memory, object, smp};
 
 pub struct Opt {
     /// The first name is the one that help shows.
@@ -147,14 +147,16 @@ pub const OPTIONS: &[Opt] = {
             |d, o, v| smp::SMP.read(o, v, &mut d.smp)).group("smp-opts", || smp::SMP.parameters()),
         set(Machine, &["m"], "SIZE", "guest RAM, in MiB unless K, M, G or T follows (default 128M)",
             |d, o, v| memory::MEMORY.read(o, v, &mut d.memory)).group("memory", || memory::MEMORY.parameters()),
-        set(Machine, &["object"], "memory-backend-{memfd,file,ram},id=ID,…", "where RAM comes from, named by -M memory-backend=ID; -object help",
-            |d, o, v| memory::object(&mut d.memory, o, v)).group("object", || memory::OBJECT.parameters()),
+        set(Machine, &["object"], "TYPE,id=ID,…", "memory-backend-{memfd,file,ram}: where RAM comes from; rng-{builtin,random}: entropy; -object help",
+            object::add).group("object", object::parameters),
         set(Machine, &["mem-path"], "FILE", "RAM in this file or directory, private to this process",
             |d, _, v| { d.memory.path = Some(v.into()); Ok(()) }),
         flag(Machine, &["mem-prealloc"], "touch all RAM before the guest starts",
             |d, _, _| { d.memory.prealloc = true; Ok(()) }),
         set(Machine, &["device"], "DRIVER[,…]", "add a device; -device help lists them, -device DRIVER,help their properties",
             |d, o, v| device::add(o, v, &mut d.machine.devices)).words(device::rows),
+        set(Machine, &["global"], "DRIVER.PROPERTY=VALUE", "set a property of all devices of a kind; -global help lists them",
+            |d, o, v| machine::global(o, v, &mut d.machine)).words(machine::globals),
         set(Machine, &["name"], "NAME", "what QMP calls the machine",
             |d, o, v| d.name(o, v)).group("name", || draft::NAME.parameters()),
         set(Machine, &["uuid"], "UUID", "what QMP gives as its UUID",
@@ -220,7 +222,6 @@ pub const OPTIONS: &[Opt] = {
         refuse(&["cdrom"], Some("FILE"), BLOCK),
         refuse(&["snapshot"], None, BLOCK),
         refuse(&["netdev"], Some("…"), NETWORK),
-        refuse(&["global"], Some("…"), "it sets properties of devices, which are not built yet"),
         refuse(&["set"], Some("…"), "it sets properties of devices, which are not built yet"),
         refuse(&["fsdev", "virtfs"], Some("…"), "shared directories are not built yet"),
         refuse(&["tpmdev"], Some("…"), "TPMs are not built"),

@@ -44,6 +44,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
     let expected = Config {
         machine: MachineOptions::default(),
         devices: vec![],
+        entropy: vec![],
         kvm: Kvm::default(),
         cpu: Cpu::cores(1),
         memory: Memory {
@@ -191,9 +192,12 @@ fn refusals_say_what_and_why_and_what_instead() {
         ("-netdev user,id=n", "-netdev: network devices are not built yet"),
         (
             "-device virtio-net-device,netdev=n",
-            "-device virtio-net-device: virtio devices are not built yet",
+            "-device virtio-net-device: this virtio device is not built yet",
         ),
-        ("-device isa-serial", "-device isa-serial: expects vmcoreinfo or isa-debug-exit"),
+        (
+            "-device isa-serial",
+            "-device isa-serial: expects vmcoreinfo, isa-debug-exit or virtio-rng-device",
+        ),
         ("-device vmcoreinfo,at=3", "-device at=3: vmcoreinfo has no such property"),
         (
             "-device vmcoreinfo -device vmcoreinfo,id=v",
@@ -251,8 +255,8 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-object memory-backend-fil,id=m",
-            "-object memory-backend-fil: expects memory-backend-ram, memory-backend-file or \
-                                             memory-backend-memfd, did you mean memory-backend-file?",
+            "-object memory-backend-fil: expects memory-backend-ram, memory-backend-file, \
+                                             memory-backend-memfd, rng-builtin or rng-random, did you mean memory-backend-file?",
         ),
         (
             "-object memory-backend-ram,id=m,size=1G",

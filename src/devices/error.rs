@@ -11,6 +11,9 @@ pub enum Error {
         start.saturating_add(*count - 1)
     )]
     Taken { what: &'static str, start: u64, count: u64 },
+    /// What the host did not give.
+    #[error("{what}: {source}")]
+    Host { what: String, source: std::io::Error },
     /// A section that decodes and yet cannot be taken: the field and why.
     #[error("section {section}, field {field}: {why}")]
     Misfit { section: String, field: &'static str, why: String },

@@ -14,12 +14,17 @@ use std::sync::Arc;
 pub struct Kind {
     /// Every section that it can have in a stream.
     pub sections: &'static [SectionKind],
-    /// Looks at all sections of a stream for what must be there.
+    /// Looks at all sections of a stream together for what must, or must not, be there.
     pub missing: fn(&Config, &Sections) -> Option<Missing>,
     /// What `-M` takes for it.
     pub machine: &'static [Key<Switches>],
+    /// What `-global` takes for it, as `DRIVER.PROPERTY`.
+    pub globals: &'static [Key<Switches>],
     /// What `-device` takes for it.
     pub device: Option<Pluggable>,
+    /// Looks at the whole command line once it is read: refuses what does not go together, and adds
+    /// what only the whole tells.
+    pub complete: fn(&mut Config) -> Result<(), OptionError>,
     /// Puts what the configuration asks for on the board: none, one or several.
     pub build: fn(&mut Slots<'_>) -> Result<Built, Error>,
 }
@@ -30,14 +35,16 @@ impl Kind {
         sections: &[],
         missing: |_, _| None,
         machine: &[],
+        globals: &[],
         device: None,
+        complete: |_| Ok(()),
         build: |_| Ok(Vec::new()),
     };
 }
 
-/// A section that a stream lacks.
+/// A section that a stream lacks, or that has no place beside the others.
 pub struct Missing {
-    pub name: &'static str,
+    pub name: String,
     pub instance: u32,
     pub why: String,
 }

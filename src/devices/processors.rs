@@ -34,7 +34,7 @@ pub const KIND: Kind = Kind {
         let why = || format!("missing; this machine has {}", told(config));
         all.into_iter()
             .find(|(name, instance)| !sections.contains(name, *instance))
-            .map(|(name, instance)| Missing { name, instance, why: why() })
+            .map(|(name, instance)| Missing { name: name.into(), instance, why: why() })
     },
     build,
     ..Kind::NONE

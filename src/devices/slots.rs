@@ -6,7 +6,6 @@ use super::fw_cfg::Items;
 use super::{Device, Error, HostCpu, IrqLine};
 use crate::config::{Config, Properties};
 use crate::kvm::{self, Vm};
-use std::any::Any;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -82,7 +81,7 @@ impl<'a> Slots<'a> {
     /// The properties of each `-device DRIVER`.
     pub fn wanted<T: Properties>(&self, driver: &str) -> Vec<&'a T> {
         let devices = self.config.devices.iter().filter(|device| device.driver == driver);
-        devices.filter_map(|device| (&*device.properties as &dyn Any).downcast_ref()).collect()
+        devices.filter_map(|device| device.properties.downcast_ref()).collect()
     }
 }
 

@@ -17,12 +17,13 @@ use kvm_bindings::{
     kvm_clock_data, kvm_enable_cap, kvm_ioapic_state, kvm_irq_routing_entry, kvm_irqchip,
     kvm_pic_state, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
 use std::ffi::CString;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use vmm_sys_util::eventfd::EventFd;
 
 /// Three pages for real mode on Intel and one for its page table, below the IOAPIC (QEMU's
 /// addresses).
@@ -144,6 +145,20 @@ impl Vm {
         // The only errors are a missing chip and a GSI without a route; neither can happen to a
         // built machine.
         let _ = self.fd.set_irq_line(gsi, level);
+    }
+
+    /// Makes KVM ring `bell`, an eventfd, when a vCPU writes to this guest-physical address, instead
+    /// of leaving the guest. False: this KVM cannot, and the write is an access like any other.
+    pub fn ring_on_write(&self, gpa: u64, bell: impl AsFd) -> Result<bool, Error> {
+        if !self.caps.ioeventfd {
+            return Ok(false);
+        }
+        let bell = bell.as_fd().try_clone_to_owned();
+        let bell = bell.map_err(|source| Error::Call { call: "dup", source })?;
+        // SAFETY: the descriptor was just made and belongs to nobody else.
+        let bell = unsafe { EventFd::from_raw_fd(bell.into_raw_fd()) };
+        let registered = self.fd.register_ioevent(&bell, &IoEventAddress::Mmio(gpa), NoDatamatch);
+        registered.map(|()| true).map_err(Error::call("KVM_IOEVENTFD"))
     }
 
     /// Makes KVM log which pages vCPUs write, or stop it.

@@ -120,7 +120,7 @@ impl Loader {
             if let Some(Missing { name, instance, why }) =
                 (kind.missing)(&self.config, &self.sections)
             {
-                let header = SectionHeader { id: 0, name: name.into(), instance, version: 0 };
+                let header = SectionHeader { id: 0, name, instance, version: 0 };
                 let section = format!("section {header}");
                 return Err(Error::new(section, "whole section", 0, Problem::Says(why)));
             }

@@ -14,3 +14,4 @@ mod recorded_streams;
 mod reset;
 mod starts;
 mod unfit_hosts;
+mod virtio_rng;

@@ -1,50 +1,281 @@
-//! virtio over virtio-mmio. The devices are not built yet: here is what streams have of them, and
-//! the transports without a device that a guest finds.
+//! virtio over virtio-mmio.
+//!
+//! | file | what |
+//! |---|---|
+//! | `transport` | a transport with its device: window, lock, interrupt line, and `worker`, its thread |
+//! | `mmio` | the registers, legacy and modern |
+//! | `queue` | a queue, its ring and what is in it, none of it believed |
+//! | `model` | what a kind of device has to bring, each in a file of its own (`rng`) |
+//! | `section`, `parts`, `state` | the state in QEMU's layout, and how it is made and taken |
+//!
+//! The first `-device` has the last transport, as in QEMU.
 
 mod mmio;
+mod model;
 mod parts;
+mod queue;
+mod rng;
 mod section;
+mod state;
+mod transport;
+mod worker;
 
 pub use parts::*;
 pub use section::*;
+pub use transport::Transport;
 
-use super::{Built, Error, Kind, Pluggable, SectionKind, Slots, lacks};
-use mmio::{EmptyTransports, WINDOW_BYTES};
+use super::bus::Window;
+use super::{
+    Built, DeviceRequest, Error, Kind, Misfit, Missing, Pluggable, SectionKind, Sections, Slots,
+    lacks,
+};
+use crate::args::{Key, OptionError, Problem, value};
+use crate::config::{Config, Device, Properties};
+use mmio::{EVENT_IDX, INDIRECT_DESC, QUEUE_NOTIFY, Registers, WINDOW_BYTES, offered};
+use model::Model;
 use std::sync::Arc;
 
 /// The first transport of the variant without ACPI; transport i interrupts at GSI 5 + i.
 const TRANSPORTS: u64 = 0xfeb0_0000;
-const TRANSPORT_COUNT: u64 = 8;
+const TRANSPORT_COUNT: usize = 8;
+const GSI: u32 = 5;
 
-const NOT_BUILT: &str = "virtio devices are not built yet";
+const NOT_BUILT: &str = "this virtio device is not built yet";
+const NO_PACKED: &str = "packed rings are not built; write packed=off";
+const NO_IOMMU: &str = "there is no IOMMU; write iommu_platform=off";
 
-pub const TRANSPORT: Kind = Kind { build, ..Kind::NONE };
-pub const BLOCK: Kind = kind!(VirtioKind::Block, "virtio-blk-device");
-pub const NET: Kind = kind!(VirtioKind::Net, "virtio-net-device");
-pub const CONSOLE: Kind = kind!(VirtioKind::Console, "virtio-serial-device");
-pub const RNG: Kind = kind!(VirtioKind::Rng, "virtio-rng-device");
-pub const BALLOON: Kind = kind!(VirtioKind::Balloon, "virtio-balloon-device");
+pub const TRANSPORT: Kind = Kind {
+    machine: &[Key::set("auto-kernel-cmdline", "on|off", |switches, text| {
+        switches.set(AUTO_CMDLINE, value::switch(text)?);
+        Ok(())
+    })],
+    globals: &[Key::set(FORCE_LEGACY, "on|off", |switches, text| {
+        switches.set(FORCE_LEGACY, value::switch(text)?);
+        Ok(())
+    })],
+    missing,
+    complete,
+    build,
+    ..Kind::NONE
+};
+pub const BLOCK: Kind = not_built!(VirtioKind::Block, "virtio-blk-device");
+pub const NET: Kind = not_built!(VirtioKind::Net, "virtio-net-device");
+pub const CONSOLE: Kind = not_built!(VirtioKind::Console, "virtio-serial-device");
+pub const RNG: Kind = Kind {
+    sections: &[section_kind!(VirtioKind::Rng, |config, _| lacks_driver(config, rng::DRIVER))],
+    device: Some(Pluggable {
+        driver: rng::DRIVER,
+        help: "entropy for the guest, from the host's kernel or a file (-object rng-builtin, rng-random)",
+        read: |option, pairs| Ok(Arc::new(rng::KEYS.fill(option, pairs)?)),
+        properties: || rng::KEYS.rows(),
+        refuses: |_| None,
+    }),
+    complete: rng::complete,
+    ..Kind::NONE
+};
+pub const BALLOON: Kind = not_built!(VirtioKind::Balloon, "virtio-balloon-device");
 
-macro_rules! kind {
+const AUTO_CMDLINE: &str = "auto-kernel-cmdline";
+const FORCE_LEGACY: &str = "virtio-mmio.force-legacy";
+
+macro_rules! section_kind {
+    ($kind:expr, $lacks:expr) => {
+        SectionKind {
+            what: $kind.what(),
+            named: |name| match VirtioState::named(name) {
+                Some(state) if state.kind == $kind => Some(Box::new(state)),
+                _ => None,
+            },
+            lacks: $lacks,
+            check: |_, _| Ok(()),
+        }
+    };
+}
+use section_kind;
+
+macro_rules! not_built {
     ($kind:expr, $driver:literal) => {
         Kind {
-            sections: &[SectionKind {
-                what: $kind.what(),
-                named: |name| match VirtioState::named(name) {
-                    Some(state) if state.kind == $kind => Some(Box::new(state)),
-                    _ => None,
-                },
-                lacks: |_, _| Some(lacks($kind.what())),
-                check: |_, _| Ok(()),
-            }],
+            sections: &[section_kind!($kind, |_, _| Some(lacks($kind.what())))],
             device: Some(Pluggable::not_built($driver, |_| Some(NOT_BUILT))),
             ..Kind::NONE
         }
     };
 }
-use kind;
+use not_built;
+
+fn lacks_driver(config: &Config, driver: &str) -> Option<Misfit> {
+    (!config.has_device(driver)).then(|| lacks(&format!("-device {driver} is missing")))
+}
+
+type Opened = Result<Box<dyn Model>, Error>;
+
+/// A driver that a transport can have.
+struct Driver {
+    name: &'static str,
+    kind: VirtioKind,
+    /// The features that it offers beside the transport's.
+    features: fn(&dyn Properties) -> u64,
+    ring: fn(&dyn Properties) -> RingFeatures,
+    open: fn(&Device, &Config) -> Opened,
+}
+
+static DRIVERS: &[Driver] = &[Driver {
+    name: rng::DRIVER,
+    kind: VirtioKind::Rng,
+    features: |_| 0,
+    ring: |properties| properties.downcast_ref().map_or_else(Default::default, rng::Wanted::ring),
+    open: |device, config| {
+        let wanted = device.properties.downcast_ref();
+        Ok(Box::new(rng::open(wanted.unwrap_or(&rng::Wanted::default()), &config.entropy)?))
+    },
+}];
+
+/// What a device offers of its rings' features.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingFeatures(u64);
+
+impl Default for RingFeatures {
+    fn default() -> RingFeatures {
+        RingFeatures(INDIRECT_DESC | EVENT_IDX)
+    }
+}
+
+impl RingFeatures {
+    pub fn indirect_desc(&mut self, text: &str) -> Result<(), Problem> {
+        self.switch(INDIRECT_DESC, text)
+    }
+
+    pub fn event_idx(&mut self, text: &str) -> Result<(), Problem> {
+        self.switch(EVENT_IDX, text)
+    }
+
+    fn switch(&mut self, feature: u64, text: &str) -> Result<(), Problem> {
+        match value::switch(text)? {
+            true => self.0 |= feature,
+            false => self.0 &= !feature,
+        }
+        Ok(())
+    }
+}
+
+/// A device of the command line, on its transport.
+struct Plugged<'a> {
+    index: u32,
+    driver: &'static Driver,
+    device: &'a Device,
+    legacy: bool,
+}
+
+impl Plugged<'_> {
+    fn address(&self) -> u64 {
+        TRANSPORTS + u64::from(self.index) * WINDOW_BYTES
+    }
+
+    fn gsi(&self) -> u32 {
+        GSI + self.index
+    }
+
+    fn section(&self) -> String {
+        self.driver.kind.section_at(self.address())
+    }
+
+    fn offered(&self) -> u64 {
+        let properties = &*self.device.properties;
+        let RingFeatures(ring) = (self.driver.ring)(properties);
+        offered(self.legacy, ring, (self.driver.features)(properties))
+    }
+}
+
+/// All virtio devices, in the order of the command line, each on the transport below the last.
+fn plugged(config: &Config) -> Vec<Plugged<'_>> {
+    let legacy = config.machine.switches.get(FORCE_LEGACY, true);
+    let known = |device: &Device| DRIVERS.iter().find(|driver| driver.name == device.driver);
+    let devices = config.devices.iter().filter_map(|device| Some((known(device)?, device)));
+    let indices = (0..TRANSPORT_COUNT as u32).rev();
+    let plugged = indices.zip(devices);
+    plugged.map(|(index, (driver, device))| Plugged { index, driver, device, legacy }).collect()
+}
+
+/// Refuses more devices than there are transports, and tells the kernel where the others are.
+fn complete(config: &mut Config) -> Result<(), OptionError> {
+    let ours = |device: &&Device| DRIVERS.iter().any(|driver| driver.name == device.driver);
+    if let Some(device) = config.devices.iter().filter(ours).nth(TRANSPORT_COUNT) {
+        let reason = "the machine has eight virtio transports, and each has a device";
+        return Err(Problem::Refused(reason).at(format!("-device {}", device.driver)));
+    }
+    let told: String = plugged(config)
+        .iter()
+        .map(|p| format!(" virtio_mmio.device={WINDOW_BYTES}@{:#x}:{}", p.address(), p.gsi()))
+        .collect();
+    if let Some(boot) =
+        config.boot.as_mut().filter(|_| config.machine.switches.get(AUTO_CMDLINE, true))
+    {
+        boot.cmdline += &told;
+    }
+    Ok(())
+}
+
+/// Compares the devices of a stream with those that are here.
+fn missing(config: &Config, sections: &Sections) -> Option<Missing> {
+    let here = plugged(config);
+    let missing = |name: String, why: String| Some(Missing { name, instance: 0, why });
+    for (header, section) in sections.iter() {
+        let Some(state) = section.downcast_ref::<VirtioState>() else { continue };
+        let Some(plugged) = here.iter().find(|plugged| plugged.section() == header.name) else {
+            let why = "this machine has another device there, or none; give the -device options of the source, in \
+                       the same order";
+            return missing(header.name.clone(), why.into());
+        };
+        if let Err((field, why)) = state::check(state, plugged.offered()) {
+            return missing(header.name.clone(), format!("{field}: {why}"));
+        }
+    }
+    let lost = here.iter().find(|plugged| !sections.contains(&plugged.section(), 0))?;
+    missing(lost.section(), format!("missing; this machine has -device {}", lost.driver.name))
+}
 
 fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
-    slots.memory_window(TRANSPORTS, TRANSPORT_COUNT * WINDOW_BYTES, Arc::new(EmptyTransports))?;
-    Ok(Vec::new())
+    let legacy = slots.config.machine.switches.get(FORCE_LEGACY, true);
+    let plugged = plugged(slots.config);
+    let empty = (TRANSPORT_COUNT - plugged.len()) as u64;
+    if empty > 0 {
+        slots.memory_window(
+            TRANSPORTS,
+            empty * WINDOW_BYTES,
+            Arc::new(EmptyTransports { legacy }),
+        )?;
+    }
+    let mut built: Built = Vec::new();
+    for plugged in plugged {
+        let model = (plugged.driver.open)(plugged.device, slots.config)?;
+        let registers = Registers::new(legacy, plugged.offered());
+        let (ram, irq) = (slots.vm.ram().clone(), slots.irq(plugged.gsi()));
+        let transport = Transport::new(plugged.address(), registers, model, ram, irq)?;
+        let transport = Arc::new(transport);
+        slots.memory_window(plugged.address(), WINDOW_BYTES, transport.clone())?;
+        slots.vm.ring_on_write(plugged.address() + QUEUE_NOTIFY, transport.bell())?;
+        built.push(transport);
+    }
+    Ok(built)
 }
+
+/// Transports without a device: a driver that probes one reads device id zero and leaves.
+struct EmptyTransports {
+    legacy: bool,
+}
+
+impl Window for EmptyTransports {
+    fn read(&self, offset: u64, data: &mut [u8]) {
+        let value = mmio::empty(self.legacy, offset % WINDOW_BYTES);
+        data.fill(0);
+        data.iter_mut().zip(value.to_le_bytes()).for_each(|(to, from)| *to = from);
+    }
+
+    fn write(&self, _offset: u64, _data: &[u8]) -> Option<DeviceRequest> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

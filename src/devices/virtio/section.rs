@@ -31,6 +31,11 @@ impl VirtioKind {
         }
     }
 
+    /// Name of the section of such a device on the transport at this address.
+    pub fn section_at(self, transport: u64) -> String {
+        format!("virtio-mmio@{transport:016x}/{}", self.name())
+    }
+
     pub const fn what(self) -> &'static str {
         match self {
             Self::Block => "virtio disk",
@@ -99,11 +104,6 @@ impl VirtioState {
         let kind =
             VirtioKind::ALL.into_iter().find(|kind| kind.name() == device).filter(|_| hex)?;
         Some(Self::new(kind))
-    }
-
-    /// The section's name for the transport at this address.
-    pub fn section_at(&self, transport: u64) -> String {
-        format!("virtio-mmio@{transport:016x}/{}", self.kind.name())
     }
 }
 

@@ -1,0 +1,128 @@
+//! `-object`: what devices and the machine name by an id.
+
+use super::draft::Draft;
+use super::error::{Error, Problem};
+use super::keys::{Key, Keys, Pair, Parameter, split};
+use super::{memory, value};
+use crate::config::{Entropy, EntropySource};
+use std::path::PathBuf;
+
+const RNG_BUILTIN: &str = "rng-builtin";
+const RNG_RANDOM: &str = "rng-random";
+
+/// A source of entropy as it is read.
+struct EntropyDraft {
+    id: Option<String>,
+    /// Of `rng-random`, QEMU's default at first.
+    path: Option<PathBuf>,
+}
+
+const ENTROPY: Keys<EntropyDraft> = Keys {
+    owner: "a source of entropy",
+    implied: None,
+    table: &[
+        Key::set("id", "ID", |e, v| {
+            e.id = Some(value::id(v)?);
+            Ok(())
+        }),
+        Key::set("filename", "/dev/urandom", |e, v| match &mut e.path {
+            Some(path) => {
+                *path = v.into();
+                Ok(())
+            }
+            None => Err(Problem::Refused("only rng-random has this")),
+        }),
+    ],
+};
+
+/// What can be written behind `-object TYPE`.
+pub fn parameters() -> Vec<Parameter> {
+    let mut all = memory::OBJECT.parameters();
+    all.extend(ENTROPY.parameters().into_iter().filter(|parameter| parameter.name != "id"));
+    all
+}
+
+/// Reads one `-object`, in key or in JSON form.
+pub fn add(draft: &mut Draft, option: &str, text: &str) -> Result<(), Error> {
+    let mut pairs = match text.trim_start().starts_with('{') {
+        true => json_pairs(text).map_err(|problem| problem.at(option))?,
+        false => split(text, Some("qom-type")),
+    };
+    let at = pairs.iter().position(|(key, _)| key == "qom-type");
+    let Some((_, Some(name))) = at.map(|at| pairs.remove(at)) else {
+        return Err(Problem::MissingKey("the object's type").at(option));
+    };
+    if let Some(object) = memory::backend(option, &name, &pairs) {
+        let object = object?;
+        let id = new_id(draft, option, object.id.as_ref())?;
+        draft.objects.push(id);
+        draft.memory.objects.push(object);
+    } else {
+        let entropy = entropy(option, &name, &pairs)?;
+        let id = new_id(draft, option, entropy.id.as_ref())?;
+        draft.objects.push(id.clone());
+        let source = entropy.path.map_or(EntropySource::Builtin, EntropySource::File);
+        draft.entropy.push(Entropy { id, source });
+    }
+    Ok(())
+}
+
+/// An object's id, which no other has.
+fn new_id(draft: &Draft, option: &str, id: Option<&String>) -> Result<String, Error> {
+    let id = id.ok_or_else(|| Problem::MissingKey("id=").at(option))?;
+    match draft.objects.contains(id) {
+        true => Err(Problem::DuplicateId("an object").at(format!("{option} id={id}"))),
+        false => Ok(id.clone()),
+    }
+}
+
+fn entropy(option: &str, name: &str, pairs: &[Pair]) -> Result<EntropyDraft, Error> {
+    let path = match name {
+        RNG_BUILTIN => None,
+        RNG_RANDOM => Some("/dev/urandom".into()),
+        other => return Err(unknown(other).at(format!("{option} {other}"))),
+    };
+    let mut entropy = EntropyDraft { id: None, path };
+    for (key, value) in pairs {
+        ENTROPY.set(option, key, value.as_deref(), &mut entropy)?;
+    }
+    Ok(entropy)
+}
+
+/// What the other types of `-object` are, as far as a microvm user may meet them.
+const OTHER_OBJECTS: &[(&str, &str)] = &[
+    ("iothread", "I/O threads come with the virtio devices and are not built yet"),
+    ("rng-egd", "entropy from a socket is not built; write rng-random or rng-builtin"),
+    ("tls-creds-x509", "TLS is not built yet"),
+    ("tls-creds-psk", "TLS is not built yet"),
+    ("tls-creds-anon", "TLS is not built yet"),
+    ("secret", "nothing here needs a secret yet"),
+    ("memory-backend-epc", "SGX memory is not built"),
+    ("memory-backend-shm", "not built; write memory-backend-memfd,share=on"),
+    ("throttle-group", "block devices are not built yet"),
+    ("filter-dump", "network back-ends are not built yet"),
+];
+
+fn unknown(name: &str) -> Problem {
+    match OTHER_OBJECTS.iter().find(|(known, _)| *known == name) {
+        Some((_, reason)) => Problem::Refused(reason),
+        None => {
+            let [ram, file, memfd] = memory::KINDS.map(|(known, _)| known);
+            value::unknown(name, &[ram, file, memfd, RNG_BUILTIN, RNG_RANDOM])
+        }
+    }
+}
+
+/// The members of a flat JSON object as keys and values.
+fn json_pairs(text: &str) -> Result<Vec<(String, Option<String>)>, Problem> {
+    const SHAPE: Problem = Problem::Malformed("a JSON object of strings, numbers and booleans");
+    let members: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(text).map_err(|_| SHAPE)?;
+    let value = |value| match value {
+        serde_json::Value::String(text) => Ok(text),
+        serde_json::Value::Bool(on) => Ok(if on { "on".into() } else { "off".into() }),
+        serde_json::Value::Number(number) => Ok(number.to_string()),
+        _ => Err(SHAPE),
+    };
+    members.into_iter().map(|(key, member)| Ok((key, Some(value(member)?)))).collect()
+}

@@ -1,0 +1,67 @@
+//! What makes a device of a transport: the part that differs from kind to kind.
+
+use super::queue::{Fault, Queue};
+use super::{VirtioDevice, VirtioKind};
+use crate::memory::GuestRam;
+use std::fs::File;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A kind of device. Its transport calls it under a lock, which a vCPU may wait for: nothing here
+/// blocks, and one call does a bounded amount of work.
+pub trait Model: Send {
+    fn kind(&self) -> VirtioKind;
+
+    /// The device's number in the virtio specification.
+    fn id(&self) -> u32;
+
+    /// The size that each queue has after a reset.
+    fn queue_sizes(&self) -> Vec<u16>;
+
+    /// Feature bits of its own that it offers.
+    fn features(&self) -> u64 {
+        0
+    }
+
+    /// Its configuration space.
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// The guest writes to its configuration space.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// The driver starts anew.
+    fn reset(&mut self);
+
+    /// Does what there is to be done: the driver is ready, and has put something into a queue, or
+    /// what [`Model::waits_for`] named has come. May leave something undone if it is called again.
+    fn serve(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<Next, Fault>;
+
+    /// Beside the driver: what it cannot go on without.
+    fn waits_for(&self) -> Wait {
+        Wait::default()
+    }
+
+    /// Its part of a section.
+    fn save(&self) -> VirtioDevice;
+
+    fn load(&mut self, from: &VirtioDevice) -> Result<(), String>;
+}
+
+/// What follows a [`Model::serve`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Nothing, until something happens.
+    Wait,
+    /// There is more to do; others may have the lock first.
+    More,
+}
+
+/// Something outside of the guest that is waited for.
+#[derive(Clone, Debug, Default)]
+pub struct Wait {
+    /// Something to be read here.
+    pub readable: Option<Arc<File>>,
+    pub until: Option<Instant>,
+}
