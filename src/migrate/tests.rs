@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ use super::guest::{DirtyLog, Loader, Migratable, State};
 use super::guest_error::GuestError;
 use super::incoming::{Arrival, Incoming, Origin};
 use super::outgoing::{Destination, Source};
-use super::progress::Progress;
+use super::progress::{Counters, Progress};
 use super::settings::Settings;
 use super::status::{Event, Status};
 use crate::config::{Memory, MemoryBackend};
@@ -287,9 +287,38 @@ fn migrate_to(
     target: Arc<FakeGuest>,
     capabilities: &[Capability],
     parameters: serde_json::Value,
-    meanwhile: impl FnOnce(&dyn Fn()),
+    meanwhile: impl FnOnce(&Underway),
 ) -> Run {
     migrate_with(target, (capabilities, &parameters), (capabilities, &parameters), meanwhile)
+}
+
+/// A migration that runs.
+struct Underway {
+    events: Arc<Mutex<Vec<Event>>>,
+    progress: Arc<Progress>,
+    waker: Waker,
+}
+
+impl Underway {
+    fn cancel(&self) {
+        if self.progress.life.cancel() {
+            self.waker.cancel();
+        }
+    }
+
+    /// Waits until the source has told so much, and what it has sent.
+    fn wait(&self, what: &str, enough: impl Fn(&[Event], u64) -> bool) {
+        let end = Instant::now() + Duration::from_secs(60);
+        loop {
+            let sent = Counters::get(&self.progress.counters.transferred);
+            let events = self.events.lock().unwrap().clone();
+            if enough(&events, sent) {
+                return;
+            }
+            assert!(Instant::now() < end, "no {what}: {events:?}, {sent} bytes");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
 }
 
 /// What is set at one side.
@@ -299,7 +328,7 @@ fn migrate_with(
     target: Arc<FakeGuest>,
     source_has: Side<'_>,
     target_has: Side<'_>,
-    meanwhile: impl FnOnce(&dyn Fn()),
+    meanwhile: impl FnOnce(&Underway),
 ) -> Run {
     let dir = tempfile::tempdir().unwrap();
     let address = Address::unix(dir.path().join("s").to_str().unwrap());
@@ -336,14 +365,13 @@ fn migrate_with(
         go_on: Arc::default(),
         uuid: None,
     };
-    let (waker, cancelled) = (outgoing.waker.clone(), progress.clone());
-    let cancel = move || {
-        if cancelled.life.cancel() {
-            waker.cancel();
-        }
+    let underway = Underway {
+        events: events.clone(),
+        progress: progress.clone(),
+        waker: outgoing.waker.clone(),
     };
     let sender = std::thread::spawn(move || outgoing.run(Destination::Address(address)));
-    meanwhile(&cancel);
+    meanwhile(&underway);
     sender.join().unwrap();
     let received = receiver.join().unwrap();
     let events = events.lock().unwrap().clone();
@@ -498,25 +526,22 @@ fn a_running_guest_waits_for_the_targets_word() {
     }
     // A target without the capability says nothing, so the guest is never stopped.
     let (source, target) = ((&capabilities[..], &json!({})), (&[][..], &json!({})));
-    let run = migrate_with(FakeGuest::new(RunState::InMigrate), source, target, |cancel| {
-        std::thread::sleep(Duration::from_millis(400));
-        cancel();
+    let run = migrate_with(FakeGuest::new(RunState::InMigrate), source, target, |underway| {
+        underway.wait("fifth pass", |events, _| events.contains(&Event::Pass(5)));
+        underway.cancel();
     });
     assert_eq!(run.progress.status(), Status::Cancelled);
-    assert!(
-        run.events.iter().filter(|event| matches!(event, Event::Pass(_))).count() > 3,
-        "{:?}",
-        run.events
-    );
     assert_eq!(run.source.run_state(), RunState::Running);
 }
 
 #[test]
 fn cancel_leaves_the_guest_running_at_the_source() {
     let target = FakeGuest::new(RunState::InMigrate);
-    let run = migrate_to(target, &[], json!({"max-bandwidth": 1 << 20}), |cancel| {
-        std::thread::sleep(Duration::from_millis(100));
-        cancel();
+    let run = migrate_to(target, &[], json!({"max-bandwidth": 1 << 20}), |underway| {
+        underway.wait("first bytes", |events, sent| {
+            sent > 0 && events.contains(&Event::Status(Status::Active))
+        });
+        underway.cancel();
     });
     assert_eq!(run.progress.status(), Status::Cancelled);
     assert_eq!(run.source.run_state(), RunState::Running);

@@ -11,13 +11,15 @@ use std::process::Command;
 const RAM_MIB: u32 = 256;
 /// What a command needs for itself: buffers, threads, page tables.
 const WORK_BYTES: u64 = 48 << 20;
+/// KVM looks each page of virtual memory up by itself, which takes its time; nothing else is needed.
+const MEMSAVE_BYTES: u64 = 16 << 20;
 
-/// A guest that touches 8 MiB of its RAM, which is `backing`'s.
+/// A guest that touches 2 MiB of its RAM, which is `backing`'s.
 fn launch(dir: &Path, name: &str, backing: &str) -> Launch {
     let backing = backing.replace("NAME", name).replace("DIR", &dir.display().to_string());
     let object = format!("memory-backend-{backing},id=microvm.ram,size={RAM_MIB}M");
     let words = ["-object", &object, "-M", "microvm,acpi=off,memory-backend=microvm.ram"];
-    Launch::new(dir, name).memory(RAM_MIB).guest("ws=8 rate=4000").words(&words)
+    Launch::new(dir, name).memory(RAM_MIB).guest("ws=2 rate=4000").words(&words)
 }
 
 /// Bytes of memory that a machine has, whether mapped or only in a file of its RAM.
@@ -68,11 +70,11 @@ fn what_was_never_touched_stays_a_hole_for_every_reader_and_writer() {
         let path = |name: &str| dir.path().join(name).display().to_string();
         let mut vm = launch(dir.path(), "source", &backing).start();
         vm.wait_for_sweeps(1);
-        let mut row = |what: &str, vm: &Vm, before: u64| {
+        let mut grows = |what: &str, vm: &Vm, before: u64, at_most: u64| {
             let after = memory(vm);
             table.push(format!("{backing:60} {what:16} {:>4} {:>4}", before >> 20, after >> 20));
             let grown = after.saturating_sub(before);
-            assert!(grown < WORK_BYTES, "{grown} more\n{}", table.join("\n"));
+            assert!(grown < at_most, "{grown} more\n{}", table.join("\n"));
         };
         let whole = json!(u64::from(RAM_MIB) << 20);
         let dump = |format: &str, live: bool| {
@@ -82,7 +84,7 @@ fn what_was_never_touched_stays_a_hole_for_every_reader_and_writer() {
         let saved = path("saved");
         let commands = [
             ("pmemsave", "pmemsave", json!({"val": 0, "size": whole, "filename": saved})),
-            ("memsave", "memsave", json!({"val": 0, "size": 64 << 20, "filename": saved})),
+            ("memsave", "memsave", json!({"val": 0, "size": MEMSAVE_BYTES, "filename": saved})),
             ("dump", "dump-guest-memory", dump("elf", false)),
             ("kdump", "dump-guest-memory", dump("kdump-zlib", false)),
             ("raw kdump", "dump-guest-memory", dump("kdump-raw-snappy", false)),
@@ -98,13 +100,14 @@ fn what_was_never_touched_stays_a_hole_for_every_reader_and_writer() {
                 }
                 done => drop(done.unwrap()),
             }
-            row(what, &vm, before);
+            let at_most = if what == "memsave" { MEMSAVE_BYTES / 2 } else { WORK_BYTES };
+            grows(what, &vm, before, at_most);
         }
         let before = memory(&vm);
         vm.set(&["xbzrle"], &json!({"max-bandwidth": 0, "xbzrle-cache-size": 4 << 20}));
         vm.ask("migrate", json!({"uri": format!("file:{}", path("stream"))}));
         assert_eq!(vm.outcome()["status"], "completed");
-        row("migrate to file", &vm, before);
+        grows("migrate to file", &vm, before, WORK_BYTES);
         vm.ask("cont", json!({}));
         for (framing, verify) in [("auto", true), ("qemu", false)] {
             let uri = format!("unix:{}", path("socket"));
@@ -121,9 +124,10 @@ fn what_was_never_touched_stays_a_hole_for_every_reader_and_writer() {
             assert_eq!(vm.outcome()["status"], "completed");
             target.assert_alive();
             let hash = if verify { " and hash" } else { "" };
-            row(&format!("migrate{hash}"), &vm, before);
+            grows(&format!("migrate{hash}"), &vm, before, WORK_BYTES);
             // What the guest has is there now, in a private file's cache a second time.
-            row(&format!("incoming{hash}"), &target, target_before + (28 << 20));
+            let arrived = target_before + (16 << 20);
+            grows(&format!("incoming{hash}"), &target, arrived, WORK_BYTES);
             vm = target;
         }
         // The dump made of a stream, in less memory than the guest has.

@@ -3,7 +3,9 @@
 //!
 //! Guest RAM is a shared file, so that the test can reach into it as a faulty migration would.
 
+use crate::common::is_blocked_in;
 use crate::common::vm::{Launch, PATIENCE, Vm};
+use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -166,8 +168,10 @@ fn lost_torn_and_foreign_pages_are_noticed() {
         assert!(line.starts_with(&format!("CORRUPT page {VICTIM} at ")), "{name}: {line}");
         let offset = if name == "torn" { "at 2048 " } else { "at 0 " };
         assert!(line.contains(offset), "{name}: {line}");
-        std::thread::sleep(Duration::from_millis(300));
-        let said = guest.said();
+        let vcpu = guest.vm.ask("query-cpus-fast", json!({}))[0]["thread-id"].as_i64().unwrap();
+        let process = guest.vm.pid();
+        let halted = |_: &str| is_blocked_in(process, vcpu as i32, libc::SYS_ioctl);
+        let said = guest.wait("the guest to halt", halted);
         assert!(said.trim_end().ends_with(&line), "{name}: it stopped there: {said}");
     }
 }

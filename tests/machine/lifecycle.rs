@@ -1,6 +1,7 @@
 //! The machine on real KVM, with guests of a few instructions.
 
 use crate::common::guest::{self, Guest, config, wait};
+use crate::common::is_blocked_in;
 use godwit::dump::Dumpable;
 use godwit::kvm::{self, state::ForeignTsc};
 use godwit::machine::{ContRefused, Event, RunState, StopCause};
@@ -174,7 +175,11 @@ fn what_a_guest_wants_waits_for_a_dump() {
         assert!(!g.machine.pause().unwrap());
         g.machine.hand_back().unwrap();
         g.said.wait_for("r");
-        std::thread::sleep(Duration::from_millis(200));
+        let vcpu = g.machine.vcpus()[0].thread_id;
+        wait(
+            || is_blocked_in(std::process::id(), vcpu, libc::SYS_futex),
+            || "the guest runs on".into(),
+        );
         assert_eq!((g.word(0x30_0000), g.events()), (1, vec![Event::Resume]));
         g.machine.resume(false);
         if reboot == RebootAction::Reset {

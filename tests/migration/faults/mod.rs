@@ -11,7 +11,7 @@ use self::relay::{Point, Relay};
 use crate::common::vm::{Launch, Vm};
 use serde_json::json;
 
-const GUEST: &str = "ws=4 pattern=seq fill=random";
+const GUEST: &str = "ws=4 pattern=seq";
 /// Enough bytes to hit the head of a frame, whatever stands between.
 const SPOILT: usize = 3 << 20;
 
