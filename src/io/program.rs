@@ -1,11 +1,17 @@
 //! The command at the other end of an `exec:` stream: started in a process group of its own, its end
-//! waited for, and nothing of it left behind when its stream has failed.
+//! waited for, and nothing of it left behind when its stream has failed, or when this process has
+//! ended in whatever way.
 //!
-//! The group is signalled before its leader is reaped: until then its number is nobody else's.
+//! The group's leader is a guard: a shell that waits for a word of this process, and ends the whole
+//! group when its pipe closes without one. (The kernel's own way, `PR_SET_PDEATHSIG`, reaches the
+//! command but nothing that it has started, comes already when the thread that started it ends, and
+//! is set after a fork, which copies the page tables of the guest.) The group is signalled before the
+//! guard is reaped: until then its number is nobody else's.
 
+use std::io::Write;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,11 +30,17 @@ pub struct Program(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    pid: Pid,
+    group: Pid,
     /// Readable once the command has ended.
     pidfd: OwnedFd,
-    /// `None` once it was reaped.
-    child: Mutex<Option<Child>>,
+    /// `None` once they were reaped.
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    guard: Child,
+    command: Child,
 }
 
 /// How the command failed its stream.
@@ -52,26 +64,49 @@ const TO_END: Duration = Duration::from_millis(200);
 /// How often a pipe is looked at that is being emptied.
 const LOOK: Duration = Duration::from_millis(5);
 
+/// Waits for a line. Told to end with the others of its group, it stays to see that they do.
+const GUARD: &str = "trap '' TERM HUP INT; read word || kill -KILL 0";
+
 impl Program {
     /// Starts `command`, whose standard streams are set.
     pub fn start(command: &mut Command) -> std::io::Result<Self> {
-        let mut child = command.process_group(0).spawn()?;
-        let pid = Pid::from_child(&child);
-        match pidfd_open(pid, PidfdFlags::empty()) {
-            Ok(pidfd) => Ok(Self(Arc::new(Shared { pid, pidfd, child: Mutex::new(Some(child)) }))),
+        let mut guard = Command::new("/bin/sh")
+            .args(["-c", GUARD, "godwit-exec-guard"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .process_group(0)
+            .spawn()?;
+        let group = Pid::from_child(&guard);
+        let started = command.process_group(group.as_raw_nonzero().get()).spawn();
+        let started = started.and_then(|mut command| {
+            match pidfd_open(Pid::from_child(&command), PidfdFlags::empty()) {
+                Ok(pidfd) => Ok((command, pidfd)),
+                Err(error) => {
+                    let _ = kill_process_group(group, Signal::KILL);
+                    let _ = command.wait();
+                    Err(error.into())
+                }
+            }
+        });
+        match started {
+            Ok((command, pidfd)) => {
+                let running = Mutex::new(Some(Running { guard, command }));
+                Ok(Self(Arc::new(Shared { group, pidfd, running })))
+            }
             Err(error) => {
-                let _ = kill_process_group(pid, Signal::KILL);
-                let _ = child.wait();
-                Err(error.into())
+                let _ = guard.kill();
+                let _ = guard.wait();
+                Err(error)
             }
         }
     }
 
     /// Its standard input and output, as far as they are pipes; once.
     pub fn streams(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
-        let mut child = self.0.child();
-        let Some(child) = child.as_mut() else { return (None, None) };
-        (child.stdin.take().map(OwnedFd::from), child.stdout.take().map(OwnedFd::from))
+        let mut running = self.0.running();
+        let Some(Running { command, .. }) = running.as_mut() else { return (None, None) };
+        (command.stdin.take().map(OwnedFd::from), command.stdout.take().map(OwnedFd::from))
     }
 
     /// Waits until it has read what is in the pipe that it reads, whose other end is `pipe`. As long
@@ -147,9 +182,12 @@ impl Program {
 
     /// Lets go of one that has ended well; what it has left running goes on.
     pub fn release(&self) {
-        if let Some(mut child) = self.0.child().take() {
-            let _ = child.wait();
+        let Some(mut running) = self.0.running().take() else { return };
+        let _ = running.command.wait();
+        if let Some(mut word) = running.guard.stdin.take() {
+            let _ = word.write_all(b"\n");
         }
+        let _ = running.guard.wait();
     }
 
     /// Ends it and all that it has started in its group: told to first, made to soon after. Nothing
@@ -160,8 +198,8 @@ impl Program {
 
     /// How one that has ended failed. It is not reaped by that.
     fn failure(&self) -> Option<Failed> {
-        let child = self.0.child();
-        child.as_ref()?;
+        let running = self.0.running();
+        running.as_ref()?;
         let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::PidFd(self.0.pidfd.as_fd()), how).ok()??;
         match status.exit_status() {
@@ -183,15 +221,16 @@ impl Shared {
     }
 
     fn end(&self) {
-        let Some(mut child) = self.child().take() else { return };
-        let _ = kill_process_group(self.pid, Signal::TERM);
+        let Some(mut running) = self.running().take() else { return };
+        let _ = kill_process_group(self.group, Signal::TERM);
         self.ends_within(TO_END);
-        let _ = kill_process_group(self.pid, Signal::KILL);
-        let _ = child.wait();
+        let _ = kill_process_group(self.group, Signal::KILL);
+        let _ = running.command.wait();
+        let _ = running.guard.wait();
     }
 
-    fn child(&self) -> MutexGuard<'_, Option<Child>> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    fn running(&self) -> MutexGuard<'_, Option<Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -274,7 +313,7 @@ mod tests {
     #[test]
     fn nothing_of_its_group_is_left() {
         let program = shell("trap '' TERM; sleep 987 & echo $! >&2; wait; sleep 987");
-        let group = program.0.pid;
+        let group = program.0.group;
         program.end();
         // Orphans are reaped by init, which may take a moment.
         let end = Instant::now() + SOON;

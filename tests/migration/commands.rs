@@ -27,6 +27,9 @@ fn group_lives(group: &str) -> bool {
     std::fs::read_dir("/proc").unwrap().flatten().any(|entry| of_group(entry) == Some(true))
 }
 
+/// For a command: writes the number of its group to the file that follows.
+const GROUP: &str = "cut -d' ' -f5 /proc/$$/stat >";
+
 /// The group of the command that wrote its number to `file`; it is gone soon.
 fn group_is_gone(file: &Path) {
     let group = std::fs::read_to_string(file).unwrap().trim().to_owned();
@@ -75,7 +78,7 @@ fn a_command_that_does_not_read_holds_no_guest_that_stands_still() {
     // It reads while the guest runs, and no more once it stands still.
     let (pid, stop) = (dir.path().join("pid"), dir.path().join("stop"));
     let script = format!(
-        "echo $$ >{}; cat >/dev/null & while [ ! -e {} ]; do sleep 0.02; done; kill -STOP $!; wait",
+        "{GROUP}{}; cat >/dev/null & while [ ! -e {} ]; do sleep 0.02; done; kill -STOP $!; wait",
         pid.display(),
         stop.display()
     );
@@ -114,7 +117,7 @@ fn completed_means_that_the_command_has_ended() {
 fn nothing_of_a_command_is_left_after_a_cancel_and_after_quit() {
     let dir = tempfile::tempdir().unwrap();
     let pid = dir.path().join("pid");
-    let command = format!("exec:echo $$ >{}; sleep 987 & sleep 987", pid.display());
+    let command = format!("exec:{GROUP}{}; sleep 987 & sleep 987", pid.display());
     for quit in [false, true] {
         let mut source = source(dir.path());
         let _ = std::fs::remove_file(&pid);
@@ -136,6 +139,39 @@ fn nothing_of_a_command_is_left_after_a_cancel_and_after_quit() {
     target.ask("quit", json!({}));
     target.exit_code();
     group_is_gone(&pid);
+}
+
+#[test]
+fn nothing_of_a_command_is_left_after_a_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let pid = dir.path().join("pid");
+    // One that reads, one that does not, and those that they have started.
+    for rest in ["cat >/dev/null", "sleep 987 & sleep 987", "trap '' TERM; exec sleep 987"] {
+        let command = format!("exec:{GROUP}{}; {rest}", pid.display());
+        let mut source = source(dir.path());
+        source.ask("migrate-set-parameters", json!({"max-bandwidth": 4096}));
+        source.ask("migrate", json!({"uri": command}));
+        wait_for_file(&pid);
+        source.kill();
+        group_is_gone(&pid);
+        std::fs::remove_file(&pid).unwrap();
+        let mut target = Launch::new(dir.path(), "target").guest(GUEST).incoming(&command).start();
+        wait_for_file(&pid);
+        target.kill();
+        group_is_gone(&pid);
+        std::fs::remove_file(&pid).unwrap();
+    }
+    // What a command that ended well has left running is its own matter.
+    let file = dir.path().join("f");
+    let mut source = source(dir.path());
+    let command = format!("exec:{GROUP}{}; cat >{}; sleep 987 &", pid.display(), file.display());
+    source.ask("migrate", json!({"uri": command}));
+    assert_eq!(source.outcome()["status"], "completed");
+    source.kill();
+    let group = std::fs::read_to_string(&pid).unwrap().trim().to_owned();
+    assert!(group_lives(&group));
+    let group = rustix::process::Pid::from_raw(group.parse().unwrap()).unwrap();
+    rustix::process::kill_process_group(group, rustix::process::Signal::KILL).unwrap();
 }
 
 #[test]
