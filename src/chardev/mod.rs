@@ -1,9 +1,9 @@
 //! Character devices: what a serial port or a monitor is connected to.
 //!
-//! Opening is done before the machine is built and may block (names are looked up, `wait=on` waits
-//! for a client); everything later happens on the control plane and does not. All that a device
-//! needs until a client comes is had when it is open, so that a host that lacks it is found out
-//! before the guest starts.
+//! Opening is done before the machine is built, may take as long as names and peers do (on threads of
+//! its own, so that a signal is heard), and with `wait=on` waits for a client; everything later
+//! happens on the control plane and does not block. All that a device needs until a client comes is
+//! had when it is open, so that a host that lacks it is found out before the guest starts.
 
 mod output;
 mod port;
@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::aside::aside;
 use crate::config::{self, ChardevBackend, SocketRole};
 use crate::io::socket_file::FileId;
 use crate::vmm::ChardevInfo;
@@ -40,6 +41,8 @@ pub enum Error {
     Pty { id: String, source: io::Error },
     #[error("character device '{id}': cannot use the standard input and output")]
     Stdio { id: String, source: io::Error },
+    #[error("character device '{id}': no thread to open it on")]
+    Thread { id: String, source: io::Error },
 }
 
 /// An open character device.
@@ -101,37 +104,27 @@ impl Chardev {
     /// when a client is there.
     pub async fn open(config: &config::Chardev) -> Result<Chardev, Error> {
         let id = config.id.clone();
-        let mut stale = Vec::new();
-        let log = config.log.as_ref();
-        let log = log.map(|log| open_output(&id, &log.path, log.append, &mut stale)).transpose()?;
-        let status = Arc::new(Status::default());
-        let (backend, name) = match &config.backend {
-            ChardevBackend::Null => (Backend::Null, "null".to_owned()),
-            ChardevBackend::Stdio { signal } => {
-                (Backend::Files(stdio(&id, *signal)?), "stdio".to_owned())
-            }
-            ChardevBackend::File { path, append, input } => {
-                let output = open_output(&id, path, *append, &mut stale)?;
-                (Backend::Files(files(&id, output, input.as_deref())?), "file".to_owned())
-            }
-            ChardevBackend::Pty { path } => {
-                let (files, name) = pty(&id, path.as_deref())?;
-                (Backend::Files(files), format!("pty:{name}"))
-            }
-            ChardevBackend::Socket(socket) => match socket.role {
+        let described = config.clone();
+        let opened = waited_for(&id, move || Opened::new(&described)).await?;
+        let Opened { files, name, log, stale } = opened;
+        let (backend, name) = match (&config.backend, files) {
+            (_, Some(files)) => (Backend::Files(files), name),
+            (ChardevBackend::Socket(socket), None) => match socket.role {
                 SocketRole::Server { wait } => {
                     let listener = Listener::open(&id, &socket.address, wait).await?;
                     let name = format!("{},server=on", listener.name());
                     (Backend::Server(listener), name)
                 }
                 SocketRole::Client { reconnect_ms } => {
-                    let client = socket::Client::open(&id, &socket.address, reconnect_ms)?;
+                    let (of, address) = (id.clone(), socket.address.clone());
+                    let connect = move || socket::Client::open(&of, &address, reconnect_ms);
                     let name = socket::describe(&socket.address);
-                    (Backend::Client(client), name)
+                    (Backend::Client(waited_for(&id, connect).await?), name)
                 }
             },
+            (_, None) => (Backend::Null, name),
         };
-        Ok(Chardev { id, backend, log, name, status, stale })
+        Ok(Chardev { id, backend, log, name, status: Arc::default(), stale })
     }
 
     /// Tells `query-chardev` about this device for as long as the process runs.
@@ -156,6 +149,47 @@ impl Chardev {
     /// Where this device keeps whether someone is connected.
     pub fn status(&self) -> Arc<Status> {
         self.status.clone()
+    }
+}
+
+/// Does on a thread what may not return: the control plane goes on meanwhile.
+async fn waited_for<T: Send + 'static>(
+    id: &str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let failed = |source| Error::Thread { id: id.to_owned(), source };
+    let done = aside("chardev", work).map_err(failed)?.await;
+    done.unwrap_or_else(|_| Err(failed(io::Error::other("it panicked"))))
+}
+
+/// What of a device is opened by name, or is there already.
+struct Opened {
+    files: Option<Files>,
+    name: String,
+    log: Option<File>,
+    stale: Vec<File>,
+}
+
+impl Opened {
+    fn new(config: &config::Chardev) -> Result<Opened, Error> {
+        let id = &config.id;
+        let mut stale = Vec::new();
+        let log = config.log.as_ref();
+        let log = log.map(|log| open_output(id, &log.path, log.append, &mut stale)).transpose()?;
+        let (files, name) = match &config.backend {
+            ChardevBackend::Null => (None, "null".to_owned()),
+            ChardevBackend::Stdio { signal } => (Some(stdio(id, *signal)?), "stdio".to_owned()),
+            ChardevBackend::File { path, append, input } => {
+                let output = open_output(id, path, *append, &mut stale)?;
+                (Some(files(id, output, input.as_deref())?), "file".to_owned())
+            }
+            ChardevBackend::Pty { path } => {
+                let (files, name) = pty(id, path.as_deref())?;
+                (Some(files), format!("pty:{name}"))
+            }
+            ChardevBackend::Socket(_) => (None, String::new()),
+        };
+        Ok(Opened { files, name, log, stale })
     }
 }
 

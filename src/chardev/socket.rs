@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, sockopt};
 
-use super::Error;
+use super::{Error, waited_for};
 use crate::aside::aside;
 use crate::config::{IpFamily, SocketAddress};
 use crate::io::socket_file::{self, SocketFile};
@@ -40,9 +40,10 @@ impl Listener {
         address: &SocketAddress,
         wait: bool,
     ) -> Result<Listener, Error> {
-        let failed =
-            |source| Error::Listen { id: id.to_owned(), address: describe(address), source };
-        let (file, socket) = listen(address).map_err(failed)?;
+        let (of, to) = (id.to_owned(), address.clone());
+        let failed = move |source| Error::Listen { id: of.clone(), address: describe(&to), source };
+        let (to, told) = (address.clone(), failed.clone());
+        let (file, socket) = waited_for(id, move || listen(&to).map_err(told)).await?;
         let name = bound_name(address, &socket);
         let nodelay = matches!(address, SocketAddress::Tcp { nodelay: true, .. });
         let incoming = Incoming::new(socket).map_err(failed)?;

@@ -12,6 +12,7 @@ mod outputs;
 mod pidfile;
 mod ring;
 
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
@@ -58,10 +59,10 @@ pub enum Error {
     Address(crate::qmp::Error),
     #[error("-incoming: {0}")]
     Incoming(#[from] migrate::Refused),
-    #[error("-incoming: cannot start a thread")]
-    IncomingThread(#[source] std::io::Error),
-    #[error("-incoming: its thread panicked")]
-    IncomingPanicked,
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+    #[error("a thread panicked, which is a defect of Godwit")]
+    Panicked,
     #[error(transparent)]
     Pidfile(#[from] pidfile::Error),
     #[error(transparent)]
@@ -91,28 +92,35 @@ pub fn run(config: Config) -> Result<i32, Error> {
     outputs::check(&config, incoming.as_ref())?;
     let runtime = ring::runtime()?;
     Machine::check(&config)?;
-    runtime.block_on(live(&config, incoming, daemon))
+    runtime.block_on(live(&Arc::new(config), incoming, daemon))
 }
 
 /// From the first name that is taken to the last word of the last monitor.
 async fn live(
-    config: &Config,
+    config: &Arc<Config>,
     incoming: Option<Address>,
     daemon: Option<daemon::Child>,
 ) -> Result<i32, Error> {
     let events = Arc::new(Events::new());
     let exit = Arc::new(Exit::default());
     end_on_signals(&events, &exit).map_err(Error::Signal)?;
-    let _pidfile = config.pidfile.as_deref().map(Pidfile::claim).transpose()?;
-    let mut connections = tokio::select! {
-        opened = Connections::open(config) => opened?,
-        // While it waited for a client.
-        status = exit.requested() => return Ok(status),
-    };
     let built = Arc::new(OnceLock::new());
     let report = reporter(events.clone(), exit.clone(), built.clone());
-    let outside = Outside { serial: connections.take_sink(), events: Box::new(report) };
-    let machine = Machine::build(config, outside)?;
+    let begun = async {
+        let described = config.clone();
+        let claim = move || described.pidfile.as_deref().map(Pidfile::claim).transpose();
+        let pidfile = apart(claim).await??;
+        let mut connections = Connections::open(config).await?;
+        let outside = Outside { serial: connections.take_sink(), events: Box::new(report) };
+        let described = config.clone();
+        let machine = apart(move || Machine::build(&described, outside)).await??;
+        Ok::<_, Error>((pidfile, connections, machine))
+    };
+    let (_pidfile, mut connections, machine) = tokio::select! {
+        begun = begun => begun?,
+        // While it waited for a client, a file system, memory.
+        status = exit.requested() => return Ok(status),
+    };
     let _ = built.set(Arc::downgrade(&machine));
 
     let mut vmm = Vmm::new(machine.clone(), events, exit);
@@ -127,14 +135,22 @@ async fn live(
     let vmm = Arc::new(vmm);
 
     connections.empty_files()?;
+    let server = Server::new(vmm.clone());
     if let Some(address) = incoming {
         let handle = migration.clone();
-        let work = move || handle.incoming(&address, true, &mut InheritedFds);
-        let started = aside("-incoming", work).map_err(Error::IncomingThread)?;
-        tokio::select! {
-            started = started => started.map_err(|_| Error::IncomingPanicked)??,
-            // A file system may not answer.
-            status = vmm.exit.requested() => return Ok(status),
+        let mut started =
+            Box::pin(apart(move || handle.incoming(&address, true, &mut InheritedFds)));
+        // Whom a monitor answers may rely on it that the guest can come, as long as that takes no
+        // time; where a file system does not answer, `quit` is heard all the same.
+        match tokio::time::timeout(PROMPT, &mut started).await {
+            Ok(started) => started??,
+            Err(_) => {
+                connections.serve(&server, &machine);
+                tokio::select! {
+                    started = started => started??,
+                    _ = vmm.exit.requested() => {}
+                }
+            }
         }
     }
     if !config.start_paused && config.incoming.is_none() {
@@ -143,7 +159,7 @@ async fn live(
     if let Some(child) = daemon {
         child.ready()?;
     }
-    let status = serve(&vmm, &machine, &mut connections).await;
+    let status = serve(&vmm, &server, &machine, &mut connections).await;
     drop(connections);
     migration.end();
     end_within(GUEST_END, move || {
@@ -151,6 +167,14 @@ async fn live(
         machine.quit();
     });
     Ok(status)
+}
+
+/// How soon an address can be waited at, unless something is stuck.
+const PROMPT: Duration = Duration::from_millis(300);
+
+/// Does on a thread what names, hosts and memory may hold up.
+async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    aside("start", work).map_err(Error::Thread)?.await.map_err(|_| Error::Panicked)
 }
 
 /// For dumps and vCPUs to end, which takes milliseconds unless something is stuck: a file system
@@ -191,11 +215,15 @@ fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle>
 }
 
 /// The loop, until someone asks for the end; everything that was said until then has left.
-async fn serve(vmm: &Arc<Vmm>, machine: &Arc<Machine>, connections: &mut Connections) -> i32 {
-    let server = Server::new(vmm.clone());
+async fn serve(
+    vmm: &Arc<Vmm>,
+    server: &Rc<Server>,
+    machine: &Arc<Machine>,
+    connections: &mut Connections,
+) -> i32 {
     let late = vmm.events.clone();
     tokio_uring::spawn(async move { late.send_late().await });
-    connections.serve(&server, machine);
+    connections.serve(server, machine);
     let status = vmm.exit.requested().await;
     if let Some(dumps) = &vmm.dumps {
         // A command may wait for it.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{ChardevBackend, Config, Kernel, MemoryBackend};
+use crate::config::{Chardev, ChardevBackend, Config, Kernel, MemoryBackend};
 use crate::io::Address;
 use crate::output::Input;
 
@@ -30,22 +30,28 @@ pub fn check(config: &Config, incoming: Option<&Address>) -> Result<(), Error> {
     if let Some(Address::File { path, .. }) = incoming {
         inputs.push(Path::new(path));
     }
+    let outputs: Vec<(&String, &PathBuf)> = config.chardevs.iter().flat_map(outputs).collect();
+    if outputs.is_empty() {
+        // Names are not looked at for nothing: a file system may not answer.
+        return Ok(());
+    }
     let inputs: Vec<Input> = inputs.into_iter().filter_map(Input::at).collect();
-    for chardev in &config.chardevs {
-        let file = match &chardev.backend {
-            ChardevBackend::File { path, .. } => Some(path),
-            _ => None,
-        };
-        let log = chardev.log.as_ref().map(|log| &log.path);
-        for path in file.into_iter().chain(log) {
-            let is = Input::at(path);
-            if let Some(input) =
-                inputs.iter().find(|input| is.as_ref().is_some_and(|is| is.is(input)))
-            {
-                let (chardev, input) = (chardev.id.clone(), input.name.clone());
-                return Err(Error { chardev, path: path.clone(), input });
-            }
+    for (chardev, path) in outputs {
+        let Some(is) = Input::at(path) else { continue };
+        if let Some(input) = inputs.iter().find(|input| is.is(input)) {
+            let (chardev, input) = (chardev.clone(), input.name.clone());
+            return Err(Error { chardev, path: path.clone(), input });
         }
     }
     Ok(())
+}
+
+/// The files that a character device writes, with its name.
+fn outputs(chardev: &Chardev) -> impl Iterator<Item = (&String, &PathBuf)> {
+    let file = match &chardev.backend {
+        ChardevBackend::File { path, .. } => Some(path),
+        _ => None,
+    };
+    let log = chardev.log.as_ref().map(|log| &log.path);
+    file.into_iter().chain(log).map(|path| (&chardev.id, path))
 }

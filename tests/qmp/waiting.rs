@@ -218,6 +218,90 @@ fn an_incoming_file_system_that_does_not_answer_holds_no_signal() {
     assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
+/// Waits until it handles SIGTERM itself: from there on nothing may hold it.
+fn handles_signals(godwit: &Vm) -> bool {
+    let end = Instant::now() + Duration::from_secs(30);
+    while Instant::now() < end {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", godwit.pid())).unwrap();
+        let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap_or("0");
+        if u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (libc::SIGTERM - 1) != 0 {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+#[test]
+fn a_name_that_holds_up_the_start_holds_no_signal() {
+    let dir = tempfile::tempdir().unwrap();
+    let dead = DeadFileSystem::mount(dir.path().join("dead"));
+    let fifo = dir.path().join("fifo");
+    mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+    let out = dir.path().join("out");
+    // Where a name is looked at before anything is begun, the signal's own effect is the end.
+    let dead = dead.path.join("f").display().to_string();
+    let ram = format!("memory-backend-file,id=r,size=64M,mem-path={dead}");
+    held(&["-object", &ram, "-M", "microvm,acpi=off,memory-backend=r"], false);
+    held(&["-pidfile", &dead], false);
+    held(&["-qmp", &format!("unix:{dead},server=on,wait=off")], false);
+    for (name, handles) in [(fifo.display().to_string(), true), (dead, false)] {
+        held(&["-serial", &format!("file:{name}")], handles);
+        held(&["-qmp", &format!("file:{name}")], handles);
+        let both = format!("file,id=c,path={},input-path={name}", out.display());
+        held(&["-chardev", &both], handles);
+        held(&["-chardev", &format!("null,id=c,logfile={name}")], handles);
+    }
+}
+
+/// A machine with these words does not come up, and ends soon. `handles`: not before it handles
+/// signals itself, and then as it always does.
+fn held(words: &[&str], handles: bool) {
+    let mut all = vec!["-S"];
+    all.extend(words);
+    let mut godwit = with_monitors(0, &all);
+    if handles {
+        assert!(handles_signals(&godwit), "{words:?}");
+    }
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(godwit.child.try_wait().unwrap().is_none(), "{words:?} {}", godwit.stderr());
+    let start = Instant::now();
+    signal(&godwit, Signal::TERM);
+    let code = godwit.exit_code();
+    assert!(code == Some(0) || code.is_none() && !handles, "{words:?}: {code:?}");
+    assert!(start.elapsed() < Duration::from_secs(3), "{words:?}: {:?}", start.elapsed());
+}
+
+#[test]
+fn a_machine_that_waits_for_its_incoming_file_hears_quit_and_signals() {
+    let dir = tempfile::tempdir().unwrap();
+    let dead = DeadFileSystem::mount(dir.path().join("dead"));
+    let fifo = dir.path().join("fifo");
+    mkfifoat(CWD, &fifo, Mode::from_raw_mode(0o600)).unwrap();
+    let uri = format!("file:{}", fifo.display());
+    for by_signal in [true, false] {
+        let mut godwit = with_monitors(1, &["-incoming", &uri]);
+        let mut client = monitor(&godwit, 0);
+        assert_eq!(client.ask("query-migrate", json!({}))["status"], json!("setup"));
+        assert_eq!(client.ask("query-status", json!({}))["status"], json!("inmigrate"));
+        ends_soon(&mut godwit, |godwit| match by_signal {
+            true => signal(godwit, Signal::TERM),
+            false => assert_eq!(client.ask("quit", json!({})), json!({})),
+        });
+    }
+    // One on a file system that does not answer: its monitor does.
+    let uri = format!("file:{}", dead.path.join("f").display());
+    for by_signal in [true, false] {
+        let mut godwit = with_monitors(1, &["-incoming", &uri]);
+        let mut client = monitor(&godwit, 0);
+        assert_eq!(client.ask("query-status", json!({}))["status"], json!("inmigrate"));
+        ends_soon(&mut godwit, |godwit| match by_signal {
+            true => signal(godwit, Signal::TERM),
+            false => assert_eq!(client.ask("quit", json!({})), json!({})),
+        });
+    }
+}
+
 /// A FUSE mount whose server never answers.
 struct DeadFileSystem {
     path: PathBuf,
