@@ -1,6 +1,7 @@
 //! The `godwit` command.
 
 use clap::builder::styling::{AnsiColor, Style as AnsiStyle, Styles};
+use clap::error::ErrorKind;
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use godwit::args::{self, Request, Style};
 use godwit::{client, control};
@@ -57,9 +58,15 @@ enum Verb {
 }
 
 fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
-    let cli = match Cli::from_arg_matches(&matches) {
+    let cli = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match cli {
         Ok(cli) => cli,
+        // Which one, it does not say.
+        Err(error) if error.kind() == ErrorKind::InvalidUtf8 => {
+            let words = std::env::args_os().filter(|word| word.to_str().is_none());
+            let words: Vec<String> = words.map(|word| format!("{word:?}")).collect();
+            return refuse(format_args!("not UTF-8, where only text will do: {}", words.join(" ")));
+        }
         Err(error) => error.exit(),
     };
     if let Err(error) = outlive_file_size_limit() {

@@ -12,6 +12,7 @@ use super::terminal::{say, show};
 use crate::dump::Format;
 use crate::output::{self, Destination, Input, NamedOutput, OutputFile};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use std::io::IsTerminal;
@@ -22,7 +23,7 @@ use std::time::{Duration, Instant};
 #[derive(Args, Debug)]
 pub struct Dump {
     /// The machine's monitor: unix:PATH or tcp:HOST:PORT, on this host
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = OsStringValueParser::new().try_map(Address::of_word))]
     pub qmp: Address,
     /// Where to: a file, which gets its name when it is whole; a device, a FIFO, /dev/fd/N, or - for
     /// standard output
@@ -155,10 +156,13 @@ impl Dump {
         arguments
     }
 
-    /// A name that JSON cannot hold is shown as well as it can be.
+    /// A name that JSON cannot hold is left out.
     fn result(&self, made: &Made, size: Option<u64>, took: Duration) -> Value {
-        let mut result = json!({"file": self.file.to_string_lossy(), "format": self.format.name(),
-            "memory": made.total, "total-time": took.as_millis() as u64});
+        let mut result = json!({"format": self.format.name(), "memory": made.total,
+            "total-time": took.as_millis() as u64});
+        if let Some(name) = self.file.to_str() {
+            result["file"] = name.into();
+        }
         if let Some(size) = size {
             result["size"] = size.into();
         }

@@ -10,24 +10,34 @@ use super::qmp::{self, Address, Client};
 use super::table::Table;
 use super::terminal::show;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde_json::{Value, json};
+use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
 #[derive(Args, Debug)]
 pub struct Migrate {
     /// The machine's monitor: unix:PATH or tcp:HOST:PORT
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = OsStringValueParser::new().try_map(Address::of_word))]
     pub qmp: Address,
     /// Where to: tcp:HOST:PORT, unix:PATH, fd:NAME, exec:COMMAND or file:PATH
+    #[arg(value_parser = OsStringValueParser::new().try_map(uri))]
     pub uri: String,
     /// Also prepare the target: its monitor, when it was started with -incoming defer
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = OsStringValueParser::new().try_map(Address::of_word))]
     pub target_qmp: Option<Address>,
     #[command(flatten)]
     pub how: How,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// It goes to the machine in JSON.
+fn uri(word: OsString) -> Result<String, String> {
+    word.into_string().map_err(|_| {
+        "it is not UTF-8, and QMP carries no other names; a link of another name would do".into()
+    })
 }
 
 /// How to migrate.

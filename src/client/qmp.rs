@@ -12,9 +12,11 @@ use rustix::net::{
 };
 use serde_json::{Value, json};
 use std::collections::VecDeque;
+use std::ffi::{OsStr, OsString};
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::str::FromStr;
@@ -44,6 +46,39 @@ impl FromStr for Address {
         args::monitor(text).map(Address)
     }
 }
+
+impl Address {
+    /// As a word of a command line. A path may have any bytes, the rest is text.
+    pub fn of_word(word: OsString) -> Result<Address, String> {
+        match word.into_string() {
+            Ok(text) => text.parse(),
+            Err(word) => Address::of_bytes(word.as_bytes()),
+        }
+    }
+
+    fn of_bytes(word: &[u8]) -> Result<Address, String> {
+        let heads = [&b"unix:path="[..], b"unix:", b""];
+        let rest = heads.iter().find_map(|head| word.strip_prefix(*head)).unwrap_or(word);
+        let mut path = Vec::new();
+        let mut at = 0;
+        // A comma of the path is two; the first single one ends it.
+        while let Some(byte) =
+            rest.get(at).filter(|byte| **byte != b',' || rest.get(at + 1) == Some(&b','))
+        {
+            path.push(*byte);
+            at += if *byte == b',' { 2 } else { 1 };
+        }
+        let options = std::str::from_utf8(&rest[at..]).map_err(|_| NOT_TEXT)?;
+        match args::monitor(&format!("unix:path{options}"))? {
+            SocketAddress::Unix { .. } if !word.starts_with(b"tcp:") => {
+                Ok(Address::unix(Path::new(OsStr::from_bytes(&path))))
+            }
+            _ => Err(NOT_TEXT.into()),
+        }
+    }
+}
+
+const NOT_TEXT: &str = "it is not UTF-8, which only the path of a unix socket can be";
 
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -394,6 +429,24 @@ mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_path_may_have_any_bytes() {
+        let of = |word: &[u8]| Address::of_word(OsStr::from_bytes(word).to_owned());
+        let unix = |path: &[u8]| Ok(Address::unix(Path::new(OsStr::from_bytes(path))));
+        for word in [&b"unix:/d/\xff,,\xfe/q"[..], b"/d/\xff,,\xfe/q", b"unix:path=/d/\xff,,\xfe/q"]
+        {
+            assert_eq!(of(word), unix(b"/d/\xff,\xfe/q"));
+            let served = [word, b",server=on,wait=off"].concat();
+            assert_eq!(of(&served), unix(b"/d/\xff,\xfe/q"));
+        }
+        assert_eq!(of(b"\xff"), unix(b"\xff"));
+        for bad in
+            [&b"tcp:\xff:1"[..], b"unix:\xff,\xfe=on", b"unix:\xff,abstract=on", b"unix:\xff,ab"]
+        {
+            assert!(of(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn addresses_are_read_as_run_takes_them() {

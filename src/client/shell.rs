@@ -5,6 +5,7 @@ use super::qmp::{Address, Client};
 use super::terminal::{say, show};
 use crate::migrate::{capabilities, parameters};
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde_json::{Map, Value, json};
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
@@ -27,7 +28,7 @@ Examples:
 #[command(after_help = EXAMPLES)]
 pub struct Shell {
     /// The machine's monitor: unix:PATH or tcp:HOST:PORT
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = OsStringValueParser::new().try_map(Address::of_word))]
     pub qmp: Address,
     /// Print events as they come, until the machine ends
     #[arg(long)]

@@ -6,12 +6,13 @@ use super::progress::MigrationInfo;
 use super::qmp::{Address, Client, version_text};
 use super::terminal::show;
 use clap::Args;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use serde_json::{Value, json};
 
 #[derive(Args, Debug)]
 pub struct Status {
     /// The machine's monitor: unix:PATH or tcp:HOST:PORT
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = OsStringValueParser::new().try_map(Address::of_word))]
     pub qmp: Address,
     /// Print it as JSON
     #[arg(long)]

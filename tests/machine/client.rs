@@ -3,6 +3,9 @@
 use crate::common::cli::{godwit, text};
 use crate::common::vm::{Launch, Vm};
 use serde_json::json;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Stdio};
 
 /// A machine, and where its monitor is.
 fn start() -> (Vm, String) {
@@ -60,6 +63,91 @@ fn a_second_try_to_migrate_finds_the_target_waiting() {
     assert!(made.status.success(), "{}", text(&made.stderr));
     target.connect();
     target.assert_alive();
+}
+
+/// Names have any bytes but two. What QMP's JSON cannot carry is refused by name.
+#[test]
+fn names_that_are_no_text_are_taken_byte_for_byte_or_refused() {
+    let (machine, _) = start();
+    let odd = |name: &[u8]| machine.path("x").with_file_name(OsStr::from_bytes(name));
+    // A socket answers under the name that it has now.
+    let monitor = odd(b"q,\xff\xfe");
+    std::fs::rename(machine.monitor(), &monitor).unwrap();
+    let written = odd(b"q,,\xff\xfe").into_os_string();
+    let mut address = OsString::from("unix:");
+    address.push(&written);
+    let run = |words: &[&OsStr]| {
+        Command::new(env!("CARGO_BIN_EXE_godwit"))
+            .args(words)
+            .current_dir(machine.folder())
+            .stdin(Stdio::null())
+            .output()
+            .unwrap()
+    };
+    let word = |text: &'static str| OsStr::new(text);
+    for address in [&address, &written] {
+        let glance = run(&[word("status"), word("--qmp"), address]);
+        assert!(text(&glance.stdout).contains("bird"), "{}", text(&glance.stderr));
+    }
+    let core = OsStr::from_bytes(b"core\xff");
+    let made = run(&[word("dump"), word("--qmp"), &address, core, word("--json")]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    assert!(odd(b"core\xff").exists());
+    let said: serde_json::Value = serde_json::from_slice(&made.stdout).unwrap();
+    assert!(said["memory"].is_u64() && said.get("file").is_none(), "{said}");
+
+    let stream = odd(b"stream\xff");
+    let uri = format!("file:{}", machine.path("stream").display());
+    let made = run(&[word("migrate"), word("--qmp"), &address, OsStr::new(&uri)]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    std::fs::rename(machine.path("stream"), &stream).unwrap();
+    for (option, out) in [("--ram", &b"ram\xff"[..]), ("--core", b"out\xff")] {
+        let made =
+            run(&[word("inspect"), stream.as_os_str(), word(option), OsStr::from_bytes(out)]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        assert!(odd(out).exists(), "{option}");
+    }
+    let names = || {
+        let entries = std::fs::read_dir(machine.folder()).unwrap();
+        let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = names();
+    let bad = OsStr::from_bytes(b"file:bad\xff");
+    for words in [
+        &[word("migrate"), word("--qmp"), &address, bad][..],
+        &[word("qmp"), word("--qmp"), &address, word("pmemsave"), bad],
+        &[word("status"), word("--qmp"), OsStr::from_bytes(b"tcp:bad\xff:1")],
+        &[
+            word("migrate"),
+            word("--qmp"),
+            &address,
+            word("tcp:h:1"),
+            word("--target-qmp"),
+            OsStr::from_bytes(b"tcp:bad\xff:1"),
+        ],
+        &[word("inspect"), stream.as_os_str(), word("--ram"), word("o"), word("--block"), bad],
+        &[word("demo"), word("--vmm"), bad],
+        &[word("run"), word("-kernel"), bad],
+        &[word("run"), word("-incoming"), bad],
+    ] {
+        let made = run(words);
+        assert!(!made.status.success(), "{words:?}");
+        let said = String::from_utf8_lossy(&made.stderr);
+        assert!(said.contains("UTF-8") && said.contains("bad"), "{words:?}: {said}");
+    }
+    assert_eq!(names(), before);
+    let folder = odd(b"t\xff");
+    std::fs::create_dir(&folder).unwrap();
+    let demo = Command::new(env!("CARGO_BIN_EXE_godwit"))
+        .arg("demo")
+        .env("TMPDIR", &folder)
+        .output()
+        .unwrap();
+    assert!(!demo.status.success());
+    let said = String::from_utf8_lossy(&demo.stderr);
+    assert!(said.contains("TMPDIR"), "{said}");
 }
 
 #[test]
