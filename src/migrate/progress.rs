@@ -111,6 +111,8 @@ pub struct Figures {
     pub predicted_end: Option<Duration>,
     /// Why it cannot end as things are, and what would help.
     pub advice: Option<String>,
+    /// Why the page cache has not the size that was asked for.
+    pub cache_error: Option<String>,
 }
 
 /// One outgoing migration as others see it.
@@ -219,7 +221,7 @@ impl Progress {
 /// Member `x-godwit`: what QEMU has no name for. `round` counts from 1; times are in ms;
 /// `predicted-state-time` is the part of `predicted-downtime` that no round makes shorter;
 /// `predicted-end` is absent where dirt comes faster than it goes, and then `advice` says what
-/// would help.
+/// would help; `xbzrle-cache-error` says why the cache has not the size that was asked for.
 fn own(figures: &Figures) -> Value {
     let mut own = Map::new();
     own.insert("round".into(), json!(figures.dirty_sync_count));
@@ -230,6 +232,9 @@ fn own(figures: &Figures) -> Value {
     }
     if let Some(advice) = &figures.advice {
         own.insert("advice".into(), json!(advice));
+    }
+    if let Some(error) = &figures.cache_error {
+        own.insert("xbzrle-cache-error".into(), json!(error));
     }
     Value::Object(own)
 }

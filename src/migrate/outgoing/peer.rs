@@ -18,7 +18,7 @@ use crate::machine::RunState;
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge;
 use crate::migrate::guest::MACHINE;
-use crate::migrate::progress::Counters;
+use crate::migrate::progress::{Counters, Progress};
 use crate::pages::{QemuRecords, sources};
 use crate::stream::godwit::{self, Answer, Features, Frame, Rehearsal};
 use crate::stream::multifd::Hello;
@@ -302,18 +302,19 @@ impl Peer {
     }
 
     /// Gives the caches a new size where the parameter changed. Where there is no memory for it,
-    /// they stay as they are, and the migration goes on.
-    pub fn resize_caches(&mut self, bytes: u64) {
+    /// they stay as they are, the report says so, and the migration goes on.
+    pub fn resize_caches(&mut self, progress: &Progress, bytes: u64) {
         if std::mem::replace(&mut self.cache_wanted, bytes) == bytes {
             return;
         }
+        progress.figures().cache_error = None;
         let share = (bytes / self.page_channels().len() as u64).max(4096);
         for cache in self.page_channels().iter_mut().filter_map(|channel| channel.cache.as_mut()) {
             if let Err(error) = cache.resize(share) {
-                tracing::warn!(
-                    "the page cache keeps its size of {} bytes: {error}",
-                    cache.size_bytes()
-                );
+                let kept = cache.size_bytes();
+                let why = format!("the page cache keeps its size of {kept} bytes: {error}");
+                tracing::warn!("{why}");
+                progress.figures().cache_error = Some(why);
             }
         }
     }

@@ -125,7 +125,8 @@ impl Rounds {
             rounds_below_limit +=
                 u32::from(self.pace.downtime(left).is_some_and(|time| time <= for_pages));
             left_before = left;
-            peer.resize_caches(source.settings.parameters().xbzrle_cache_size);
+            let cache = source.settings.parameters().xbzrle_cache_size;
+            peer.resize_caches(&source.progress, cache);
             self.send(source, peer, kind, None)?;
             kind = parallel::Pass::Delta;
             peer.check()?;

@@ -1,6 +1,6 @@
 //! Memory and disks that are full.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{GUEST, uri};
 use crate::common::small::Small;
@@ -161,4 +161,41 @@ fn threads_that_cannot_be_made_fail_the_migration_and_the_guest_stays() {
         source.assert_alive();
     }
     assert!(refused > 0, "no thread was missing");
+}
+
+/// What fitted when it was asked for, and fits no more when the round is over.
+#[test]
+fn a_page_cache_that_cannot_grow_in_mid_migration_stays_and_the_report_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut target =
+        Launch::new(dir.path(), "target").guest(GUEST).incoming(&uri(dir.path())).start();
+    let mut source = Launch::new(dir.path(), "source").guest(GUEST).start();
+    source.wait_for_sweeps(1);
+    let (small, large, other) = (4 << 20, 256 << 20, 8 << 20);
+    let slow = json!({"max-bandwidth": 256 << 10, "downtime-limit": 1, "xbzrle-cache-size": small});
+    source.set(&["xbzrle"], &slow);
+    source.ask("migrate", json!({"uri": uri(dir.path())}));
+    // The first round lasts until it is told otherwise.
+    source.wait_for("pages", |report| report["ram"]["transferred"].as_u64() > Some(64 << 10));
+    source.ask("migrate-set-parameters", json!({"xbzrle-cache-size": large}));
+    leave_room(&source, Some(32 << 20));
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 64 << 20}));
+    let error = |report: &Value| report["x-godwit"].get("xbzrle-cache-error").cloned();
+    let report = source.wait_for("the size kept", |report| error(report).is_some());
+    let why = error(&report).unwrap();
+    assert!(why.as_str().unwrap().contains(&format!("keeps its size of {small} bytes")), "{why}");
+    assert_eq!(report["xbzrle-cache"]["cache-size"], small, "{report}");
+    assert_eq!(report["status"], "active");
+    // One that is too large already when it is asked for is refused, and the parameter stays.
+    let refused = source.try_ask("migrate-set-parameters", json!({"xbzrle-cache-size": 2 * large}));
+    assert!(refused.unwrap_err().contains("xbzrle_cache_size"));
+    assert_eq!(source.ask("query-migrate-parameters", json!({}))["xbzrle-cache-size"], large);
+    leave_room(&source, None);
+    source.ask("migrate-set-parameters", json!({"xbzrle-cache-size": other}));
+    source.wait_for("the new size", |report| {
+        report["xbzrle-cache"]["cache-size"] == other && error(report).is_none()
+    });
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 0, "downtime-limit": 10_000}));
+    assert_eq!(source.outcome()["status"], "completed");
+    target.assert_alive();
 }
