@@ -3,7 +3,7 @@
 //! shows that the built-in guest or the RAM hash catches it. Without the feature [`on`] is a
 //! constant `false`, and nothing of this is in the binary.
 
-/// A way to lose or mix up pages.
+/// A way to lose or mix up pages, or a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// One dirty bit in 1000 is cleared and forgotten.
@@ -23,10 +23,25 @@ pub enum Fault {
     CacheAhead,
     /// Memory is asked for its holes before dirty bits are cleared.
     HoleTestNotReading,
+    /// The thread of a channel that sends or receives pages panics.
+    PanicInRound,
+    /// The migration's thread panics when the guest stands still and is not given away: at the source
+    /// before GO, at the target before LOADED.
+    PanicBeforeGo,
+    /// The same, when GO has been said or heard.
+    PanicAfterGo,
+    /// The same at the target, when the guest runs there.
+    PanicWhenArrived,
+    /// The thread of the last vCPU panics.
+    PanicInVcpu,
+    /// The thread panics that does what the guest asks for.
+    PanicInRequest,
+    /// A dump's thread panics.
+    PanicInDump,
 }
 
 impl Fault {
-    pub const ALL: [(Fault, &str); 8] = [
+    pub const ALL: [(Fault, &str); 15] = [
         (Self::DropDirtyBits, "drop-dirty-bits"),
         (Self::ReadBeforeClear, "read-before-clear"),
         (Self::WriteAsVmm, "write-as-vmm"),
@@ -35,7 +50,22 @@ impl Fault {
         (Self::NoFinalHarvest, "no-final-harvest"),
         (Self::CacheAhead, "cache-ahead"),
         (Self::HoleTestNotReading, "hole-test-not-reading"),
+        (Self::PanicInRound, "panic-in-round"),
+        (Self::PanicBeforeGo, "panic-before-go"),
+        (Self::PanicAfterGo, "panic-after-go"),
+        (Self::PanicWhenArrived, "panic-when-arrived"),
+        (Self::PanicInVcpu, "panic-in-vcpu"),
+        (Self::PanicInRequest, "panic-in-request"),
+        (Self::PanicInDump, "panic-in-dump"),
     ];
+}
+
+/// Panics if this process makes that fault.
+#[inline(always)]
+pub fn panic_on(fault: Fault) {
+    if on(fault) {
+        panic!("sabotage");
+    }
 }
 
 /// Whether this process makes that fault.

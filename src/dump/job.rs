@@ -17,12 +17,14 @@
 //! A claim is taken before anything is opened, so that of two commands one is refused; it ends when
 //! it is dropped. The guest runs again after every outcome if it ran before.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::{Cpu, Error, Filter, GuestState, Options, Output, Progress, RamView, VmCoreInfo};
 use crate::machine;
 use crate::memory::{self, GuestRam, Snapshot as Image, Unavailable};
+use crate::sabotage::{self, Fault};
 
 /// A machine, as far as a dump needs one.
 pub trait Dumpable: Send + Sync {
@@ -92,6 +94,8 @@ pub enum Failure {
     Live(#[from] Unavailable),
     #[error("dump: cannot start its thread: {0}")]
     Thread(std::io::Error),
+    #[error("dump: a thread of it has panicked, which is a defect of Godwit")]
+    Panicked,
 }
 
 /// Called once after a dump that began writing, before the guest goes on.
@@ -402,7 +406,13 @@ fn make(
     output: Output,
     progress: &Progress,
 ) -> Result<(), Failure> {
-    let report = super::write(&GuestState { view, cpus, vmcoreinfo }, options, output, progress)?;
+    let guest = GuestState { view, cpus, vmcoreinfo };
+    // A panic is an end like others: it is told, and the guest goes on.
+    let written = catch_unwind(AssertUnwindSafe(|| {
+        sabotage::panic_on(Fault::PanicInDump);
+        super::write(&guest, options, output, progress)
+    }));
+    let report = written.map_err(|_| Failure::Panicked)??;
     if let Some(why) = report.note_refused {
         tracing::warn!("dump without the guest's note: {why}");
     }

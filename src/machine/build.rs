@@ -11,6 +11,7 @@ use crate::config::{Config, Cpu};
 use crate::devices::{Slots, pit};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, Once, Weak, mpsc};
 use std::thread::Builder;
@@ -168,9 +169,10 @@ fn firmware_state(vcpu: &Vcpu, entry: Option<boot::Entry>) -> Result<(), Error> 
 /// the beginning: a guest that asks for a reset must not wait because no thread can be made.
 fn serve(machine: &Weak<Machine>, requested: &mpsc::Receiver<VcpuRequest>) {
     for request in requested {
-        match machine.upgrade() {
-            Some(machine) => machine.fulfil(request),
-            None => return,
+        let Some(machine) = machine.upgrade() else { return };
+        let done = catch_unwind(AssertUnwindSafe(|| machine.fulfil(request)));
+        if done.is_err() {
+            machine.request_panicked();
         }
     }
 }

@@ -6,6 +6,8 @@ use super::{Error, StopCause};
 use crate::devices::DeviceRequest;
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory;
+use crate::sabotage::{self, Fault};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::{Builder, JoinHandle};
@@ -108,7 +110,12 @@ impl Threads {
             let main = move || {
                 let _ = report.send((index, kvm::thread_id()));
                 drop(report);
-                cpus.run(index);
+                // Whoever waits until all stand still must not wait for one that is gone.
+                while catch_unwind(AssertUnwindSafe(|| cpus.run(index))).is_err() {
+                    cpus.gate.hold(index);
+                    let why = "its thread has panicked, which is a defect of Godwit".to_owned();
+                    (cpus.request)(VcpuRequest::Broken { vcpu: index as u32, why });
+                }
             };
             let named = Builder::new().name(format!("CPU {index}/KVM")).stack_size(STACK_BYTES);
             handles.push(named.spawn(main).map_err(Error::Thread)?);
@@ -157,6 +164,9 @@ impl Cpus {
         let mut full_in_a_row = 0;
         let mut looked = Instant::now();
         loop {
+            if index + 1 == self.vcpus.len() {
+                sabotage::panic_on(Fault::PanicInVcpu);
+            }
             shared.rearm();
             if requests.any() {
                 let asked = requests.take();

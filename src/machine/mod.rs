@@ -41,6 +41,7 @@ use crate::devices::Device;
 use crate::devices::clock::VirtualClock;
 use crate::kvm::{DirtyLog, Vm};
 use crate::memory::GuestRam;
+use crate::sabotage::{self, Fault};
 use cpus::{Cpus, Threads, VcpuRequest};
 use std::io::Write;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
@@ -488,6 +489,9 @@ impl Machine {
 
     /// Does what a vCPU could not do by itself.
     fn fulfil(&self, wanted: VcpuRequest) {
+        if matches!(wanted, VcpuRequest::Reset) {
+            sabotage::panic_on(Fault::PanicInRequest);
+        }
         let cause = wanted.cause();
         let mut control = self.control();
         let (request, put_off) = match wanted {
@@ -523,6 +527,12 @@ impl Machine {
         }
         drop(control);
         self.request_is_done();
+    }
+
+    /// The guest waits for what will not be done.
+    fn request_panicked(&self) {
+        let why = "what it asked for has panicked, which is a defect of Godwit".to_owned();
+        self.cannot_go_on(Event::InternalError { vcpu: 0, why });
     }
 
     /// Stops a guest of which one vCPU cannot go on.

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 
 use super::capabilities::{Capabilities, Capability, CapabilityError};
 use super::guest::Migratable;
-use super::incoming::{Arrival, Incoming, Origin};
+use super::incoming::{self, Arrival, Incoming, Origin};
 use super::outgoing::{Destination, Source};
 use super::parameters::{ParameterError, Parameters};
 use super::progress::Progress;
@@ -385,14 +385,24 @@ impl Outgoing {
     }
 }
 
-/// Receives a guest; a panic is a failure like others. The reason of a failure comes back.
+/// Receives a guest; a panic is a failure like others, unless the guest is here already: then it is
+/// this machine's, whatever is left undone. The reason of a failure comes back.
 fn arrive(incoming: &Incoming, origin: Origin) -> Result<(), String> {
     let result = catch_unwind(AssertUnwindSafe(|| incoming.run(origin)));
     result.map(|result| result.map_err(|error| error.to_string())).unwrap_or_else(|_| {
-        let reason = "a thread of the migration has panicked, which is a defect of Godwit";
-        incoming.arrival.set(Status::Failed, Some(reason.into()));
-        (incoming.events)(Event::Status(Status::Failed));
-        Err(reason.into())
+        let reason = incoming::Error::Panicked.to_string();
+        let is_here = incoming.guest.run_state() != RunState::InMigrate;
+        let (status, error) = match is_here {
+            true => (Status::Completed, None),
+            false => (Status::Failed, Some(reason.clone())),
+        };
+        incoming.arrival.set(status, error);
+        (incoming.events)(Event::Status(status));
+        if is_here {
+            eprintln!("godwit: incoming migration: {reason}; the guest was here, and stays");
+            return Ok(());
+        }
+        Err(reason)
     })
 }
 

@@ -462,10 +462,15 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
     out
 }
 
+/// A kernel file of `code`.
+pub fn write(path: &std::path::Path, code: &[u8]) {
+    std::fs::write(path, elf(code)).unwrap();
+}
+
 /// A machine with `mib` MiB of RAM and `cpus` vCPUs that starts `code`.
 pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Config {
     let path: PathBuf = dir.path().join("kernel");
-    std::fs::write(&path, elf(code)).unwrap();
+    write(&path, code);
     let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
     let block = "microvm.ram".into();
     let memory =

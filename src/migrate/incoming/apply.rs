@@ -19,6 +19,7 @@ use super::Error;
 use crate::io::{Ring, SocketReader};
 use crate::memory::{GuestRam, PAGE_BYTES, RamBlock};
 use crate::pages::CHUNK_PAGES;
+use crate::sabotage::{self, Fault};
 use crate::stream::Record;
 use crate::stream::ram::{ListedBlock, PageAt};
 
@@ -132,6 +133,7 @@ impl Blocks {
         offset: u64,
         bytes: u64,
     ) -> Result<(), Error> {
+        sabotage::panic_on(Fault::PanicInRound);
         let range = self.range(block, offset, bytes)?;
         let block = &self.0[usize::from(block)];
         if !block.is_filled_by_descriptor(&range) {

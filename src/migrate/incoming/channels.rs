@@ -111,7 +111,7 @@ impl Channels {
             let (barrier, waker) = (self.barrier.clone(), self.waker.clone());
             let thread = std::thread::Builder::new().name(format!("channel {number}"));
             let run = move || {
-                let _told = TellPanic(&barrier);
+                let _told = TellPanic(&barrier, &waker);
                 if let Err(error) = Channel::run(&barrier, reader, waker.clone(), carries) {
                     barrier.fail(error, &waker);
                 }
@@ -188,13 +188,12 @@ impl Drop for Channels {
 }
 
 /// Makes a channel that panics fail, so that nobody waits for it.
-struct TellPanic<'a>(&'a RoundBarrier);
+struct TellPanic<'a>(&'a RoundBarrier, &'a Waker);
 
 impl Drop for TellPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.lock().gone += 1;
-            self.0.changed.notify_all();
+            self.0.fail(Error::Panicked, self.1);
         }
     }
 }

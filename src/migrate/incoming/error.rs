@@ -54,6 +54,8 @@ pub enum Error {
         "only {have} of {wanted} channels came; set multifd-channels to the same on both sides"
     )]
     FewChannels { have: usize, wanted: usize },
+    #[error("a thread of the migration has panicked, which is a defect of Godwit")]
+    Panicked,
     #[error("RAM here differs from the source's (x-godwit-verify)")]
     RamDiffers,
     #[error("the source was gone before it gave the guest away: it stays there")]

@@ -33,6 +33,7 @@ use crate::io::transport::Medium;
 use crate::io::{self, Program, Ring, SocketReader, Waker, program};
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
+use crate::sabotage::{self, Fault};
 use crate::stream::godwit::{self, Answer, Features};
 use crate::stream::return_path::Reply;
 use accept::Connections;
@@ -135,6 +136,7 @@ impl Incoming {
             program.written_all(&mut main.ring, &mut main.socket, time)?;
             program.release();
         }
+        sabotage::panic_on(Fault::PanicBeforeGo);
         let state = main.loader().apply(foreign)?;
         if main.return_path.features.contains(Features::COMMIT) {
             main.return_path.say(&mut main.ring, &loaded())?;
@@ -142,7 +144,9 @@ impl Incoming {
                 Error::Io(io::Error::Closed | io::Error::System(_)) => Error::NeverGiven,
                 other => other,
             })?;
+            sabotage::panic_on(Fault::PanicAfterGo);
             self.start(state)?;
+            sabotage::panic_on(Fault::PanicWhenArrived);
             // The guest runs: nothing that happens to the connection now can change that.
             let _ = main.return_path.say(&mut main.ring, &Reply::Shut(0));
         } else if main.return_path.is_open {

@@ -81,6 +81,7 @@ impl Channel {
 
     /// Sends this channel's part of a round.
     pub fn round(&mut self, round: &Round<'_>) -> Result<(), Error> {
+        sabotage::panic_on(Fault::PanicInRound);
         let mut sources = std::mem::take(&mut self.sources);
         let result = self.blocks(round, &mut sources);
         self.sources = sources;

@@ -12,6 +12,7 @@ use super::{Error, Source};
 use crate::migrate::guest::State;
 use crate::migrate::parameters::Parameters;
 use crate::pages::hash_ram;
+use crate::sabotage::{self, Fault};
 use crate::stream::godwit::{self, Answer, Features, Frame};
 use crate::stream::ram::FLAG_EOS;
 use crate::stream::return_path::Reply;
@@ -86,10 +87,14 @@ fn commit(source: &Source, peer: &mut Peer, time: Duration) -> Result<Outcome, E
     }
     let mut go = Vec::new();
     Frame::Go.write(&mut go);
+    sabotage::panic_on(Fault::PanicBeforeGo);
     // From here on the guest never resumes here by itself, and a cancel comes too late.
     source.commit()?;
     match peer.main.send_bytes(&source.progress.counters, false, &go) {
-        Ok(()) => wait_for_shut(peer, time),
+        Ok(()) => {
+            sabotage::panic_on(Fault::PanicAfterGo);
+            wait_for_shut(peer, time)
+        }
         Err(error) => Ok(indeterminate(error)),
     }
 }
