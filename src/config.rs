@@ -61,6 +61,15 @@ impl Switches {
         self.0.insert(name, on);
     }
 
+    /// What was said, as QEMU shows it: `on`, `off`, or `auto` for nothing.
+    pub fn said(&self, name: &str) -> &'static str {
+        match self.0.get(name) {
+            Some(true) => "on",
+            Some(false) => "off",
+            None => "auto",
+        }
+    }
+
     /// `default` if nothing was said.
     pub fn get(&self, name: &str, default: bool) -> bool {
         self.0.get(name).copied().unwrap_or(default)
@@ -116,6 +125,19 @@ pub enum EntropySource {
     /// The host's kernel (`getrandom`).
     Builtin,
     File(PathBuf),
+}
+
+impl EntropySource {
+    /// QEMU's names of the kinds there are.
+    pub const TYPES: [&str; 2] = ["rng-builtin", "rng-random"];
+
+    /// The one that this is.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            EntropySource::Builtin => Self::TYPES[0],
+            EntropySource::File(_) => Self::TYPES[1],
+        }
+    }
 }
 
 impl Config {
@@ -200,6 +222,30 @@ pub enum MemoryBackend {
     File { path: PathBuf, share: bool, offset: u64, readonly: bool, discard_at_exit: bool },
 }
 
+impl MemoryBackend {
+    /// QEMU's names of the kinds there are.
+    pub const TYPES: [&str; 3] =
+        ["memory-backend-ram", "memory-backend-file", "memory-backend-memfd"];
+
+    /// The one that this is.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            MemoryBackend::Anonymous { .. } => Self::TYPES[0],
+            MemoryBackend::File { .. } => Self::TYPES[1],
+            MemoryBackend::Memfd { .. } => Self::TYPES[2],
+        }
+    }
+
+    /// Whether other processes can have it, too.
+    pub fn is_shared(&self) -> bool {
+        match self {
+            MemoryBackend::Anonymous { share }
+            | MemoryBackend::File { share, .. }
+            | MemoryBackend::Memfd { share, .. } => *share,
+        }
+    }
+}
+
 /// The hugetlb page size of a memfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HugePages {
@@ -266,6 +312,23 @@ pub enum ChardevBackend {
         path: Option<PathBuf>,
     },
     Socket(Socket),
+}
+
+impl ChardevBackend {
+    /// QEMU's names of the kinds there are.
+    pub const TYPES: [&str; 5] =
+        ["chardev-null", "chardev-stdio", "chardev-file", "chardev-pty", "chardev-socket"];
+
+    /// The one that this is.
+    pub fn type_name(&self) -> &'static str {
+        match self {
+            ChardevBackend::Null => Self::TYPES[0],
+            ChardevBackend::Stdio { .. } => Self::TYPES[1],
+            ChardevBackend::File { .. } => Self::TYPES[2],
+            ChardevBackend::Pty { .. } => Self::TYPES[3],
+            ChardevBackend::Socket(_) => Self::TYPES[4],
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

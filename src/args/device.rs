@@ -1,7 +1,7 @@
 //! `-device`: what the machine gets beyond its own parts.
 
 use super::error::{Error, Problem};
-use super::keys::split;
+use super::keys::{rows, split};
 use super::value;
 use crate::config::Device;
 use crate::devices::Pluggable;
@@ -9,7 +9,7 @@ use crate::machine::PARTS;
 use crate::suggest::nearest;
 
 /// Every device that has a name for `-device`, those included that cannot be had yet.
-fn all() -> impl Iterator<Item = &'static Pluggable> {
+pub fn all() -> impl Iterator<Item = &'static Pluggable> {
     PARTS.iter().filter_map(|part| part.device.as_ref())
 }
 
@@ -44,7 +44,7 @@ pub fn add(option: &str, text: &str, devices: &mut Vec<Device>) -> Result<(), Er
 }
 
 /// For `-device help`: each driver, and what it is for.
-pub fn rows() -> Vec<String> {
+pub fn drivers() -> Vec<String> {
     available().map(|device| format!("{}: {}", device.driver, device.help)).collect()
 }
 
@@ -52,5 +52,5 @@ pub fn rows() -> Vec<String> {
 pub fn properties(text: &str) -> Option<Vec<String>> {
     let driver = text.strip_suffix(",help").or_else(|| text.strip_suffix(",?"))?;
     let device = available().find(|device| device.driver == driver)?;
-    Some((device.properties)().into_iter().chain(["id=ID".to_owned()]).collect())
+    Some(rows(&(device.properties)()).into_iter().chain(["id=ID".to_owned()]).collect())
 }

@@ -170,7 +170,7 @@ fn keys(opt: &table::Opt) -> Vec<String> {
         // Help lists drivers, and each driver its own.
         let own = PARTS.iter().filter_map(|part| part.device.as_ref());
         let own = own.flat_map(|device| (device.properties)());
-        let own = own.filter_map(|row| Some(row.split_once('=')?.0.to_owned()));
+        let own = own.map(|key| key.name.to_owned());
         return ["driver".into(), "id".into()].into_iter().chain(own).collect();
     }
     let rows = opt.keys.map(table::Listed::rows).unwrap_or_default();

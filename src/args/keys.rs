@@ -3,6 +3,7 @@
 use super::error::{Error, Problem};
 use super::value;
 use crate::suggest::nearest;
+use serde_json::Value as Json;
 
 /// One key that an option knows. `T` is what the option fills in.
 pub struct Key<T> {
@@ -10,6 +11,8 @@ pub struct Key<T> {
     /// What help shows behind the `=`.
     pub value: &'static str,
     pub does: Does<T>,
+    /// What was set, for those who ask later.
+    shows: Option<fn(&T) -> Json>,
 }
 
 pub enum Does<T> {
@@ -27,7 +30,29 @@ impl<T> Key<T> {
         value: &'static str,
         set: fn(&mut T, &str) -> Result<(), Problem>,
     ) -> Key<T> {
-        Key { name, value, does: Does::Set(set) }
+        Key { name, value, does: Does::Set(set), shows: None }
+    }
+
+    /// One of which can be told what is set.
+    pub const fn shown(
+        name: &'static str,
+        value: &'static str,
+        set: fn(&mut T, &str) -> Result<(), Problem>,
+        shows: fn(&T) -> Json,
+    ) -> Key<T> {
+        Key { name, value, does: Does::Set(set), shows: Some(shows) }
+    }
+
+    /// What can be known of its value: what was set, or the only one there is.
+    fn value_in(&self, target: &T) -> Option<Json> {
+        match (self.shows, &self.does) {
+            (Some(shows), _) => Some(shows(target)),
+            (None, Does::Only(accepted, _)) => Some(match value::switch(accepted[0]) {
+                Ok(on) => on.into(),
+                Err(_) => accepted[0].into(),
+            }),
+            _ => None,
+        }
     }
 
     pub const fn only(
@@ -35,15 +60,15 @@ impl<T> Key<T> {
         accepted: &'static [&'static str],
         reason: &'static str,
     ) -> Key<T> {
-        Key { name, value: accepted[0], does: Does::Only(accepted, reason) }
+        Key { name, value: accepted[0], does: Does::Only(accepted, reason), shows: None }
     }
 
     pub const fn ignore(name: &'static str) -> Key<T> {
-        Key { name, value: "…", does: Does::Ignore }
+        Key { name, value: "…", does: Does::Ignore, shows: None }
     }
 
     pub const fn refuse(name: &'static str, reason: &'static str) -> Key<T> {
-        Key { name, value: "…", does: Does::Refuse(reason) }
+        Key { name, value: "…", does: Does::Refuse(reason), shows: None }
     }
 }
 
@@ -107,6 +132,11 @@ impl<T> Keys<T> {
     pub fn parameters(&self) -> Vec<Parameter> {
         let shown = self.table.iter().filter(|k| !matches!(k.does, Does::Refuse(_)));
         shown.map(|k| Parameter { name: k.name, value: k.value }).collect()
+    }
+
+    /// The keys whose values in `target` can be known, and these.
+    pub fn values(&self, target: &T) -> Vec<(&'static str, Json)> {
+        self.table.iter().filter_map(|key| Some((key.name, key.value_in(target)?))).collect()
     }
 
     /// The same for help: `name=value`.

@@ -3,7 +3,7 @@
 use super::error::{Error, Problem};
 use super::keys::{Key, Keys, Parameter, split};
 use super::value;
-use crate::config::{Device, Kvm, MachineOptions, Switches};
+use crate::config::{Config, Device, Kvm, MachineOptions, Switches};
 use crate::devices::Kind;
 use crate::machine::PARTS;
 use crate::suggest::nearest;
@@ -40,21 +40,41 @@ const MACHINE: Keys<MachineDraft> = Keys {
                 _ => Err(Problem::Refused("Godwit has one machine: microvm")),
             }
         }),
-        Key::set("acpi", "off", |m, v| match value::switch_or_auto(v)? {
-            Some(false) => {
-                m.acpi = Some(false);
+        Key::shown(
+            "acpi",
+            "off",
+            |m, v| match value::switch_or_auto(v)? {
+                Some(false) => {
+                    m.acpi = Some(false);
+                    Ok(())
+                }
+                Some(true) | None => Err(Problem::Refused(ACPI_REFUSED)),
+            },
+            |_| "off".into(),
+        ),
+        Key::shown(
+            "memory-backend",
+            "ID",
+            |m, v| {
+                m.memory_backend = Some(v.into());
                 Ok(())
-            }
-            Some(true) | None => Err(Problem::Refused(ACPI_REFUSED)),
-        }),
-        Key::set("memory-backend", "ID", |m, v| {
-            m.memory_backend = Some(v.into());
-            Ok(())
-        }),
+            },
+            |m| m.memory_backend.as_ref().map_or("".into(), |id| format!("/objects/{id}").into()),
+        ),
         Key::set("accel", "kvm", |_, v| accelerator(v)),
-        Key::set("suppress-vmdesc", "on|off", |m, v| into(v, &mut m.options.suppress_vmdesc)),
-        Key::set("mem-merge", "on|off", |m, v| into_some(v, &mut m.merge)),
-        Key::set("dump-guest-core", "on|off", |m, v| into_some(v, &mut m.dump)),
+        Key::shown(
+            "suppress-vmdesc",
+            "on|off",
+            |m, v| into(v, &mut m.options.suppress_vmdesc),
+            |m| m.options.suppress_vmdesc.into(),
+        ),
+        Key::shown("mem-merge", "on|off", |m, v| into_some(v, &mut m.merge), |m| m.merge.into()),
+        Key::shown(
+            "dump-guest-core",
+            "on|off",
+            |m, v| into_some(v, &mut m.dump),
+            |m| m.dump.into(),
+        ),
         Key::only("kernel-irqchip", &["on"], USERSPACE_IRQCHIP),
         Key::only("x-option-roms", &["off", "on"], "expects on or off"),
         Key::only(
@@ -130,6 +150,19 @@ fn accelerator(list: &str) -> Result<(), Problem> {
 pub fn parameters() -> Vec<Parameter> {
     let parts = PARTS.iter().flat_map(|part| keys_of(part).parameters());
     MACHINE.parameters().into_iter().chain(parts).collect()
+}
+
+/// What `-M` can set, and to what it is set.
+pub fn values(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
+    let draft = MachineDraft {
+        options: config.machine.clone(),
+        memory_backend: Some(config.memory.block.clone()),
+        merge: Some(config.memory.merge),
+        dump: Some(config.memory.dump),
+        ..MachineDraft::default()
+    };
+    let parts = PARTS.iter().flat_map(|part| keys_of(part).values(&config.machine.switches));
+    MACHINE.values(&draft).into_iter().chain(parts).collect()
 }
 
 /// Reads what was written behind `-M`.
@@ -217,9 +250,11 @@ impl MachineDraft {
     }
 }
 
+/// The models of processors; both are what KVM can offer on this host.
+pub const MODELS: [&str; 2] = ["host", "max"];
+
 /// `-cpu MODEL`. There is one model; `max` is another name for it.
 pub fn cpu(option: &str, text: &str) -> Result<(), Error> {
-    const MODELS: [&str; 2] = ["host", "max"];
     let (model, features) = text.split_once(',').unwrap_or((text, ""));
     if !MODELS.contains(&model) {
         let reason =

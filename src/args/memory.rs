@@ -176,9 +176,9 @@ pub fn backend(option: &str, name: &str, pairs: &[Pair]) -> Option<Result<Object
 }
 
 pub const KINDS: [(&str, Kind); 3] = [
-    ("memory-backend-ram", Kind::Ram),
-    ("memory-backend-file", Kind::File),
-    ("memory-backend-memfd", Kind::Memfd),
+    (MemoryBackend::TYPES[0], Kind::Ram),
+    (MemoryBackend::TYPES[1], Kind::File),
+    (MemoryBackend::TYPES[2], Kind::Memfd),
 ];
 
 impl Object {

@@ -21,9 +21,11 @@ pub use chardev::monitor;
 pub use error::{Error, Error as OptionError, Errors, Problem};
 pub use help::Style;
 pub use keys::{Key, Keys, Pair, Parameter, ParameterType};
+pub use machine::MODELS as CPU_MODELS;
 pub use value::size;
 
 use crate::config::Config;
+use crate::devices::Pluggable;
 use crate::suggest::nearest;
 use draft::Draft;
 use std::ffi::OsString;
@@ -61,6 +63,36 @@ pub fn groups() -> Vec<Group> {
         table::Listed::Words(_) => None,
     };
     table::OPTIONS.iter().filter_map(group).collect()
+}
+
+/// What `-M` can set.
+pub fn machine_parameters() -> Vec<Parameter> {
+    machine::parameters()
+}
+
+/// To what it is set.
+pub fn machine_values(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
+    machine::values(config).into_iter().filter(|(name, _)| *name != "type").collect()
+}
+
+/// What `-object memory-backend-…` can set.
+pub fn memory_backend_parameters() -> Vec<Parameter> {
+    memory::OBJECT.parameters()
+}
+
+/// What `-object rng-…` can set.
+pub fn entropy_parameters() -> Vec<Parameter> {
+    object::entropy_parameters()
+}
+
+/// The driver that `-device` knows by this name, available or not.
+pub fn device(driver: &str) -> Option<&'static Pluggable> {
+    device::all().find(|device| device.driver == driver)
+}
+
+/// Every type that `-object` knows, and why it cannot be had, if so.
+pub fn object_types() -> Vec<(&'static str, Option<&'static str>)> {
+    object::types().collect()
 }
 
 /// Reads the words after `godwit run`.

@@ -7,8 +7,8 @@ use super::{memory, value};
 use crate::config::{Entropy, EntropySource};
 use std::path::PathBuf;
 
-const RNG_BUILTIN: &str = "rng-builtin";
-const RNG_RANDOM: &str = "rng-random";
+const RNG_BUILTIN: &str = EntropySource::TYPES[0];
+const RNG_RANDOM: &str = EntropySource::TYPES[1];
 
 /// A source of entropy as it is read.
 struct EntropyDraft {
@@ -102,6 +102,19 @@ const OTHER_OBJECTS: &[(&str, &str)] = &[
     ("throttle-group", "block devices are not built yet"),
     ("filter-dump", "network back-ends are not built yet"),
 ];
+
+/// Every type that is known, and why it cannot be had, if so.
+pub fn types() -> impl Iterator<Item = (&'static str, Option<&'static str>)> {
+    let built = memory::KINDS.iter().map(|(name, _)| *name).chain(EntropySource::TYPES);
+    built
+        .map(|name| (name, None))
+        .chain(OTHER_OBJECTS.iter().map(|(name, why)| (*name, Some(*why))))
+}
+
+/// What can be written behind the type of a source of entropy.
+pub fn entropy_parameters() -> Vec<Parameter> {
+    ENTROPY.parameters()
+}
 
 fn unknown(name: &str) -> Problem {
     match OTHER_OBJECTS.iter().find(|(known, _)| *known == name) {

@@ -8,14 +8,16 @@
 use super::bus::Window;
 use super::{Built, Device, DeviceRequest, Error, Kind, Loading, Pluggable, Sections, Slots};
 use crate::args::{Key, Keys, value};
+use serde_json::Value as Json;
 use std::sync::Arc;
 
 pub const KIND: Kind = Kind {
     device: Some(Pluggable {
         driver: DRIVER,
         help: "lets the guest end the process, with a status of its choice",
+        bus: "isa.0",
         read: |option, pairs| Ok(Arc::new(KEYS.fill(option, pairs)?)),
-        properties: || KEYS.rows(),
+        properties: || KEYS.parameters(),
         refuses: |_| None,
     }),
     build,
@@ -28,19 +30,29 @@ const KEYS: Keys<Ports> = Keys {
     owner: DRIVER,
     implied: None,
     table: &[
-        Key::set("iobase", "0x501", |ports, text| {
-            ports.first = value::number(text, 0, 0xffff)?;
-            Ok(())
-        }),
-        Key::set("iosize", "2", |ports, text| {
-            ports.count = value::number(text, 1, 0x1_0000)?;
-            Ok(())
-        }),
+        Key::shown(
+            "iobase",
+            "0x501",
+            |ports, text| {
+                ports.first = value::number(text, 0, 0xffff)?;
+                Ok(())
+            },
+            |ports| ports.first.into(),
+        ),
+        Key::shown(
+            "iosize",
+            "2",
+            |ports, text| {
+                ports.count = value::number(text, 1, 0x1_0000)?;
+                Ok(())
+            },
+            |ports| ports.count.into(),
+        ),
     ],
 };
 
 /// Where it answers.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Ports {
     first: u64,
     count: u64,
@@ -56,7 +68,7 @@ impl Default for Ports {
 fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let mut built: Built = Vec::new();
     for ports in slots.wanted::<Ports>(DRIVER) {
-        let device = Arc::new(DebugExit);
+        let device = Arc::new(DebugExit(*ports));
         slots.port_window(ports.first, ports.count, device.clone())?;
         built.push(device);
     }
@@ -64,11 +76,15 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
 }
 
 /// The device.
-pub struct DebugExit;
+pub struct DebugExit(Ports);
 
 impl Device for DebugExit {
     fn reset(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    fn properties(&self) -> Vec<(&'static str, Json)> {
+        KEYS.values(&self.0)
     }
 
     fn save(&self, _sections: &mut Sections) -> Result<(), Error> {

@@ -4,6 +4,7 @@ use super::{Kind, SectionKind, lacks};
 use crate::vmstate::{Layout, Visitor};
 
 pub const KIND: Kind = Kind {
+    type_name: "acpi-ged",
     sections: &[SectionKind::of::<GedState>("ACPI generic event device", |_, _| {
         Some(lacks("the ACPI event device, part of acpi=on"))
     })],

@@ -8,6 +8,7 @@ use kvm_bindings::kvm_ioapic_state;
 use std::sync::Arc;
 
 pub const KIND: Kind = Kind {
+    type_name: "ioapic",
     sections: &[SectionKind::of::<IoapicState>("I/O APIC", |config, instance| match instance {
         1 => Some(lacks("a second I/O APIC, part of acpi=on")),
         _ => only_one(config, instance),

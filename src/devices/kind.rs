@@ -3,7 +3,7 @@
 use super::slots::{Built, Slots};
 use super::{Error, Sections};
 use crate::arch::x86_64::xsave::XsaveLayout;
-use crate::args::{Key, OptionError, Pair};
+use crate::args::{Key, OptionError, Pair, Parameter};
 use crate::config::{self, Config, Properties, Switches};
 use crate::vmstate::{Layout, Section};
 use std::any::Any;
@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 /// A kind of device, whether it can be built here or only read in streams.
 pub struct Kind {
+    /// QEMU's name of the type, for one that is no device of `-device`; empty where it has none.
+    pub type_name: &'static str,
     /// Every section that it can have in a stream.
     pub sections: &'static [SectionKind],
     /// Looks at all sections of a stream together for what must, or must not, be there.
@@ -32,6 +34,7 @@ pub struct Kind {
 impl Kind {
     /// Has nothing and builds nothing.
     pub const NONE: Kind = Kind {
+        type_name: "",
         sections: &[],
         missing: |_, _| None,
         machine: &[],
@@ -40,6 +43,13 @@ impl Kind {
         complete: |_| Ok(()),
         build: |_| Ok(Vec::new()),
     };
+}
+
+impl Kind {
+    /// QEMU's name of the type.
+    pub fn type_name(&self) -> &'static str {
+        self.device.as_ref().map_or(self.type_name, |device| device.driver)
+    }
 }
 
 /// A section that a stream lacks, or that has no place beside the others.
@@ -124,8 +134,10 @@ pub struct Pluggable {
     pub help: &'static str,
     /// Reads the properties given behind the driver's name, all but `id`.
     pub read: fn(&str, &[Pair]) -> Filled,
-    /// The properties that can be given, for `-device DRIVER,help`.
-    pub properties: fn() -> Vec<String>,
+    /// What it is plugged into, as QEMU calls it; empty for nothing.
+    pub bus: &'static str,
+    /// The properties that can be given.
+    pub properties: fn() -> Vec<Parameter>,
     /// Why there can be no further one beside these, or none at all.
     pub refuses: fn(&[config::Device]) -> Option<&'static str>,
 }
@@ -139,6 +151,7 @@ impl Pluggable {
         Pluggable {
             driver,
             help: "",
+            bus: "",
             read: |option, _| Err(crate::args::Problem::TakesNoValue.at(option)),
             properties: Vec::new,
             refuses,

@@ -7,6 +7,7 @@ use crate::vmstate::{Layout, Visitor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub const KIND: Kind = Kind {
+    type_name: "kvmclock",
     sections: &[SectionKind::of::<KvmClockState>("paravirtual clock", only_one)],
     build,
     ..Kind::NONE

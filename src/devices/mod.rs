@@ -31,6 +31,7 @@ pub use kind::{HostCpu, Kind, Misfit, Missing, Pluggable, SectionKind, lacks, on
 pub use sections::{LoadReport, Loading, Sections};
 pub use slots::{Built, Slots};
 
+use serde_json::Value as Json;
 use std::any::Any;
 
 /// A device on the board. All but `reset`, `save` and `load` of one that does nothing by itself may
@@ -50,6 +51,11 @@ pub trait Device: Any + Send + Sync {
     /// or a migration that failed.
     fn resume(&self) -> Result<(), Error> {
         Ok(())
+    }
+
+    /// What can be read of it, for people and tools (`qom-get`).
+    fn properties(&self) -> Vec<(&'static str, Json)> {
+        Vec::new()
     }
 
     /// Adds its state, in QEMU's layout, to `sections`. The guest stands still. Reading may write

@@ -9,6 +9,7 @@ use kvm_bindings::kvm_pic_state;
 use std::sync::Arc;
 
 pub const KIND: Kind = Kind {
+    type_name: "isa-i8259",
     sections: &[SectionKind::of::<PicState>("legacy interrupt controller", |config, instance| {
         match instance {
             0 | 1 if shown(config) => None,
@@ -16,10 +17,15 @@ pub const KIND: Kind = Kind {
             _ => only_one(config, instance),
         }
     })],
-    machine: &[Key::set("pic", "on|off", |switches, text| {
-        switches.set("pic", value::switch_or_auto(text)?.unwrap_or(true));
-        Ok(())
-    })],
+    machine: &[Key::shown(
+        "pic",
+        "on|off",
+        |switches, text| {
+            switches.set("pic", value::switch_or_auto(text)?.unwrap_or(true));
+            Ok(())
+        },
+        |switches| switches.said("pic").into(),
+    )],
     build,
     ..Kind::NONE
 };

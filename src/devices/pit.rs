@@ -10,16 +10,22 @@ use kvm_bindings::{kvm_pit_channel_state, kvm_pit_state2};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub const KIND: Kind = Kind {
+    type_name: "isa-pit",
     sections: &[SectionKind::of::<PitState>("programmable interval timer", |config, instance| {
         match wanted(config) {
             true => only_one(config, instance),
             false => Some(lacks("pit=on is missing in -M")),
         }
     })],
-    machine: &[Key::set("pit", "on|off", |switches, text| {
-        switches.set("pit", value::switch_or_auto(text)?.unwrap_or(true));
-        Ok(())
-    })],
+    machine: &[Key::shown(
+        "pit",
+        "on|off",
+        |switches, text| {
+            switches.set("pit", value::switch_or_auto(text)?.unwrap_or(true));
+            Ok(())
+        },
+        |switches| switches.said("pit").into(),
+    )],
     build,
     ..Kind::NONE
 };

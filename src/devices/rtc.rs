@@ -5,6 +5,7 @@ use crate::args::Key;
 use crate::vmstate::{Layout, Visitor};
 
 pub const KIND: Kind = Kind {
+    type_name: "mc146818rtc",
     sections: &[SectionKind::of::<RtcState>("real-time clock and CMOS", |_, _| {
         Some(lacks("the MC146818 clock of rtc=on is not built yet"))
     })],

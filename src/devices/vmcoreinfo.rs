@@ -30,8 +30,9 @@ pub const KIND: Kind = Kind {
     device: Some(Pluggable {
         driver: DRIVER,
         help: "lets the guest say where its crash note is (fw_cfg file etc/vmcoreinfo), for dumps",
+        bus: "",
         read: |option, pairs| Ok(Arc::new(KEYS.fill(option, pairs)?)),
-        properties: || KEYS.rows(),
+        properties: || KEYS.parameters(),
         refuses: |others| {
             let one = others.iter().any(|device| device.driver == DRIVER);
             one.then_some("there can be one vmcoreinfo device only")

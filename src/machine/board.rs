@@ -41,21 +41,29 @@ pub struct Board {
     ports: Bus,
     mmio: Bus,
     devices: Built,
+    /// Of what kind each of them is.
+    kinds: Vec<&'static Kind>,
 }
 
 impl Board {
     pub fn new(mut slots: Slots<'_>) -> Result<Board, Error> {
-        let mut devices = Vec::new();
+        let (mut devices, mut kinds) = (Vec::new(), Vec::new());
         for kind in PARTS {
             devices.extend((kind.build)(&mut slots)?);
+            kinds.resize(devices.len(), *kind);
         }
         let ram = slots.vm.ram().clone();
-        Ok(Board { ram, ports: slots.ports, mmio: slots.mmio, devices })
+        Ok(Board { ram, ports: slots.ports, mmio: slots.mmio, devices, kinds })
     }
 
     /// The first device of this type.
     pub fn device<D: Device>(&self) -> Option<&D> {
         self.devices.iter().find_map(|device| (&**device as &dyn Any).downcast_ref())
+    }
+
+    /// All that stands on it.
+    pub fn parts(&self) -> impl Iterator<Item = (&'static Kind, &dyn Device)> {
+        self.kinds.iter().copied().zip(self.devices.iter().map(|device| &**device))
     }
 
     /// Serves an access.

@@ -20,6 +20,7 @@ mod gate;
 mod global_state;
 pub mod load;
 pub mod moment;
+pub mod objects;
 mod run_state;
 pub mod save;
 mod throttle;
@@ -30,6 +31,7 @@ pub use board::PARTS;
 pub use error::{ContRefused, Error};
 pub use event::{Event, Panic, StopCause};
 pub use moment::{Moment, Request, Ruling};
+pub use objects::{Object, ObjectType, object_types};
 pub use run_state::RunState;
 
 pub use crate::kvm::monotonic_ns;

@@ -64,11 +64,23 @@ pub enum Type {
 pub struct Shape {
     pub members: &'static [Member],
     pub union: Option<Union>,
+    /// There may be others, which whoever takes the object checks. The schema does not tell, as
+    /// QEMU's does not.
+    pub open: bool,
 }
 
 impl Shape {
     pub const fn of(members: &'static [Member]) -> Shape {
-        Shape { members, union: None }
+        Shape { members, union: None, open: false }
+    }
+
+    pub const fn open(members: &'static [Member]) -> Shape {
+        Shape { members, union: None, open: true }
+    }
+
+    /// With members that depend on the value of one.
+    pub const fn tagged(members: &'static [Member], union: Union) -> Shape {
+        Shape { members, union: Some(union), open: false }
     }
 }
 
@@ -105,6 +117,7 @@ pub fn check(object: &[(String, Value)], shape: &Shape, path: &str) -> Result<()
     check_members(object, shape, path, &mut known)?;
     match object.iter().find(|(name, _)| !known.contains(&name.as_str())) {
         None => Ok(()),
+        Some(_) if shape.open => Ok(()),
         Some((name, _)) => Err(Error::generic(format_args!(
             "Parameter '{}' is unexpected",
             member_path(path, name)
@@ -215,10 +228,10 @@ mod tests {
         optional("enable", Type::List(&Type::Enum(&["oob"]))),
     ]);
     static CHAR: Shape = Shape::of(&[optional("path", Type::Text)]);
-    static BACKEND: Shape = Shape {
-        members: &[required("type", Type::Enum(&["null", "file"]))],
-        union: Some(Union { tag: "type", branches: &[("file", &CHAR)] }),
-    };
+    static BACKEND: Shape = Shape::tagged(
+        &[required("type", Type::Enum(&["null", "file"]))],
+        Union { tag: "type", branches: &[("file", &CHAR)] },
+    );
     static ADD: Shape = Shape::of(&[required("backend", Type::Object(&BACKEND))]);
 
     fn refusal(shape: &Shape, text: &str) -> String {

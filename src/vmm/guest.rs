@@ -1,7 +1,7 @@
 //! The machine, as far as QMP's own commands need one.
 
 use crate::config::Actions;
-use crate::machine::{ContRefused, Error, Machine, Moment, RunState, VcpuInfo};
+use crate::machine::{ContRefused, Error, Machine, Moment, Object, RunState, VcpuInfo};
 use crate::memory;
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
@@ -18,6 +18,14 @@ pub trait Controllable: Send + Sync {
     fn inject_nmi(&self) -> Result<(), Error>;
     fn powerdown(&self);
     fn vcpus(&self) -> Vec<VcpuInfo>;
+    /// The machine and all in it as a tree.
+    fn objects(&self) -> Object {
+        Object::root()
+    }
+    /// What its processors can do, and what they cannot.
+    fn cpu_features(&self) -> Vec<(&'static str, bool)> {
+        Vec::new()
+    }
     fn ram_bytes(&self) -> u64;
     /// Copies guest-physical memory; holes, and what is not RAM, read as zeros.
     fn read_physical(&self, address: u64, bytes: &mut [u8]) -> Result<(), memory::Error>;
@@ -58,6 +66,14 @@ impl Controllable for Machine {
 
     fn vcpus(&self) -> Vec<VcpuInfo> {
         self.vcpus().to_vec()
+    }
+
+    fn objects(&self) -> Object {
+        self.objects()
+    }
+
+    fn cpu_features(&self) -> Vec<(&'static str, bool)> {
+        self.cpu_features()
     }
 
     fn ram_bytes(&self) -> u64 {

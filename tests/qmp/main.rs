@@ -7,6 +7,7 @@ mod behaviour;
 mod common;
 mod descriptors;
 mod fake;
+mod objects;
 mod process;
 mod replay;
 mod schema;

@@ -6,6 +6,7 @@
 pub mod boot;
 pub mod cpu;
 pub mod cpuid;
+pub mod features;
 pub mod lapic;
 pub mod msrs;
 pub mod registers;

@@ -25,6 +25,7 @@ use items::Item;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub const KIND: Kind = Kind {
+    type_name: "fw_cfg_io",
     sections: &[SectionKind::of::<FwCfgState>("firmware configuration interface", only_one)],
     build,
     ..Kind::NONE

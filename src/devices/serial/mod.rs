@@ -25,6 +25,7 @@ use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub const KIND: Kind = Kind {
+    type_name: "isa-serial",
     sections: &[SectionKind::of::<SerialState>(
         "16550 serial port",
         |config, instance| match wanted(config) {
@@ -32,10 +33,15 @@ pub const KIND: Kind = Kind {
             false => Some(lacks("-serial none")),
         },
     )],
-    machine: &[Key::set("isa-serial", "on|off", |switches, text| {
-        switches.set("isa-serial", value::switch(text)?);
-        Ok(())
-    })],
+    machine: &[Key::shown(
+        "isa-serial",
+        "on|off",
+        |switches, text| {
+            switches.set("isa-serial", value::switch(text)?);
+            Ok(())
+        },
+        |switches| switches.get("isa-serial", true).into(),
+    )],
     build,
     ..Kind::NONE
 };

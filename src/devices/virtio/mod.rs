@@ -65,9 +65,10 @@ pub const RNG: Kind = Kind {
     sections: &[section_kind!(VirtioKind::Rng, |config, _| lacks_driver(config, rng::DRIVER))],
     device: Some(Pluggable {
         driver: rng::DRIVER,
+        bus: "virtio-mmio-bus",
         help: "entropy for the guest, from the host's kernel or a file (-object rng-builtin, rng-random)",
         read: |option, pairs| Ok(Arc::new(rng::KEYS.fill(option, pairs)?)),
-        properties: || rng::KEYS.rows(),
+        properties: || rng::KEYS.parameters(),
         refuses: |_| None,
     }),
     complete: rng::complete,

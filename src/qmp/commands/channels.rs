@@ -13,23 +13,23 @@ pub static CHANNEL: Shape = Shape::of(&[
     required("channel-type", Type::Enum(&["main", "cpr"])),
     required("addr", Type::Object(&ADDRESS)),
 ]);
-static ADDRESS: Shape = Shape {
-    members: &[required("transport", Type::Enum(&["socket", "exec", "rdma", "file"]))],
-    union: Some(Union {
+static ADDRESS: Shape = Shape::tagged(
+    &[required("transport", Type::Enum(&["socket", "exec", "rdma", "file"]))],
+    Union {
         tag: "transport",
         branches: &[("socket", &SOCKET_ADDRESS), ("exec", &EXEC), ("rdma", &INET), ("file", &FILE)],
-    }),
-};
+    },
+);
 static EXEC: Shape = Shape::of(&[required("args", Type::List(&Type::Text))]);
 static FILE: Shape = Shape::of(&[required("filename", Type::Text), required("offset", Type::U64)]);
 /// Where a socket is, or listens.
-pub static SOCKET_ADDRESS: Shape = Shape {
-    members: &[required("type", Type::Enum(&["inet", "unix", "vsock", "fd"]))],
-    union: Some(Union {
+pub static SOCKET_ADDRESS: Shape = Shape::tagged(
+    &[required("type", Type::Enum(&["inet", "unix", "vsock", "fd"]))],
+    Union {
         tag: "type",
         branches: &[("inet", &INET), ("unix", &UNIX), ("vsock", &VSOCK), ("fd", &FD)],
-    }),
-};
+    },
+);
 static INET: Shape = Shape::of(&[
     required("host", Type::Text),
     required("port", Type::Text),

@@ -4,8 +4,10 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{Answer, Call, Command, Run};
 use crate::arch::x86_64::topology::Position;
-use crate::config::Cpu;
+use crate::args::CPU_MODELS;
+use crate::config::{ChardevBackend, Cpu};
 use crate::qmp::error::Error;
+use crate::qmp::json::Value;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
 pub static COMMANDS: &[Command] = &[
@@ -28,6 +30,10 @@ pub static COMMANDS: &[Command] = &[
     Command::new("query-cpu-definitions", Run::Now(query_cpu_definitions))
         .returns(Type::List(&Type::Object(&CPU_DEFINITION)))
         .does("Lists the models of processors there are."),
+    Command::new("query-cpu-model-expansion", Run::Now(query_cpu_model_expansion))
+        .arguments(&EXPANSION)
+        .returns(Type::Object(&EXPANDED))
+        .does("Tells what a model of processor can do on this host, bit by bit."),
     Command::new("query-cpus-fast", Run::Now(query_cpus_fast))
         .returns(Type::List(&Type::Object(&CPU)))
         .does("Lists the guest's processors and the threads that run them."),
@@ -43,6 +49,9 @@ pub static COMMANDS: &[Command] = &[
     Command::new("query-chardev", Run::Now(query_chardev))
         .returns(Type::List(&Type::Object(&CHARDEV)))
         .does("Lists the character devices and what is behind them."),
+    Command::new("query-chardev-backends", Run::Now(query_chardev_backends))
+        .returns(Type::List(&Type::Object(&BACKEND)))
+        .does("Lists what character devices can be made of."),
 ];
 
 const ARCH: &str = "x86_64";
@@ -77,6 +86,14 @@ static CPU_DEFINITION: Shape = Shape::of(&[
     required("typename", Type::Text),
     required("deprecated", Type::Bool),
 ]);
+static EXPANSION: Shape = Shape::of(&[
+    required("type", Type::Enum(&["static", "full"]))
+        .means("by features alone, or under the model's own name"),
+    required("model", Type::Object(&MODEL)).means("the model, by name"),
+]);
+static EXPANDED: Shape = Shape::of(&[required("model", Type::Object(&MODEL))]);
+static MODEL: Shape = Shape::of(&[required("name", Type::Text), optional("props", Type::Any)]);
+static BACKEND: Shape = Shape::of(&[required("name", Type::Text)]);
 static CPU: Shape = Shape::of(&[
     required("cpu-index", Type::Int),
     required("qom-path", Type::Text),
@@ -140,14 +157,66 @@ fn query_machines(call: Call<'_>) -> Answer {
 }
 
 fn query_cpu_definitions(_call: Call<'_>) -> Answer {
-    Ok(json!([{
-        "name": "host",
-        "typename": "host-x86_64-cpu",
-        "static": false,
-        "migration-safe": false,
-        "unavailable-features": [],
-        "deprecated": false,
-    }]))
+    let entry = |name: &str| {
+        json!({
+            "name": name,
+            "typename": format!("{name}-x86_64-cpu"),
+            "static": false,
+            "migration-safe": false,
+            "unavailable-features": [],
+            "deprecated": false,
+        })
+    };
+    Ok(CPU_MODELS.map(entry).to_vec().into())
+}
+
+/// The model without features, of which static expansion makes all others.
+const BASE_MODEL: &str = "base";
+/// Taken as on the command line: there is nothing that could not move.
+const MIGRATABLE: &str = "migratable";
+
+/// All that processors of this model have here, and have not: what a fleet compares.
+fn query_cpu_model_expansion(call: Call<'_>) -> Answer {
+    let model = call.args.object("model");
+    let name = model.text("name");
+    if name != BASE_MODEL && !CPU_MODELS.contains(&name) {
+        return Err(Error::generic(format_args!("CPU model '{name}' not found")));
+    }
+    let features = call.vmm.guest.cpu_features().into_iter();
+    let mut props: Map<String, Json> = features
+        .map(|(feature, has)| (feature.into(), (has && name != BASE_MODEL).into()))
+        .collect();
+    let given = match model.get("props") {
+        None => &[][..],
+        Some(Value::Object(given)) => given,
+        Some(_) => {
+            let text = "Invalid parameter type for 'model.props', expected: object";
+            return Err(Error::generic(text));
+        }
+    };
+    for (feature, on) in given {
+        let Value::Bool(on) = on else {
+            return Err(Error::generic(format_args!(
+                "Invalid parameter type for '{feature}', expected: boolean"
+            )));
+        };
+        match props.get_mut(feature) {
+            Some(place) => *place = (*on).into(),
+            None if feature == MIGRATABLE => {}
+            None => {
+                return Err(Error::generic(format_args!(
+                    "Property '{name}-x86_64-cpu.{feature}' not found"
+                )));
+            }
+        }
+    }
+    let name = if call.args.text("type") == "static" { BASE_MODEL } else { name };
+    Ok(json!({"model": {"name": name, "props": props}}))
+}
+
+fn query_chardev_backends(_call: Call<'_>) -> Answer {
+    let name = |name: &str| json!({"name": name.trim_start_matches("chardev-")});
+    Ok(ChardevBackend::TYPES.map(name).to_vec().into())
 }
 
 fn query_cpus_fast(call: Call<'_>) -> Answer {

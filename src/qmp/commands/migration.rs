@@ -13,6 +13,7 @@ use crate::io::{Descriptors, OpenError};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::parameters::TABLE;
 use crate::migrate::{Handle, Refused};
+use crate::qmp::args::Args;
 use crate::qmp::error::Error;
 use crate::qmp::schema::Type;
 use crate::vmm::FdSets;
@@ -59,6 +60,14 @@ pub static COMMANDS: &[Command] = &[
         .arguments(&shapes::URI)
         .oob()
         .does("Is an error: only a postcopy migration can be recovered."),
+    Command::new("query-yank", Run::Now(query_yank))
+        .returns(Type::List(&Type::Object(&shapes::INSTANCE)))
+        .oob()
+        .does("Lists what yank can free: the migration, while there is one."),
+    Command::new("yank", Run::Now(yank))
+        .arguments(&shapes::YANK)
+        .oob()
+        .does("Cuts connections that hang; of the migration it is what migrate_cancel does."),
     Command::new("announce-self", Run::Now(announce))
         .arguments(&shapes::ANNOUNCE)
         .does("Announces the guest's network cards, of which there are none."),
@@ -227,6 +236,26 @@ fn no_pause(_call: Call<'_>) -> Answer {
 
 fn no_recover(_call: Call<'_>) -> Answer {
     Err(Error::generic("Migrate recover can only be run when postcopy is paused."))
+}
+
+fn query_yank(call: Call<'_>) -> Answer {
+    let busy = call.vmm.migration.as_ref().is_some_and(|migration| migration.is_busy());
+    Ok(if busy { json!([{"type": "migration"}]) } else { json!([]) })
+}
+
+/// All of them, or none if one is not there.
+fn yank(call: Call<'_>) -> Answer {
+    let busy = call.vmm.migration.as_ref().filter(|migration| migration.is_busy());
+    let migration = |instance: Args<'_>| instance.text("type") == "migration";
+    if busy.is_none() && call.args.objects("instances").next().is_some()
+        || !call.args.objects("instances").all(migration)
+    {
+        return Err(Error::device_not_found("Instance not found"));
+    }
+    if let Some(migration) = busy.filter(|_| call.args.objects("instances").next().is_some()) {
+        migration.cancel();
+    }
+    Ok(json!({}))
 }
 
 /// There are no network devices whose place could be announced.

@@ -3,7 +3,7 @@
 use super::channels::{CHANNEL, SOCKET_ADDRESS};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::parameters::{Kind, TABLE};
-use crate::qmp::schema::{Member, Shape, Type, optional, required};
+use crate::qmp::schema::{Member, Shape, Type, Union, optional, required};
 
 const ONE_CHANNEL: Type = Type::Object(&CHANNEL);
 const FROM_URI: Member = optional("uri", Type::Text)
@@ -98,6 +98,15 @@ static BITMAP: Shape = Shape::of(&[
     optional("transform", Type::Object(&TRANSFORM)),
 ]);
 static TRANSFORM: Shape = Shape::of(&[optional("persistent", Type::Bool)]);
+
+pub static YANK: Shape = Shape::of(&[required("instances", Type::List(&Type::Object(&INSTANCE)))
+    .means("what to cut, of what query-yank lists")]);
+pub static INSTANCE: Shape = Shape::tagged(
+    &[required("type", Type::Enum(&["block-node", "chardev", "migration"]))],
+    Union { tag: "type", branches: &[("block-node", &BLOCK_NODE), ("chardev", &CHARDEV)] },
+);
+static BLOCK_NODE: Shape = Shape::of(&[required("node-name", Type::Text)]);
+static CHARDEV: Shape = Shape::of(&[required("id", Type::Text)]);
 
 pub static CACHE_SIZE: Shape =
     Shape::of(&[required("value", Type::Int).means("bytes, rounded down to a power of two")]);

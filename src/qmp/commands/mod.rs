@@ -49,6 +49,7 @@
 //! all the same. New events go into `events::KINDS`. What a command needs of the VMM is a field of
 //! [`Vmm`].
 
+mod absent;
 pub mod channels;
 mod descriptors;
 pub mod dump;
@@ -58,6 +59,7 @@ mod machine;
 mod memory;
 pub mod migration;
 pub mod migration_shapes;
+pub mod objects;
 mod protocol;
 mod runstate;
 
@@ -79,6 +81,8 @@ static SUBJECTS: &[&[Command]] = &[
     human::COMMANDS,
     runstate::COMMANDS,
     machine::COMMANDS,
+    objects::COMMANDS,
+    absent::COMMANDS,
     memory::COMMANDS,
     descriptors::COMMANDS,
     dump::COMMANDS,
@@ -149,6 +153,10 @@ impl Command {
 
     pub const fn arguments(self, arguments: &'static Shape) -> Command {
         Command { arguments, ..self }
+    }
+
+    pub const fn at(self, run: Run) -> Command {
+        Command { run, ..self }
     }
 
     pub const fn oob(self) -> Command {

@@ -58,8 +58,8 @@ static PARAMETER: Shape = Shape::of(&[
 ]);
 
 /// The schema of the schema.
-static ENTRY: Shape = Shape {
-    members: &[
+static ENTRY: Shape = Shape::tagged(
+    &[
         required("name", Type::Text),
         required(
             "meta-type",
@@ -67,7 +67,7 @@ static ENTRY: Shape = Shape {
         ),
         optional("features", Type::List(&Type::Text)),
     ],
-    union: Some(Union {
+    Union {
         tag: "meta-type",
         branches: &[
             ("builtin", &Shape::of(&[required("json-type", Type::Enum(JSON_TYPES))])),
@@ -101,8 +101,8 @@ static ENTRY: Shape = Shape {
             ),
             ("event", &Shape::of(&[required("arg-type", Type::Text)])),
         ],
-    }),
-};
+    },
+);
 static JSON_TYPES: &[&str] =
     &["string", "number", "int", "boolean", "null", "object", "array", "value"];
 static ENUM_MEMBER: Shape =
