@@ -7,7 +7,9 @@
 use std::io::{self, IoSlice};
 use std::ops::Range;
 
-use super::{Error, PAGE_BYTES, RamBlock};
+use super::block::RamBlock;
+use super::error::Error;
+use super::pages::PAGE_BYTES;
 
 const PAGE: usize = PAGE_BYTES as usize;
 

@@ -3,8 +3,9 @@
 //! Unsafe because it maps and unmaps memory and advises the kernel about it.
 #![allow(unsafe_code)]
 
+use super::error::Error;
 use super::full::Watched;
-use super::{Error, PAGE_BYTES};
+use super::pages::PAGE_BYTES;
 use crate::config::{HugePages, MemoryBackend};
 use std::fs::File;
 use std::io;

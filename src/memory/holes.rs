@@ -14,8 +14,8 @@
 //! Unsafe because it asks the kernel in calls that no crate has.
 #![allow(unsafe_code)]
 
-use super::PAGE_BYTES;
 use super::backing::Backing;
+use super::pages::PAGE_BYTES;
 use std::fs::File;
 use std::io;
 use std::ops::Range;

@@ -5,8 +5,8 @@
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::RamBlock;
 use super::backing::Backing;
+use super::block::RamBlock;
 
 /// Mapped by one call, which takes less than a millisecond.
 const STEP_BYTES: u64 = 4 << 20;

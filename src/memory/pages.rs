@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+/// Bytes of a guest page, and the unit of every [`PageSet`].
+pub const PAGE_BYTES: u64 = 4096;
+
 /// A set of page numbers below a fixed bound, kept as words of 64 so that joining and walking sets
 /// costs a few instructions per 256 KiB of guest RAM.
 ///

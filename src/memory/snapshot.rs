@@ -40,9 +40,11 @@ use std::thread::JoinHandle;
 use memmap2::MmapMut;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::error::Error;
+use super::pages::{PAGE_BYTES, PageSet};
+use super::ram::GuestRam;
 use super::uffd::{Uffd, Unavailable};
 use super::watch::BeforeWrite;
-use super::{GuestRam, PAGE_BYTES, PageSet};
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// Memory for pages that are written before they were read.
@@ -172,13 +174,13 @@ impl Snapshot {
 
     /// Fills `out` from `offset` of the block with the image's bytes. Nothing of the range was
     /// released.
-    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), super::Error> {
+    pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
         self.shared.ram.read_main(offset, out)?;
         // Pairs with the fault thread's lock and ioctl: a write that was seen came after the mark.
         fence(Ordering::SeqCst);
         let state = self.shared.state();
         if state.lost {
-            return Err(super::Error::SnapshotLost);
+            return Err(Error::SnapshotLost);
         }
         let mut at = 0;
         while at < out.len() {
@@ -362,7 +364,7 @@ impl Pool {
     }
 
     /// Copies the page's bytes.
-    fn keep(&mut self, page: u64, ram: &GuestRam) -> Result<Kept, super::Error> {
+    fn keep(&mut self, page: u64, ram: &GuestRam) -> Result<Kept, Error> {
         let Some(&slot) = self.free.last() else { return Ok(Kept::NoRoom) };
         let bytes = &mut self.memory[slot as usize * PAGE..][..PAGE];
         ram.read_main(page * PAGE_BYTES, bytes)?;
