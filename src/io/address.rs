@@ -160,6 +160,11 @@ impl Display for Tcp {
 const HOST_BYTES_MAX: usize = 64;
 
 impl Tcp {
+    /// As socket(2) takes it.
+    pub(super) fn protocol(&self) -> i32 {
+        if self.mptcp { libc::IPPROTO_MPTCP } else { 0 }
+    }
+
     /// `HOST:PORT`, the host in brackets if it has colons, and options behind commas: `to=PORT`,
     /// `ipv4`, `ipv6`, `mptcp`, `keep-alive`, each of the last with `=on` or `=off`. QEMU ignores
     /// other options.

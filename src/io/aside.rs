@@ -3,8 +3,8 @@
 
 use std::sync::mpsc::{self, TryRecvError};
 
+use super::error::{Error, Result};
 use super::ring::Ring;
-use super::{Error, Result};
 
 /// Runs `work` on a thread called `name` and waits for what it gives out. When the wait is cancelled
 /// the result is dropped on that thread, whenever it comes.

@@ -1,5 +1,7 @@
 //! Why a transfer ended early, and why an address could not be opened.
 
+use std::time::Duration;
+
 /// Why a transfer ended early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -11,10 +13,10 @@ pub enum Error {
     Closed,
     /// Nothing arrived in the time allowed.
     #[error("no answer within {} ms", .0.as_millis())]
-    TimedOut(std::time::Duration),
+    TimedOut(Duration),
     /// The command behind an `exec:` stream has failed.
     #[error(transparent)]
-    Program(#[from] super::program::Failed),
+    Program(#[from] ProgramFailed),
     /// The kernel refused or the connection broke.
     #[error("{0}")]
     System(#[from] std::io::Error),
@@ -42,6 +44,21 @@ impl Error {
 }
 
 pub type Result<T> = std::result::Result<T, Error>;
+
+/// How the command behind an `exec:` stream failed it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProgramFailed {
+    #[error("the command ended with exit status {0}")]
+    Status(i32),
+    #[error("the command was ended by signal {0}")]
+    Signal(i32),
+    #[error("the command ended before it had read all of the stream")]
+    Unread,
+    #[error("the command has not ended {} ms after its stream", .0.as_millis())]
+    NotEnded(Duration),
+    #[error("the command has read nothing for {} ms", .0.as_millis())]
+    NotReading(Duration),
+}
 
 /// Why an address could not be opened. The texts are QEMU's.
 #[derive(Debug, thiserror::Error)]

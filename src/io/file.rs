@@ -18,8 +18,8 @@ use std::sync::Arc;
 use io_uring::{opcode, squeue, types};
 use memmap2::MmapMut;
 
-use super::ring::{Ring, Token};
-use super::{Error, Result, Waker};
+use super::error::{Error, Result};
+use super::ring::{Ring, Token, Waker};
 
 /// Bytes of one buffer: a write large enough for any disk.
 pub const BUFFER_BYTES: usize = 1 << 20;

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | [`ring`] | the ring, its waker (cancel and parameter changes reach a blocked transfer through it) |
 //! | [`gather`] | what one vectored send consists of: own bytes and pieces of guest memory, in order |
-//! | [`socket`] | one order per stream: [`SocketWriter`], [`SocketReader`] |
+//! | [`connection`] | an open stream, and what may be asked of it |
+//! | `writer`, `reader` | one order per stream: [`SocketWriter`], [`SocketReader`] |
 //! | [`file`](mod@file) | files, pipes and sockets written from registered buffers; positioned reads |
 //! | [`limit`] | the bandwidth limit, a pure calculation |
 //! | [`address`] | `tcp:`, `unix:`, `fd:`, `exec:`, `file:` and QMP's `channels`, parsed |
@@ -12,29 +13,36 @@
 //! | `aside` | what may not return, waited for in a ring |
 //! | `resolve` | addresses as the kernel takes them, and names |
 //! | [`program`] | the command behind an `exec:` stream, and its end |
-//! | [`transport`] | addresses opened: connected, listened on, spawned |
+//! | [`transport`] | addresses opened: connected, read and written as files, spawned |
+//! | [`listener`] | sockets that wait for a source |
 //! | `error` | why a transfer ended early, why an address could not be opened |
 
 pub mod address;
 mod aside;
+pub mod connection;
 mod error;
 pub mod file;
 pub mod gather;
 pub mod limit;
+pub mod listener;
 pub mod name;
 pub mod program;
+mod reader;
 mod resolve;
 pub mod ring;
-pub mod socket;
 pub mod socket_file;
 pub mod transport;
+mod writer;
 
 pub use address::{Address, AddressError};
-pub use error::{Error, OpenError, Result, reason};
+pub use connection::Connection;
+pub use error::{Error, OpenError, ProgramFailed, Result, reason};
 pub use file::FileWriter;
 pub use gather::Gather;
 pub use limit::Limit;
+pub use listener::Listener;
 pub use program::Program;
+pub use reader::SocketReader;
 pub use ring::{Ring, Waker};
-pub use socket::{SocketReader, SocketWriter};
-pub use transport::{Connection, Descriptors, Listener};
+pub use transport::Descriptors;
+pub use writer::SocketWriter;

@@ -20,8 +20,9 @@ use rustix::process::{
     Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process_group, pidfd_open, waitid,
 };
 
+use super::error::{Error, ProgramFailed, Result};
+use super::reader::SocketReader;
 use super::ring::Ring;
-use super::{Error, Result, SocketReader};
 
 /// A command that was started, shared by its stream and by those who may have to end it. One that
 /// was not released ends when nobody has it any more.
@@ -41,21 +42,6 @@ struct Shared {
 struct Running {
     guard: Child,
     command: Child,
-}
-
-/// How the command failed its stream.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Failed {
-    #[error("the command ended with exit status {0}")]
-    Status(i32),
-    #[error("the command was ended by signal {0}")]
-    Signal(i32),
-    #[error("the command ended before it had read all of the stream")]
-    Unread,
-    #[error("the command has not ended {} ms after its stream", .0.as_millis())]
-    NotEnded(Duration),
-    #[error("the command has read nothing for {} ms", .0.as_millis())]
-    NotReading(Duration),
 }
 
 /// What a command has to end in by itself when it is told to (SIGTERM), before it is made to
@@ -120,12 +106,12 @@ impl Program {
                 return Ok(());
             }
             if ended {
-                return Err(self.failure().unwrap_or(Failed::Unread).into());
+                return Err(self.failure().unwrap_or(ProgramFailed::Unread).into());
             }
             if now < left {
                 (left, since) = (now, Instant::now());
             } else if since.elapsed() >= time {
-                return Err(Failed::NotReading(time).into());
+                return Err(ProgramFailed::NotReading(time).into());
             }
             ring.sleep_until(Instant::now() + LOOK)?;
         }
@@ -144,10 +130,10 @@ impl Program {
             reader.consume(reader.bytes().len());
             let left = deadline.saturating_duration_since(Instant::now());
             match reader.fill_within(ring, left) {
-                Ok(_) if left.is_zero() => return Err(Failed::NotEnded(time).into()),
+                Ok(_) if left.is_zero() => return Err(ProgramFailed::NotEnded(time).into()),
                 Ok(_) => {}
                 Err(Error::Closed) => return self.wait(ring, left),
-                Err(Error::TimedOut(_)) => return Err(Failed::NotEnded(time).into()),
+                Err(Error::TimedOut(_)) => return Err(ProgramFailed::NotEnded(time).into()),
                 Err(error) => return Err(error),
             }
         }
@@ -162,7 +148,7 @@ impl Program {
                 break Ok(());
             }
             if Instant::now() >= deadline {
-                break Err(Failed::NotEnded(time).into());
+                break Err(ProgramFailed::NotEnded(time).into());
             }
             if let Err(error) = ring.sleep(Some(deadline)) {
                 break Err(error);
@@ -176,8 +162,8 @@ impl Program {
     }
 
     /// Why its end of the pipe is closed, if it ends within `time`.
-    pub fn why_closed(&self, time: Duration) -> Option<Failed> {
-        self.0.ends_within(time).then(|| self.failure().unwrap_or(Failed::Unread))
+    pub fn why_closed(&self, time: Duration) -> Option<ProgramFailed> {
+        self.0.ends_within(time).then(|| self.failure().unwrap_or(ProgramFailed::Unread))
     }
 
     /// Lets go of one that has ended well; what it has left running goes on.
@@ -197,15 +183,15 @@ impl Program {
     }
 
     /// How one that has ended failed. It is not reaped by that.
-    fn failure(&self) -> Option<Failed> {
+    fn failure(&self) -> Option<ProgramFailed> {
         let running = self.0.running();
         running.as_ref()?;
         let how = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
         let status = waitid(WaitId::PidFd(self.0.pidfd.as_fd()), how).ok()??;
         match status.exit_status() {
             Some(0) => None,
-            Some(code) => Some(Failed::Status(code)),
-            None => Some(Failed::Signal(status.terminating_signal().unwrap_or_default())),
+            Some(code) => Some(ProgramFailed::Status(code)),
+            None => Some(ProgramFailed::Signal(status.terminating_signal().unwrap_or_default())),
         }
     }
 }
@@ -259,7 +245,7 @@ mod tests {
         Ring::new(Waker::new()).unwrap()
     }
 
-    fn failed(result: Result<()>) -> Failed {
+    fn failed(result: Result<()>) -> ProgramFailed {
         match result {
             Err(Error::Program(failed)) => failed,
             other => panic!("{other:?}"),
@@ -269,11 +255,11 @@ mod tests {
     #[test]
     fn its_end_is_told_as_it_was() {
         shell("exit 0").wait(&mut ring(), SOON).unwrap();
-        assert_eq!(failed(shell("exit 3").wait(&mut ring(), SOON)), Failed::Status(3));
-        assert_eq!(failed(shell("kill -9 $$").wait(&mut ring(), SOON)), Failed::Signal(9));
+        assert_eq!(failed(shell("exit 3").wait(&mut ring(), SOON)), ProgramFailed::Status(3));
+        assert_eq!(failed(shell("kill -9 $$").wait(&mut ring(), SOON)), ProgramFailed::Signal(9));
         let sleeper = shell("sleep 987");
         let time = Duration::from_millis(30);
-        assert_eq!(failed(sleeper.wait(&mut ring(), time)), Failed::NotEnded(time));
+        assert_eq!(failed(sleeper.wait(&mut ring(), time)), ProgramFailed::NotEnded(time));
         sleeper.end();
     }
 
@@ -288,9 +274,9 @@ mod tests {
             read
         };
         reads("cat").unwrap();
-        assert_eq!(failed(reads("sleep 0.3")), Failed::Unread);
-        assert_eq!(failed(reads("sleep 0.3; exit 1")), Failed::Status(1));
-        assert!(matches!(failed(reads("sleep 987")), Failed::NotReading(_)));
+        assert_eq!(failed(reads("sleep 0.3")), ProgramFailed::Unread);
+        assert_eq!(failed(reads("sleep 0.3; exit 1")), ProgramFailed::Status(1));
+        assert!(matches!(failed(reads("sleep 987")), ProgramFailed::NotReading(_)));
     }
 
     #[test]
@@ -306,8 +292,8 @@ mod tests {
             program.written_all(&mut ring, &mut reader, Duration::from_secs(2))
         };
         feed("echo x; head -c 3000000 /dev/zero").unwrap();
-        assert_eq!(failed(feed("echo x; exit 9")), Failed::Status(9));
-        assert!(matches!(failed(feed("echo x; cat /dev/zero")), Failed::NotEnded(_)));
+        assert_eq!(failed(feed("echo x; exit 9")), ProgramFailed::Status(9));
+        assert!(matches!(failed(feed("echo x; cat /dev/zero")), ProgramFailed::NotEnded(_)));
     }
 
     #[test]

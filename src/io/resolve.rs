@@ -6,9 +6,9 @@
 use std::ffi::{CStr, CString};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use super::OpenError;
 use super::address::{Family, Tcp, UnixName};
 use super::aside::aside;
+use super::error::OpenError;
 use super::ring::Ring;
 
 /// Connections that wait to be accepted: the main channel and 255 multifd channels.

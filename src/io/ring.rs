@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use io_uring::{IoUring, opcode, squeue, types};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{Error, Result};
+use super::error::{Error, Result};
 
 /// Operations one ring holds at most. A migration has four in flight: a send, a receive, the waker,
 /// a cancel.

@@ -1,150 +1,26 @@
 //! Addresses opened. What may block runs where a cancel ends the wait for it: files and programs are
 //! opened, names resolved on helper threads, connections made in the ring.
 //!
-//! Unsafe for getaddrinfo and for socket calls that std does not offer.
+//! Unsafe because connecting names an address for as long as it takes.
 #![allow(unsafe_code)]
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use io_uring::{opcode, types};
 
-use super::address::{Address, Tcp, UnixName};
+use super::address::Address;
 use super::aside::aside;
-use super::resolve::{BACKLOG, SocketAddress, no_address, resolve, resolve_aside};
-use super::ring::{Ring, Token};
-use super::socket_file::{self, SocketFile};
-use super::{Error, OpenError, Program, Result, name};
-
-/// What a stream runs over; decides what may be asked of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Medium {
-    Tcp,
-    /// A unix socket, or a socket somebody handed us.
-    Socket,
-    Pipe,
-    File,
-}
-
-/// One open stream.
-pub struct Connection {
-    pub fd: Arc<OwnedFd>,
-    pub medium: Medium,
-    /// The command behind an `exec:` stream.
-    pub program: Option<Program>,
-    /// The set that the descriptor came from is in use.
-    in_use: Option<Arc<()>>,
-}
-
-impl Connection {
-    /// Around a descriptor that is open already.
-    pub fn from_fd(fd: OwnedFd) -> Self {
-        let medium = medium(&fd);
-        Self { fd: Arc::new(fd), medium, program: None, in_use: None }
-    }
-
-    /// The same stream once more.
-    pub fn share(&self) -> Self {
-        let (fd, program) = (self.fd.clone(), self.program.clone());
-        Self { fd, medium: self.medium, program, in_use: None }
-    }
-
-    /// What has come, as far as `bytes` has room, left where it is. `None`: nothing yet; 0: nothing
-    /// will.
-    pub fn peek_now(&self, bytes: &mut [u8]) -> Result<Option<usize>> {
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        // SAFETY: the buffer is borrowed for the call, and its length is given.
-        let got = unsafe {
-            libc::recv(self.fd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len(), flags)
-        };
-        match usize::try_from(got) {
-            Ok(got) => Ok(Some(got)),
-            Err(_) => match std::io::Error::last_os_error() {
-                error if error.kind() == std::io::ErrorKind::WouldBlock => Ok(None),
-                error => Err(error.into()),
-            },
-        }
-    }
-
-    /// Waits until a pipe has something to read, or had a writer that is gone: one that never had a
-    /// writer reads as if it had ended.
-    pub fn await_writer(&self, ring: &mut Ring) -> Result<()> {
-        if self.medium != Medium::Pipe {
-            return Ok(());
-        }
-        let fd = types::Fd(self.fd.as_raw_fd());
-        let entry = opcode::PollAdd::new(fd, libc::POLLIN as u32).build();
-        // SAFETY: a poll names no memory.
-        let token = unsafe { ring.submit(entry) }?;
-        match ring.wait(token)? {
-            0.. => Ok(()),
-            error => Err(Error::from_result(error)),
-        }
-    }
-
-    /// Nothing more will come than what is there already.
-    pub fn is_hung_up(&self) -> Result<bool> {
-        let mut polled = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::RDHUP)];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let ready = rustix::event::poll(&mut polled, Some(&now)).map_err(std::io::Error::from)?;
-        Ok(ready > 0)
-    }
-
-    /// Answers can come back on it.
-    pub fn is_two_way(&self) -> bool {
-        matches!(self.medium, Medium::Tcp | Medium::Socket)
-    }
-
-    /// Sets how long sent bytes may stay unacknowledged before the connection counts as broken. TCP
-    /// only.
-    pub fn set_user_timeout(&self, time: Duration) -> std::io::Result<()> {
-        if self.medium != Medium::Tcp {
-            return Ok(());
-        }
-        let ms = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
-        match set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &ms) {
-            // Multipath TCP has none.
-            Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => {}
-            set => set?,
-        }
-        // A silent peer is only noticed when there is something to acknowledge.
-        set_option(&self.fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1i32)?;
-        let seconds = (ms / 4000).clamp(1, 30) as i32;
-        set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, &seconds)?;
-        set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, &seconds)
-    }
-
-    /// Ends both directions, so that a blocked peer learns of it.
-    pub fn shut_down(&self) {
-        // SAFETY: shutdown has no memory arguments; on what is no socket it fails harmlessly.
-        unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };
-    }
-
-    fn tune(self) -> Self {
-        // Neither is needed for the stream to work.
-        match self.medium {
-            Medium::Tcp => {
-                let _ = set_option(&self.fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, &1i32);
-            }
-            Medium::Socket => {
-                // Without the privilege the host's limit (net.core.wmem_max) holds.
-                let option =
-                    |option| set_option(&self.fd, libc::SOL_SOCKET, option, &SEND_BUFFER_BYTES);
-                let _ = option(libc::SO_SNDBUFFORCE).or_else(|_| option(libc::SO_SNDBUF));
-            }
-            _ => {}
-        }
-        self
-    }
-}
-
-/// What the kernel holds between two processes on one host. Its own default, 208 KiB, makes the two
-/// take turns ten thousand times per gigabyte. TCP finds its own size.
-const SEND_BUFFER_BYTES: i32 = 4 << 20;
+use super::connection::{Connection, Medium};
+use super::error::{Error, OpenError};
+use super::name;
+use super::program::Program;
+use super::resolve::{SocketAddress, no_address, resolve_aside};
+use super::ring::Ring;
 
 /// Where descriptors come from that are named by somebody else.
 pub trait Descriptors {
@@ -335,7 +211,7 @@ pub fn connect(ring: &mut Ring, address: &Address) -> std::result::Result<Connec
         Address::Tcp(tcp) => {
             let mut failure = None;
             for candidate in resolve_aside(ring, tcp, false)? {
-                match connect_to(ring, address, &candidate, protocol(tcp)) {
+                match connect_to(ring, address, &candidate, tcp.protocol()) {
                     Ok(connection) => return Ok(connection),
                     Err(OpenError::Io(Error::Cancelled)) => return Err(Error::Cancelled.into()),
                     Err(error) => failure = Some(error),
@@ -368,216 +244,13 @@ fn connect_to(
     }
 }
 
-fn protocol(tcp: &Tcp) -> i32 {
-    if tcp.mptcp { libc::IPPROTO_MPTCP } else { 0 }
-}
-
-/// A socket that waits for a source.
-pub struct Listener {
-    /// The name of a unix socket; goes before the socket does.
-    file: Option<Arc<SocketFile>>,
-    sockets: Vec<OwnedFd>,
-    addresses: Vec<BoundAddress>,
-}
-
-/// Where a listener can be reached, as `query-migrate` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BoundAddress {
-    Inet { host: String, port: u16, ipv6: bool },
-    Unix(UnixName),
-}
-
-impl Listener {
-    pub fn bind(address: &Address) -> std::result::Result<Self, OpenError> {
-        match address {
-            Address::Unix(name) => Self::bind_unix(name),
-            Address::Tcp(tcp) => Self::bind_tcp(tcp),
-            other => unreachable!("{other} is opened, not listened on"),
-        }
-    }
-
-    fn bind_unix(name: &UnixName) -> std::result::Result<Self, OpenError> {
-        let fail = |source| OpenError::BindUnix { address: name.to_string(), source };
-        let address = SocketAddress::unix(name)?;
-        let (file, socket) = match name {
-            UnixName::Path(path) if path.is_empty() => return Err(OpenError::NoName),
-            UnixName::Path(path) => {
-                let (file, socket) =
-                    socket_file::listen_at(path.as_ref(), BACKLOG).map_err(fail)?;
-                (Some(Arc::new(file)), socket)
-            }
-            UnixName::Abstract { .. } => {
-                let socket = address.socket(0).map_err(fail)?;
-                address.listen(&socket).map_err(fail)?;
-                (None, socket)
-            }
-        };
-        Ok(Self { file, sockets: vec![socket], addresses: vec![BoundAddress::Unix(name.clone())] })
-    }
-
-    /// On the first port of the range that nobody has.
-    fn bind_tcp(tcp: &Tcp) -> std::result::Result<Self, OpenError> {
-        let candidates = resolve(tcp, true)?;
-        let from = candidates.first().ok_or_else(|| no_address(tcp))?.port();
-        let to = tcp.to.unwrap_or(from);
-        let mut outcome = Err(OpenError::NoPort { from, to });
-        for port in from..=to {
-            let candidates = candidates.iter().map(|candidate| candidate.with_port(port));
-            outcome = Self::bind_port(tcp, candidates, port == to);
-            if outcome.is_ok() {
-                break;
-            }
-        }
-        outcome
-    }
-
-    /// On all addresses, or with `some` on those that can be had.
-    fn bind_port(
-        tcp: &Tcp,
-        candidates: impl Iterator<Item = SocketAddress>,
-        some: bool,
-    ) -> std::result::Result<Self, OpenError> {
-        let mut listener = Self { sockets: Vec::new(), addresses: Vec::new(), file: None };
-        let mut failure = None;
-        for candidate in candidates {
-            let opened = candidate.socket(protocol(tcp)).and_then(|fd| {
-                set_option(&fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &1i32)?;
-                if candidate.family() == libc::AF_INET6 {
-                    set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, &1i32)?;
-                }
-                candidate.listen(&fd)?;
-                Ok(fd)
-            });
-            match opened {
-                Ok(fd) => {
-                    listener.addresses.push(bound_address(&fd)?);
-                    listener.sockets.push(fd);
-                }
-                Err(source) => {
-                    failure = Some(OpenError::BindTcp { address: tcp.to_string(), source })
-                }
-            }
-            // One port chosen by the kernel cannot be had twice for sure.
-            if candidate.port() == 0 && !listener.sockets.is_empty() {
-                break;
-            }
-        }
-        match failure {
-            Some(failure) if listener.sockets.is_empty() || !some => Err(failure),
-            _ => Ok(listener),
-        }
-    }
-
-    /// The name of a unix socket, for whoever ends the process while somebody listens.
-    pub fn file(&self) -> Weak<SocketFile> {
-        self.file.as_ref().map_or_else(Weak::new, Arc::downgrade)
-    }
-
-    pub fn addresses(&self) -> &[BoundAddress] {
-        &self.addresses
-    }
-
-    /// One poll for each socket, which is done when somebody connects.
-    pub fn poll(&self, ring: &mut Ring) -> Result<Vec<Token>> {
-        self.sockets.iter().map(|socket| ring.poll(socket.as_raw_fd(), libc::POLLIN)).collect()
-    }
-
-    /// A connection that is there already.
-    pub fn accept_now(&self) -> Result<Option<Connection>> {
-        for socket in &self.sockets {
-            let mut polled = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::IN)];
-            let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-            if rustix::event::poll(&mut polled, Some(&now)).map_err(std::io::Error::from)? == 0 {
-                continue;
-            }
-            // SAFETY: null pointers: the peer's address is not asked for.
-            let fd = unsafe {
-                libc::accept4(
-                    socket.as_raw_fd(),
-                    std::ptr::null_mut(),
-                    std::ptr::null_mut(),
-                    libc::SOCK_CLOEXEC,
-                )
-            };
-            if fd < 0 {
-                return Err(std::io::Error::last_os_error().into());
-            }
-            // SAFETY: accept4 returned a descriptor that nobody else has.
-            return Ok(Some(Connection::from_fd(unsafe { OwnedFd::from_raw_fd(fd) }).tune()));
-        }
-        Ok(None)
-    }
-
-    #[cfg(test)]
-    pub fn accept(&self, ring: &mut Ring) -> Result<Connection> {
-        loop {
-            if let Some(connection) = self.accept_now()? {
-                return Ok(connection);
-            }
-            let polls = self.poll(ring)?;
-            let slept = ring.sleep(None);
-            for poll in polls {
-                ring.cancel(poll);
-            }
-            slept?;
-        }
-    }
-}
-
-fn bound_address(fd: &OwnedFd) -> Result<BoundAddress> {
-    // A clone, because std's listener would close the descriptor.
-    let socket = std::net::TcpListener::from(fd.try_clone()?);
-    let address = socket.local_addr()?;
-    Ok(BoundAddress::Inet {
-        host: address.ip().to_string(),
-        port: address.port(),
-        ipv6: address.is_ipv6(),
-    })
-}
-
-fn medium(fd: &OwnedFd) -> Medium {
-    let mut domain: libc::c_int = 0;
-    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    let raw = fd.as_raw_fd();
-    // SAFETY: SO_DOMAIN writes one int, whose size is given.
-    let result = unsafe {
-        libc::getsockopt(
-            raw,
-            libc::SOL_SOCKET,
-            libc::SO_DOMAIN,
-            (&raw mut domain).cast(),
-            &mut length,
-        )
-    };
-    if result == 0 {
-        return if domain == libc::AF_INET || domain == libc::AF_INET6 {
-            Medium::Tcp
-        } else {
-            Medium::Socket
-        };
-    }
-    // SAFETY: lseek has no memory arguments; it fails on what has no position.
-    if unsafe { libc::lseek(raw, 0, libc::SEEK_CUR) } >= 0 { Medium::File } else { Medium::Pipe }
-}
-
-fn set_option<T>(fd: &impl AsRawFd, level: i32, option: i32, value: &T) -> std::io::Result<()> {
-    // SAFETY: the value is borrowed for the call and its size is given.
-    let result = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            option,
-            (&raw const *value).cast(),
-            size_of::<T>() as u32,
-        )
-    };
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::address::UnixName;
+    use crate::io::listener::{BoundAddress, Listener};
     use crate::io::{Limit, SocketReader, SocketWriter, Waker};
+    use std::time::Duration;
 
     fn ring() -> Ring {
         Ring::new(Waker::new()).unwrap()

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard};
 use serde_json::{Map, Value, json};
 
 use crate::io::address::UnixName;
-use crate::io::transport::BoundAddress;
+use crate::io::listener::BoundAddress;
 use crate::migrate::status::Status;
 
 /// Its status, error and addresses.

@@ -29,8 +29,8 @@ use std::time::Duration;
 use super::guest::Migratable;
 use super::settings::Settings;
 use super::status::{Event, Status};
-use crate::io::transport::Medium;
-use crate::io::{self, Program, Ring, SocketReader, Waker, program};
+use crate::io::connection::Medium;
+use crate::io::{self, Program, ProgramFailed, Ring, SocketReader, Waker};
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
 use crate::sabotage::{self, Fault};
@@ -97,7 +97,7 @@ impl Incoming {
         if let Err(error) = &mut result {
             let closed = matches!(error, Error::Io(io::Error::Closed));
             let why = program.filter(|_| closed).and_then(|p| p.why_closed(COMMAND_ENDS));
-            if let Some(failed @ (program::Failed::Status(_) | program::Failed::Signal(_))) = why {
+            if let Some(failed @ (ProgramFailed::Status(_) | ProgramFailed::Signal(_))) = why {
                 *error = io::Error::from(failed).into();
             }
             if let Some(failure) = main.channels.failure() {

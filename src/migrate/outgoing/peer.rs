@@ -13,7 +13,7 @@ use super::return_path::ReturnPathReader;
 use super::round::Round;
 use super::{Error, Source};
 use crate::io::transport;
-use crate::io::{Address, Connection, Program, Ring, SocketWriter, program};
+use crate::io::{Address, Connection, Program, ProgramFailed, Ring, SocketWriter};
 use crate::machine::RunState;
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge;
@@ -391,7 +391,7 @@ impl Peer {
     pub fn silent(&self, error: Error, what: &'static str, time: Duration) -> Error {
         match error {
             Error::Io(crate::io::Error::TimedOut(_)) if self.program.is_some() => {
-                crate::io::Error::from(program::Failed::NotReading(time)).into()
+                crate::io::Error::from(ProgramFailed::NotReading(time)).into()
             }
             Error::Silent { .. } | Error::Io(crate::io::Error::TimedOut(_)) => {
                 Error::Silent { what, time }

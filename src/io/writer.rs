@@ -1,34 +1,22 @@
-//! Streams: sockets, pipes, and files written from their position on. One order per stream:
-//! io_uring does not keep the order of several sends on one stream and reports no error, so exactly
-//! one vectored send is in flight, its length is checked, and what a short write left is sent again
-//! before anything else.
+//! Sockets, pipes, and files from their position on, written in order. io_uring does not keep the
+//! order of several sends on one stream and reports no error, so exactly one vectored send is in
+//! flight, its length is checked, and what a short write left is sent again before anything else.
 //!
 //! Unsafe because operations name memory; each one is finished or cancelled before its memory is
 //! let go.
 #![allow(unsafe_code)]
 
-use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
+use super::connection::is_socket;
+use super::error::{Error, Result};
 use super::gather::{Gather, PIECES_MAX};
+use super::limit::Limit;
 use super::ring::{Ring, Token};
-use super::{Error, Limit, Result};
-use crate::memory::RamBlock;
-
-/// Bytes one receive into the reader's own buffer asks for: large enough that calls cost nothing,
-/// small enough that what was received is still in the cache when it is copied on.
-pub const READ_BYTES: usize = 512 << 10;
-
-/// Bytes moved to the front before a receive rather than that it has less room: a page and its
-/// header.
-const LEFT_OVER_BYTES: usize = 8 << 10;
-
-/// Bytes one receive straight into guest memory asks for.
-const RECEIVE_BYTES: usize = 1 << 20;
 
 /// Writes one stream in order.
 pub struct SocketWriter {
@@ -301,225 +289,17 @@ impl Message {
     }
 }
 
-/// Reads one stream with large receives.
-pub struct SocketReader {
-    fd: Arc<OwnedFd>,
-    socket: bool,
-    buffer: Box<[u8]>,
-    start: usize,
-    end: usize,
-    received: u64,
-}
-
-impl SocketReader {
-    pub fn new(fd: Arc<OwnedFd>) -> Self {
-        Self::with_buffer(fd, READ_BYTES)
-    }
-
-    /// With a buffer of `bytes` bytes.
-    pub fn with_buffer(fd: Arc<OwnedFd>, bytes: usize) -> Self {
-        let socket = is_socket(fd.as_raw_fd());
-        Self {
-            fd,
-            socket,
-            buffer: vec![0; bytes].into_boxed_slice(),
-            start: 0,
-            end: 0,
-            received: 0,
-        }
-    }
-
-    /// What was received and not consumed.
-    pub fn bytes(&self) -> &[u8] {
-        &self.buffer[self.start..self.end]
-    }
-
-    pub fn consume(&mut self, bytes: usize) {
-        assert!(bytes <= self.end - self.start);
-        self.start += bytes;
-    }
-
-    /// Bytes received in all.
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
-    /// Receives more: at least one byte, or [`Error::Closed`].
-    pub fn fill(&mut self, ring: &mut Ring) -> Result<usize> {
-        self.fill_by(ring, None)
-    }
-
-    /// Like [`Self::fill`], for at most `time`.
-    pub fn fill_within(&mut self, ring: &mut Ring, time: Duration) -> Result<usize> {
-        self.fill_by(ring, Some((Instant::now() + time, time)))
-    }
-
-    fn fill_by(&mut self, ring: &mut Ring, deadline: Option<(Instant, Duration)>) -> Result<usize> {
-        // What is left of a record or a page moves to the front, so that receives stay large.
-        if self.start > 0
-            && (self.end - self.start < LEFT_OVER_BYTES || self.end == self.buffer.len())
-        {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        assert!(self.end < self.buffer.len(), "nothing was consumed of a full buffer");
-        let room = &mut self.buffer[self.end..];
-        let (address, bytes) = (room.as_mut_ptr(), room.len());
-        // SAFETY: the buffer is this reader's, and `receive` returns only when the kernel is done
-        // with it.
-        let got = unsafe { self.receive(ring, address, bytes, 0, deadline) }?;
-        self.end += got;
-        Ok(got)
-    }
-
-    /// Receives until `bytes` bytes are there to look at. The buffer grows to hold them: the caller
-    /// bounds `bytes`.
-    pub fn need(&mut self, ring: &mut Ring, bytes: usize) -> Result<&[u8]> {
-        if bytes > self.buffer.len() {
-            let mut larger = vec![0; bytes.next_power_of_two()].into_boxed_slice();
-            larger[..self.end - self.start].copy_from_slice(&self.buffer[self.start..self.end]);
-            (self.start, self.end) = (0, self.end - self.start);
-            self.buffer = larger;
-        }
-        if self.buffer.len() - self.start < bytes {
-            self.buffer.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
-        }
-        while self.end - self.start < bytes {
-            self.fill(ring)?;
-        }
-        Ok(&self.buffer[self.start..self.start + bytes])
-    }
-
-    /// Receives a range (bytes) of a block of guest memory: what is buffered is copied, the rest
-    /// comes straight from the kernel. Others may read and write the memory meanwhile.
-    ///
-    /// # Panics
-    /// When it does not lie in the block.
-    pub fn read_to(&mut self, ring: &mut Ring, block: &RamBlock, range: Range<u64>) -> Result<()> {
-        assert!(range.start <= range.end && range.end <= block.bytes());
-        let (address, bytes) =
-            (block.host().wrapping_add(range.start as usize), (range.end - range.start) as usize);
-        let buffered = bytes.min(self.end - self.start);
-        // SAFETY: both ranges are valid for `buffered` bytes; the buffer is private, so they do not
-        // overlap.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.buffer[self.start..].as_ptr(), address, buffered)
-        };
-        self.start += buffered;
-        let mut done = buffered;
-        while done < bytes {
-            let ask = (bytes - done).min(RECEIVE_BYTES);
-            // SAFETY: the range lies in the block's mapping, which `block` keeps.
-            done += unsafe { self.receive(ring, address.add(done), ask, libc::MSG_WAITALL, None) }?;
-        }
-        Ok(())
-    }
-
-    /// # Safety
-    /// `address` is valid for writes of `bytes` bytes until this returns.
-    unsafe fn receive(
-        &mut self,
-        ring: &mut Ring,
-        address: *mut u8,
-        bytes: usize,
-        flags: i32,
-        deadline: Option<(Instant, Duration)>,
-    ) -> Result<usize> {
-        let fd = types::Fd(self.fd.as_raw_fd());
-        loop {
-            let entry = if self.socket {
-                opcode::Recv::new(fd, address, bytes as u32).flags(flags).build()
-            } else {
-                opcode::Read::new(fd, address, bytes as u32).offset(u64::MAX).build()
-            };
-            // SAFETY: the caller keeps the memory until this returns, and both ways out below wait
-            // for the kernel.
-            let token = unsafe { ring.submit(entry) }?;
-            let result = match deadline {
-                None => ring.wait(token)?,
-                Some((deadline, time)) => wait_until(ring, token, deadline, time)?,
-            };
-            match result {
-                r if r == -libc::EINTR || r == -libc::EAGAIN => continue,
-                r if r < 0 => return Err(Error::from_result(r)),
-                0 => return Err(end_of(self.fd.as_raw_fd())),
-                r => {
-                    self.received += r as u64;
-                    return Ok(r as usize);
-                }
-            }
-        }
-    }
-}
-
-/// The result of `token`, or a time-out after which the operation was taken back.
-fn wait_until(ring: &mut Ring, token: Token, deadline: Instant, time: Duration) -> Result<i32> {
-    loop {
-        if let Some(result) = ring.ready(token) {
-            return Ok(result);
-        }
-        if Instant::now() >= deadline {
-            // The answer may have come in the meantime; then it counts.
-            return match ring.cancel(token) {
-                result if result == -libc::ECANCELED || result == -libc::EINTR => {
-                    Err(Error::TimedOut(time))
-                }
-                result => Ok(result),
-            };
-        }
-        if let Err(error) = ring.sleep(Some(deadline)) {
-            ring.cancel(token);
-            return Err(error);
-        }
-    }
-}
-
-/// Why nothing more can be received. A receive that waits for all it asked for (MSG_WAITALL) and
-/// got a part of it says so, and the error that ended it is gone: the next one finds the end alone.
-/// But a TCP connection that its peer closed waits for our end to close, and one that died is
-/// closed.
-fn end_of(fd: RawFd) -> Error {
-    /// From net/tcp_states.h.
-    const TCP_CLOSE: u8 = 7;
-    // SAFETY: all zeros is a valid tcp_info; the call writes no more than `bytes` into it. On what
-    // is no TCP it fails.
-    let (rc, state) = unsafe {
-        let mut info = std::mem::zeroed::<libc::tcp_info>();
-        let mut bytes = size_of::<libc::tcp_info>() as libc::socklen_t;
-        let to = (&raw mut info).cast();
-        (
-            libc::getsockopt(fd, libc::IPPROTO_TCP, libc::TCP_INFO, to, &raw mut bytes),
-            info.tcpi_state,
-        )
-    };
-    match rc {
-        0 if state == TCP_CLOSE => Error::System(std::io::Error::other(
-            "the connection was lost: it timed out, or was reset",
-        )),
-        _ => Error::Closed,
-    }
-}
-
 /// The position of a file; `None` of a pipe.
 fn position(fd: RawFd) -> Option<u64> {
     // SAFETY: lseek has no memory arguments.
     u64::try_from(unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) }).ok()
 }
 
-fn is_socket(fd: RawFd) -> bool {
-    // SAFETY: all zeros is a valid stat buffer, and fstat writes only into it.
-    let mut stat = unsafe { std::mem::zeroed::<libc::stat>() };
-    // SAFETY: as above.
-    let result = unsafe { libc::fstat(fd, &mut stat) };
-    result == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::io::Waker;
-    use std::io::{Read, Write};
+    use std::io::Read;
     use std::os::unix::net::UnixStream;
 
     fn pair() -> (Arc<OwnedFd>, UnixStream) {
@@ -575,56 +355,6 @@ mod tests {
     }
 
     #[test]
-    fn received_bytes_are_copied_from_the_buffer_and_then_straight_from_the_kernel() {
-        let (fd, mut peer) = pair();
-        let bytes: Vec<u8> = (0..2 << 20).map(|i: u32| ((i * 7) >> 5) as u8).collect();
-        let sent = bytes.clone();
-        let writer = std::thread::spawn(move || peer.write_all(&sent).unwrap());
-        let mut ring = ring();
-        let mut reader = SocketReader::with_buffer(fd, 4096);
-        assert_eq!(reader.need(&mut ring, 10).unwrap(), &bytes[..10]);
-        reader.consume(10);
-        let ram = crate::memory::for_tests(2 << 20);
-        reader.read_to(&mut ring, ram.main(), 0..bytes.len() as u64 - 10).unwrap();
-        let mut memory = vec![0u8; bytes.len() - 10];
-        ram.read(0, &mut memory).unwrap();
-        assert!(memory == bytes[10..]);
-        writer.join().unwrap();
-        assert!(matches!(reader.fill(&mut ring), Err(Error::Closed)));
-    }
-
-    #[test]
-    fn a_connection_that_died_behind_a_part_was_not_closed() {
-        for dies in [true, false] {
-            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-            let mut peer = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let mut reader = SocketReader::new(Arc::new(listener.accept().unwrap().0.into()));
-            let thread = std::thread::spawn(move || {
-                peer.write_all(b"part").unwrap();
-                std::thread::sleep(Duration::from_millis(50));
-                let linger = dies.then_some(Duration::ZERO);
-                rustix::net::sockopt::set_socket_linger(&peer, linger).unwrap();
-            });
-            let (mut ring, ram) = (ring(), crate::memory::for_tests(4096));
-            let error = reader.read_to(&mut ring, ram.main(), 0..10).unwrap_err();
-            assert_eq!(matches!(error, Error::Closed), !dies, "{error}");
-            thread.join().unwrap();
-        }
-    }
-
-    #[test]
-    fn silence_times_out_and_leaves_the_reader_usable() {
-        let (fd, mut peer) = pair();
-        let mut ring = ring();
-        let mut reader = SocketReader::new(fd);
-        let time = Duration::from_millis(20);
-        assert!(matches!(reader.fill_within(&mut ring, time), Err(Error::TimedOut(_))));
-        peer.write_all(b"late").unwrap();
-        assert_eq!(reader.fill_within(&mut ring, time).unwrap(), 4);
-        assert_eq!(reader.bytes(), b"late");
-    }
-
-    #[test]
     fn a_limit_lets_a_send_out_in_portions_that_are_whole_and_in_order() {
         let (fd, mut peer) = pair();
         let reader = std::thread::spawn(move || {
@@ -656,19 +386,5 @@ mod tests {
         assert!(started.elapsed() >= Duration::from_millis(195), "{:?}", started.elapsed());
         drop(writer);
         assert!(reader.join().unwrap() == expected);
-    }
-
-    #[test]
-    fn pipes_work_like_sockets() {
-        let (theirs, ours) = std::io::pipe().unwrap();
-        let mut ring = ring();
-        let writer = std::thread::spawn(move || {
-            let mut ring = Ring::new(Waker::new()).unwrap();
-            let mut writer = SocketWriter::new(Arc::new(ours.into()), Arc::new(Limit::new(0)));
-            writer.write_all(&mut ring, &vec![3; 300_000]).unwrap();
-        });
-        let mut reader = SocketReader::new(Arc::new(theirs.into()));
-        assert!(reader.need(&mut ring, 300_000).unwrap().iter().all(|byte| *byte == 3));
-        writer.join().unwrap();
     }
 }
