@@ -1,0 +1,150 @@
+//! What is asked for while the guest must stay as it is, and done later; and what vCPUs ask for.
+
+use super::cpus::VcpuRequest;
+use super::run_state::RunState;
+use super::{Control, Error, Event, Machine, Request, Ruling, StopCause, moment};
+use crate::config::PanicAction;
+use crate::sabotage::{self, Fault};
+use std::sync::atomic::Ordering;
+
+/// Who keeps the guest as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hold {
+    Dump,
+    /// `stopped`: it was told to stand still before its state was read, and does so at the target.
+    HandOver {
+        stopped: bool,
+    },
+}
+
+/// What is done when the guest is this machine's again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum PutOff {
+    /// It does not go on.
+    Stop,
+    Reset(StopCause),
+    Shutdown(StopCause),
+    Panic(PanicAction),
+}
+
+impl Machine {
+    /// Whether `request` may be done now. If it is for later, `put_off` is remembered.
+    pub(super) fn is_now(
+        &self,
+        control: &mut Control,
+        request: Request,
+        put_off: PutOff,
+    ) -> Result<bool, Error> {
+        match moment::rule(request, control.moment()) {
+            Ruling::Now => return Ok(true),
+            Ruling::Later if control.put_off.contains(&put_off) => {}
+            Ruling::Later => control.put_off.push(put_off),
+            Ruling::Refused(why) => return Err(Error::Moment(why)),
+        }
+        Ok(false)
+    }
+
+    /// The guest need not stay as it is any more: does what was put off.
+    pub(super) fn settle(&self, control: &mut Control) {
+        self.hold(control, None);
+        for put_off in std::mem::take(&mut control.put_off) {
+            let done = match put_off {
+                PutOff::Stop => Ok(()),
+                PutOff::Reset(cause) => self.reset_or_shut_down(control, cause),
+                PutOff::Shutdown(cause) => self.shut_down(control, cause),
+                PutOff::Panic(action) => self.panicked(control, action),
+            };
+            match (done, put_off) {
+                (Ok(()), _) => {}
+                // Nothing has happened, or the state says so.
+                (Err(error), PutOff::Reset(cause)) if !cause.by_guest() => {
+                    eprintln!("godwit: the reset that was put off is not done: {error}");
+                }
+                (Err(error), _) => drop(self.fail(control, error)),
+            }
+        }
+    }
+
+    /// The guest went elsewhere: what was put off is not done.
+    pub(super) fn forget(&self, control: &mut Control) {
+        let travelled = control.hold == Some(Hold::HandOver { stopped: true });
+        self.hold(control, None);
+        let mut lost = std::mem::take(&mut control.put_off);
+        lost.retain(|put_off| !travelled || *put_off != PutOff::Stop);
+        if !lost.is_empty() {
+            eprintln!(
+                "godwit: what was asked for while the guest was handed over is not done here: {lost:?}; ask where the \
+                 guest is"
+            );
+        }
+    }
+
+    pub(super) fn hold(&self, control: &mut Control, hold: Option<Hold>) {
+        control.hold = hold;
+        self.moment.store(control.moment() as u8, Ordering::Release);
+    }
+
+    /// Does what a vCPU could not do by itself.
+    pub(super) fn fulfil(&self, wanted: VcpuRequest) {
+        if matches!(wanted, VcpuRequest::Reset) {
+            sabotage::panic_on(Fault::PanicInRequest);
+        }
+        let cause = wanted.cause();
+        let mut control = self.control();
+        let (request, put_off) = match wanted {
+            VcpuRequest::Reset => (Request::GuestReset, PutOff::Reset(cause)),
+            VcpuRequest::Shutdown => (Request::GuestShutdown, PutOff::Shutdown(cause)),
+            VcpuRequest::Panic => (Request::GuestPanic, PutOff::Panic(self.actions().panic)),
+            VcpuRequest::Exit(status) => {
+                (self.events)(Event::Exit(status));
+                drop(control);
+                return self.request_is_done();
+            }
+            VcpuRequest::NoMemory { vcpu, why } => {
+                drop(control);
+                return self.cannot_go_on(Event::MemoryFailure { vcpu, why: why.to_string() });
+            }
+            VcpuRequest::Broken { vcpu, why } => {
+                drop(control);
+                return self.cannot_go_on(Event::InternalError { vcpu, why });
+            }
+        };
+        let done = match self.is_now(&mut control, request, put_off) {
+            Ok(true) => match put_off {
+                PutOff::Reset(cause) => self.reset_or_shut_down(&mut control, cause),
+                PutOff::Shutdown(cause) => self.shut_down(&mut control, cause),
+                PutOff::Panic(action) => self.panicked(&mut control, action),
+                PutOff::Stop => Ok(()),
+            },
+            Ok(false) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            self.fail(&mut control, error);
+        }
+        drop(control);
+        self.request_is_done();
+    }
+
+    /// Stops a guest of which one vCPU cannot go on.
+    fn cannot_go_on(&self, event: Event) {
+        (self.events)(event);
+        if let Err(error) = self.stop(RunState::InternalError) {
+            self.fail(&mut self.control(), error);
+        }
+        self.request_is_done();
+    }
+
+    /// Another request was carried out, or is put off.
+    fn request_is_done(&self) {
+        let _control = self.control();
+        self.vcpu_requests.fetch_sub(1, Ordering::SeqCst);
+        self.request_done.notify_all();
+    }
+
+    /// The guest waits for what will not be done.
+    pub(super) fn request_panicked(&self) {
+        let why = "what it asked for has panicked, which is a defect of Godwit".to_owned();
+        self.cannot_go_on(Event::InternalError { vcpu: 0, why });
+    }
+}
