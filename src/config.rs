@@ -17,6 +17,8 @@ pub struct Config {
     pub devices: Vec<Device>,
     /// Sources that a `virtio-rng-device` may name.
     pub entropy: Vec<Entropy>,
+    /// Ids of the character devices that virtio ports have.
+    pub lines: Vec<String>,
     pub kvm: Kvm,
     pub cpu: Cpu,
     pub memory: Memory,

@@ -231,6 +231,7 @@ impl Draft {
                     machine,
                     devices: self.machine.devices,
                     entropy: self.entropy,
+                    lines: Vec::new(),
                     kvm: self.machine.kvm,
                     cpu,
                     memory,

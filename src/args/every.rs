@@ -53,6 +53,12 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("device", "period", "RNG", "RNG,period=9"),
     ("device", "indirect_desc", "RNG", "RNG,indirect_desc=off"),
     ("device", "event_idx", "RNG", "RNG,event_idx=off"),
+    ("device", "max_ports", "SERIAL", "SERIAL,max_ports=2"),
+    ("device", "emergency-write", "SERIAL", "SERIAL,emergency-write=off"),
+    ("device", "nr", "SERIAL -device virtserialport", "SERIAL -device virtserialport,nr=3"),
+    ("device", "name", "SERIAL -device virtserialport", "SERIAL -device virtserialport,name=n"),
+    ("device", "chardev", "SERIAL -device virtserialport -chardev null,id=c", "SERIAL -device virtserialport,chardev=c -chardev null,id=c"),
+    ("device", "bus", "SERIAL -device virtserialport", "SERIAL -device virtserialport,bus=virtio-serial-bus.0"),
     ("global", "virtio-mmio.force-legacy", "", "-global virtio-mmio.force-legacy=off"),
     ("name", "guest", "", "-name guest=x"),
     ("uuid", "", "", "-uuid 01020304-0506-0708-090a-0b0c0d0e0f10"),
@@ -183,6 +189,7 @@ fn line(ending: &str) -> Config {
     let backend =
         |kind| format!("-M memory-backend=m -object memory-backend-{kind},id=m,size=128M");
     let ending = ending
+        .replace("SERIAL", "-device virtio-serial-device")
         .replace("RNG", "-device virtio-rng-device")
         .replace("RAM,", "-object memory-backend-ram,")
         .replace("MEMFD", &backend("memfd"))

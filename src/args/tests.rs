@@ -45,6 +45,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         machine: MachineOptions::default(),
         devices: vec![],
         entropy: vec![],
+        lines: vec![],
         kvm: Kvm::default(),
         cpu: Cpu::cores(1),
         memory: Memory {
@@ -196,7 +197,7 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-device isa-serial",
-            "-device isa-serial: expects vmcoreinfo, isa-debug-exit or virtio-rng-device",
+            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-serial-device, virtconsole, virtserialport or virtio-rng-device",
         ),
         ("-device vmcoreinfo,at=3", "-device at=3: vmcoreinfo has no such property"),
         (

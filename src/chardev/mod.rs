@@ -5,6 +5,7 @@
 //! happens on the control plane and does not block. All that a device needs until a client comes is
 //! had when it is open, so that a host that lacks it is found out before the guest starts.
 
+mod line;
 mod output;
 mod port;
 mod socket;
@@ -23,6 +24,7 @@ use crate::config::{self, ChardevBackend, SocketRole};
 use crate::io::socket_file::FileId;
 use crate::vmm::ChardevInfo;
 
+pub use line::PortLine;
 pub use output::Sink;
 pub use port::{Port, bridge};
 pub use socket::{Client, Listener, connect, describe};

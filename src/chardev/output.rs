@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -32,6 +32,8 @@ pub struct Output {
     room: Condvar,
     /// The backlog has something in it, or its reader changed.
     filled: Notify,
+    /// Called, with no lock held, when the reader changed or the backlog has room again.
+    changed: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 impl Default for Output {
@@ -41,6 +43,7 @@ impl Default for Output {
             state: Mutex::default(),
             room: Condvar::default(),
             filled: Notify::default(),
+            changed: OnceLock::new(),
         }
     }
 }
@@ -64,6 +67,8 @@ struct State {
 pub enum To {
     #[default]
     Nobody,
+    /// Somebody who forgets everything.
+    Nowhere,
     /// Takes everything without waiting.
     Disk(Arc<File>),
     Stream(Arc<File>),
@@ -84,6 +89,7 @@ impl Output {
         drop(state);
         self.room.notify_all();
         self.filled.notify_waiters();
+        self.tell();
         connection
     }
 
@@ -117,7 +123,46 @@ impl Output {
             state.stalled = false;
             drop(state);
             self.room.notify_all();
+            self.tell();
         }
+    }
+
+    fn tell(&self) {
+        if let Some(changed) = self.changed.get() {
+            changed();
+        }
+    }
+
+    /// Who is told of changes. Once.
+    pub fn on_change(&self, changed: Box<dyn Fn() + Send + Sync>) {
+        let _ = self.changed.set(changed);
+    }
+
+    pub fn is_connected(&self) -> bool {
+        !matches!(self.state().to, To::Nobody)
+    }
+
+    /// Takes as much as there is room for, without waiting; returns how much that was. With nobody
+    /// connected everything is taken, and lost.
+    pub fn offer(&self, bytes: &[u8]) -> usize {
+        let mut state = self.state();
+        if let To::Disk(_) | To::Nobody | To::Nowhere = state.to {
+            drop(state);
+            self.write(bytes);
+            return bytes.len();
+        }
+        let mut taken = 0;
+        if state.backlog.is_empty() && !state.in_flight {
+            taken = write_now(&state.to, bytes);
+        }
+        let room = BACKLOG_BYTES.saturating_sub(state.backlog.len());
+        let kept = &bytes[taken..][..room.min(bytes.len() - taken)];
+        state.backlog.extend(kept);
+        drop(state);
+        if !kept.is_empty() {
+            self.filled.notify_waiters();
+        }
+        taken + kept.len()
     }
 
     fn write(&self, bytes: &[u8]) {
@@ -135,7 +180,7 @@ impl Output {
         if state.backlog.is_empty() && !state.in_flight {
             rest = &rest[write_now(&state.to, rest)..];
         }
-        if rest.is_empty() || matches!(state.to, To::Nobody) {
+        if rest.is_empty() || matches!(state.to, To::Nobody | To::Nowhere) {
             return;
         }
         if state.backlog.len() + rest.len() > BACKLOG_BYTES && !state.stalled {
@@ -177,7 +222,7 @@ fn write_now(to: &To, bytes: &[u8]) -> usize {
     while written < bytes.len() {
         let rest = &bytes[written..];
         let result = match to {
-            To::Nobody | To::Disk(_) => break,
+            To::Nobody | To::Nowhere | To::Disk(_) => break,
             To::Socket(socket) => send(socket, rest, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
             To::Stream(file) if has_room(file.as_fd()) => {
                 rustix::io::write(file, &rest[..rest.len().min(WRITE_BYTES)])

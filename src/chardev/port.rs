@@ -1,4 +1,4 @@
-//! A serial port's connection, in both directions.
+//! A port's connection, in both directions.
 
 use std::fs::File;
 use std::io;
@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_uring::fs::File as RingFile;
 
+use super::line::PortLine;
 use super::output::{Output, Sink, To};
 use super::{Backend, Chardev, Files, Status};
 
@@ -32,6 +33,20 @@ impl Port {
     /// Connects a port to `chardev`. Output is accepted from here on, input once [`Port::run`]
     /// runs. What is needed until a client comes is had then.
     pub fn new(chardev: Chardev) -> io::Result<(Sink, Port)> {
+        let (output, log, port) = Port::open(chardev)?;
+        Ok((Sink::new(output, log), port))
+    }
+
+    /// The same for a port that is told who is at the other end, and how much there is room for.
+    pub fn with_line(chardev: Chardev) -> io::Result<(Arc<PortLine>, Port)> {
+        let (output, log, port) = Port::open(chardev)?;
+        if let Backend::Null = port.backend {
+            output.connect(To::Nowhere);
+        }
+        Ok((PortLine::new(output, log), port))
+    }
+
+    fn open(chardev: Chardev) -> io::Result<(Arc<Output>, Option<File>, Port)> {
         let status = chardev.status();
         status.used.store(true, Ordering::Relaxed);
         let output = Arc::new(Output::default());
@@ -42,8 +57,13 @@ impl Port {
             let file = Arc::new(file);
             output.connect(if stream { To::Stream(file) } else { To::Disk(file) });
         }
-        let sink = Sink::new(output.clone(), chardev.log);
-        Ok((sink, Port { backend: chardev.backend, output, status }))
+        let port = Port { backend: chardev.backend, output: output.clone(), status };
+        Ok((output, chardev.log, port))
+    }
+
+    /// [`Port::run`] for a port with a line.
+    pub async fn run_line(self, line: Arc<PortLine>) {
+        self.run(&|bytes| line.receive(bytes), &line.room).await;
     }
 
     /// Carries bytes for as long as the process runs. `room` is notified when the guest has room
@@ -77,7 +97,7 @@ impl Port {
 /// One connection in trouble is no reason to have no others.
 fn report(ended: io::Result<()>) {
     if let Err(error) = ended {
-        eprintln!("godwit: serial port: {error}");
+        eprintln!("godwit: a port of the guest: {error}");
     }
 }
 

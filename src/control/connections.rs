@@ -12,8 +12,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::Error;
-use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, bridge};
+use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, PortLine, bridge};
 use crate::config::Config;
+use crate::devices::Lines;
 use crate::devices::serial::Serial;
 use crate::machine::Machine;
 use crate::qmp::{Monitor, Server};
@@ -25,6 +26,8 @@ type Info = Box<dyn Fn() -> ChardevInfo + Send + Sync>;
 pub struct Connections {
     port: Option<Port>,
     sink: Option<Box<dyn Write + Send>>,
+    lines: Vec<(Arc<PortLine>, Port)>,
+    line_ends: Lines,
     monitors: Vec<Served>,
     /// Open and used by nobody.
     idle: Vec<Chardev>,
@@ -59,6 +62,8 @@ impl Connections {
         let mut all = Connections {
             port: None,
             sink: None,
+            lines: Vec::new(),
+            line_ends: Lines::new(),
             monitors: Vec::new(),
             idle: Vec::new(),
             infos: Vec::new(),
@@ -82,6 +87,12 @@ impl Connections {
                     Port::new(chardev).map_err(|source| Error::Connection { id, source })?;
                 all.sink = Some(Box::new(sink));
                 all.port = Some(port);
+            } else if config.lines.contains(&chardev.id) {
+                let id = chardev.id.clone();
+                let (line, port) = Port::with_line(chardev)
+                    .map_err(|source| Error::Connection { id: id.clone(), source })?;
+                all.line_ends.insert(id, line.clone());
+                all.lines.push((line, port));
             } else {
                 all.idle.push(chardev);
             }
@@ -111,6 +122,11 @@ impl Connections {
         self.sink.take()
     }
 
+    /// The character devices of virtio ports.
+    pub fn take_lines(&mut self) -> Lines {
+        std::mem::take(&mut self.line_ends)
+    }
+
     /// What `query-chardev` tells.
     pub fn take_infos(&mut self) -> Vec<Info> {
         std::mem::take(&mut self.infos)
@@ -125,6 +141,9 @@ impl Connections {
     pub fn serve(&mut self, server: &Rc<Server>, machine: &Arc<Machine>) {
         for monitor in self.monitors.drain(..) {
             tokio_uring::spawn(monitor.serve(server.clone()));
+        }
+        for (line, port) in self.lines.drain(..) {
+            tokio_uring::spawn(port.run_line(line));
         }
         if let Some(port) = self.port.take() {
             tokio_uring::spawn(serve_port(port, machine.clone()));

@@ -111,7 +111,11 @@ async fn live(
         let claim = move || described.pidfile.as_deref().map(Pidfile::claim).transpose();
         let pidfile = apart(claim).await??;
         let mut connections = Connections::open(config).await?;
-        let outside = Outside { serial: connections.take_sink(), events: Box::new(report) };
+        let outside = Outside {
+            serial: connections.take_sink(),
+            lines: connections.take_lines(),
+            events: Box::new(report),
+        };
         let described = config.clone();
         let machine = apart(move || Machine::build(&described, outside)).await??;
         Ok::<_, Error>((pidfile, connections, machine))

@@ -16,6 +16,7 @@ pub mod ged;
 pub mod ioapic;
 mod kind;
 pub mod kvmclock;
+mod line;
 pub mod pic;
 pub mod pit;
 pub mod processors;
@@ -28,6 +29,7 @@ pub mod vmcoreinfo;
 
 pub use error::Error;
 pub use kind::{HostCpu, Kind, Misfit, Missing, Pluggable, SectionKind, lacks, only_one};
+pub use line::{Line, LineEnd, Lines};
 pub use sections::{LoadReport, Loading, Sections};
 pub use slots::{Built, Slots};
 

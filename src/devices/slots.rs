@@ -3,7 +3,7 @@
 use super::bus::{Bus, Window};
 use super::clock::VirtualClock;
 use super::fw_cfg::Items;
-use super::{Device, Error, HostCpu, IrqLine};
+use super::{Device, Error, HostCpu, IrqLine, Lines};
 use crate::config::{Config, Properties};
 use crate::kvm::{self, Vm};
 use std::io::Write;
@@ -23,6 +23,8 @@ pub struct Slots<'a> {
     pub clock: &'a Arc<VirtualClock>,
     /// The output of the first serial port; `None` loses it.
     pub console: Option<Box<dyn Write + Send>>,
+    /// What ports are connected to.
+    pub lines: Lines,
     /// I/O ports and memory addresses at which somebody answers.
     pub ports: Bus,
     pub mmio: Bus,
@@ -36,10 +38,11 @@ impl<'a> Slots<'a> {
         vcpus: &'a Arc<Vec<kvm::Shared>>,
         clock: &'a Arc<VirtualClock>,
         console: Option<Box<dyn Write + Send>>,
+        lines: Lines,
     ) -> Slots<'a> {
         let (ports, mmio) = (Bus::default(), Bus::default());
         let items = Arc::new(Mutex::new(Items::new()));
-        Slots { config, vm, vcpus, clock, console, ports, mmio, items }
+        Slots { config, vm, vcpus, clock, console, lines, ports, mmio, items }
     }
 
     /// Puts `device` at the I/O ports from `first` on.

@@ -30,6 +30,8 @@ pub static PARTS: &[&Kind] = &[
     &virtio::BLOCK,
     &virtio::NET,
     &virtio::CONSOLE,
+    &virtio::VIRTCONSOLE,
+    &virtio::VIRTSERIALPORT,
     &virtio::RNG,
     &virtio::BALLOON,
     &global_state::KIND,

@@ -48,7 +48,7 @@ impl Machine {
         let vm = Arc::new(Vm::new(&config.kvm, pit::wanted(config), count, ram)?);
         let vcpus = create_vcpus(&vm, &config.cpu)?.into_iter().map(kvm::Shared::new).collect();
         let (vcpus, clock) = (Arc::new(vcpus), Arc::default());
-        let slots = Slots::new(config, &vm, &vcpus, &clock, outside.serial);
+        let slots = Slots::new(config, &vm, &vcpus, &clock, outside.serial, outside.lines);
         // Devices see processors and chips before anything is done to them.
         let board = Board::new(slots)?;
         vcpus[0].lock().prepare()?;

@@ -39,8 +39,8 @@ pub use crate::kvm::monotonic_ns;
 use crate::arch::x86_64::boot::Images;
 use crate::arch::x86_64::topology::Position;
 use crate::config::Config;
-use crate::devices::Device;
 use crate::devices::clock::VirtualClock;
+use crate::devices::{Device, Lines};
 use crate::kvm::{DirtyLog, Vm};
 use crate::memory::GuestRam;
 use cpus::{Cpus, Threads};
@@ -54,6 +54,8 @@ pub struct Outside {
     /// Where the serial port's output goes. `None` with no serial port, or to lose it. `write` is
     /// called on vCPU threads with one byte at a time, or a few; it should not block for long.
     pub serial: Option<Box<dyn Write + Send>>,
+    /// The other ends of [`Config::lines`]; one that is missing is a line with nobody there.
+    pub lines: Lines,
     /// Called for each event, in order, on whichever thread caused it, while the machine is busy:
     /// it may ask for the run state, but must not stop, start, save or load.
     pub events: Box<dyn Fn(Event) + Send + Sync>,

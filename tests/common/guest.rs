@@ -437,6 +437,87 @@ guest!(
     "jmp 51b",
 );
 
+// Reads from port 0 of the virtio console on the last transport and says it back, each byte with bit
+// 5 changed. Buffers of 64 bytes: input at 0x20c000, output at 0x20d000. Queue 0 is at 0x200000, queue
+// 1 at 0x204000.
+guest!(
+    talker,
+    GUEST_TALKER,
+    GUEST_TALKER_END,
+    "mov esp, 0x300000",
+    "mov esi, 0xfeb00e00",
+    "mov dword ptr [esi + 0x70], 0",
+    "mov dword ptr [esi + 0x70], 3",
+    "cmp dword ptr [esi + 4], 1",
+    "jne 1f",
+    "mov dword ptr [esi + 0x28], 4096",
+    "mov dword ptr [esi + 0x20], 0",
+    "jmp 2f",
+    "1: mov dword ptr [esi + 0x24], 1",
+    "mov dword ptr [esi + 0x20], 1",
+    "mov dword ptr [esi + 0x24], 0",
+    "mov dword ptr [esi + 0x20], 0",
+    "mov dword ptr [esi + 0x70], 11",
+    "2: xor eax, eax",
+    "mov edi, 0x200000",
+    "call 20f",
+    "mov eax, 1",
+    "mov edi, 0x204000",
+    "call 20f",
+    "mov eax, dword ptr [esi + 0x70]",
+    "or eax, 4",
+    "mov dword ptr [esi + 0x70], eax",
+    // The one descriptor of each.
+    "mov dword ptr [0x200000], 0x20c000",
+    "mov dword ptr [0x200008], 64",
+    "mov dword ptr [0x20000c], 2",
+    "mov dword ptr [0x204000], 0x20d000",
+    "mov dword ptr [0x20400c], 0",
+    "xor ebx, ebx",
+    "3: inc ebx",
+    "mov word ptr [0x200082], bx",
+    "mov dword ptr [esi + 0x50], 0",
+    "4: pause",
+    "cmp word ptr [0x201002], bx",
+    "jne 4b",
+    // The length stands in the used ring's entry.
+    "lea eax, [ebx - 1]",
+    "and eax, 7",
+    "mov ecx, dword ptr [0x201008 + eax * 8]",
+    "mov dword ptr [0x204008], ecx",
+    "test ecx, ecx",
+    "jz 3b",
+    "5: dec ecx",
+    "mov al, byte ptr [0x20c000 + ecx]",
+    "xor al, 0x20",
+    "mov byte ptr [0x20d000 + ecx], al",
+    "test ecx, ecx",
+    "jnz 5b",
+    "inc ebp",
+    "mov word ptr [0x204082], bp",
+    "mov dword ptr [esi + 0x50], 1",
+    "6: pause",
+    "cmp word ptr [0x205002], bp",
+    "jne 6b",
+    "jmp 3b",
+    // Gives queue EAX the ring at EDI.
+    "20: mov dword ptr [esi + 0x30], eax",
+    "mov dword ptr [esi + 0x38], 8",
+    "xor ebp, ebp",
+    "cmp dword ptr [esi + 4], 1",
+    "jne 21f",
+    "shr edi, 12",
+    "mov dword ptr [esi + 0x40], edi",
+    "ret",
+    "21: mov dword ptr [esi + 0x80], edi",
+    "add edi, 0x80",
+    "mov dword ptr [esi + 0x90], edi",
+    "add edi, 0xf80",
+    "mov dword ptr [esi + 0xa0], edi",
+    "mov dword ptr [esi + 0x44], 1",
+    "ret",
+);
+
 /// An ELF file with a PVH note that loads `code` at 1 MiB.
 pub fn elf(code: &[u8]) -> Vec<u8> {
     const HEADERS: u64 = 64 + 2 * 56;
@@ -479,6 +560,7 @@ pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Confi
         machine: Default::default(),
         devices: vec![],
         entropy: vec![],
+        lines: vec![],
         kvm: Default::default(),
         cpu: godwit::config::Cpu::cores(cpus),
         memory,
@@ -536,6 +618,7 @@ impl Guest {
         let record = events.clone();
         let outside = Outside {
             serial: Some(Box::new(said.clone())),
+            lines: Default::default(),
             events: Box::new(move |event| record.lock().unwrap().push(event)),
         };
         Guest { machine: Machine::build(config, outside).unwrap(), said, events }

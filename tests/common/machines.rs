@@ -39,7 +39,11 @@ pub fn build(words: &str) -> (Arc<Machine>, Output) {
     let words = words.split_whitespace().map(|word| word.replace('~', " ").into());
     let Ok(Request::Run(config)) = args::parse(words) else { panic!("a sound command line") };
     let output = Output::default();
-    let outside = Outside { serial: Some(Box::new(output.clone())), events: Box::new(|_| {}) };
+    let outside = Outside {
+        serial: Some(Box::new(output.clone())),
+        lines: Default::default(),
+        events: Box::new(|_| {}),
+    };
     (Machine::build(&config, outside).expect("the machine is built"), output)
 }
 

@@ -325,7 +325,11 @@ fn a_missing_device_says_what_to_do() {
     let dir = dir();
     let mut config = config(&dir, &guest::hello(), 16, 1);
     config.kvm.device = "/dev/kvm-that-is-not-there".into();
-    let outside = godwit::machine::Outside { serial: None, events: Box::new(|_| {}) };
+    let outside = godwit::machine::Outside {
+        serial: None,
+        lines: Default::default(),
+        events: Box::new(|_| {}),
+    };
     let Err(e) = godwit::machine::Machine::build(&config, outside) else { panic!("built") };
     assert!(e.to_string().contains("modprobe"), "{e}");
 }

@@ -14,4 +14,5 @@ mod recorded_streams;
 mod reset;
 mod starts;
 mod unfit_hosts;
+mod virtio_console;
 mod virtio_rng;

@@ -99,6 +99,8 @@ pub enum Effect {
     Interrupt,
     /// Something was put into a queue.
     Kick,
+    /// The selected queue has been reset.
+    QueueReset,
 }
 
 impl Registers {
@@ -183,6 +185,13 @@ impl Registers {
                 return Effect::Interrupt;
             }
             at::VIRTIO_MMIO_STATUS => return self.write_status(value as u8),
+            QUEUE_RESET if !self.legacy && value != 0 => {
+                let Some(queue) = queues.get_mut(usize::from(self.queue_sel)) else {
+                    return Effect::Nothing;
+                };
+                queue.reset();
+                return Effect::QueueReset;
+            }
             at::VIRTIO_MMIO_GUEST_PAGE_SIZE if self.legacy => {
                 self.guest_page_shift = value.trailing_zeros() % 32;
             }
@@ -269,7 +278,6 @@ fn write_modern_queue(queue: &mut Queue, offset: u32, value: u32) -> bool {
             queue.place_modern();
             return true;
         }
-        QUEUE_RESET if value != 0 => queue.reset(),
         _ => {}
     }
     false

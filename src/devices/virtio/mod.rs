@@ -5,11 +5,13 @@
 //! | `transport` | a transport with its device: window, lock, interrupt line, and `worker`, its thread |
 //! | `mmio` | the registers, legacy and modern |
 //! | `queue` | a queue, its ring and what is in it, none of it believed |
-//! | `model` | what a kind of device has to bring, each in a file of its own (`rng`) |
+//! | `model` | what a kind of device has to bring, each in a file of its own (`rng`, `console`) |
 //! | `section`, `parts`, `state` | the state in QEMU's layout, and how it is made and taken |
 //!
 //! The first `-device` has the last transport, as in QEMU.
 
+mod console;
+mod element;
 mod mmio;
 mod model;
 mod parts;
@@ -32,7 +34,7 @@ use super::{
 use crate::args::{Key, OptionError, Problem, value};
 use crate::config::{Config, Device, Properties};
 use mmio::{EVENT_IDX, INDIRECT_DESC, QUEUE_NOTIFY, Registers, WINDOW_BYTES, offered};
-use model::Model;
+use model::{Model, Wake};
 use std::sync::Arc;
 
 /// The first transport of the variant without ACPI; transport i interrupts at GSI 5 + i.
@@ -60,7 +62,23 @@ pub const TRANSPORT: Kind = Kind {
 };
 pub const BLOCK: Kind = not_built!(VirtioKind::Block, "virtio-blk-device");
 pub const NET: Kind = not_built!(VirtioKind::Net, "virtio-net-device");
-pub const CONSOLE: Kind = not_built!(VirtioKind::Console, "virtio-serial-device");
+pub const CONSOLE: Kind = Kind {
+    sections: &[section_kind!(VirtioKind::Console, |config, _| {
+        lacks_driver(config, console::CONTROLLER)
+    })],
+    device: Some(Pluggable {
+        driver: console::CONTROLLER,
+        bus: "virtio-mmio-bus",
+        help: "a controller of ports, each a virtconsole or a virtserialport behind it",
+        read: |option, pairs| Ok(Arc::new(console::CONTROLLER_KEYS.fill(option, pairs)?)),
+        properties: || console::CONTROLLER_KEYS.parameters(),
+        refuses: |_| None,
+    }),
+    complete: console::complete,
+    ..Kind::NONE
+};
+pub const VIRTCONSOLE: Kind = port!(console::CONSOLE, "a console on a virtio-serial-device");
+pub const VIRTSERIALPORT: Kind = port!(console::PORT, "a named port on a virtio-serial-device");
 pub const RNG: Kind = Kind {
     sections: &[section_kind!(VirtioKind::Rng, |config, _| lacks_driver(config, rng::DRIVER))],
     device: Some(Pluggable {
@@ -105,6 +123,23 @@ macro_rules! not_built {
 }
 use not_built;
 
+macro_rules! port {
+    ($driver:expr, $help:literal) => {
+        Kind {
+            device: Some(Pluggable {
+                driver: $driver,
+                bus: "virtio-serial-bus",
+                help: $help,
+                read: |option, pairs| Ok(Arc::new(console::PORT_KEYS.fill(option, pairs)?)),
+                properties: || console::PORT_KEYS.parameters(),
+                refuses: |_| None,
+            }),
+            ..Kind::NONE
+        }
+    };
+}
+use port;
+
 fn lacks_driver(config: &Config, driver: &str) -> Option<Misfit> {
     (!config.has_device(driver)).then(|| lacks(&format!("-device {driver} is missing")))
 }
@@ -118,19 +153,46 @@ struct Driver {
     /// The features that it offers beside the transport's.
     features: fn(&dyn Properties) -> u64,
     ring: fn(&dyn Properties) -> RingFeatures,
-    open: fn(&Device, &Config) -> Opened,
+    /// Why it cannot have its part of a section.
+    check: fn(&Device, &Config, &VirtioDevice) -> Result<(), String>,
+    open: fn(&Device, &Slots<'_>) -> Opened,
 }
 
-static DRIVERS: &[Driver] = &[Driver {
-    name: rng::DRIVER,
-    kind: VirtioKind::Rng,
-    features: |_| 0,
-    ring: |properties| properties.downcast_ref().map_or_else(Default::default, rng::Wanted::ring),
-    open: |device, config| {
-        let wanted = device.properties.downcast_ref();
-        Ok(Box::new(rng::open(wanted.unwrap_or(&rng::Wanted::default()), &config.entropy)?))
+static DRIVERS: &[Driver] = &[
+    Driver {
+        name: rng::DRIVER,
+        kind: VirtioKind::Rng,
+        features: |_| 0,
+        ring: |properties| of::<rng::Wanted>(properties).ring(),
+        check: |_, _, _| Ok(()),
+        open: |device, slots| {
+            Ok(Box::new(rng::open(of(&*device.properties), &slots.config.entropy)?))
+        },
     },
-}];
+    Driver {
+        name: console::CONTROLLER,
+        kind: VirtioKind::Console,
+        features: |properties| console::features(of(properties)),
+        ring: |properties| of::<console::Controller>(properties).ring,
+        check: |device, config, part| match part {
+            VirtioDevice::Console(part) => {
+                let ports = console::ports_of(config, device);
+                console::check(of(&*device.properties), &ports, part)
+            }
+            _ => Ok(()),
+        },
+        open: |device, slots| {
+            let ports = console::ports_of(slots.config, device);
+            let controller = of(&*device.properties);
+            Ok(Box::new(console::Console::new(controller, ports, &slots.lines)))
+        },
+    },
+];
+
+/// The properties of a device in the type that its own [`Pluggable::read`] made.
+fn of<T: Properties>(properties: &dyn Properties) -> &T {
+    properties.downcast_ref().expect("a driver's properties are of its type")
+}
 
 /// What a device offers of its rings' features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,6 +293,9 @@ fn missing(config: &Config, sections: &Sections) -> Option<Missing> {
         if let Err((field, why)) = state::check(state, plugged.offered()) {
             return missing(header.name.clone(), format!("{field}: {why}"));
         }
+        if let Err(why) = (plugged.driver.check)(plugged.device, config, &state.device) {
+            return missing(header.name.clone(), why);
+        }
     }
     let lost = here.iter().find(|plugged| !sections.contains(&plugged.section(), 0))?;
     missing(lost.section(), format!("missing; this machine has -device {}", lost.driver.name))
@@ -249,7 +314,7 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     }
     let mut built: Built = Vec::new();
     for plugged in plugged {
-        let model = (plugged.driver.open)(plugged.device, slots.config)?;
+        let model = (plugged.driver.open)(plugged.device, slots)?;
         let registers = Registers::new(legacy, plugged.offered());
         let (ram, irq) = (slots.vm.ram().clone(), slots.irq(plugged.gsi()));
         let transport = Transport::new(plugged.address(), registers, model, ram, irq)?;

@@ -29,14 +29,28 @@ pub trait Model: Send {
     }
 
     /// The guest writes to its configuration space.
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    fn write_config(&mut self, _offset: u64, _data: &[u8], _features: u64) {}
+
+    /// How others wake the transport when something happened outside of the guest.
+    fn connect(&mut self, _wake: Wake) {}
 
     /// The driver starts anew.
     fn reset(&mut self);
 
+    /// The driver takes one queue back: what came from it is forgotten.
+    fn queue_reset(&mut self, _queue: usize) {}
+
     /// Does what there is to be done: the driver is ready, and has put something into a queue, or
     /// what [`Model::waits_for`] named has come. May leave something undone if it is called again.
-    fn serve(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<Next, Fault>;
+    /// `features` are those agreed upon.
+    fn serve(&mut self, ram: &GuestRam, queues: &mut [Queue], features: u64)
+    -> Result<Next, Fault>;
+
+    /// The machine stands still from here on: finishes what is under way, and keeps nothing that
+    /// [`Model::save`] does not carry. [`Model::serve`] begins again.
+    fn quiesce(&mut self, _ram: &GuestRam, _queues: &mut [Queue]) -> Result<(), Fault> {
+        Ok(())
+    }
 
     /// Beside the driver: what it cannot go on without.
     fn waits_for(&self) -> Wait {
@@ -46,8 +60,11 @@ pub trait Model: Send {
     /// Its part of a section.
     fn save(&self) -> VirtioDevice;
 
-    fn load(&mut self, from: &VirtioDevice) -> Result<(), String>;
+    fn load(&mut self, from: &VirtioDevice, ram: &GuestRam) -> Result<(), String>;
 }
+
+/// Wakes a device's worker, from any thread.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What follows a [`Model::serve`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

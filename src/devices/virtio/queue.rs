@@ -69,6 +69,41 @@ impl Chain {
         self.writable.iter().map(|buffer| u64::from(buffer.bytes)).sum()
     }
 
+    pub fn readable_bytes(&self) -> u64 {
+        self.readable.iter().map(|buffer| u64::from(buffer.bytes)).sum()
+    }
+
+    /// Reads into `into` from byte `at` on; returns how much there was.
+    pub fn read(&self, ram: &GuestRam, at: usize, into: &mut [u8]) -> Result<usize, memory::Error> {
+        let (mut skip, mut filled) = (at, 0);
+        for buffer in &self.readable {
+            let bytes = buffer.bytes as usize;
+            if skip >= bytes {
+                skip -= bytes;
+                continue;
+            }
+            let count = (bytes - skip).min(into.len() - filled);
+            if count == 0 {
+                break;
+            }
+            ram.read(buffer.gpa + skip as u64, &mut into[filled..][..count])?;
+            (skip, filled) = (0, filled + count);
+        }
+        Ok(filled)
+    }
+
+    /// In which buffer to be read byte `at` lies, and where in it.
+    pub fn position(&self, at: usize) -> (u32, u64) {
+        let mut rest = at as u64;
+        for (index, buffer) in self.readable.iter().enumerate() {
+            if rest < u64::from(buffer.bytes) {
+                return (index as u32, rest);
+            }
+            rest -= u64::from(buffer.bytes);
+        }
+        (self.readable.len() as u32, 0)
+    }
+
     /// Writes as much of `data` as there is room for, from the beginning; returns how much that was.
     pub fn write(&self, ram: &GuestRam, data: &[u8]) -> Result<u32, memory::Error> {
         let mut rest = data;

@@ -225,7 +225,7 @@ impl Model for Rng {
         self.wait = Wait::default();
     }
 
-    fn serve(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<Next, Fault> {
+    fn serve(&mut self, ram: &GuestRam, queues: &mut [Queue], _: u64) -> Result<Next, Fault> {
         self.wait = Wait::default();
         for _ in 0..CHAINS {
             if !self.fill(ram, &mut queues[0])? {
@@ -244,7 +244,7 @@ impl Model for Rng {
         VirtioDevice::Rng
     }
 
-    fn load(&mut self, _from: &VirtioDevice) -> Result<(), String> {
+    fn load(&mut self, _from: &VirtioDevice, _ram: &GuestRam) -> Result<(), String> {
         self.wait = Wait::default();
         Ok(())
     }

@@ -6,6 +6,7 @@ use super::{
     VirtioExtra, VirtioKind, VirtioMmioHolder, VirtioMmioState, VirtioRingSize, VirtioRingSizes,
     VirtioRings, VirtioState,
 };
+use crate::memory::GuestRam;
 
 /// A field and why it has no place here.
 type Misfit = (&'static str, String);
@@ -47,7 +48,7 @@ pub fn save(state: &State, kind: VirtioKind) -> VirtioState {
 }
 
 /// Fills a transport. Rings are looked at afterwards, when they are taken into use.
-pub fn load(state: &mut State, brought: &VirtioState) -> Result<(), Misfit> {
+pub fn load(state: &mut State, brought: &VirtioState, ram: &GuestRam) -> Result<(), Misfit> {
     let registers = &mut state.registers;
     check(brought, registers.offered)?;
     if brought.queues.len() > state.queues.len() {
@@ -73,7 +74,7 @@ pub fn load(state: &mut State, brought: &VirtioState) -> Result<(), Misfit> {
             queue.load(from, ring);
         }
     }
-    state.model.load(&brought.device).map_err(|why| ("device", why))
+    state.model.load(&brought.device, ram).map_err(|why| ("device", why))
 }
 
 /// Whether a transport that offers these features can have this state.

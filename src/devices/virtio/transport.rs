@@ -39,7 +39,7 @@ pub struct Inner {
     address: u64,
     kind: VirtioKind,
     ram: GuestRam,
-    bell: Bell,
+    bell: Arc<Bell>,
     state: Mutex<State>,
 }
 
@@ -60,7 +60,7 @@ impl Transport {
     pub fn new(
         address: u64,
         registers: Registers,
-        model: Box<dyn Model>,
+        mut model: Box<dyn Model>,
         ram: GuestRam,
         irq: Box<dyn IrqLine>,
     ) -> Result<Transport, Error> {
@@ -68,6 +68,9 @@ impl Transport {
         let queues = model.queue_sizes().into_iter().map(Queue::new).collect();
         let failed =
             |source| Error::Host { what: format!("{} at {address:#x}", kind.what()), source };
+        let bell = Arc::new(Bell::new().map_err(failed)?);
+        let ringer = bell.clone();
+        model.connect(Arc::new(move || ringer.ring()));
         let state = Mutex::new(State {
             registers,
             queues,
@@ -77,7 +80,6 @@ impl Transport {
             running: false,
             complained: false,
         });
-        let bell = Bell::new().map_err(failed)?;
         let inner = Arc::new(Inner { address, kind, ram, bell, state });
         let worker = Worker::start(kind.name(), inner.clone()).map_err(failed)?;
         Ok(Transport { worker, inner })
@@ -144,6 +146,10 @@ impl Inner {
             Effect::Kick => self.bell.ring(),
             Effect::Interrupt => state.update_irq(),
             Effect::Reset => state.reset(),
+            Effect::QueueReset => {
+                let State { registers, model, .. } = state;
+                model.queue_reset(registers.queue_sel.into());
+            }
             Effect::Start => match state.start(&self.ram) {
                 // The driver may have filled its queues before.
                 Ok(()) => self.bell.ring(),
@@ -169,7 +175,13 @@ impl State {
     }
 
     fn serve(&mut self, ram: &GuestRam) -> Result<Next, Fault> {
-        let next = self.model.serve(ram, &mut self.queues)?;
+        let next = self.model.serve(ram, &mut self.queues, self.registers.features)?;
+        self.tell(ram)?;
+        Ok(next)
+    }
+
+    /// Interrupts the guest if it wants to know what was given back.
+    fn tell(&mut self, ram: &GuestRam) -> Result<(), Fault> {
         let on_empty = self.registers.has(NOTIFY_ON_EMPTY);
         for queue in self.queues.iter_mut().filter(|queue| queue.has_news()) {
             if queue.wants_interrupt(ram, on_empty)? {
@@ -177,7 +189,7 @@ impl State {
             }
         }
         self.update_irq();
-        Ok(next)
+        Ok(())
     }
 
     fn update_irq(&mut self) {
@@ -224,7 +236,7 @@ impl Window for Transport {
         let State { registers, queues, model, .. } = &mut *state;
         let effect = match <[u8; 4]>::try_from(data) {
             _ if offset >= CONFIG => {
-                model.write_config(offset - CONFIG, data);
+                model.write_config(offset - CONFIG, data, registers.features);
                 Effect::Nothing
             }
             Ok(word) => registers.write(offset, u32::from_le_bytes(word), queues),
@@ -250,7 +262,13 @@ impl Device for Transport {
 
     /// The worker serves under the lock: who has it afterwards knows that nothing is under way.
     fn quiesce(&self) -> Result<(), Error> {
-        self.inner.lock().running = false;
+        let mut state = self.inner.lock();
+        if std::mem::take(&mut state.running) && state.registers.is_live() {
+            let State { queues, model, .. } = &mut *state;
+            let done = model.quiesce(&self.inner.ram, queues);
+            let told = done.and_then(|()| state.tell(&self.inner.ram));
+            told.unwrap_or_else(|fault| self.inner.complain(&mut state, &fault));
+        }
         Ok(())
     }
 
@@ -272,7 +290,7 @@ impl Device for Transport {
         let Some(brought) = from.sections.get(&name, 0) else { return self.reset() };
         let mut state = self.inner.lock();
         let misfit = |(field, why)| Error::Misfit { section: name.clone(), field, why };
-        state::load(&mut state, brought).map_err(misfit)?;
+        state::load(&mut state, brought, &self.inner.ram).map_err(misfit)?;
         if state.registers.status & DRIVER_OK != 0 && !state.registers.broken {
             let lost = |why| misfit(("virtqueues", why));
             state.start(&self.inner.ram).map_err(|fault| lost(fault.to_string()))?;
