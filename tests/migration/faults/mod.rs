@@ -281,19 +281,18 @@ fn a_link_cut_after_go_leaves_one_guest_or_a_paused_source() {
 
 #[test]
 fn a_silent_target_gives_the_guest_back_before_go_and_not_after() {
-    for at in [At::Setup, At::SwitchOver, At::Device, At::Loaded] {
-        let mut stage = Stage::with_timeout(at, at != At::Setup, 1500);
-        stage.source_keeps_the_guest(&["the target was silent for 1500 ms"]);
+    let before_go = |at| {
+        let mut stage = Stage::with_timeout(at, at != At::Setup, 2000);
+        stage.source_keeps_the_guest(&["the target was silent for 2000 ms"]);
         stage.relay.cut();
         stage.target_is_let_go();
         stage.second_attempt_succeeds();
-    }
-    for at in [At::Go, At::Shut] {
-        let mut stage = Stage::with_timeout(at, true, 1500);
+    };
+    let after_go = |at| {
+        let mut stage = Stage::with_timeout(at, true, 2000);
         stage.source_stays_paused();
-        assert!(
-            stage.source.outcome()["error-desc"].as_str().unwrap().contains("silent for 1500 ms")
-        );
+        let report = stage.source.outcome();
+        assert!(report["error-desc"].as_str().unwrap().contains("silent for 2000 ms"), "{report}");
         match at {
             At::Go => {
                 stage.relay.cut();
@@ -301,7 +300,16 @@ fn a_silent_target_gives_the_guest_back_before_go_and_not_after() {
             }
             _ => stage.target.assert_alive(),
         }
-    }
+    };
+    // Each waits for most of its time: they do it side by side.
+    std::thread::scope(|scope| {
+        for at in [At::Setup, At::SwitchOver, At::Device, At::Loaded] {
+            scope.spawn(move || before_go(at));
+        }
+        for at in [At::Go, At::Shut] {
+            scope.spawn(move || after_go(at));
+        }
+    });
 }
 
 #[test]
