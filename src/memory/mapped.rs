@@ -17,10 +17,15 @@ impl RamBlock {
     /// Maps the memory that is there already, until `stop` is set, and remembers it, for a target
     /// that has time before its guest comes. No memory is added.
     pub fn map_what_is_there(&self, stop: &AtomicBool) {
-        let backing = self.backing();
-        if !backing.is_noted() && backing.is_shared_tmpfs() {
+        if self.has_to_map() {
+            let backing = self.backing();
             backing.note_mapped(map(backing, stop));
         }
+    }
+
+    /// Whether memory can be there that has no page tables: not that of an anonymous block.
+    pub fn has_to_map(&self) -> bool {
+        !self.backing().is_noted() && self.backing().is_shared_tmpfs()
     }
 
     /// Maps the memory that is there already on a thread of its own, which takes only time that

@@ -113,6 +113,9 @@ impl Incoming {
     fn map_until<T>(&self, wait: impl FnOnce() -> T) -> T {
         let stop = AtomicBool::new(false);
         let block = self.guest.ram().main();
+        if !block.has_to_map() {
+            return wait();
+        }
         std::thread::scope(|scope| {
             let mapper = std::thread::Builder::new().name("map".into());
             // Without the thread everything works, only slower.
