@@ -21,6 +21,8 @@ pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -
         .iter()
         // A slip changes the length by one at most.
         .filter(|name| letters.abs_diff(name.chars().count()) <= most(name))
+        // Most names are nothing like it, which is sooner seen than counted.
+        .filter(|name| slips_at_least(&given, name) <= most(name))
         .map(|name| (slips(&given, &name.to_lowercase()), *name))
         .filter(|(slips, name)| *slips <= most(name))
         .filter(|(slips, name)| *slips < name.len())
@@ -41,6 +43,22 @@ const SLIPS_MAX: usize = 3;
 
 fn same_start(a: &str, b: &str) -> usize {
     a.bytes().zip(b.bytes()).take_while(|(a, b)| a == b).count()
+}
+
+/// No fewer slips lie between the two: a letter of the longer one that the other has not is one.
+fn slips_at_least(a: &str, b: &str) -> usize {
+    // All that is not ASCII counts as the same letter.
+    let place = |letter: char| if letter.is_ascii() { letter as usize } else { 0 };
+    let mut spare = [0u32; 128];
+    a.chars().for_each(|letter| spare[place(letter.to_ascii_lowercase())] += 1);
+    let (mut common, mut letters) = (0, 0);
+    for letter in b.chars() {
+        let spare = &mut spare[place(letter.to_ascii_lowercase())];
+        common += usize::from(*spare > 0);
+        *spare = spare.saturating_sub(1);
+        letters += 1;
+    }
+    a.chars().count().max(letters) - common
 }
 
 /// Optimal string alignment distance.
@@ -89,5 +107,15 @@ mod tests {
         assert_eq!(slips("apci", "acpi"), 1);
         assert_eq!(slips("", "abc"), 3);
         assert_eq!(slips("kitten", "sitting"), 3);
+    }
+
+    #[test]
+    fn the_short_look_finds_no_more_slips_than_there_are() {
+        let words = ["", "acpi", "apci", "kitten", "sitting", "Müller", "muller", "aab", "baa"];
+        for (a, b) in words.iter().flat_map(|a| words.map(|b| (*a, b))) {
+            let (a, b) = (a.to_lowercase(), b.to_lowercase());
+            assert!(slips_at_least(&a, &b) <= slips(&a, &b), "{a} {b}");
+        }
+        assert_eq!(slips_at_least("kernel", "append"), 4);
     }
 }
