@@ -9,6 +9,7 @@ mod descriptors;
 mod fake;
 mod objects;
 mod process;
+mod random;
 mod replay;
 mod schema;
 mod threads;
