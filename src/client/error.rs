@@ -14,6 +14,10 @@ pub enum Error {
     WaitsElsewhere(String),
     #[error("this VMM has no {0}; leave it out, or use a newer one")]
     NotThere(&'static str),
+    #[error("{command}: {why}")]
+    Argument { command: String, why: String },
+    #[error("the prompt cannot go on")]
+    Prompt(#[from] rustyline::error::ReadlineError),
     #[error(transparent)]
     Dump(#[from] dump::DumpError),
     #[error(transparent)]

@@ -11,10 +11,12 @@ mod figures;
 pub mod interrupt;
 pub mod migrate;
 mod progress;
+mod prompt;
 pub mod qmp;
 pub mod shell;
 pub mod status;
 mod table;
 mod terminal;
+mod typed;
 
 pub use error::Error;
