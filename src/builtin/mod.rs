@@ -50,32 +50,16 @@
 //! names the page, the byte in it, and both stamps (here: version 7 and 6 of page 0x4d2), and the
 //! guest stops.
 
-#![allow(unsafe_code)] // One place: the assembled bytes are read from between two symbols.
-
+mod code;
 mod parameters;
 
+pub use code::code;
 pub use parameters::{Fill, ParameterError, Parameters, Pattern};
-
-use std::arch::global_asm;
-
-global_asm!(include_str!("guest.S"), options(att_syntax, raw));
 
 /// Where the guest must be loaded, and where it is entered, in 32-bit mode as PVH has it.
 pub const LOAD_ADDRESS: u64 = 0x10_0000;
 /// Guest-physical address of page 0 of the working set.
 pub const SET_ADDRESS: u64 = 0x40_0000;
-
-/// The guest's code and constants, to be placed at [`LOAD_ADDRESS`]. Whole pages.
-pub fn code() -> &'static [u8] {
-    unsafe extern "C" {
-        static godwit_guest_start: u8;
-        static godwit_guest_end: u8;
-    }
-    let (start, end) = (&raw const godwit_guest_start, &raw const godwit_guest_end);
-    // SAFETY: guest.S puts both symbols into one read-only section, the second behind the first,
-    // and the bytes between them are part of this program's image for as long as it runs.
-    unsafe { std::slice::from_raw_parts(start, end.addr() - start.addr()) }
-}
 
 /// The guest as an ELF file with a PVH note, as any VMM that boots PVH kernels takes it.
 ///

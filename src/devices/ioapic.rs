@@ -1,8 +1,12 @@
 //! The I/O APIC in the kernel. (A second one, with `acpi=on`, would be a device of its own.)
 
-use super::{Built, Device, Error, Kind, Loading, SectionKind, Sections, Slots, lacks, only_one};
+use super::device::Device;
+use super::error::Error;
+use super::kind::{Kind, SectionKind, lacks, only_one};
+use super::sections::{Loading, Sections};
+use super::slots::{Built, Slots};
 use crate::args::Key;
-use crate::kvm::Vm;
+use crate::kvm::{self, Vm};
 use crate::vmstate::{Layout, Visitor};
 use kvm_bindings::kvm_ioapic_state;
 use std::sync::Arc;
@@ -78,15 +82,8 @@ fn ioapic(from: &kvm_ioapic_state) -> IoapicState {
         id: from.id as u8,
         ioregsel: from.ioregsel as u8,
         irr: from.irr,
-        redirections: std::array::from_fn(|i| redirection(from, i)),
+        redirections: kvm::redirections(from),
     }
-}
-
-#[expect(unsafe_code, reason = "the binding is a union of a number and the bits in it")]
-fn redirection(from: &kvm_ioapic_state, at: usize) -> u64 {
-    // SAFETY: both fields of the union are eight bytes of plain integers, so that every value is a
-    // number.
-    unsafe { from.redirtbl[at].bits }
 }
 
 /// Puts the stream's I/O APIC over `ioapic`, which holds a fresh one.

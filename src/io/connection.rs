@@ -3,7 +3,7 @@
 //! Unsafe for socket calls that std does not offer.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -134,6 +134,18 @@ impl Connection {
 /// What the kernel holds between two processes on one host. Its own default, 208 KiB, makes the two
 /// take turns ten thousand times per gigabyte. TCP finds its own size.
 const SEND_BUFFER_BYTES: i32 = 4 << 20;
+
+/// A descriptor that the process was started with, by number.
+pub fn inherited(name: &str) -> Option<OwnedFd> {
+    let number = name.parse::<i32>().ok().filter(|number| *number > 2)?;
+    let path = format!("/proc/self/fd/{number}");
+    std::fs::symlink_metadata(path).ok()?;
+    // A copy, so that whoever else knows the number cannot pull the stream away.
+    // SAFETY: fcntl takes integers only and gives out a new descriptor or an error.
+    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
+    // SAFETY: the descriptor is new and belongs to nobody else.
+    (copy >= 0).then(|| unsafe { OwnedFd::from_raw_fd(copy) })
+}
 
 fn medium(fd: &OwnedFd) -> Medium {
     let mut domain: libc::c_int = 0;

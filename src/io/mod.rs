@@ -5,6 +5,7 @@
 //! | [`ring`] | the ring, its waker (cancel and parameter changes reach a blocked transfer through it) |
 //! | [`gather`] | what one vectored send consists of: own bytes and pieces of guest memory, in order |
 //! | [`connection`] | an open stream, and what may be asked of it |
+//! | [`receive`] | a receive left pending |
 //! | `writer`, `reader` | one order per stream: [`SocketWriter`], [`SocketReader`] |
 //! | [`file`](mod@file) | files, pipes and sockets written from registered buffers; positioned reads |
 //! | [`limit`] | the bandwidth limit, a pure calculation |
@@ -28,6 +29,7 @@ pub mod listener;
 pub mod name;
 pub mod program;
 mod reader;
+pub mod receive;
 mod resolve;
 pub mod ring;
 pub mod socket_file;

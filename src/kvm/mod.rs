@@ -21,4 +21,4 @@ pub use dirty::DirtyLog;
 pub use error::Error;
 pub use tsc::TscRates;
 pub use vcpu::{Exit, Shared, Vcpu, monotonic_ns, thread_id};
-pub use vm::{Vm, check};
+pub use vm::{Vm, check, redirections};

@@ -324,3 +324,10 @@ fn open(path: &Path) -> Result<Kvm, Error> {
     let kvm = unsafe { Kvm::from_raw_fd(fd) };
     if kvm.get_api_version() == 12 { Ok(kvm) } else { Err(Error::NotKvm(path.into())) }
 }
+
+/// The redirection table of an I/O APIC, each entry as the number it is for the guest.
+pub fn redirections(ioapic: &kvm_ioapic_state) -> [u64; IOAPIC_PINS as usize] {
+    // SAFETY: both fields of the union are eight bytes of plain integers, so that every value is a
+    // number.
+    ioapic.redirtbl.map(|entry| unsafe { entry.bits })
+}

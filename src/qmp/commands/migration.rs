@@ -1,6 +1,6 @@
 //! Commands that move the guest to another process, and those that wait for one.
 
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use serde_json::{Map, Value as Json, json};
@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json, json};
 use super::channels::{self, Way};
 use super::migration_shapes as shapes;
 use super::{Answer, Call, Command, Run};
+use crate::io::connection::inherited;
 use crate::io::transport::SetFd;
 use crate::io::{Descriptors, OpenError};
 use crate::migrate::capabilities::Capability;
@@ -148,19 +149,6 @@ fn incoming(call: Call<'_>) -> Answer {
     let mut fds = ClientFds { call, inherits: true };
     handle.incoming(&address, exit_on_error, &mut fds).map_err(refused)?;
     Ok(json!({}))
-}
-
-/// A descriptor that the process was started with, by number.
-#[allow(unsafe_code)]
-fn inherited(name: &str) -> Option<OwnedFd> {
-    let number = name.parse::<i32>().ok().filter(|number| *number > 2)?;
-    let path = format!("/proc/self/fd/{number}");
-    std::fs::symlink_metadata(path).ok()?;
-    // A copy, so that whoever else knows the number cannot pull the stream away.
-    // SAFETY: fcntl takes integers only and gives out a new descriptor or an error.
-    let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };
-    // SAFETY: the descriptor is new and belongs to nobody else.
-    (copy >= 0).then(|| unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 fn query(call: Call<'_>) -> Answer {
