@@ -5,6 +5,7 @@
 //! happens on the control plane and does not block. All that a device needs until a client comes is
 //! had when it is open, so that a host that lacks it is found out before the guest starts.
 
+mod error;
 mod line;
 mod output;
 mod port;
@@ -24,28 +25,12 @@ use crate::config::{self, ChardevBackend, SocketRole};
 use crate::io::socket_file::FileId;
 use crate::vmm::ChardevInfo;
 
+pub use error::Error;
 pub use line::PortLine;
 pub use output::Sink;
 pub use port::{Port, bridge};
 pub use socket::{Client, Listener, connect, describe};
 pub use terminal::Terminal;
-
-/// Why a character device could not be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error("character device '{id}': cannot open {}", path.display())]
-    Open { id: String, path: PathBuf, source: io::Error },
-    #[error("character device '{id}': cannot listen on {address}")]
-    Listen { id: String, address: String, source: io::Error },
-    #[error("character device '{id}': cannot connect to {address}")]
-    Connect { id: String, address: String, source: io::Error },
-    #[error("character device '{id}': cannot make a pseudo-terminal")]
-    Pty { id: String, source: io::Error },
-    #[error("character device '{id}': cannot use the standard input and output")]
-    Stdio { id: String, source: io::Error },
-    #[error("character device '{id}': no thread to open it on")]
-    Thread { id: String, source: io::Error },
-}
 
 /// An open character device.
 pub struct Chardev {

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use rustix::net::{AddressFamily, sockopt};
 
-use super::{Error, waited_for};
+use super::error::Error;
+use super::waited_for;
 use crate::aside::aside;
 use crate::config::{IpFamily, SocketAddress};
 use crate::io::socket_file::{self, SocketFile};

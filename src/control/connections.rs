@@ -11,7 +11,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
-use super::Error;
+use super::error::Error;
 use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, PortLine, bridge};
 use crate::config::Config;
 use crate::devices::Lines;

@@ -8,6 +8,7 @@
 mod connections;
 mod daemon;
 mod descriptors;
+mod error;
 mod outputs;
 mod pidfile;
 mod ring;
@@ -21,11 +22,10 @@ use serde_json::{Value as Json, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::aside::aside;
-use crate::chardev;
 use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
 use crate::dump::Dumps;
 use crate::io::Address;
-use crate::machine::{self, ContRefused, Event, Machine, Outside, StopCause};
+use crate::machine::{Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
 use crate::qmp::Server;
@@ -34,42 +34,8 @@ use crate::vmm::Events;
 use crate::vmm::{Exit, Vmm};
 
 use connections::Connections;
+pub use error::Error;
 use pidfile::Pidfile;
-
-/// Why a guest could not be run.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    #[error(transparent)]
-    Descriptors(#[from] descriptors::TooFew),
-    #[error(transparent)]
-    Ring(#[from] ring::Unavailable),
-    #[error("signals cannot be handled")]
-    Signal(#[source] std::io::Error),
-    #[error(transparent)]
-    Chardev(#[from] chardev::Error),
-    #[error("cannot set up the connection of character device '{id}'")]
-    Connection { id: String, source: std::io::Error },
-    #[error("cannot empty the file of a character device")]
-    Empty(#[source] std::io::Error),
-    #[error(transparent)]
-    Machine(#[from] machine::Error),
-    #[error("the guest cannot be started")]
-    Start(#[from] ContRefused),
-    #[error("-incoming: {0}")]
-    Address(crate::qmp::Error),
-    #[error("-incoming: {0}")]
-    Incoming(#[from] migrate::Refused),
-    #[error("cannot start a thread")]
-    Thread(#[source] std::io::Error),
-    #[error("a thread panicked, which is a defect of Godwit")]
-    Panicked,
-    #[error(transparent)]
-    Pidfile(#[from] pidfile::Error),
-    #[error(transparent)]
-    Output(#[from] outputs::Error),
-    #[error(transparent)]
-    Daemon(#[from] daemon::Error),
-}
 
 /// Runs the machine until it ends, and gives out the process's exit status.
 ///

@@ -1,6 +1,6 @@
 //! Address decoding: which device answers at a port or at a guest physical address.
 
-use super::DeviceRequest;
+use super::device::DeviceRequest;
 use std::ops::Range;
 use std::sync::Arc;
 

@@ -1,7 +1,11 @@
 //! QEMU's virtual clock: it stands still while the guest does. Every timer and every load time in a
 //! stream counts on it.
 
-use super::{Built, Device, Error, Kind, Loading, SectionKind, Sections, Slots, only_one};
+use super::device::Device;
+use super::error::Error;
+use super::kind::{Kind, SectionKind, only_one};
+use super::sections::{Loading, Sections};
+use super::slots::{Built, Slots};
 use crate::kvm::monotonic_ns;
 use crate::vmstate::{Layout, Visitor};
 use std::sync::{Mutex, MutexGuard, PoisonError};

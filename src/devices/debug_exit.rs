@@ -6,7 +6,11 @@
 //! none in QEMU's streams.
 
 use super::bus::Window;
-use super::{Built, Device, DeviceRequest, Error, Kind, Loading, Pluggable, Sections, Slots};
+use super::device::{Device, DeviceRequest};
+use super::error::Error;
+use super::kind::{Kind, Pluggable};
+use super::sections::{Loading, Sections};
+use super::slots::{Built, Slots};
 use crate::args::{Key, Keys, value};
 use serde_json::Value as Json;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The ACPI generic event device of `acpi=on`, as streams have it; it is not built yet.
 
-use super::{Kind, SectionKind, lacks};
+use super::kind::{Kind, SectionKind, lacks};
 use crate::vmstate::{Layout, Visitor};
 
 pub const KIND: Kind = Kind {

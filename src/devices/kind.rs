@@ -1,7 +1,8 @@
 //! What is known of a device before there is one.
 
+use super::error::Error;
+use super::sections::Sections;
 use super::slots::{Built, Slots};
-use super::{Error, Sections};
 use crate::arch::x86_64::xsave::XsaveLayout;
 use crate::args::{Key, OptionError, Pair, Parameter};
 use crate::config::{self, Config, Properties, Switches};

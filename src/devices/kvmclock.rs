@@ -1,6 +1,10 @@
 //! kvmclock, the guest's paravirtual clock: KVM keeps it running, this stops it with the guest.
 
-use super::{Built, Device, Error, Kind, Loading, SectionKind, Sections, Slots, only_one};
+use super::device::Device;
+use super::error::Error;
+use super::kind::{Kind, SectionKind, only_one};
+use super::sections::{Loading, Sections};
+use super::slots::{Built, Slots};
 use crate::arch::x86_64::cpu::CpuState;
 use crate::kvm::{self, Vm};
 use crate::vmstate::{Layout, Visitor};

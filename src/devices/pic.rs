@@ -1,6 +1,10 @@
 //! The pair of 8259 interrupt controllers in the kernel. It is always there; `pic=off` hides it.
 
-use super::{Built, Device, Error, Kind, Loading, SectionKind, Sections, Slots, lacks, only_one};
+use super::device::Device;
+use super::error::Error;
+use super::kind::{Kind, SectionKind, lacks, only_one};
+use super::sections::{Loading, Sections};
+use super::slots::{Built, Slots};
 use crate::args::{Key, value};
 use crate::config::Config;
 use crate::kvm::Vm;

@@ -2,10 +2,11 @@
 //! QEMU makes of it.
 
 use super::clock::VirtualClock;
-use super::{
-    Built, Device, Error, HostCpu, Kind, Loading, Misfit, Missing, SectionKind, Sections, Slots,
-    only_one,
-};
+use super::device::Device;
+use super::error::Error;
+use super::kind::{HostCpu, Kind, Misfit, Missing, SectionKind, only_one};
+use super::sections::{Loading, Sections};
+use super::slots::{Built, Slots};
 use crate::arch::x86_64::cpu::{CpuCommonState, CpuState, TprOptState};
 use crate::arch::x86_64::lapic::{self, ApicState};
 use crate::arch::x86_64::registers;

@@ -1,6 +1,6 @@
 //! The MC146818 real-time clock, as streams have it; it is not built yet.
 
-use super::{Kind, SectionKind, lacks};
+use super::kind::{Kind, SectionKind, lacks};
 use crate::args::Key;
 use crate::vmstate::{Layout, Visitor};
 

@@ -2,8 +2,11 @@
 
 use super::bus::{Bus, Window};
 use super::clock::VirtualClock;
+use super::device::{Device, IrqLine};
+use super::error::Error;
 use super::fw_cfg::Items;
-use super::{Device, Error, HostCpu, IrqLine, Lines};
+use super::kind::HostCpu;
+use super::line::Lines;
 use crate::config::{Config, Properties};
 use crate::kvm::{self, Vm};
 use std::io::Write;

@@ -11,10 +11,12 @@
 //! (docs/specs/vmcoreinfo of QEMU.) The guest writes all 16 bytes at once; whatever else it writes
 //! takes back what it said before.
 
+use super::device::Device;
+use super::error::Error;
 use super::fw_cfg::Writable;
-use super::{
-    Built, Device, Error, Kind, Loading, Pluggable, SectionKind, Sections, Slots, lacks, only_one,
-};
+use super::kind::{Kind, Pluggable, SectionKind, lacks, only_one};
+use super::sections::{Loading, Sections};
+use super::slots::{Built, Slots};
 use crate::args::Keys;
 use crate::vmstate::{Layout, Visitor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,6 +1,7 @@
 //! Commands on the main channel: `08`, be16 command, be16 length, data.
 
-use super::{Cursor, Error, Problem, put_pstr};
+use super::cursor::{Cursor, put_pstr};
+use super::error::{Error, Problem};
 
 /// A command, decoded.
 #[derive(Debug, Clone, PartialEq, Eq)]

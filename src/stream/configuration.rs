@@ -1,6 +1,8 @@
 //! The section at the start of a stream that says which machine it came from.
 
-use super::{Configuration, Cursor, Problem};
+use super::Configuration;
+use super::cursor::Cursor;
+use super::error::Problem;
 
 const MACHINE_NAME_BYTES_MAX: usize = 255;
 const CAPABILITIES_MAX: u32 = 64;

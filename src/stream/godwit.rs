@@ -46,7 +46,9 @@
 //! the target was told). From Go on the source never resumes by itself; before it, closing the
 //! connection means that the target never runs.
 
-use super::{Command, Cursor, Error, Problem};
+use super::Command;
+use super::cursor::Cursor;
+use super::error::{Error, Problem};
 
 /// The value of the PING that asks.
 pub const PING: u32 = 0x4757_5431;

@@ -9,7 +9,9 @@
 //! in order at the next multiple of 1 MiB. A page whose bit is 0 is zero, whatever the file holds
 //! there. Offsets count from the start of the file.
 
-use super::{Cursor, Error, PAGE_BYTES, Problem};
+use super::cursor::Cursor;
+use super::error::{Error, Problem};
+use super::limits::PAGE_BYTES;
 
 /// Pages begin at a multiple of this in files written by QEMU and by us; a reader asks only for
 /// whole pages.

@@ -10,7 +10,9 @@
 //! Data: the normal pages in order of their offsets; plain, or one endless zlib or zstd stream per
 //! channel, flushed at each packet and never restarted.
 
-use super::{Cursor, Error, PAGE_BYTES, Problem};
+use super::cursor::Cursor;
+use super::error::{Error, Problem};
+use super::limits::PAGE_BYTES;
 
 pub const MAGIC: u32 = 0x1122_3344;
 pub const HELLO_BYTES: usize = 64;

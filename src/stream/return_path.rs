@@ -11,7 +11,8 @@
 //! | 6 | RESUME_ACK | be32 1 |
 //! | 7 | SWITCHOVER_ACK | – |
 
-use super::{Cursor, Error, Problem, Step, put_pstr};
+use super::cursor::{Cursor, Step, put_pstr};
+use super::error::{Error, Problem};
 
 /// The longest counted data of a message.
 pub const DATA_BYTES_MAX: usize = 512;

@@ -1,6 +1,8 @@
 //! Writing the outer framing: header, configuration, sections, end.
 
-use super::{Command, MAGIC, VERSION, put_pstr};
+use super::Command;
+use super::cursor::put_pstr;
+use super::limits::{MAGIC, VERSION};
 
 /// What opens a stream: which machine it is for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

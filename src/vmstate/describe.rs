@@ -1,7 +1,8 @@
 //! The description: JSON text at the end of a stream that tells each section's fields, names and
 //! sizes.
 
-use super::{Layout, Scalar, Section, Visitor, write};
+use super::layout::{Layout, Scalar, Visitor};
+use super::{Section, write};
 use crate::stream::{PAGE_BYTES, Problem};
 use std::convert::Infallible;
 use std::fmt::Write;

@@ -1,6 +1,6 @@
 //! Filling a section from its bytes.
 
-use super::{Layout, Scalar, Visitor};
+use super::layout::{Layout, Scalar, Visitor};
 use crate::stream::{Error, Problem, SectionHeader};
 
 /// Why reading stopped.

@@ -1,6 +1,7 @@
 //! A struct that is a whole section, whatever its type.
 
-use super::{Layout, Row, Stop};
+use super::layout::Layout;
+use super::{Row, Stop};
 use crate::stream::{Problem, SectionHeader};
 use std::any::Any;
 use std::fmt::Debug;

@@ -1,6 +1,7 @@
 //! A section as a list of names and values, for people.
 
-use super::{Layout, Scalar, Visitor, write};
+use super::layout::{Layout, Scalar, Visitor};
+use super::write;
 use crate::stream::Problem;
 use std::convert::Infallible;
 

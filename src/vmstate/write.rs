@@ -1,6 +1,6 @@
 //! Making a section's bytes.
 
-use super::{Layout, Scalar, Visitor};
+use super::layout::{Layout, Scalar, Visitor};
 use crate::stream::{Problem, put_pstr};
 use std::convert::Infallible;
 

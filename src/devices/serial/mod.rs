@@ -7,11 +7,14 @@
 //! Our own, because `vm_superio::Serial` cannot hold all that QEMU's `serial` section carries (FIFO
 //! control, trigger level, owed interrupts).
 
+mod registers;
 mod section;
 
 pub use section::{
     FifoTimeout, RecvFifo, SerialFifo, SerialPoll, SerialState, SerialTsr, SerialUart, XmitFifo,
 };
+
+pub use registers::Registers;
 
 use super::bus::Window;
 use super::{
@@ -20,6 +23,12 @@ use super::{
 };
 use crate::args::{Key, value};
 use crate::config::Config;
+use registers::{
+    FCR_CLEAR_RECEIVED, FCR_CLEAR_SENT, FCR_ENABLE, FCR_KEPT, FIFO_BYTES, IER_EMPTY, IER_LINE,
+    IER_MODEM, IER_RECEIVED, IIR_EMPTY, IIR_FIFO, IIR_ID, IIR_LINE, IIR_NONE, IIR_RECEIVED,
+    IIR_TIMEOUT, LCR_DIVISOR, LSR_BREAK, LSR_EMPTY, LSR_ERRORS, LSR_IDLE, LSR_OVERRUN, LSR_READY,
+    MCR_LOOP, MSR_CHANGES,
+};
 use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -64,87 +73,6 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let port = Arc::new(Serial::new(slots.irq(IRQ), sink));
     slots.port_window(PORT, PORTS, port.clone())?;
     Ok(vec![port])
-}
-
-const FIFO_BYTES: usize = 16;
-
-/// Interrupt enable.
-const IER_RECEIVED: u8 = 1;
-const IER_EMPTY: u8 = 2;
-const IER_LINE: u8 = 4;
-const IER_MODEM: u8 = 8;
-/// Interrupt identification.
-const IIR_NONE: u8 = 0x01;
-const IIR_EMPTY: u8 = 0x02;
-const IIR_RECEIVED: u8 = 0x04;
-const IIR_LINE: u8 = 0x06;
-const IIR_TIMEOUT: u8 = 0x0c;
-const IIR_ID: u8 = 0x0f;
-const IIR_FIFO: u8 = 0xc0;
-/// FIFO control.
-const FCR_ENABLE: u8 = 0x01;
-const FCR_CLEAR_RECEIVED: u8 = 0x02;
-const FCR_CLEAR_SENT: u8 = 0x04;
-/// Bits that stay: enable, DMA mode, trigger level.
-const FCR_KEPT: u8 = 0xc9;
-const LCR_DIVISOR: u8 = 0x80;
-const MCR_OUT2: u8 = 0x08;
-const MCR_LOOP: u8 = 0x10;
-/// Line status.
-const LSR_READY: u8 = 0x01;
-const LSR_OVERRUN: u8 = 0x02;
-const LSR_BREAK: u8 = 0x10;
-const LSR_ERRORS: u8 = 0x1e;
-const LSR_EMPTY: u8 = 0x20;
-const LSR_IDLE: u8 = 0x40;
-/// Modem status: carrier, data set ready, clear to send; and the bits that say what changed.
-const MSR_CONNECTED: u8 = 0xb0;
-const MSR_CHANGES: u8 = 0x0f;
-
-/// All registers of the port, in the terms of QEMU's `serial` section.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registers {
-    pub divider: u16,
-    pub rbr: u8,
-    pub ier: u8,
-    pub iir: u8,
-    pub lcr: u8,
-    pub mcr: u8,
-    pub lsr: u8,
-    pub msr: u8,
-    pub scr: u8,
-    pub fcr: u8,
-    /// A "transmitter empty" interrupt is owed.
-    pub thr_ipending: bool,
-    /// A "character timeout" interrupt is owed.
-    pub timeout_ipending: bool,
-    /// Bytes received and not yet read, oldest first; at most 16.
-    pub recv_fifo: Vec<u8>,
-    /// Bytes the guest wrote and that did not leave yet, oldest first; at most 16. Always empty
-    /// here, sent at once when a stream brings some.
-    pub xmit_fifo: Vec<u8>,
-}
-
-/// After reset. 12 is 9600 baud; nobody waits for it.
-impl Default for Registers {
-    fn default() -> Registers {
-        Registers {
-            divider: 12,
-            rbr: 0,
-            ier: 0,
-            iir: IIR_NONE,
-            lcr: 0,
-            mcr: MCR_OUT2,
-            lsr: LSR_EMPTY | LSR_IDLE,
-            msr: MSR_CONNECTED,
-            scr: 0,
-            fcr: 0,
-            thr_ipending: false,
-            timeout_ipending: false,
-            recv_fifo: Vec::new(),
-            xmit_fifo: Vec::new(),
-        }
-    }
 }
 
 type Wake = Box<dyn Fn() + Send + Sync>;
@@ -273,24 +201,6 @@ impl Window for Serial {
             }
         }
         data.chunks_exact(size).find_map(|piece| self.write(offset, piece))
-    }
-}
-
-impl Registers {
-    fn fifo(&self) -> bool {
-        self.fcr & FCR_ENABLE != 0
-    }
-
-    /// Received bytes that raise the interrupt.
-    fn trigger(&self) -> usize {
-        if !self.fifo() {
-            return 1;
-        }
-        [1, 4, 8, 14][usize::from(self.fcr >> 6)]
-    }
-
-    fn wants_irq(&self) -> bool {
-        self.iir & IIR_NONE == 0
     }
 }
 

@@ -1,6 +1,6 @@
 //! The port as streams have it.
 
-use super::{FIFO_BYTES, IER_EMPTY, IIR_EMPTY, Registers};
+use super::registers::{FIFO_BYTES, IER_EMPTY, IIR_EMPTY, Registers};
 use crate::vmstate::{Layout, Visitor};
 
 /// The bits of the interrupt identification that this section's rule looks at.

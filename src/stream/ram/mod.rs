@@ -24,7 +24,7 @@ mod writer;
 pub use parser::RamParser;
 pub use writer::RamWriter;
 
-use super::PAGE_BYTES;
+use super::limits::PAGE_BYTES;
 use super::mapped::MappedHeader;
 
 pub const FLAG_ZERO: u64 = 0x002;

@@ -4,8 +4,10 @@ use super::{
     FLAG_CONTINUE, FLAG_EOS, FLAG_MEM_SIZE, FLAG_MULTIFD_FLUSH, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO,
     FLAGS, ListedBlock, PageAt, RamRules, Record,
 };
+use crate::stream::cursor::{Cursor, Step};
+use crate::stream::error::{Error, Problem};
+use crate::stream::limits::{BLOCKS_MAX, PAGE_BYTES};
 use crate::stream::mapped::MappedHeader;
-use crate::stream::{BLOCKS_MAX, Cursor, Error, PAGE_BYTES, Problem, Step};
 
 const FLAG_PAGE_AGAIN: u64 = FLAG_PAGE | FLAG_CONTINUE;
 const FLAG_ZERO_AGAIN: u64 = FLAG_ZERO | FLAG_CONTINUE;

@@ -1,7 +1,8 @@
 //! Records, written and read back; damage refused.
 
 use super::*;
-use crate::stream::{Error, Step, put_pstr};
+use crate::stream::cursor::{Step, put_pstr};
+use crate::stream::error::Error;
 
 fn sample() -> Vec<u8> {
     let mut out = Vec::new();

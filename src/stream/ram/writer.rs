@@ -4,7 +4,8 @@ use super::{
     FLAG_CONTINUE, FLAG_EOS, FLAG_MEM_SIZE, FLAG_MULTIFD_FLUSH, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO,
     FLAGS,
 };
-use crate::stream::{PAGE_BYTES, put_pstr};
+use crate::stream::cursor::put_pstr;
+use crate::stream::limits::PAGE_BYTES;
 
 /// Appends the records of one channel; remembers the block named last, so that it is named only
 /// when it changes.

@@ -1,9 +1,12 @@
 //! Commands: QEMU's, the package that one of them carries, and Godwit's frames.
 
 use super::{Item, Layouts, Reader, State};
+use crate::stream::Command;
+use crate::stream::cursor::{Cursor, Step};
+use crate::stream::error::{Error, Problem};
 use crate::stream::godwit::{self, Frame};
+use crate::stream::limits::{PACKAGE_BYTES_MAX, PAGE_BYTES};
 use crate::stream::ram::PageAt;
-use crate::stream::{Command, Cursor, Error, PACKAGE_BYTES_MAX, PAGE_BYTES, Problem, Step};
 
 impl<L: Layouts> Reader<L> {
     pub(super) fn command<'a>(&mut self, mut cursor: Cursor<'a>) -> Result<Step<Item<'a>>, Error> {

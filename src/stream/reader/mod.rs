@@ -17,9 +17,11 @@ mod tests;
 
 pub use sections::RAM_VERSION;
 
+use super::cursor::Step;
+use super::error::{Error, Problem};
 use super::godwit::Frame;
 use super::ram::{ListedBlock, PageAt, RamParser, RamRules, Record};
-use super::{Command, Configuration, Error, Problem, SectionHeader, SectionKind, Step};
+use super::{Command, Configuration, SectionHeader, SectionKind};
 use std::collections::HashMap;
 use std::sync::Arc;
 

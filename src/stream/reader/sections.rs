@@ -2,10 +2,11 @@
 
 use super::{Extent, Item, Layouts, Reader, State};
 use crate::stream::configuration::configuration;
+use crate::stream::cursor::{Cursor, Step};
+use crate::stream::error::{Error, Problem};
+use crate::stream::limits::{MAGIC, PAYLOAD_BYTES_MAX, VERSION};
 use crate::stream::ram::RamParser;
-use crate::stream::{
-    Cursor, Error, MAGIC, PAYLOAD_BYTES_MAX, Problem, SectionHeader, SectionKind, Step, VERSION,
-};
+use crate::stream::{SectionHeader, SectionKind};
 use std::sync::Arc;
 
 /// The only version of section `ram`.

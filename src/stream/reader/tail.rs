@@ -1,8 +1,10 @@
 //! What stands behind the states: the description, and GO.
 
 use super::{Item, Layouts, Reader, State};
+use crate::stream::cursor::{Cursor, Step};
+use crate::stream::error::{Error, Problem};
 use crate::stream::godwit::{self, Frame};
-use crate::stream::{Cursor, DESCRIPTION_BYTES_MAX, Error, Problem, Step};
+use crate::stream::limits::DESCRIPTION_BYTES_MAX;
 
 impl<L: Layouts> Reader<L> {
     pub(super) fn tail<'a>(&mut self, input: &'a [u8]) -> Result<Step<Item<'a>>, Error> {

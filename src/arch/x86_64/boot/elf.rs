@@ -3,7 +3,9 @@
 //! Our own, because linux-loader's reads no 32-bit images, and does not clear what the file leaves
 //! out (`.bss`), which a reset needs: RAM is not fresh then.
 
-use super::{BootError, HIGH_MEMORY, Image, Room, copy, no_room, put, read_at, seek};
+use super::error::BootError;
+use super::places::HIGH_MEMORY;
+use super::room::{Image, Room, copy, no_room, put, read_at, seek};
 use crate::memory::PAGE_BYTES;
 use std::path::Path;
 

@@ -1,11 +1,12 @@
 //! Linux' own 64-bit boot protocol (Documentation/arch/x86/boot.rst), for bzImages and for a
 //! `vmlinux` without PVH.
 
-use super::{
-    BootError, CMDLINE, CMDLINE_BYTES_MAX, Entry, GDT, HIGH_MEMORY, Image, Initrd, PAGE_TABLES,
-    Room, ZERO_PAGE, bytes_of, copy, load_initrd, memory_map, put, read_at, registers, seek,
-    write_common,
-};
+use super::common::{Initrd, load_initrd, write_common};
+use super::error::BootError;
+use super::places::{CMDLINE, CMDLINE_BYTES_MAX, GDT, HIGH_MEMORY, PAGE_TABLES, ZERO_PAGE};
+use super::registers::Entry;
+use super::room::{Image, Room, bytes_of, copy, put, read_at, seek};
+use super::{memory_map, registers};
 use crate::config::{Boot, Cpu};
 use std::path::Path;
 

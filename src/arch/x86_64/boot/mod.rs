@@ -12,39 +12,29 @@
 //! | 0x100000 | kernel |
 //! | top, below 2 GiB | initrd |
 
+mod common;
 mod elf;
 mod error;
 mod linux;
 mod memory_map;
 mod mptable;
+mod places;
 mod pvh;
 mod registers;
+mod room;
 
 pub use error::BootError;
 pub use memory_map::e820_file;
 pub use registers::Entry;
 
 use crate::config::{Boot, Cpu, Kernel};
-use crate::memory::{self, GuestRam, PAGE_BYTES, Region, layout};
+use crate::memory::{GuestRam, layout};
+use common::Initrd;
+use places::CMDLINE_BYTES_MAX;
+use room::{Image, Room, seek};
 use std::fs::File;
-use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::io::Cursor;
 use std::path::Path;
-use vm_memory::{Bytes, GuestAddress, ReadVolatile};
-
-const PVH_INFO: u64 = 0x6000;
-const ZERO_PAGE: u64 = 0x7000;
-const PAGE_TABLES: u64 = 0x9000;
-const GDT: u64 = 0x500;
-const CMDLINE: u64 = 0x2_0000;
-const CMDLINE_BYTES_MAX: usize = 0x1_0000;
-/// Kernels and initrds stay out of the first MiB.
-const HIGH_MEMORY: u64 = 0x10_0000;
-/// Linux finds an initrd anywhere below this, whatever its bootloader was told.
-const INITRD_END_MAX: u64 = 2 << 30;
-
-/// A kernel image: a file, or bytes in memory.
-trait Image: Read + ReadVolatile + Seek {}
-impl<T: Read + ReadVolatile + Seek> Image for T {}
 
 /// What the guest starts from, open for as long as the machine lives: a reset needs it again, and
 /// must not fail because a file was removed or replaced, or because no descriptor is left.
@@ -98,33 +88,6 @@ fn open(path: &Path) -> Result<File, BootError> {
     }
 }
 
-/// An initrd's name and its open file.
-type Initrd<'a> = Option<(&'a Path, &'a mut File)>;
-
-/// Guest RAM that is written, or, without any, only measured.
-struct Room<'a> {
-    ram: Option<&'a GuestRam>,
-    regions: Vec<Region>,
-}
-
-impl Room<'_> {
-    fn bytes(&self) -> u64 {
-        self.regions.iter().map(|region| region.bytes).sum()
-    }
-
-    /// Bytes of RAM below the hole at 4 GiB.
-    fn low_bytes(&self) -> u64 {
-        self.regions[0].bytes
-    }
-
-    /// Whether the range lies in one region.
-    fn holds(&self, gpa: u64, bytes: u64) -> bool {
-        let around = |r: &&Region| (r.gpa..r.gpa + r.bytes).contains(&gpa);
-        let end = self.regions.iter().find(around).map_or(0, |r| r.gpa + r.bytes);
-        gpa.checked_add(bytes).is_some_and(|needed| needed <= end)
-    }
-}
-
 fn load_image(
     boot: &Boot,
     initrd: Initrd<'_>,
@@ -150,101 +113,4 @@ fn load_image(
         }
         None => Err(BootError::NoPvhNote(path.into())),
     }
-}
-
-/// The parts every protocol has: command line and MP table.
-fn write_common(boot: &Boot, ram: &Room<'_>, cpus: &Cpu) -> Result<(), BootError> {
-    put(ram, CMDLINE, &[boot.cmdline.as_bytes(), b"\0"].concat())?;
-    let table = mptable::build(cpus);
-    let start = memory_map::low_end(cpus.count.into());
-    put(ram, start, &mptable::at(start, &table))?;
-    // BIOS data area: where the EBDA starts, and how many KiB of RAM end there.
-    put(ram, 0x40e, &((start >> 4) as u16).to_le_bytes())?;
-    put(ram, 0x413, &((start >> 10) as u16).to_le_bytes())
-}
-
-/// Reads the initrd to the highest place that suits; returns (address, bytes), zeros without one.
-fn load_initrd(
-    initrd: Initrd<'_>,
-    ram: &Room<'_>,
-    end_max: u64,
-    kernel_end: u64,
-) -> Result<(u64, u64), BootError> {
-    let Some((path, file)) = initrd else { return Ok((0, 0)) };
-    let bytes = bytes_of(file, path)?;
-    seek(file, path, 0)?;
-    let top = ram.low_bytes().min(end_max).min(INITRD_END_MAX);
-    let start = top.saturating_sub(bytes) & !0xfff;
-    if start < kernel_end.max(HIGH_MEMORY) {
-        let needs = kernel_end.max(HIGH_MEMORY) + bytes;
-        return Err(BootError::NoRoom { what: path.into(), needs, has: ram.bytes() });
-    }
-    copy(ram, path, file, start, bytes)?;
-    Ok((start, bytes))
-}
-
-/// Copies `bytes` from where `image` stands.
-fn copy(
-    ram: &Room<'_>,
-    path: &Path,
-    image: &mut impl Image,
-    gpa: u64,
-    bytes: u64,
-) -> Result<(), BootError> {
-    if !ram.holds(gpa, bytes) {
-        return Err(no_room(ram, path, gpa, bytes));
-    }
-    let Some(ram) = ram.ram else {
-        let at = image.stream_position().map_err(|source| unreadable(path, source))?;
-        return match bytes_of(image, path)?.checked_sub(at) {
-            Some(left) if left >= bytes => Ok(()),
-            _ => Err(BootError::Damaged { path: path.into(), what: "its end" }),
-        };
-    };
-    let _leave = ram.ask_to_write(gpa, bytes);
-    // Memory that is missing is told by name here; reading into it would only fail.
-    if let Some(offset) = ram.main().offset(gpa).filter(|_| bytes > 0) {
-        let pages = offset / PAGE_BYTES * PAGE_BYTES..(offset + bytes).next_multiple_of(PAGE_BYTES);
-        ram.main().populate(pages)?;
-    }
-    let done = ram.mem().read_exact_volatile_from(GuestAddress(gpa), image, bytes as usize);
-    done.map_err(|e| unreadable(path, std::io::Error::other(e.to_string())))
-}
-
-fn put(ram: &Room<'_>, gpa: u64, bytes: &[u8]) -> Result<(), BootError> {
-    let what = "the boot information".as_ref();
-    let no_room = || no_room(ram, what, gpa, bytes.len() as u64);
-    let Some(guest) = ram.ram else {
-        return ram.holds(gpa, bytes.len() as u64).then_some(()).ok_or_else(no_room);
-    };
-    guest.write(gpa, bytes).map_err(|error| match error {
-        memory::Error::Address { .. } => no_room(),
-        missing => missing.into(),
-    })
-}
-
-fn no_room(ram: &Room<'_>, what: &Path, gpa: u64, bytes: u64) -> BootError {
-    BootError::NoRoom { what: what.into(), needs: gpa.saturating_add(bytes), has: ram.bytes() }
-}
-
-fn bytes_of(image: &mut impl Image, path: &Path) -> Result<u64, BootError> {
-    image.seek(SeekFrom::End(0)).map_err(|source| unreadable(path, source))
-}
-
-fn seek(image: &mut impl Image, path: &Path, offset: u64) -> Result<(), BootError> {
-    image.seek(SeekFrom::Start(offset)).map(drop).map_err(|source| unreadable(path, source))
-}
-
-fn read_at(
-    image: &mut impl Image,
-    path: &Path,
-    offset: u64,
-    buf: &mut [u8],
-) -> Result<(), BootError> {
-    seek(image, path, offset)?;
-    image.read_exact(buf).map_err(|source| unreadable(path, source))
-}
-
-fn unreadable(path: &Path, source: std::io::Error) -> BootError {
-    BootError::Read { path: path.into(), source }
 }

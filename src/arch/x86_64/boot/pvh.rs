@@ -1,9 +1,12 @@
 //! The PVH boot protocol (xen/interface/hvm/start_info.h): 32-bit protected mode, EBX points to the
 //! start info.
 
-use super::{
-    BootError, CMDLINE, Entry, Initrd, PVH_INFO, Room, load_initrd, memory_map, put, write_common,
-};
+use super::common::{Initrd, load_initrd, write_common};
+use super::error::BootError;
+use super::memory_map;
+use super::places::{CMDLINE, PVH_INFO};
+use super::registers::Entry;
+use super::room::{Room, put};
 use crate::config::{Boot, Cpu};
 
 const MAGIC: u32 = 0x336e_c578;

@@ -1,6 +1,6 @@
 //! Registers of the first vCPU at the kernel's entry.
 
-use super::{GDT, PAGE_TABLES};
+use super::places::{GDT, PAGE_TABLES};
 use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
 /// Where and how the first vCPU starts.

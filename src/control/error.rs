@@ -1,0 +1,39 @@
+//! Why a guest could not be run.
+
+use super::{daemon, descriptors, outputs, pidfile, ring};
+use crate::machine::{self, ContRefused};
+use crate::{chardev, migrate, qmp};
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Descriptors(#[from] descriptors::TooFew),
+    #[error(transparent)]
+    Ring(#[from] ring::Unavailable),
+    #[error("signals cannot be handled")]
+    Signal(#[source] std::io::Error),
+    #[error(transparent)]
+    Chardev(#[from] chardev::Error),
+    #[error("cannot set up the connection of character device '{id}'")]
+    Connection { id: String, source: std::io::Error },
+    #[error("cannot empty the file of a character device")]
+    Empty(#[source] std::io::Error),
+    #[error(transparent)]
+    Machine(#[from] machine::Error),
+    #[error("the guest cannot be started")]
+    Start(#[from] ContRefused),
+    #[error("-incoming: {0}")]
+    Address(qmp::Error),
+    #[error("-incoming: {0}")]
+    Incoming(#[from] migrate::Refused),
+    #[error("cannot start a thread")]
+    Thread(#[source] std::io::Error),
+    #[error("a thread panicked, which is a defect of Godwit")]
+    Panicked,
+    #[error(transparent)]
+    Pidfile(#[from] pidfile::Error),
+    #[error(transparent)]
+    Output(#[from] outputs::Error),
+    #[error(transparent)]
+    Daemon(#[from] daemon::Error),
+}
