@@ -6,6 +6,7 @@ use crate::config::{Entropy, EntropySource, Memory, MemoryBackend};
 use crate::devices::{Device as _, IrqLine, Loading};
 use crate::kvm::state::ForeignTsc;
 use crate::memory::{GuestRam, PageSet};
+use proptest::prelude::*;
 use std::io::Write;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -82,7 +83,7 @@ impl Rig {
     /// Agrees on `features`, gives the device queue 0 and is ready.
     fn start(&mut self, features: u64) {
         self.added = 0;
-        for at in [AVAIL, USED] {
+        for at in [self.avail(), self.used()] {
             self.ram.write(at, &[0; 256]).unwrap();
         }
         self.write(0x70, 0);
@@ -504,6 +505,64 @@ fn a_state_that_does_not_fit_is_refused() {
         assert!(text.contains(word) && text.contains(NAME), "{text}");
     }
     assert_eq!(rig.status() & DRIVER_OK, DRIVER_OK);
+}
+
+/// What a driver without sense does, a step at a time.
+#[derive(Clone, Debug)]
+enum Step {
+    Register(u64, u32),
+    Memory(u64, [u8; 16]),
+    Kick,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    // Values that mean something to some register, or nothing to any.
+    let value = prop_oneof![0u32..16, Just(0x10), Just(0x101), Just(!0), any::<u32>()];
+    let register = prop_oneof![0u64..0x120, (0u64..0x40).prop_map(|index| 4 * index)];
+    // Descriptors and rings, small numbers and places in memory among them.
+    let word = prop_oneof![0u32..9, Just(0x1_0000), Just(0x2_0000), Just(0x3f_fffc), any::<u32>()];
+    let words = [word.clone(), word.clone(), word.clone(), word];
+    let bytes = words.prop_map(|words| {
+        let mut bytes = words.into_iter().flat_map(u32::to_le_bytes);
+        std::array::from_fn(|_| bytes.next().unwrap())
+    });
+    let place = prop_oneof![0u64..0x110, 0x1000u64..0x1020, 0x2000u64..0x2050];
+    prop::collection::vec(
+        prop_oneof![
+            (register, value).prop_map(|(register, value)| Step::Register(register, value)),
+            (place, bytes).prop_map(|(place, bytes)| Step::Memory(DESC + (place & !1), bytes)),
+            Just(Step::Kick),
+        ],
+        0..60,
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_a_driver_does_a_reset_makes_it_good(
+        legacy: bool,
+        features in prop_oneof![Just(0), Just(INDIRECT_DESC), Just(INDIRECT_DESC | EVENT_IDX)],
+        steps in steps(),
+    ) {
+        let mut rig = rig(legacy, &[], None);
+        rig.start(features);
+        for step in steps {
+            match step {
+                Step::Register(register, value) => rig.write(register, value),
+                Step::Memory(gpa, bytes) => rig.ram.write(gpa, &bytes).unwrap(),
+                Step::Kick => rig.write(0x50, 0),
+            }
+        }
+        rig.read(0x70);
+        rig.save();
+        rig.transport.resume().unwrap();
+        // Whatever queue was selected.
+        rig.write(0x30, 0);
+        rig.start(0);
+        prop_assert_eq!(rig.ask(8).len(), 8);
+    }
 }
 
 /// The devices of a command line and of a stream, compared before anything is changed.
