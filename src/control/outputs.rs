@@ -1,57 +1,90 @@
-//! Files that the machine would write over what it reads.
+//! Files that the machine would write over what it reads, or twice.
 
 use std::path::{Path, PathBuf};
 
 use crate::config::{Chardev, ChardevBackend, Config, Kernel, MemoryBackend};
 use crate::io::Address;
-use crate::output::Input;
+use crate::output::{Destination, Input};
 
 #[derive(Debug, thiserror::Error)]
-#[error("chardev {chardev}: {} would overwrite {input}, which the machine reads", path.display())]
-pub struct Error {
-    chardev: String,
-    path: PathBuf,
-    input: String,
+pub enum Error {
+    #[error("{writer}: {} would overwrite {input}, which the machine reads", path.display())]
+    Input { writer: String, path: PathBuf, input: String },
+    #[error("-pidfile {}: {writer} writes that file", path.display())]
+    Twice { writer: String, path: PathBuf },
 }
 
-/// Refuses a character device's file that is the kernel, the initrd, the guest's memory or the
-/// stream it arrives by, under whatever name.
+/// Refuses a file that the machine writes if it is the kernel, the initrd, the guest's memory or the
+/// stream it arrives by, under whatever name, and a process id in a console's file.
 pub fn check(config: &Config, incoming: Option<&Address>) -> Result<(), Error> {
-    let mut inputs: Vec<&Path> = Vec::new();
+    let files: Vec<Written<'_>> = config.chardevs.iter().flat_map(written).collect();
+    let pidfile = config.pidfile.as_deref();
+    let pidfile = pidfile.map(|path| Written { writer: "-pidfile".into(), path });
+    if let Some(pidfile) = &pidfile {
+        twice(pidfile, &files)?;
+    }
+    let mut read: Vec<&Path> = Vec::new();
     if let Some(boot) = &config.boot {
         if let Kernel::File(kernel) = &boot.kernel {
-            inputs.push(kernel);
+            read.push(kernel);
         }
-        inputs.extend(boot.initrd.as_deref());
-    }
-    if let MemoryBackend::File { path, .. } = &config.memory.backend {
-        inputs.push(path);
+        read.extend(boot.initrd.as_deref());
     }
     if let Some(Address::File { path, .. }) = incoming {
-        inputs.push(Path::new(path));
+        read.push(Path::new(path));
     }
-    let outputs: Vec<(&String, &PathBuf)> = config.chardevs.iter().flat_map(outputs).collect();
-    if outputs.is_empty() {
-        // Names are not looked at for nothing: a file system may not answer.
-        return Ok(());
-    }
-    let inputs: Vec<Input> = inputs.into_iter().filter_map(Input::at).collect();
-    for (chardev, path) in outputs {
-        let Some(is) = Input::at(path) else { continue };
-        if let Some(input) = inputs.iter().find(|input| is.is(input)) {
-            let (chardev, input) = (chardev.clone(), input.name.clone());
-            return Err(Error { chardev, path: path.clone(), input });
+    if let MemoryBackend::File { path, share, .. } = &config.memory.backend {
+        if *share {
+            overwrites(&[Written { writer: "mem-path=".into(), path }], &read)?;
         }
+        read.push(path);
     }
-    Ok(())
+    let all: Vec<Written<'_>> = files.into_iter().chain(pidfile).collect();
+    overwrites(&all, &read)
 }
 
-/// The files that a character device writes, with its name.
-fn outputs(chardev: &Chardev) -> impl Iterator<Item = (&String, &PathBuf)> {
+/// A file that is written, and by what.
+struct Written<'a> {
+    writer: String,
+    path: &'a Path,
+}
+
+/// The files that a character device writes.
+fn written(chardev: &Chardev) -> impl Iterator<Item = Written<'_>> {
     let file = match &chardev.backend {
         ChardevBackend::File { path, .. } => Some(path),
         _ => None,
     };
     let log = chardev.log.as_ref().map(|log| &log.path);
-    file.into_iter().chain(log).map(|path| (&chardev.id, path))
+    let writer = format!("chardev {}", chardev.id);
+    file.into_iter().chain(log).map(move |path| Written { writer: writer.clone(), path })
+}
+
+fn overwrites(written: &[Written<'_>], read: &[&Path]) -> Result<(), Error> {
+    if written.is_empty() {
+        // Names are not looked at for nothing: a file system may not answer.
+        return Ok(());
+    }
+    let inputs: Vec<Input> = read.iter().filter_map(|path| Input::at(path)).collect();
+    for Written { writer, path } in written {
+        let Some(is) = Input::at(path) else { continue };
+        if let Some(input) = inputs.iter().find(|input| is.is(input)) {
+            let (writer, path, input) = (writer.clone(), path.to_path_buf(), input.name.clone());
+            return Err(Error::Input { writer, path, input });
+        }
+    }
+    Ok(())
+}
+
+/// The files need not be there yet.
+fn twice(pidfile: &Written<'_>, files: &[Written<'_>]) -> Result<(), Error> {
+    let Ok(place) = Destination::look(pidfile.path) else { return Ok(()) };
+    for file in files {
+        // What cannot be looked at cannot be opened either, and that is told.
+        if Destination::look(file.path).is_ok_and(|other| place.is_not(&other).is_err()) {
+            let path = pidfile.path.to_owned();
+            return Err(Error::Twice { writer: file.writer.clone(), path });
+        }
+    }
+    Ok(())
 }
