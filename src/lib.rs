@@ -22,6 +22,11 @@
 //! let Ok(godwit::args::Request::Run(config)) = godwit::args::parse(words) else { panic!() };
 //! assert_eq!(config.memory.bytes, 64 << 20);
 //! ```
+// They end the thread where the reader is gone or the disk full.
+#![cfg_attr(not(test), deny(clippy::print_stdout, clippy::print_stderr))]
+
+#[macro_use]
+pub mod stderr;
 
 pub mod arch;
 pub mod args;

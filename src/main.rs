@@ -4,6 +4,7 @@ use clap::builder::styling::{AnsiColor, Style as AnsiStyle, Styles};
 use clap::error::ErrorKind;
 use clap::{ColorChoice, CommandFactory, FromArgMatches, Parser, Subcommand};
 use godwit::args::{self, Request, Style};
+use godwit::stderr::say;
 use godwit::{client, control};
 use std::ffi::OsString;
 use std::io::IsTerminal;
@@ -109,7 +110,9 @@ fn outlive_file_size_limit() -> std::io::Result<()> {
 fn log() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("GODWIT_LOG");
     let filter = filter.unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // What cannot be written is lost; it would be said by `eprintln!`, which panics then.
+    log.log_internal_errors(false).init();
 }
 
 /// A path that the environment names and this CPU has not is refused: the codec would pass it over.
@@ -132,16 +135,11 @@ fn run(words: Vec<OsString>) -> ExitCode {
         Ok(Request::Help) => {
             let style =
                 if std::io::stdout().is_terminal() { Style::Terminal } else { Style::Plain };
-            print!("{}", args::help(style));
-            ExitCode::SUCCESS
+            done(client::show(args::help(style)))
         }
-        Ok(Request::Keys(keys)) => {
-            println!("{}", keys.join("\n"));
-            ExitCode::SUCCESS
-        }
+        Ok(Request::Keys(keys)) => done(client::show(keys.join("\n") + "\n")),
         Ok(Request::Version) => {
-            println!("godwit {}", env!("CARGO_PKG_VERSION"));
-            ExitCode::SUCCESS
+            done(client::show(concat!("godwit ", env!("CARGO_PKG_VERSION"), "\n")))
         }
         Ok(Request::Run(config)) => match control::run(*config) {
             Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
@@ -176,7 +174,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// One line per fault on stderr, and the status QEMU gives for a bad command line.
 fn refuse(why: impl std::fmt::Display) -> ExitCode {
     for line in why.to_string().lines() {
-        eprintln!("godwit: {line}");
+        say(format_args!("godwit: {line}"));
     }
     ExitCode::FAILURE
 }

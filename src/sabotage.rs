@@ -90,13 +90,13 @@ pub fn chosen() -> Option<Fault> {
         let name = std::env::var("GODWIT_SABOTAGE").ok()?;
         let found = Fault::ALL.iter().find(|(_, known)| *known == name);
         let Some((fault, _)) = found else {
-            eprintln!(
+            say!(
                 "godwit: GODWIT_SABOTAGE={name} is none of {:?}",
                 Fault::ALL.map(|(_, name)| name)
             );
             std::process::exit(2);
         };
-        eprintln!("godwit: sabotage: {name}");
+        say!("godwit: sabotage: {name}");
         Some(*fault)
     })
 }

@@ -225,7 +225,7 @@ fn pty(id: &str, link: Option<&Path>) -> Result<(Files, String), Error> {
         Ok((path.to_owned(), FileId::at(path).map_err(failed)?))
     };
     let link = link.map(make).transpose()?;
-    eprintln!("char device redirected to {name} (label {id})");
+    say!("char device redirected to {name} (label {id})");
     let input = ours.try_clone().map_err(failed)?;
     let files = Files {
         input: Some(input.into()),

@@ -97,7 +97,7 @@ impl Port {
 /// One connection in trouble is no reason to have no others.
 fn report(ended: io::Result<()>) {
     if let Err(error) = ended {
-        eprintln!("godwit: a port of the guest: {error}");
+        say!("godwit: a port of the guest: {error}");
     }
 }
 

@@ -50,7 +50,7 @@ impl Listener {
         let incoming = Incoming::new(socket).map_err(failed)?;
         let mut listener = Listener { file, incoming, first: None, name, nodelay };
         if wait {
-            eprintln!("godwit: waiting for a connection on {},server=on", listener.name);
+            say!("godwit: waiting for a connection on {},server=on", listener.name);
             listener.first = Some(listener.accept().await);
         }
         Ok(listener)

@@ -1,4 +1,4 @@
-//! Ctrl-C, SIGTERM and SIGHUP as a question, not as the end: how often they came.
+//! Ctrl-C, Ctrl-\, SIGTERM and SIGHUP as a question, not as the end: how often they came.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -54,6 +54,7 @@ fn on_signals(act: impl Fn(SignalKind) + Send + 'static) -> std::io::Result<()> 
     let mut interrupt = listen(SignalKind::interrupt())?;
     let mut terminate = listen(SignalKind::terminate())?;
     let mut hangup = listen(SignalKind::hangup())?;
+    let mut quit = listen(SignalKind::quit())?;
     drop(guard);
     std::thread::Builder::new().name("signals".into()).spawn(move || {
         runtime.block_on(async {
@@ -62,6 +63,7 @@ fn on_signals(act: impl Fn(SignalKind) + Send + 'static) -> std::io::Result<()> 
                     Some(()) = next(&mut interrupt) => SignalKind::interrupt(),
                     Some(()) = next(&mut terminate) => SignalKind::terminate(),
                     Some(()) = next(&mut hangup) => SignalKind::hangup(),
+                    Some(()) = next(&mut quit) => SignalKind::quit(),
                     else => return,
                 });
             }

@@ -20,3 +20,4 @@ mod terminal;
 mod typed;
 
 pub use error::Error;
+pub use terminal::show;

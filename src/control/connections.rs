@@ -173,7 +173,7 @@ impl Served {
             let served = server.serve(&monitor, socket, pretty).await;
             status.connected.store(false, Ordering::Relaxed);
             if let Err(error) = served {
-                eprintln!("godwit: monitor {}: {error}", monitor.label);
+                say!("godwit: monitor {}: {error}", monitor.label);
             }
         };
         match clients {

@@ -48,7 +48,7 @@ pub fn run(config: Config) -> Result<i32, Error> {
         Some(daemon::Side::Child(child)) => Some(child),
         None => None,
     };
-    config.notices.iter().for_each(|notice| eprintln!("godwit: warning: {notice}"));
+    config.notices.iter().for_each(|notice| say!("godwit: warning: {notice}"));
     descriptors::check(&config)?;
     memory::survive_missing_pages().map_err(Error::Signal)?;
     let incoming = match &config.incoming {
@@ -250,7 +250,7 @@ fn reporter(
             events.emit("GUEST_PANICKED", json!({"action": action.name()}));
         }
         Event::MemoryFailure { vcpu, why } => {
-            eprintln!("godwit: vCPU {vcpu} stopped: {why}");
+            say!("godwit: vCPU {vcpu} stopped: {why}");
             let flags = json!({"action-required": true, "recursive": false});
             events.emit(
                 "MEMORY_FAILURE",
@@ -258,6 +258,6 @@ fn reporter(
             );
         }
         Event::Exit(status) => exit.shutdown(&events, StopCause::GuestShutdown, status),
-        Event::InternalError { vcpu, why } => eprintln!("godwit: vCPU {vcpu} stopped: {why}"),
+        Event::InternalError { vcpu, why } => say!("godwit: vCPU {vcpu} stopped: {why}"),
     }
 }

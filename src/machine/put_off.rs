@@ -58,7 +58,7 @@ impl Machine {
                 (Ok(()), _) => {}
                 // Nothing has happened, or the state says so.
                 (Err(error), PutOff::Reset(cause)) if !cause.by_guest() => {
-                    eprintln!("godwit: the reset that was put off is not done: {error}");
+                    say!("godwit: the reset that was put off is not done: {error}");
                 }
                 (Err(error), _) => drop(self.fail(control, error)),
             }
@@ -72,7 +72,7 @@ impl Machine {
         let mut lost = std::mem::take(&mut control.put_off);
         lost.retain(|put_off| !travelled || *put_off != PutOff::Stop);
         if !lost.is_empty() {
-            eprintln!(
+            say!(
                 "godwit: what was asked for while the guest was handed over is not done here: {lost:?}; ask where the \
                  guest is"
             );

@@ -283,7 +283,7 @@ impl Handle {
                 program.end();
             }
             if let Err(error) = result {
-                eprintln!("godwit: incoming migration: {error}");
+                say!("godwit: incoming migration: {error}");
                 if exit_on_error {
                     on_failure(&error);
                 } else {
@@ -399,7 +399,7 @@ fn arrive(incoming: &Incoming, origin: Origin) -> Result<(), String> {
         incoming.arrival.set(status, error);
         (incoming.events)(Event::Status(status));
         if is_here {
-            eprintln!("godwit: incoming migration: {reason}; the guest was here, and stays");
+            say!("godwit: incoming migration: {reason}; the guest was here, and stays");
             return Ok(());
         }
         Err(reason)

@@ -135,7 +135,7 @@ fn in_place(
                     return Err(Error::NoReader(name));
                 }
                 if !std::mem::replace(&mut told, true) {
-                    tell(format_args!("{} has no reader yet; waiting for one", name.display()));
+                    say!("{} has no reader yet; waiting for one", name.display());
                 }
                 std::thread::sleep(READER_TIME);
             }
@@ -277,8 +277,4 @@ impl Input {
         let inputs = entries.flatten().filter_map(|entry| Input::at(&entry.path()));
         inputs.collect()
     }
-}
-
-fn tell(words: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "{words}");
 }

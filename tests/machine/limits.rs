@@ -3,6 +3,8 @@
 
 use crate::common::vm::{Launch, Vm};
 use serde_json::json;
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 
 /// Sets the soft limit of a running process.
@@ -85,5 +87,48 @@ fn no_command_ends_a_guest_under_any_limit() {
         limit(&vm, name, unlimited);
         vm.assert_alive();
         vm.ask("pmemsave", json!({"val": 0, "size": 4 << 20, "filename": path("saved")}));
+    }
+}
+
+/// Stderr on a full disk, or whose reader is gone: what cannot be told ends nothing.
+#[test]
+fn a_machine_that_cannot_complain_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = Launch::new(dir.path(), "target").incoming("unix:@DIR@/in").start();
+    let mut source = Launch::new(dir.path(), "source").start();
+    source.wait_for_sweeps(1);
+    for vm in [&source, &target] {
+        limit(vm, "fsize", "0");
+    }
+    let before = (source.stderr(), target.stderr());
+    // Each of these is told on stderr.
+    for nonsense in ["no stream", "GET / HTTP/1.0"] {
+        let mut stranger = UnixStream::connect(dir.path().join("in")).unwrap();
+        stranger.write_all(nonsense.as_bytes()).unwrap();
+    }
+    let file = format!("file:{}", dir.path().join("state").display());
+    for _ in 0..2 {
+        source.ask("migrate", json!({"uri": file}));
+        let report = source.outcome();
+        assert_eq!(report["status"], "failed", "{report}");
+    }
+    assert_eq!((source.stderr(), target.stderr()), before, "it could be told");
+    let uri = format!("unix:{}", dir.path().join("in").display());
+    source.ask("migrate", json!({"uri": uri}));
+    assert_eq!(source.outcome()["status"], "completed");
+    target.wait_for_status("running");
+    // A line that nobody reads.
+    for words in
+        [&["run", "--help"][..], &["run", "-version"], &["run", "-M", "nonsense"], &["demo", "--x"]]
+    {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let said = Command::new(env!("CARGO_BIN_EXE_godwit"))
+            .args(words)
+            .stdout(writer.try_clone().unwrap())
+            .stderr(writer)
+            .status()
+            .unwrap();
+        assert!(matches!(said.code(), Some(0..=2)), "{words:?}: {said}");
     }
 }

@@ -133,9 +133,7 @@ impl Inner {
         state.update_irq();
         if !std::mem::replace(&mut state.complained, true) {
             let (what, address) = (self.kind.what(), self.address);
-            eprintln!(
-                "godwit: {what} at {address:#x} stands still until the guest resets it: {fault}"
-            );
+            say!("godwit: {what} at {address:#x} stands still until the guest resets it: {fault}");
         }
     }
 

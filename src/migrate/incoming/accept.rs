@@ -257,9 +257,9 @@ impl Connections {
     fn tell(&mut self, what: &str) {
         self.told += 1;
         match self.told {
-            ..TOLD_MAX => eprintln!("godwit: incoming migration: {what}; still listening"),
+            ..TOLD_MAX => say!("godwit: incoming migration: {what}; still listening"),
             TOLD_MAX => {
-                eprintln!(
+                say!(
                     "godwit: incoming migration: {what}; still listening (further ones are not told)"
                 );
             }
