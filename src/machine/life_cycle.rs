@@ -136,16 +136,15 @@ impl Machine {
     }
 
     /// Changes the state of a machine that stands still (`inmigrate` → `paused` …). A running
-    /// machine stays as it is. Ends a hand-over: what was put off is done, unless the guest went
-    /// elsewhere (`postmigrate`).
+    /// machine stays as it is, and one that is to be as it ran before was stopped by somebody since:
+    /// it is `paused`. Ends a hand-over: what was put off is done, unless the guest went elsewhere
+    /// (`postmigrate`).
     pub fn set_state(&self, to: RunState) {
         let mut control = self.control();
         if control.state.is_running() {
             return;
         }
-        if !to.is_running() {
-            self.enter(&mut control, to);
-        }
+        self.enter(&mut control, if to.is_running() { RunState::Paused } else { to });
         match to {
             RunState::FinishMigrate | RunState::InMigrate => {}
             RunState::PostMigrate => self.forget(&mut control),

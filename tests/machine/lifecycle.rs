@@ -30,6 +30,22 @@ fn a_guest_boots_says_a_word_and_sleeps() {
     assert_eq!(g.events(), [Event::Resume]);
 }
 
+/// A migration asks for the state, somebody stops the guest, and the migration stops it once more.
+#[test]
+fn a_guest_that_is_stopped_while_a_migration_stops_it_is_paused_when_it_does_not_leave() {
+    let dir = dir();
+    let g = Guest::build(&config(&dir, &guest::counter(), 16, 1));
+    g.machine.cont().unwrap();
+    g.said.wait_for("k");
+    let before = g.machine.run_state();
+    g.machine.request_stop().unwrap();
+    assert!(!g.machine.stop_to_leave().unwrap());
+    assert_eq!(g.machine.run_state(), RunState::FinishMigrate);
+    g.machine.set_state(before);
+    assert_eq!(g.machine.run_state(), RunState::Paused);
+    assert!(g.machine.cont().unwrap());
+}
+
 #[test]
 fn a_stopped_guest_does_nothing_and_goes_on_where_it_was() {
     let dir = dir();
