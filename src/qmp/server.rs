@@ -36,6 +36,10 @@ const QUEUED_MAX: usize = 8;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a client that is gone holds its monitor for a command that still waits.
 const LEFT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long one connection keeps the thread that serves all of them. Sixty that send as fast as they
+/// can keep another one waiting for so many slices, twice: once for its turn, once for its bytes to
+/// be looked for.
+const SLICE: Duration = Duration::from_micros(100);
 /// Commands that wait at one time. A monitor has one; clients that left may have left more.
 const WAITING_MAX: usize = 64;
 
@@ -193,6 +197,23 @@ async fn write(wire: Arc<Wire>, outbox: Arc<Outbox>) {
     }
 }
 
+/// A connection's turn.
+struct Slice(Instant);
+
+impl Slice {
+    fn begin() -> Slice {
+        Slice(Instant::now())
+    }
+
+    /// If it is over, lets the others have theirs.
+    async fn end(&mut self) {
+        if self.0.elapsed() >= SLICE {
+            tokio::task::yield_now().await;
+            *self = Slice::begin();
+        }
+    }
+}
+
 /// One connection's reader.
 #[derive(Clone)]
 struct Client {
@@ -212,7 +233,9 @@ impl Client {
     async fn read(&self, wire: &Wire, session: &mut Session) {
         let mut queue = None;
         let mut fds = None;
+        let mut slice = Slice::begin();
         while let Ok(received) = wire.receive().await {
+            slice.end().await;
             if received.bytes.is_empty() {
                 break;
             }
@@ -239,6 +262,7 @@ impl Client {
                 if self.server.vmm.exit.is_requested() || !self.outbox.has_room().await {
                     return;
                 }
+                slice.end().await;
             }
         }
         // What waits in the queue is thrown away with it.
