@@ -15,7 +15,7 @@ const ROOM_BYTES: usize = 4 << 20;
 /// # Errors
 /// The system's, when there is no thread to be had, or not enough memory to work in (`RLIMIT_AS`,
 /// `RLIMIT_DATA`): where memory ends in the middle of the work, the language ends the process.
-pub fn aside<T: Send + 'static>(
+pub(crate) fn aside<T: Send + 'static>(
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {

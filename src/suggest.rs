@@ -7,7 +7,10 @@ use std::cmp::Reverse;
 ///
 /// A slip is one character too many, missing or wrong, or two neighbours swapped. Of equals the one
 /// that begins like it wins.
-pub fn nearest<'a>(given: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(crate) fn nearest<'a>(
+    given: &str,
+    candidates: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     let given = given.to_lowercase();
     // Names here are short; anything far longer is no slip, and comparing it would take quadratic
     // time.

@@ -49,7 +49,7 @@ const OTHER_KINDS: &[(&str, &str)] = &[
 
 /// The keys of `-chardev`, whatever the back-end; which ones fit is checked when it is made.
 #[derive(Default)]
-pub struct Draft {
+pub(crate) struct Draft {
     kind: Option<Kind>,
     id: Option<String>,
     path: Option<PathBuf>,
@@ -73,7 +73,7 @@ pub struct Draft {
 
 const TELNET: &str = "not built; write a plain socket";
 
-pub const CHARDEV: Keys<Draft> = Keys {
+pub(crate) const CHARDEV: Keys<Draft> = Keys {
     owner: "a character device",
     implied: Some("backend"),
     table: &[
@@ -165,7 +165,7 @@ fn port(text: &str, place: &mut Option<u16>) -> Result<(), Problem> {
 }
 
 /// `-chardev BACKEND,id=ID,…`
-pub fn chardev(option: &str, text: &str) -> Result<Chardev, Error> {
+pub(crate) fn chardev(option: &str, text: &str) -> Result<Chardev, Error> {
     let mut draft = Draft::default();
     CHARDEV.read(option, text, &mut draft)?;
     let id = draft.id.clone().ok_or_else(|| Problem::MissingKey("id=").at(option))?;
@@ -174,7 +174,7 @@ pub fn chardev(option: &str, text: &str) -> Result<Chardev, Error> {
 
 /// What `-serial` and `-qmp` take: a new character device, the name of one, or none at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Short {
+pub(crate) enum Short {
     None,
     Named(String),
     New(ChardevBackend, Option<LogFile>),
@@ -202,7 +202,7 @@ pub fn monitor(text: &str) -> Result<SocketAddress, String> {
 const SHORT_FORMS: [&str; 9] =
     ["stdio", "null", "none", "pty", "file:", "unix:", "tcp:", "chardev:", "fd:"];
 
-pub fn short(option: &str, text: &str) -> Result<Short, Error> {
+pub(crate) fn short(option: &str, text: &str) -> Result<Short, Error> {
     read_short(option, text).map_err(|mut error| {
         if error.at.is_empty() {
             error.at = format!("{option} {text}");

@@ -9,7 +9,7 @@ use crate::machine::PARTS;
 use crate::suggest::nearest;
 
 /// Every device that has a name for `-device`, those included that cannot be had yet.
-pub fn all() -> impl Iterator<Item = &'static Pluggable> {
+pub(crate) fn all() -> impl Iterator<Item = &'static Pluggable> {
     PARTS.iter().filter_map(|part| part.device.as_ref())
 }
 
@@ -18,7 +18,7 @@ fn available() -> impl Iterator<Item = &'static Pluggable> {
 }
 
 /// Adds what was written behind `-device`.
-pub fn add(option: &str, text: &str, devices: &mut Vec<Device>) -> Result<(), Error> {
+pub(crate) fn add(option: &str, text: &str, devices: &mut Vec<Device>) -> Result<(), Error> {
     let mut pairs = split(text, Some("driver"));
     let mut take = |name: &str| {
         let at = pairs.iter().position(|(key, _)| key == name)?;
@@ -44,12 +44,12 @@ pub fn add(option: &str, text: &str, devices: &mut Vec<Device>) -> Result<(), Er
 }
 
 /// For `-device help`: each driver, and what it is for.
-pub fn drivers() -> Vec<String> {
+pub(crate) fn drivers() -> Vec<String> {
     available().map(|device| format!("{}: {}", device.driver, device.help)).collect()
 }
 
 /// For `-device DRIVER,help`: the properties of that driver.
-pub fn properties(text: &str) -> Option<Vec<String>> {
+pub(crate) fn properties(text: &str) -> Option<Vec<String>> {
     let driver = text.strip_suffix(",help").or_else(|| text.strip_suffix(",?"))?;
     let device = available().find(|device| device.driver == driver)?;
     Some(rows(&(device.properties)()).into_iter().chain(["id=ID".to_owned()]).collect())

@@ -17,7 +17,7 @@ use crate::suggest::nearest;
 use std::path::PathBuf;
 
 #[derive(Default)]
-pub struct Draft {
+pub(crate) struct Draft {
     pub machine: MachineDraft,
     pub smp: Smp,
     pub memory: MemoryDraft,
@@ -41,7 +41,7 @@ pub struct Draft {
     pub version: bool,
 }
 
-pub struct MonitorDraft {
+pub(crate) struct MonitorDraft {
     /// The option as typed, for messages.
     place: String,
     chardev: Short,
@@ -49,7 +49,7 @@ pub struct MonitorDraft {
 }
 
 #[derive(Default)]
-pub struct Mon {
+pub(crate) struct Mon {
     chardev: Option<String>,
     control: bool,
     pretty: bool,
@@ -57,7 +57,7 @@ pub struct Mon {
 
 const NO_HMP: &str = "the human monitor is not built; write mode=control";
 
-pub const MON: Keys<Mon> = Keys {
+pub(crate) const MON: Keys<Mon> = Keys {
     owner: "a monitor",
     implied: Some("chardev"),
     table: &[
@@ -80,7 +80,7 @@ pub const MON: Keys<Mon> = Keys {
     ],
 };
 
-pub const NAME: Keys<Identity> = Keys {
+pub(crate) const NAME: Keys<Identity> = Keys {
     owner: "-name",
     implied: Some("guest"),
     table: &[
@@ -93,7 +93,7 @@ pub const NAME: Keys<Identity> = Keys {
     ],
 };
 
-pub const ACTION: Keys<Actions> = Keys {
+pub(crate) const ACTION: Keys<Actions> = Keys {
     owner: "-action",
     implied: None,
     table: &[
@@ -130,21 +130,21 @@ pub const ACTION: Keys<Actions> = Keys {
 const SCHEMES: [&str; 5] = ["tcp:", "unix:", "fd:", "exec:", "file:"];
 
 impl Draft {
-    pub fn name(&mut self, option: &str, text: &str) -> Result<(), Error> {
+    pub(crate) fn name(&mut self, option: &str, text: &str) -> Result<(), Error> {
         NAME.read(option, text, &mut self.identity)
     }
 
-    pub fn uuid(&mut self, option: &str, text: &str) -> Result<(), Error> {
+    pub(crate) fn uuid(&mut self, option: &str, text: &str) -> Result<(), Error> {
         self.identity.uuid =
             value::uuid(text).map_err(|problem| problem.at(format!("{option} {text}")))?;
         Ok(())
     }
 
-    pub fn action(&mut self, option: &str, text: &str) -> Result<(), Error> {
+    pub(crate) fn action(&mut self, option: &str, text: &str) -> Result<(), Error> {
         ACTION.read(option, text, &mut self.actions)
     }
 
-    pub fn incoming(&mut self, option: &str, text: &str) -> Result<(), Error> {
+    pub(crate) fn incoming(&mut self, option: &str, text: &str) -> Result<(), Error> {
         let refuse = |reason| Err(Problem::Refused(reason).at(format!("{option} {text}")));
         self.incoming = Some(match text {
             "defer" => Incoming::Defer,
@@ -173,13 +173,13 @@ impl Draft {
         Ok(())
     }
 
-    pub fn serial(&mut self, option: &str, text: &str) -> Result<(), Error> {
+    pub(crate) fn serial(&mut self, option: &str, text: &str) -> Result<(), Error> {
         let short = chardev::short(option, text)?;
         self.serials.push((format!("{option} {text}"), short));
         Ok(())
     }
 
-    pub fn chardev(&mut self, option: &str, text: &str) -> Result<(), Error> {
+    pub(crate) fn chardev(&mut self, option: &str, text: &str) -> Result<(), Error> {
         let device = chardev::chardev(option, text)?;
         if self.chardevs.iter().any(|other| other.id == device.id) {
             let place = format!("{option} id={}", device.id);
@@ -189,7 +189,7 @@ impl Draft {
         Ok(())
     }
 
-    pub fn qmp(&mut self, option: &str, text: &str, pretty: bool) -> Result<(), Error> {
+    pub(crate) fn qmp(&mut self, option: &str, text: &str, pretty: bool) -> Result<(), Error> {
         let chardev = chardev::short(option, text)?;
         if chardev != Short::None {
             self.monitors.push(MonitorDraft { place: format!("{option} {text}"), chardev, pretty });
@@ -197,7 +197,7 @@ impl Draft {
         Ok(())
     }
 
-    pub fn mon(&mut self, option: &str, text: &str) -> Result<(), Error> {
+    pub(crate) fn mon(&mut self, option: &str, text: &str) -> Result<(), Error> {
         let mut mon = Mon::default();
         MON.read(option, text, &mut mon)?;
         if !mon.control {
@@ -210,7 +210,7 @@ impl Draft {
     }
 
     /// The machine that was asked for, or everything that keeps it from being one.
-    pub fn finish(mut self) -> Result<Config, Errors> {
+    pub(crate) fn finish(mut self) -> Result<Config, Errors> {
         let mut errors = Vec::new();
         let mut keep = |error: Error| errors.push(error);
         let machine = self.machine.options().map_err(&mut keep).ok();

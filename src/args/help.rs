@@ -22,7 +22,7 @@ impl Style {
 const WIDTH: usize = 100;
 const INDENT: usize = 10;
 
-pub fn page(style: Style) -> String {
+pub(crate) fn page(style: Style) -> String {
     let mut page = format!(
         "Run a guest, with QEMU's own options.\n\n{} godwit run -M microvm,acpi=off -kernel FILE [OPTION…]\n",
         style.bold("Usage:")

@@ -111,7 +111,7 @@ impl Parameter {
 }
 
 /// For help: `name=value`.
-pub fn rows(parameters: &[Parameter]) -> Vec<String> {
+pub(crate) fn rows(parameters: &[Parameter]) -> Vec<String> {
     parameters.iter().map(|of| format!("{}={}", of.name, of.value)).collect()
 }
 
@@ -208,7 +208,7 @@ fn only(value: &str, accepted: &[&'static str], reason: &'static str) -> Result<
 }
 
 /// Splits at single commas (`,,` is a comma in a value) into keys and values.
-pub fn split(text: &str, implied: Option<&str>) -> Vec<(String, Option<String>)> {
+pub(crate) fn split(text: &str, implied: Option<&str>) -> Vec<(String, Option<String>)> {
     let mut pairs = Vec::new();
     for (index, piece) in pieces(text).into_iter().enumerate() {
         if piece.is_empty() {

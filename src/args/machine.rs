@@ -11,7 +11,7 @@ use std::path::PathBuf;
 
 /// What `-M` and `-accel` said so far; later ones win, as in QEMU.
 #[derive(Default)]
-pub struct MachineDraft {
+pub(crate) struct MachineDraft {
     pub named: bool,
     /// `acpi=` as far as it was given.
     pub acpi: Option<bool>,
@@ -109,7 +109,7 @@ const MACHINE: Keys<MachineDraft> = Keys {
     ],
 };
 
-pub const KVM: Keys<MachineDraft> = Keys {
+pub(crate) const KVM: Keys<MachineDraft> = Keys {
     owner: "accelerator kvm",
     implied: Some("accel"),
     table: &[
@@ -147,13 +147,13 @@ fn accelerator(list: &str) -> Result<(), Problem> {
 }
 
 /// What can be written behind `-M`: the machine's own properties and those of its parts.
-pub fn parameters() -> Vec<Parameter> {
+pub(crate) fn parameters() -> Vec<Parameter> {
     let parts = PARTS.iter().flat_map(|part| keys_of(part).parameters());
     MACHINE.parameters().into_iter().chain(parts).collect()
 }
 
 /// What `-M` can set, and to what it is set.
-pub fn values(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
+pub(crate) fn values(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
     let draft = MachineDraft {
         options: config.machine.clone(),
         memory_backend: Some(config.memory.block.clone()),
@@ -166,7 +166,7 @@ pub fn values(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
 }
 
 /// Reads what was written behind `-M`.
-pub fn read(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Error> {
+pub(crate) fn read(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Error> {
     for (key, value) in split(text, MACHINE.implied) {
         let bare = key.strip_prefix("no").filter(|_| value.is_none());
         let names = |known: &Key<Switches>| known.name == key || Some(known.name) == bare;
@@ -182,12 +182,12 @@ pub fn read(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Er
 }
 
 /// What can be written behind `-global`.
-pub fn globals() -> Vec<String> {
+pub(crate) fn globals() -> Vec<String> {
     PARTS.iter().flat_map(|part| globals_of(part).rows()).collect()
 }
 
 /// Reads `-global DRIVER.PROPERTY=VALUE`, or `-global driver=DRIVER,property=PROPERTY,value=VALUE`.
-pub fn global(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Error> {
+pub(crate) fn global(option: &str, text: &str, draft: &mut MachineDraft) -> Result<(), Error> {
     let pairs = split(text, None);
     let named = |name: &str| {
         let (_, value) = pairs.iter().find(|(key, _)| key == name)?;
@@ -225,7 +225,7 @@ fn keys_of(part: &Kind) -> Keys<Switches> {
     Keys { owner: MACHINE.owner, implied: None, table: part.machine }
 }
 
-pub fn into(text: &str, place: &mut bool) -> Result<(), Problem> {
+pub(crate) fn into(text: &str, place: &mut bool) -> Result<(), Problem> {
     *place = value::switch(text)?;
     Ok(())
 }
@@ -237,7 +237,7 @@ fn into_some(text: &str, place: &mut Option<bool>) -> Result<(), Problem> {
 
 impl MachineDraft {
     /// What the machine is, if what was asked for can be had.
-    pub fn options(&self) -> Result<MachineOptions, Error> {
+    pub(crate) fn options(&self) -> Result<MachineOptions, Error> {
         match (self.named, self.acpi) {
             (true, Some(false)) => Ok(self.options.clone()),
             (true, _) => Err(Problem::Refused(
@@ -254,7 +254,7 @@ impl MachineDraft {
 pub const MODELS: [&str; 2] = ["host", "max"];
 
 /// `-cpu MODEL`. There is one model; `max` is another name for it.
-pub fn cpu(option: &str, text: &str) -> Result<(), Error> {
+pub(crate) fn cpu(option: &str, text: &str) -> Result<(), Error> {
     let (model, features) = text.split_once(',').unwrap_or((text, ""));
     if !MODELS.contains(&model) {
         let reason =

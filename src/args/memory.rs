@@ -16,7 +16,7 @@ const BYTES_MAX: u64 = 1 << 46;
 
 /// What `-m`, `-mem-path` and `-mem-prealloc` said.
 #[derive(Default)]
-pub struct MemoryDraft {
+pub(crate) struct MemoryDraft {
     pub bytes: Option<u64>,
     pub slots: Option<u64>,
     pub bytes_max: Option<u64>,
@@ -25,7 +25,7 @@ pub struct MemoryDraft {
     pub objects: Vec<Object>,
 }
 
-pub const MEMORY: Keys<MemoryDraft> = Keys {
+pub(crate) const MEMORY: Keys<MemoryDraft> = Keys {
     owner: "-m",
     implied: Some("size"),
     table: &[
@@ -56,14 +56,14 @@ fn ram_size(bytes: u64) -> Result<u64, Problem> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Ram,
     Memfd,
     File,
 }
 
 /// A memory backend as `-object` described it.
-pub struct Object {
+pub(crate) struct Object {
     kind: Kind,
     pub id: Option<String>,
     bytes: Option<u64>,
@@ -85,7 +85,7 @@ const NUMA: &str = "binding memory to NUMA nodes is not built yet; start Godwit 
 const ONLY_FILE: Problem = Problem::Refused("only memory-backend-file has this");
 const ONLY_MEMFD: Problem = Problem::Refused("only memory-backend-memfd has this");
 
-pub const OBJECT: Keys<Object> = Keys {
+pub(crate) const OBJECT: Keys<Object> = Keys {
     owner: "a memory backend",
     implied: None,
     table: &[
@@ -168,14 +168,14 @@ pub const OBJECT: Keys<Object> = Keys {
 };
 
 /// Reads a memory backend of the type `name` from its keys; `None` if that is another type.
-pub fn backend(option: &str, name: &str, pairs: &[Pair]) -> Option<Result<Object, Error>> {
+pub(crate) fn backend(option: &str, name: &str, pairs: &[Pair]) -> Option<Result<Object, Error>> {
     let (_, kind) = KINDS.iter().find(|(known, _)| *known == name)?;
     let mut object = Object::new(*kind);
     let set = |(key, value): &Pair| OBJECT.set(option, key, value.as_deref(), &mut object);
     Some(pairs.iter().try_for_each(set).map(|()| object))
 }
 
-pub const KINDS: [(&str, Kind); 3] = [
+pub(crate) const KINDS: [(&str, Kind); 3] = [
     (MemoryBackend::TYPES[0], Kind::Ram),
     (MemoryBackend::TYPES[1], Kind::File),
     (MemoryBackend::TYPES[2], Kind::Memfd),
@@ -244,7 +244,7 @@ impl Object {
 
 impl MemoryDraft {
     /// Guest RAM, once everything is known, and what to say about it.
-    pub fn memory(&self, machine: &MachineDraft) -> Result<(Memory, Option<String>), Error> {
+    pub(crate) fn memory(&self, machine: &MachineDraft) -> Result<(Memory, Option<String>), Error> {
         let memory = self.of(machine)?;
         let bytes = memory.bytes;
         let notice = match (self.bytes_max, self.slots) {

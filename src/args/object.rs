@@ -36,14 +36,14 @@ const ENTROPY: Keys<EntropyDraft> = Keys {
 };
 
 /// What can be written behind `-object TYPE`.
-pub fn parameters() -> Vec<Parameter> {
+pub(crate) fn parameters() -> Vec<Parameter> {
     let mut all = memory::OBJECT.parameters();
     all.extend(ENTROPY.parameters().into_iter().filter(|parameter| parameter.name != "id"));
     all
 }
 
 /// Reads one `-object`, in key or in JSON form.
-pub fn add(draft: &mut Draft, option: &str, text: &str) -> Result<(), Error> {
+pub(crate) fn add(draft: &mut Draft, option: &str, text: &str) -> Result<(), Error> {
     let mut pairs = match text.trim_start().starts_with('{') {
         true => json_pairs(text).map_err(|problem| problem.at(option))?,
         false => split(text, Some("qom-type")),
@@ -104,7 +104,7 @@ const OTHER_OBJECTS: &[(&str, &str)] = &[
 ];
 
 /// Every type that is known, and why it cannot be had, if so.
-pub fn types() -> impl Iterator<Item = (&'static str, Option<&'static str>)> {
+pub(crate) fn types() -> impl Iterator<Item = (&'static str, Option<&'static str>)> {
     let built = memory::KINDS.iter().map(|(name, _)| *name).chain(EntropySource::TYPES);
     built
         .map(|name| (name, None))
@@ -112,7 +112,7 @@ pub fn types() -> impl Iterator<Item = (&'static str, Option<&'static str>)> {
 }
 
 /// What can be written behind the type of a source of entropy.
-pub fn entropy_parameters() -> Vec<Parameter> {
+pub(crate) fn entropy_parameters() -> Vec<Parameter> {
     ENTROPY.parameters()
 }
 

@@ -8,7 +8,7 @@ use crate::config::{Cpu, Topology};
 
 /// What `-smp` said.
 #[derive(Default)]
-pub struct Smp {
+pub(crate) struct Smp {
     cpus: Option<u64>,
     cpus_max: Option<u64>,
     sockets: Option<u64>,
@@ -18,7 +18,7 @@ pub struct Smp {
 
 const ONE_LEVEL: &str = "microvm has no such level (QEMU's has not either); leave it out";
 
-pub const SMP: Keys<Smp> = Keys {
+pub(crate) const SMP: Keys<Smp> = Keys {
     owner: "-smp",
     implied: Some("cpus"),
     table: &[
@@ -42,7 +42,7 @@ fn count(text: &str, place: &mut Option<u64>) -> Result<(), Problem> {
 
 impl Smp {
     /// The processors, and what to say about them.
-    pub fn cpu(&self) -> Result<(Cpu, Option<String>), Error> {
+    pub(crate) fn cpu(&self) -> Result<(Cpu, Option<String>), Error> {
         let given = self.cpus_max.or(self.cpus);
         let (sockets, cores, threads) = match given {
             None => (self.sockets.unwrap_or(1), self.cores.unwrap_or(1), self.threads.unwrap_or(1)),

@@ -5,7 +5,7 @@ use super::error::Error;
 use super::keys::{self, Parameter};
 use super::{chardev, device, machine, memory, object, smp};
 
-pub struct Opt {
+pub(crate) struct Opt {
     /// The first name is the one that help shows.
     pub names: &'static [&'static str],
     /// What the value is called in help; `None` takes no value.
@@ -18,7 +18,7 @@ pub struct Opt {
 }
 
 #[derive(Clone, Copy)]
-pub enum Listed {
+pub(crate) enum Listed {
     Words(fn() -> Vec<String>),
     /// Keys and their values. The name is that of QEMU's group of options.
     Keys(&'static str, fn() -> Vec<Parameter>),
@@ -26,7 +26,7 @@ pub enum Listed {
 
 impl Listed {
     /// A line for each.
-    pub fn rows(self) -> Vec<String> {
+    pub(crate) fn rows(self) -> Vec<String> {
         match self {
             Listed::Words(words) => words(),
             Listed::Keys(_, parameters) => keys::rows(&parameters()),
@@ -34,7 +34,7 @@ impl Listed {
     }
 }
 
-pub enum Does {
+pub(crate) enum Does {
     /// The option as typed, and its value (empty for one that takes none).
     Set(fn(&mut Draft, &str, &str) -> Result<(), Error>),
     /// Accepted: it has no meaning here.
@@ -46,7 +46,7 @@ pub enum Does {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Section {
+pub(crate) enum Section {
     Machine,
     Boot,
     Consoles,
@@ -56,7 +56,7 @@ pub enum Section {
 }
 
 impl Section {
-    pub const ALL: [(Section, &'static str); 6] = [
+    pub(crate) const ALL: [(Section, &'static str); 6] = [
         (Section::Machine, "Machine"),
         (Section::Boot, "Boot and migration"),
         (Section::Consoles, "Consoles and monitors"),
@@ -134,7 +134,7 @@ const HMP: &str = "the human monitor is not built; write -qmp, and `godwit qmp` 
 const NO_REMOVED: &str = "QEMU itself no longer has it";
 
 #[rustfmt::skip]
-pub const OPTIONS: &[Opt] = {
+pub(crate) const OPTIONS: &[Opt] = {
     use Section::*;
     &[
         set(Machine, &["M", "machine"], "microvm,acpi=off[,…]", "the machine; -M help lists its properties",
@@ -258,11 +258,11 @@ pub const OPTIONS: &[Opt] = {
 };
 
 /// The option with this name.
-pub fn find(name: &str) -> Option<&'static Opt> {
+pub(crate) fn find(name: &str) -> Option<&'static Opt> {
     OPTIONS.iter().find(|opt| opt.names.contains(&name))
 }
 
 /// Every name that can be typed and does something.
-pub fn names() -> impl Iterator<Item = &'static str> {
+pub(crate) fn names() -> impl Iterator<Item = &'static str> {
     OPTIONS.iter().flat_map(|opt| opt.names).copied()
 }

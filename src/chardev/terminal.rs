@@ -56,7 +56,7 @@ fn make_raw(modes: &mut Termios) {
 }
 
 /// A fresh pseudo-terminal in raw mode: our end, the user's end, and its name.
-pub fn open_pty() -> io::Result<(OwnedFd, OwnedFd, String)> {
+pub(crate) fn open_pty() -> io::Result<(OwnedFd, OwnedFd, String)> {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&ours)?;
     unlockpt(&ours)?;

@@ -4,7 +4,7 @@ use crate::args;
 use std::time::Duration;
 
 /// `1.5 GiB`, `12 MiB`, `640 KiB`, `12 B`.
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [(&str, u64); 4] =
         [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|(_, unit)| count >= *unit) {
@@ -16,27 +16,27 @@ pub fn bytes(count: u64) -> String {
     }
 }
 
-pub fn bytes_per_second(rate: f64) -> String {
+pub(crate) fn bytes_per_second(rate: f64) -> String {
     format!("{}/s", bytes(rate.max(0.0) as u64))
 }
 
 /// `1.24 s`, `870 ms`.
-pub fn milliseconds(ms: u64) -> String {
+pub(crate) fn milliseconds(ms: u64) -> String {
     if ms < 1000 { format!("{ms} ms") } else { format!("{:.2} s", ms as f64 / 1000.0) }
 }
 
-pub fn per_cent(part: f64) -> String {
+pub(crate) fn per_cent(part: f64) -> String {
     format!("{:.0} %", (part * 100.0).clamp(0.0, 100.0))
 }
 
 /// A size such as `512M`; a number alone counts bytes.
-pub fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     args::size(text, 1).map_err(|problem| problem.to_string())
 }
 
 /// A rate: bytes per second (`125M`), or bits per second as networks are sold (`1Gbit`,
 /// `100mbit/s`).
-pub fn parse_rate(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_rate(text: &str) -> Result<u64, String> {
     let plain = text.strip_suffix("/s").unwrap_or(text);
     let lower = plain.to_lowercase();
     let Some(bits) = lower.strip_suffix("bit") else {
@@ -61,7 +61,7 @@ pub fn parse_rate(text: &str) -> Result<u64, String> {
 }
 
 /// A time such as `300ms` or `0.5s`; a number alone counts milliseconds.
-pub fn parse_time(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let (digits, unit) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
         (Some(digits), _) => (digits, 1e-3),
         (None, Some(digits)) => (digits, 1.0),

@@ -41,7 +41,7 @@ impl Completer for Words {
 }
 
 /// Reads commands until the input, or the machine, ends.
-pub fn run(mut client: Client) -> Result<(), Error> {
+pub(crate) fn run(mut client: Client) -> Result<(), Error> {
     let config = Config::builder().completion_type(CompletionType::List).build();
     let mut editor: Editor<Words, FileHistory> = Editor::with_config(config)?;
     editor.set_helper(Some(Words { schema: Schema::ask(&mut client).ok() }));

@@ -192,7 +192,7 @@ impl Schema {
 }
 
 /// As it looks: JSON, or text.
-pub fn untyped(word: &str) -> Value {
+pub(crate) fn untyped(word: &str) -> Value {
     serde_json::from_str(word).unwrap_or_else(|_| json!(word))
 }
 

@@ -15,15 +15,15 @@ const MARK: &str = "GODWIT_DAEMON";
 #[error("cannot go to the background")]
 pub struct Error(#[from] io::Error);
 
-pub enum Side {
+pub(crate) enum Side {
     /// The command that was typed, with the status to return.
     Parent(i32),
     Child(Child),
 }
 
-pub struct Child(());
+pub(crate) struct Child(());
 
-pub fn background() -> Result<Side, Error> {
+pub(crate) fn background() -> Result<Side, Error> {
     if std::env::var_os(MARK).is_some() {
         rustix::process::setsid().map_err(io::Error::from)?;
         return Ok(Side::Child(Child(())));
@@ -44,7 +44,7 @@ pub fn background() -> Result<Side, Error> {
 
 impl Child {
     /// Tells the parent that the machine is built, and lets go of the terminal.
-    pub fn ready(self) -> Result<(), Error> {
+    pub(crate) fn ready(self) -> Result<(), Error> {
         io::stdout().write_all(b"+")?;
         io::stdout().flush()?;
         let nothing = File::options().read(true).write(true).open("/dev/null")?;

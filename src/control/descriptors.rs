@@ -40,7 +40,7 @@ fn needed(config: &Config) -> usize {
 }
 
 /// Fails if `config` needs more descriptors than can be had.
-pub fn check(config: &Config) -> Result<(), TooFew> {
+pub(crate) fn check(config: &Config) -> Result<(), TooFew> {
     let needed = needed(config);
     let mut had: Vec<OwnedFd> = Vec::with_capacity(needed);
     while had.len() < needed {

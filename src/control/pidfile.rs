@@ -31,7 +31,7 @@ fn owner(pid: &Option<u32>) -> String {
 
 /// Keeps the lock; the file is removed when this is dropped, if it still is ours.
 #[derive(Debug)]
-pub struct Pidfile {
+pub(crate) struct Pidfile {
     /// Links followed.
     path: PathBuf,
     id: FileId,
@@ -41,7 +41,7 @@ pub struct Pidfile {
 
 impl Pidfile {
     /// Locks the file and writes the process id to it.
-    pub fn claim(path: &Path) -> Result<Pidfile, Error> {
+    pub(crate) fn claim(path: &Path) -> Result<Pidfile, Error> {
         let failed = |source| Error::Write { path: path.to_owned(), source };
         loop {
             let file = File::options()

@@ -15,7 +15,7 @@ pub struct Unavailable {
     source: io::Error,
 }
 
-pub fn runtime() -> Result<tokio_uring::Runtime, Unavailable> {
+pub(crate) fn runtime() -> Result<tokio_uring::Runtime, Unavailable> {
     let mut builder = tokio_uring::builder();
     builder.entries(ENTRIES);
     tokio_uring::Runtime::new(&builder).map_err(|source| {

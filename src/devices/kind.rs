@@ -125,7 +125,7 @@ impl HostCpu {
 }
 
 /// Properties as a driver's own table reads them.
-pub type Filled = Result<Arc<dyn Properties>, OptionError>;
+pub(crate) type Filled = Result<Arc<dyn Properties>, OptionError>;
 
 /// A device that `-device` adds.
 pub struct Pluggable {

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-pub struct Image {
+pub(crate) struct Image {
     file: File,
     bytes: u64,
     /// Nothing was written at or behind this offset.
@@ -15,31 +15,31 @@ pub struct Image {
 
 impl Image {
     /// An image in this file, which is empty, and can be read.
-    pub fn new(file: File) -> Self {
+    pub(crate) fn new(file: File) -> Self {
         Self { file, bytes: 0, written_end: 0 }
     }
 
-    pub fn into_file(self) -> File {
+    pub(crate) fn into_file(self) -> File {
         self.file
     }
 
     /// Gives the image the block's size; what is never written stays a hole.
-    pub fn resize(&mut self, bytes: u64) -> io::Result<()> {
+    pub(crate) fn resize(&mut self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)?;
         self.bytes = bytes;
         Ok(())
     }
 
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub fn write(&mut self, offset: u64, page: &[u8; PAGE_BYTES]) -> io::Result<()> {
+    pub(crate) fn write(&mut self, offset: u64, page: &[u8; PAGE_BYTES]) -> io::Result<()> {
         self.written_end = self.written_end.max(offset + PAGE_BYTES as u64);
         self.file.write_all_at(page, offset)
     }
 
-    pub fn zero(&mut self, offset: u64) -> io::Result<()> {
+    pub(crate) fn zero(&mut self, offset: u64) -> io::Result<()> {
         if offset >= self.written_end || xbzrle::is_zero(&self.read(offset)?) {
             return Ok(());
         }
@@ -47,13 +47,13 @@ impl Image {
     }
 
     /// Part of a run of pages, from any byte on.
-    pub fn write_piece(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn write_piece(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.written_end = self.written_end.max(offset + bytes.len() as u64);
         self.file.write_all_at(bytes, offset)
     }
 
     /// Makes whole pages zero, however many they are.
-    pub fn zero_range(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
+    pub(crate) fn zero_range(&mut self, offset: u64, bytes: u64) -> io::Result<()> {
         let end = (offset + bytes).min(self.written_end);
         if offset < end {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
@@ -62,7 +62,7 @@ impl Image {
         Ok(())
     }
 
-    pub fn apply(&mut self, offset: u64, delta: &[u8]) -> io::Result<()> {
+    pub(crate) fn apply(&mut self, offset: u64, delta: &[u8]) -> io::Result<()> {
         let mut page = self.read(offset)?;
         xbzrle::decode(delta, &mut page)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error.to_string()))?;

@@ -11,7 +11,7 @@ use std::fs::File;
 const MODE: u32 = 0o600;
 
 /// What `options` ask for, looked at and compared with what is read; and the image while it grows.
-pub struct Outputs {
+pub(crate) struct Outputs {
     ram: Option<Destination>,
     core: Option<Destination>,
     /// The image's own file, where it may become the one asked for.
@@ -21,7 +21,7 @@ pub struct Outputs {
 }
 
 impl Outputs {
-    pub fn begin(options: &Options) -> Result<Outputs, Failure> {
+    pub(crate) fn begin(options: &Options) -> Result<Outputs, Failure> {
         let look = |name: &Option<_>| name.as_deref().map(Destination::look).transpose();
         let (ram, core) = (look(&options.ram)?, look(&options.core)?);
         let files = [&options.main].into_iter().chain(&options.channels).chain(&options.resume);
@@ -44,13 +44,13 @@ impl Outputs {
     }
 
     /// The file in which the image is put together.
-    pub fn image(&self) -> Result<Option<File>, Failure> {
+    pub(crate) fn image(&self) -> Result<Option<File>, Failure> {
         let file = self.image.as_ref().map(OutputFile::file).or(self.scratch.as_ref());
         file.map(File::try_clone).transpose().map_err(Failure::Image)
     }
 
     /// All has been read.
-    pub fn write(
+    pub(crate) fn write(
         self,
         options: &Options,
         report: &Report,
@@ -75,7 +75,7 @@ impl Outputs {
 }
 
 /// Does one of them take standard output?
-pub fn take_stdout(options: &Options) -> bool {
+pub(crate) fn take_stdout(options: &Options) -> bool {
     let is_stdout = |name: &std::path::PathBuf| {
         Destination::look(name).is_ok_and(|destination| destination.is_stdout())
     };

@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 /// Entries and passes beyond these are counted and not kept: a hostile stream can have any number.
-pub const ENTRIES_MAX: usize = 100_000;
-pub const PASSES_MAX: usize = 10_000;
+pub(crate) const ENTRIES_MAX: usize = 100_000;
+pub(crate) const PASSES_MAX: usize = 10_000;
 
 #[derive(Debug, Default, Serialize)]
 pub struct Report {

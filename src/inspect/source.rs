@@ -7,7 +7,7 @@ use std::path::Path;
 const CHUNK_BYTES: usize = 1 << 20;
 
 /// Bytes read and not consumed yet stand at the front of [`Source::input`].
-pub struct Source {
+pub(crate) struct Source {
     file: File,
     buffer: Vec<u8>,
     start: usize,
@@ -15,31 +15,31 @@ pub struct Source {
 }
 
 impl Source {
-    pub fn open(path: &Path) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
         Ok(Self { file: File::open(path)?, buffer: vec![0; CHUNK_BYTES], start: 0, end: 0 })
     }
 
-    pub fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
-    pub fn input(&self) -> &[u8] {
+    pub(crate) fn input(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    pub fn consume(&mut self, bytes: usize) {
+    pub(crate) fn consume(&mut self, bytes: usize) {
         self.start += bytes;
     }
 
     /// Goes on at this offset of the file.
-    pub fn seek(&mut self, to: u64) -> io::Result<()> {
+    pub(crate) fn seek(&mut self, to: u64) -> io::Result<()> {
         self.file.seek(SeekFrom::Start(to))?;
         (self.start, self.end) = (0, 0);
         Ok(())
     }
 
     /// Reads until the input has at least `needed` bytes; false if the file ends before.
-    pub fn fill(&mut self, needed: usize) -> io::Result<bool> {
+    pub(crate) fn fill(&mut self, needed: usize) -> io::Result<bool> {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 
 /// Terminal emphasis, or nothing.
 #[derive(Clone, Copy)]
-pub struct Style {
+pub(crate) struct Style {
     pub color: bool,
 }
 
@@ -35,7 +35,7 @@ impl Style {
     }
 }
 
-pub fn print(report: &Report, style: Style, out: &mut impl Write) -> io::Result<()> {
+pub(crate) fn print(report: &Report, style: Style, out: &mut impl Write) -> io::Result<()> {
     head(report, style, out)?;
     for connection in &report.connections {
         writeln!(

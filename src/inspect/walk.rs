@@ -28,7 +28,7 @@ use std::path::Path;
 
 /// Reads everything that `options` name; memory goes to `image`. What was found before a failure is
 /// in `report`.
-pub fn walk(
+pub(crate) fn walk(
     options: &Options,
     image: Option<File>,
     report: &mut Report,

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// After opening the device failed.
-pub fn on_open(path: &Path, error: &io::Error) -> String {
+pub(crate) fn on_open(path: &Path, error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOENT) => {
             "load the module (modprobe kvm_intel or kvm_amd), switch virtualization on in the firmware, or in a \
@@ -26,7 +26,7 @@ pub fn on_open(path: &Path, error: &io::Error) -> String {
 }
 
 /// Behind the failure of another call; begins with a semicolon unless it is empty.
-pub fn on_call(error: &io::Error) -> &'static str {
+pub(crate) fn on_call(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::ENOMEM) => "; the host is short of memory",
         Some(libc::EMFILE | libc::ENFILE) => "; too many open files, raise ulimit -n",

@@ -25,7 +25,7 @@ ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 ///
 /// # Panics
 /// If `words` is shorter than one bit for each page.
-pub fn get_dirty_log(
+pub(crate) fn get_dirty_log(
     vm: &impl AsRawFd,
     slot: u32,
     pages: u64,
@@ -48,7 +48,7 @@ pub fn get_dirty_log(
 ///
 /// # Panics
 /// If `words` is shorter than one bit for each page.
-pub fn clear_dirty_log(
+pub(crate) fn clear_dirty_log(
     vm: &impl AsRawFd,
     slot: u32,
     first: u64,
@@ -70,7 +70,7 @@ pub fn clear_dirty_log(
 }
 
 /// Makes KVM protect again what was taken from the rings; returns how many entries that were.
-pub fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<u32> {
+pub(crate) fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<u32> {
     loop {
         // SAFETY: takes no argument.
         let count = unsafe { ioctl(vm, KVM_RESET_DIRTY_RINGS()) };
@@ -87,7 +87,7 @@ pub fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<u32> {
 }
 
 /// Machine check capabilities of the host's KVM.
-pub fn mce_cap_supported(kvm: &impl AsRawFd) -> io::Result<u64> {
+pub(crate) fn mce_cap_supported(kvm: &impl AsRawFd) -> io::Result<u64> {
     let mut cap = 0u64;
     // SAFETY: the kernel writes one u64.
     check(unsafe { ioctl_with_mut_ref(kvm, KVM_X86_GET_MCE_CAP_SUPPORTED(), &mut cap) })?;
@@ -95,7 +95,7 @@ pub fn mce_cap_supported(kvm: &impl AsRawFd) -> io::Result<u64> {
 }
 
 /// Sets a vCPU's machine check capabilities.
-pub fn setup_mce(vcpu: &impl AsRawFd, cap: u64) -> io::Result<()> {
+pub(crate) fn setup_mce(vcpu: &impl AsRawFd, cap: u64) -> io::Result<()> {
     // SAFETY: the kernel reads one u64.
     check(unsafe { ioctl_with_ref(vcpu, KVM_X86_SETUP_MCE(), &cap) })
 }
@@ -109,7 +109,7 @@ fn check(rc: i32) -> io::Result<()> {
 /// The kernel fills entries in order and sets DIRTY; we take them in the same order and set RESET.
 /// The flags word is the hand-over in both directions: acquire when we see DIRTY, release when we
 /// set RESET.
-pub struct Ring {
+pub(crate) struct Ring {
     entries: NonNull<kvm_dirty_gfn>,
     count: u32,
     next: u32,
@@ -125,7 +125,7 @@ const GFN_RESET: u32 = 2;
 
 impl Ring {
     /// Maps the ring of a vCPU that was made after rings of `count` entries were enabled.
-    pub fn map(vcpu: RawFd, count: u32) -> io::Result<Ring> {
+    pub(crate) fn map(vcpu: RawFd, count: u32) -> io::Result<Ring> {
         let bytes = count as usize * size_of::<kvm_dirty_gfn>();
         let offset = i64::from(KVM_DIRTY_LOG_PAGE_OFFSET) * 4096;
         let prot = libc::PROT_READ | libc::PROT_WRITE;
@@ -144,7 +144,7 @@ impl Ring {
     /// Takes the entries the kernel has filled, as (slot, page of the slot). They are in use until
     /// [`reset_dirty_rings`]. False: every single one was filled, although the kernel keeps some
     /// free, so that others are likely to be lost.
-    pub fn drain(&mut self, mut f: impl FnMut(u32, u64)) -> bool {
+    pub(crate) fn drain(&mut self, mut f: impl FnMut(u32, u64)) -> bool {
         // A ring's worth at most: the kernel cannot refill entries that were not reset.
         for _ in 0..self.count {
             if !self.is_dirty(self.next) {
@@ -166,7 +166,7 @@ impl Ring {
     /// Whether an entry is filled behind one that is not. The kernel fills them in order, so that
     /// it has gone round, over entries that were not reset, and what comes next is not what was
     /// written next. Looks at every entry.
-    pub fn is_out_of_step(&self) -> bool {
+    pub(crate) fn is_out_of_step(&self) -> bool {
         (1..self.count).any(|ahead| self.is_dirty((self.next + ahead) % self.count))
             && !self.is_dirty(self.next)
     }

@@ -5,8 +5,8 @@ use super::error::Error;
 use kvm_bindings::{KVM_MAX_MSR_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Kvm, VcpuFd};
 
-pub const TSC_DEADLINE: u32 = 0x6e0;
-pub const FEATURE_CONTROL: u32 = 0x3a;
+pub(crate) const TSC_DEADLINE: u32 = 0x6e0;
+pub(crate) const FEATURE_CONTROL: u32 = 0x3a;
 
 /// Machine check banks a vCPU gets, as in QEMU: MCG_CAP's count byte, with MCG_CTL_P (8) and
 /// MCG_SER_P (24).
@@ -14,13 +14,13 @@ const MCE_BANKS: u64 = 10;
 const MCE_CAP: u64 = MCE_BANKS | 1 << 8 | 1 << 24;
 
 /// What a vCPU's MCG_CAP becomes on a host that knows the features `supported` and has `banks`.
-pub fn mce_cap(supported: u64, banks: u32) -> u64 {
+pub(crate) fn mce_cap(supported: u64, banks: u32) -> u64 {
     (MCE_CAP & !0xff & supported) | MCE_BANKS.min(banks.into())
 }
 
 /// All MSRs that make up a vCPU's state: KVM's own list, and those that older kernels leave out of
 /// it (MTRRs, PAT, machine check banks).
-pub fn list(kvm: &Kvm, mce_cap: u64) -> Result<Vec<u32>, Error> {
+pub(crate) fn list(kvm: &Kvm, mce_cap: u64) -> Result<Vec<u32>, Error> {
     let listed = kvm.get_msr_index_list().map_err(Error::call("KVM_GET_MSR_INDEX_LIST"))?;
     let mut list = listed.as_slice().to_vec();
     let mtrrs =
@@ -35,13 +35,13 @@ pub fn list(kvm: &Kvm, mce_cap: u64) -> Result<Vec<u32>, Error> {
 }
 
 /// What [`read`] brought.
-pub struct Read {
+pub(crate) struct Read {
     pub values: Vec<(u32, u64)>,
     pub refused: Vec<u32>,
 }
 
 /// Reads the MSRs of `list`. KVM stops at the first it refuses; reading goes on behind it.
-pub fn read(vcpu: &VcpuFd, list: &[u32]) -> Result<Read, Error> {
+pub(crate) fn read(vcpu: &VcpuFd, list: &[u32]) -> Result<Read, Error> {
     let mut out = Read { values: Vec::with_capacity(list.len()), refused: Vec::new() };
     let mut rest = list;
     while !rest.is_empty() {
@@ -59,7 +59,7 @@ pub fn read(vcpu: &VcpuFd, list: &[u32]) -> Result<Read, Error> {
 }
 
 /// Writes MSRs in the order given; returns those that KVM refused.
-pub fn write(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<Vec<(u32, u64)>, Error> {
+pub(crate) fn write(vcpu: &VcpuFd, values: &[(u32, u64)]) -> Result<Vec<(u32, u64)>, Error> {
     let mut refused = Vec::new();
     let mut rest = values;
     while !rest.is_empty() {

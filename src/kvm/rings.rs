@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The dirty rings of all vCPUs, and what was collected from them and not harvested yet.
-pub struct Rings {
+pub(crate) struct Rings {
     entries: u32,
     /// KVM wrote past the end of one: pages are missing, and nobody knows which.
     overflowed: AtomicBool,

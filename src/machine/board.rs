@@ -38,7 +38,7 @@ pub static PARTS: &[&Kind] = &[
 ];
 
 /// The devices of one machine.
-pub struct Board {
+pub(crate) struct Board {
     ram: GuestRam,
     ports: Bus,
     mmio: Bus,
@@ -48,7 +48,7 @@ pub struct Board {
 }
 
 impl Board {
-    pub fn new(mut slots: Slots<'_>) -> Result<Board, Error> {
+    pub(crate) fn new(mut slots: Slots<'_>) -> Result<Board, Error> {
         let (mut devices, mut kinds) = (Vec::new(), Vec::new());
         for kind in PARTS {
             devices.extend((kind.build)(&mut slots)?);
@@ -59,12 +59,12 @@ impl Board {
     }
 
     /// The first device of this type.
-    pub fn device<D: Device>(&self) -> Option<&D> {
+    pub(crate) fn device<D: Device>(&self) -> Option<&D> {
         self.devices.iter().find_map(|device| (&**device as &dyn Any).downcast_ref())
     }
 
     /// All that stands on it.
-    pub fn parts(&self) -> impl Iterator<Item = (&'static Kind, &dyn Device)> {
+    pub(crate) fn parts(&self) -> impl Iterator<Item = (&'static Kind, &dyn Device)> {
         self.kinds.iter().copied().zip(self.devices.iter().map(|device| &**device))
     }
 
@@ -72,7 +72,7 @@ impl Board {
     ///
     /// KVM makes an access to RAM whose page it cannot have (a full tmpfs, a file cut short) one to
     /// a device, or ends the run with `EFAULT`.
-    pub fn serve(&self, exit: Exit<'_>) -> Result<(), UnhandledExit> {
+    pub(crate) fn serve(&self, exit: Exit<'_>) -> Result<(), UnhandledExit> {
         let request = match exit {
             Exit::MmioRead { gpa, .. } | Exit::MmioWrite { gpa, .. }
                 if self.ram.main().offset(gpa).is_some() =>
@@ -107,26 +107,30 @@ impl Board {
     }
 
     /// As after power-on.
-    pub fn reset(&self) -> Result<(), Error> {
+    pub(crate) fn reset(&self) -> Result<(), Error> {
         self.devices.iter().try_for_each(|device| device.reset())
     }
 
-    pub fn quiesce(&self) -> Result<(), Error> {
+    pub(crate) fn quiesce(&self) -> Result<(), Error> {
         self.devices.iter().try_for_each(|device| device.quiesce())
     }
 
     /// In the other direction: what was stopped first, the clock, goes on last.
-    pub fn resume(&self) -> Result<(), Error> {
+    pub(crate) fn resume(&self) -> Result<(), Error> {
         self.devices.iter().rev().try_for_each(|device| device.resume())
     }
 
-    pub fn save(&self) -> Result<Sections, Error> {
+    pub(crate) fn save(&self) -> Result<Sections, Error> {
         let mut sections = Sections::default();
         self.devices.iter().try_for_each(|device| device.save(&mut sections))?;
         Ok(sections)
     }
 
-    pub fn load(&self, sections: &Sections, foreign: ForeignTsc) -> Result<LoadReport, Error> {
+    pub(crate) fn load(
+        &self,
+        sections: &Sections,
+        foreign: ForeignTsc,
+    ) -> Result<LoadReport, Error> {
         let mut from = Loading { sections, foreign, report: LoadReport::default() };
         self.devices.iter().try_for_each(|device| device.load(&mut from))?;
         Ok(from.report)
@@ -134,7 +138,7 @@ impl Board {
 }
 
 /// Exits that are no accesses, or that ask for more than an answer: the machine's business.
-pub enum UnhandledExit {
+pub(crate) enum UnhandledExit {
     Interrupted,
     RingFull,
     Halt,

@@ -18,7 +18,7 @@ use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler};
 /// pages cost nothing.
 const STACK_BYTES: usize = 256 << 10;
 /// Time a throttled vCPU runs between two naps (QEMU's `CPU_THROTTLE_TIMESLICE_NS`).
-pub const THROTTLE_SLICE: Duration = Duration::from_millis(10);
+pub(crate) const THROTTLE_SLICE: Duration = Duration::from_millis(10);
 
 /// A ring that is full again and again without anything in it that could be taken has overflowed,
 /// and stays full. Once or twice only means that another thread was faster.
@@ -28,7 +28,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// What the guest, or KVM, wants from the machine; the vCPU that says it stands still until it is
 /// done.
-pub enum VcpuRequest {
+pub(crate) enum VcpuRequest {
     Reset,
     Shutdown,
     Panic,
@@ -46,7 +46,7 @@ pub enum VcpuRequest {
 }
 
 impl VcpuRequest {
-    pub fn cause(&self) -> StopCause {
+    pub(crate) fn cause(&self) -> StopCause {
         match self {
             VcpuRequest::Reset => StopCause::GuestReset,
             VcpuRequest::Shutdown => StopCause::GuestShutdown,
@@ -66,7 +66,7 @@ impl From<DeviceRequest> for VcpuRequest {
 }
 
 /// What all vCPU threads of a machine share.
-pub struct Cpus {
+pub(crate) struct Cpus {
     pub vm: Arc<Vm>,
     pub board: Board,
     pub gate: Gate,
@@ -79,17 +79,17 @@ pub struct Cpus {
 }
 
 /// The running threads.
-pub struct Threads {
+pub(crate) struct Threads {
     handles: Arc<Vec<JoinHandle<()>>>,
     pub ids: Vec<i32>,
 }
 
 /// Interrupts vCPU threads.
-pub struct Signals(Arc<Vec<JoinHandle<()>>>);
+pub(crate) struct Signals(Arc<Vec<JoinHandle<()>>>);
 
 impl Signals {
     /// Interrupts the thread of vCPU `index`, wherever it is.
-    pub fn send(&self, index: usize) {
+    pub(crate) fn send(&self, index: usize) {
         // It fails for a thread that has ended, which needs no signal.
         let _ = self.0[index].kill(SIGRTMIN());
     }
@@ -99,7 +99,7 @@ extern "C" fn nothing(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_v
 
 impl Threads {
     /// Starts one thread for each vCPU. They stand at the gate.
-    pub fn start(cpus: &Arc<Cpus>) -> Result<Threads, Error> {
+    pub(crate) fn start(cpus: &Arc<Cpus>) -> Result<Threads, Error> {
         // The signal only has to interrupt KVM_RUN.
         register_signal_handler(SIGRTMIN(), nothing)
             .map_err(|e| Error::Thread(std::io::Error::from_raw_os_error(e.errno())))?;
@@ -127,12 +127,12 @@ impl Threads {
         Ok(Threads { handles: Arc::new(handles), ids })
     }
 
-    pub fn signals(&self) -> Signals {
+    pub(crate) fn signals(&self) -> Signals {
         Signals(self.handles.clone())
     }
 
     /// Waits until all have ended; for the last owner of the handles.
-    pub fn join(&mut self) {
+    pub(crate) fn join(&mut self) {
         let me = std::thread::current().id();
         let Some(handles) = Arc::get_mut(&mut self.handles) else { return };
         for handle in handles.drain(..).filter(|h| h.thread().id() != me) {

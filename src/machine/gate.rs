@@ -5,30 +5,30 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// What a vCPU thread is asked to do when it leaves the guest: bits of [`Requests`].
-pub mod request {
+pub(crate) mod request {
     /// Stand still at the gate.
-    pub const PARK: u32 = 1;
+    pub(crate) const PARK: u32 = 1;
     /// Deliver an NMI.
-    pub const NMI: u32 = 2;
+    pub(crate) const NMI: u32 = 2;
     /// Sleep for the time that auto-converge wants.
-    pub const THROTTLE: u32 = 4;
+    pub(crate) const THROTTLE: u32 = 4;
 }
 
 /// Requests to one vCPU. They are written before the vCPU is kicked.
 #[derive(Default)]
-pub struct Requests(AtomicU32);
+pub(crate) struct Requests(AtomicU32);
 
 impl Requests {
-    pub fn add(&self, bits: u32) {
+    pub(crate) fn add(&self, bits: u32) {
         self.0.fetch_or(bits, Ordering::SeqCst);
     }
 
     /// Takes all but PARK, which stays until the gate opens; returns what there was.
-    pub fn take(&self) -> u32 {
+    pub(crate) fn take(&self) -> u32 {
         self.0.fetch_and(request::PARK, Ordering::SeqCst)
     }
 
-    pub fn any(&self) -> bool {
+    pub(crate) fn any(&self) -> bool {
         self.0.load(Ordering::SeqCst) != 0
     }
 
@@ -38,7 +38,7 @@ impl Requests {
 }
 
 /// One gate for all vCPUs of a machine. Closed at first.
-pub struct Gate {
+pub(crate) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
     pub requests: Vec<Requests>,
@@ -61,13 +61,13 @@ struct Place {
 
 /// What a thread learns at the gate.
 #[derive(PartialEq, Eq)]
-pub enum Pass {
+pub(crate) enum Pass {
     Run,
     Quit,
 }
 
 impl Gate {
-    pub fn new(count: usize) -> Gate {
+    pub(crate) fn new(count: usize) -> Gate {
         let places = vec![Place::default(); count];
         let requests = (0..count).map(|_| Requests::default()).collect();
         let state = State { open: false, quit: false, places };
@@ -75,7 +75,7 @@ impl Gate {
     }
 
     /// The thread of vCPU `index`, which has let go of its vCPU, waits until it may run.
-    pub fn pass(&self, index: usize) -> Pass {
+    pub(crate) fn pass(&self, index: usize) -> Pass {
         let mut state = self.lock();
         state.places[index].parked = true;
         self.changed.notify_all();
@@ -93,7 +93,7 @@ impl Gate {
 
     /// Closes the gate; `kick` is called for each vCPU, with its PARK request in place. Returns
     /// when all stand still.
-    pub fn close(&self, kick: impl Fn(usize)) {
+    pub(crate) fn close(&self, kick: impl Fn(usize)) {
         let mut state = self.lock();
         state.open = false;
         for (index, requests) in self.requests.iter().enumerate() {
@@ -110,7 +110,7 @@ impl Gate {
     }
 
     /// Opens the gate for all, those held included.
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         let mut state = self.lock();
         for (place, requests) in state.places.iter_mut().zip(&self.requests) {
             place.held = false;
@@ -121,18 +121,18 @@ impl Gate {
     }
 
     /// Keeps vCPU `index` from passing until the gate is opened anew.
-    pub fn hold(&self, index: usize) {
+    pub(crate) fn hold(&self, index: usize) {
         self.lock().places[index].held = true;
     }
 
     /// Lets all threads end; they must be parked or kicked.
-    pub fn quit(&self) {
+    pub(crate) fn quit(&self) {
         self.lock().quit = true;
         self.changed.notify_all();
     }
 
     /// Sleeps for `time`, or until the gate closes.
-    pub fn nap(&self, index: usize, time: Duration) {
+    pub(crate) fn nap(&self, index: usize, time: Duration) {
         let end = Instant::now() + time;
         let mut state = self.lock();
         while state.open && !state.quit {

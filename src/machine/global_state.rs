@@ -4,7 +4,7 @@ use super::RunState;
 use crate::devices::{Kind, SectionKind, only_one};
 use crate::vmstate::{Layout, Visitor};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     sections: &[SectionKind::of::<GlobalState>("run state of the source", only_one).checked(
         |state, _| match state.downcast_ref::<GlobalState>().and_then(GlobalState::run_state) {
             Some(_) => Ok(()),
@@ -16,7 +16,7 @@ pub const KIND: Kind = Kind {
 
 /// `globalstate`: what the source did when it stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GlobalState {
+pub(crate) struct GlobalState {
     /// Length of the name with its NUL.
     pub size: u32,
     /// Run state name, NUL padded.
@@ -39,7 +39,7 @@ impl Default for GlobalState {
 }
 
 impl GlobalState {
-    pub fn new(state: RunState) -> Self {
+    pub(crate) fn new(state: RunState) -> Self {
         let name = state.name();
         let mut state =
             Self { size: name.len() as u32 + 1, has_was_suspended: 1, ..Self::default() };
@@ -48,7 +48,7 @@ impl GlobalState {
     }
 
     /// The run state, or `None` if there is none of this name.
-    pub fn run_state(&self) -> Option<RunState> {
+    pub(crate) fn run_state(&self) -> Option<RunState> {
         let name = self.run_state.split(|byte| *byte == 0).next()?;
         std::str::from_utf8(name).ok().and_then(RunState::from_name)
     }

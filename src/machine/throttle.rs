@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 
 /// The thread that sends vCPUs to sleep, while there is anything to do.
 #[derive(Default)]
-pub struct Throttle {
+pub(crate) struct Throttle {
     running: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
 }
 

@@ -57,12 +57,12 @@ impl Place {
 
 /// A mapping whose losses are survived and counted, until this is dropped.
 #[derive(Debug)]
-pub struct Watched(Option<usize>);
+pub(crate) struct Watched(Option<usize>);
 
 impl Watched {
     /// Watches the mapping at `range` (addresses), of pages of `page_bytes`. Where too many are
     /// watched already, SIGBUS there ends the process as anywhere else.
-    pub fn new(range: Range<usize>, page_bytes: usize) -> Watched {
+    pub(crate) fn new(range: Range<usize>, page_bytes: usize) -> Watched {
         let free = |place: &&Place| !place.taken.swap(true, Ordering::AcqRel);
         let index = TABLE.iter().position(|place| free(&place));
         if let Some(place) = index.map(|index| &TABLE[index]) {
@@ -74,17 +74,17 @@ impl Watched {
         Watched(index)
     }
 
-    pub fn nothing() -> Watched {
+    pub(crate) fn nothing() -> Watched {
         Watched(None)
     }
 
     /// Pages lost so far.
-    pub fn count(&self) -> u64 {
+    pub(crate) fn count(&self) -> u64 {
         self.0.map_or(0, |index| TABLE[index].losses.load(Ordering::Acquire))
     }
 
     /// Where in the mapping the last one was.
-    pub fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         self.0.map_or(0, |index| TABLE[index].offset.load(Ordering::Relaxed))
     }
 }

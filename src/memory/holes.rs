@@ -49,7 +49,7 @@ impl Backing {
     /// Where the first data in `range` (bytes) begin, `None` if it holds only holes. In contrast to
     /// [`Backing::next_data`] its cost does not grow with the data, nor, beyond the range, with the
     /// hole.
-    pub fn first_data(&self, range: Range<u64>) -> io::Result<Option<u64>> {
+    pub(crate) fn first_data(&self, range: Range<u64>) -> io::Result<Option<u64>> {
         let range = range.start..range.end.min(self.bytes());
         if range.is_empty() {
             return Ok(None);
@@ -67,7 +67,7 @@ impl Backing {
 
     /// The first range at or after `from` that may hold something else than zeros; `None` if only
     /// holes follow. Nothing is touched. Where the kernel cannot tell, all is data.
-    pub fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
+    pub(crate) fn next_data(&self, from: u64) -> io::Result<Option<Range<u64>>> {
         let all = from..self.bytes();
         if all.is_empty() {
             return Ok(None);
@@ -92,7 +92,7 @@ impl Backing {
 
     /// True if all of `range` (bytes, whole pages) is in memory, and so has no hole. Costs some
     /// nanoseconds per page. False says nothing, as on kernels before 6.5.
-    pub fn is_in_memory(&self, range: Range<u64>) -> bool {
+    pub(crate) fn is_in_memory(&self, range: Range<u64>) -> bool {
         /// From linux/mman.h: the range asked about, and counts of pages, the first of those in
         /// memory.
         #[repr(C)]
@@ -111,7 +111,7 @@ impl Backing {
     /// Says which pages of `range` (bytes) were ever touched, by their offset, and that it could:
     /// only of memory whose page map is the whole answer. Costs one read of the page map for 512
     /// pages.
-    pub fn touched(&self, range: Range<u64>, mut say: impl FnMut(u64)) -> io::Result<bool> {
+    pub(crate) fn touched(&self, range: Range<u64>, mut say: impl FnMut(u64)) -> io::Result<bool> {
         if !matches!(self.teller(), Teller::PageMap) || self.page_map().is_none() {
             return Ok(false);
         }

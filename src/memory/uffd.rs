@@ -81,7 +81,7 @@ struct WriteProtect {
 
 /// One mapping under watch. Closing it ends all protection.
 #[derive(Debug)]
-pub struct Uffd {
+pub(crate) struct Uffd {
     fd: OwnedFd,
     start: u64,
     bytes: u64,
@@ -92,7 +92,11 @@ impl Uffd {
     ///
     /// # Safety
     /// The mapping stays where it is for as long as the value lives.
-    pub unsafe fn watch(host: *mut u8, bytes: u64, anonymous: bool) -> Result<Uffd, Unavailable> {
+    pub(crate) unsafe fn watch(
+        host: *mut u8,
+        bytes: u64,
+        anonymous: bool,
+    ) -> Result<Uffd, Unavailable> {
         let fd = open()?;
         let wanted =
             FEATURE_WP | FEATURE_WP_SHMEM | if anonymous { FEATURE_WP_UNPOPULATED } else { 0 };
@@ -112,7 +116,7 @@ impl Uffd {
 
     /// Protects or releases `range`, in bytes from the start of the mapping and in whole pages. A
     /// release wakes who waits for one of its pages.
-    pub fn protect(&self, range: Range<u64>, on: bool) -> io::Result<()> {
+    pub(crate) fn protect(&self, range: Range<u64>, on: bool) -> io::Result<()> {
         assert!(range.start <= range.end && range.end <= self.bytes);
         if range.is_empty() {
             return Ok(());
@@ -132,7 +136,7 @@ impl Uffd {
     }
 
     /// Waits until a page was hit, or `wake` is readable, and appends the offsets of the pages hit.
-    pub fn wait(&self, wake: RawFd, hit: &mut Vec<u64>) -> io::Result<()> {
+    pub(crate) fn wait(&self, wake: RawFd, hit: &mut Vec<u64>) -> io::Result<()> {
         let event = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
         let mut fds = [event(self.fd.as_raw_fd()), event(wake)];
         // SAFETY: `fds` is an array of as many entries as said.

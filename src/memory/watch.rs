@@ -9,14 +9,14 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 /// Asked before this process writes guest memory.
-pub trait BeforeWrite: Send + Sync {
+pub(crate) trait BeforeWrite: Send + Sync {
     /// `range` (bytes into the main block) will be written when this returns.
     fn before_write(&self, range: Range<u64>);
 }
 
 /// Who is asked, if anybody.
 #[derive(Default)]
-pub struct Watch(RwLock<Option<Arc<dyn BeforeWrite>>>);
+pub(crate) struct Watch(RwLock<Option<Arc<dyn BeforeWrite>>>);
 
 /// Held while guest memory is written. The watch does not change while it is held, so it must end soon: a DMA holds it
 /// from before its submission until its completion.
@@ -26,7 +26,7 @@ pub struct WriteGuard<'w>(
 );
 
 impl Watch {
-    pub fn ask(&self, range: Range<u64>) -> WriteGuard<'_> {
+    pub(crate) fn ask(&self, range: Range<u64>) -> WriteGuard<'_> {
         let watch = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(asked) = &*watch {
             asked.before_write(range);
@@ -35,7 +35,7 @@ impl Watch {
     }
 
     /// Waits for every write in progress, then changes who is asked.
-    pub fn set(&self, asked: Option<Arc<dyn BeforeWrite>>) {
+    pub(crate) fn set(&self, asked: Option<Arc<dyn BeforeWrite>>) {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = asked;
     }
 }

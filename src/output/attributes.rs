@@ -9,7 +9,7 @@ use rustix::fs::{AtFlags, CWD, Gid, Mode, Statx, StatxAttributes, StatxFlags, Ui
 use rustix::io::Errno;
 
 /// Can another file be renamed over this one, as far as can be told beforehand?
-pub fn can_be_replaced(path: &Path, old: &Metadata) -> io::Result<bool> {
+pub(crate) fn can_be_replaced(path: &Path, old: &Metadata) -> io::Result<bool> {
     let attributes = statx(path)?.stx_attributes;
     let fixed = StatxAttributes::MOUNT_ROOT | StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
     if attributes.intersects(fixed) {
@@ -28,7 +28,7 @@ fn statx(path: &Path) -> io::Result<Statx> {
 
 /// Gives `new` owner, group, permissions and extended attributes (access control lists among them)
 /// of the file at `path`, which is `old`.
-pub fn take_over(new: &File, path: &Path, old: &Metadata) -> io::Result<()> {
+pub(crate) fn take_over(new: &File, path: &Path, old: &Metadata) -> io::Result<()> {
     let now = new.metadata()?;
     if (now.uid(), now.gid()) != (old.uid(), old.gid()) {
         let (owner, group) = (Uid::from_raw(old.uid()), Gid::from_raw(old.gid()));

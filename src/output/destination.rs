@@ -62,11 +62,6 @@ impl Destination {
         matches!(self.place, Place::Descriptor(1))
     }
 
-    /// Will it be a regular file that can be read back and written anywhere while it is made?
-    pub fn is_file(&self) -> bool {
-        matches!(self.place, Place::File { .. })
-    }
-
     /// A file without a name for what is not ready to be written yet: beside the output, or else
     /// where temporary files are.
     pub fn scratch(&self) -> io::Result<std::fs::File> {

@@ -8,7 +8,7 @@ use tempfile::TempPath;
 
 /// Undone by being dropped.
 #[derive(Debug)]
-pub enum Undo {
+pub(crate) enum Undo {
     /// A file with a name of its own.
     Remove(TempPath),
     /// A file that is written in place.
@@ -17,7 +17,7 @@ pub enum Undo {
 
 /// Cuts the file off; what stood before this offset stays.
 #[derive(Debug)]
-pub struct Cut {
+pub(crate) struct Cut {
     pub file: File,
     pub start: Option<u64>,
 }
@@ -40,10 +40,10 @@ fn unfinished() -> MutexGuard<'static, BTreeMap<u64, Undo>> {
 
 /// One that is begun; undone when it is dropped.
 #[derive(Debug)]
-pub struct Unfinished(u64);
+pub(crate) struct Unfinished(u64);
 
 impl Unfinished {
-    pub fn begin(undo: Undo) -> Unfinished {
+    pub(crate) fn begin(undo: Undo) -> Unfinished {
         let mut all = unfinished();
         let id = all.last_key_value().map_or(0, |(last, _)| last + 1);
         all.insert(id, undo);
@@ -51,7 +51,7 @@ impl Unfinished {
     }
 
     /// It is whole. `done` may hand the undo back, if it is still to be undone.
-    pub fn finish<T>(self, done: impl FnOnce(Undo) -> T) -> Option<T> {
+    pub(crate) fn finish<T>(self, done: impl FnOnce(Undo) -> T) -> Option<T> {
         // With the lock held: a signal removes nothing that is being renamed.
         let mut all = unfinished();
         all.remove(&self.0).map(done)

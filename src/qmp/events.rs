@@ -7,7 +7,7 @@ use super::schema::{Shape, Type, optional, required};
 use crate::machine::{Panic, StopCause};
 
 /// An event that Godwit can send.
-pub struct Kind {
+pub(crate) struct Kind {
     pub name: &'static str,
     pub data: &'static Shape,
 }
@@ -15,7 +15,7 @@ pub struct Kind {
 /// Every event. An event must be listed here to be sent, because clients with typed events (`qapi`
 /// for Rust) fail on names outside QEMU's schema: add none that QEMU does not have, and none
 /// without all of its members.
-pub static KINDS: &[Kind] = &[
+pub(crate) static KINDS: &[Kind] = &[
     kind("BALLOON_CHANGE", &BALLOON),
     kind("DUMP_COMPLETED", &DUMPED),
     kind("GUEST_PANICKED", &PANICKED),

@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 /// The release of QEMU whose protocol is spoken; clients decide by these numbers.
-pub const QEMU_VERSION: (u32, u32, u32) = (10, 0, 2);
+pub(crate) const QEMU_VERSION: (u32, u32, u32) = (10, 0, 2);
 
 /// The answer of `query-version`, which is also in the greeting.
 pub fn version() -> Json {

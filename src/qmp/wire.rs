@@ -23,33 +23,33 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 ///
 /// Readiness and `recvmsg`, not a ring: a ring cannot receive descriptors on stream sockets, and
 /// waiting for readiness can be given up at any time without losing what came.
-pub struct Wire {
+pub(crate) struct Wire {
     /// Of either family: only its readiness is used.
     socket: UnixStream,
 }
 
 /// Some bytes in the order sent, and the descriptors that came with one of them.
-pub struct Received {
+pub(crate) struct Received {
     pub bytes: Vec<u8>,
     pub fds: Vec<OwnedFd>,
 }
 
 impl Wire {
     /// Must be called on the control plane's runtime.
-    pub fn new(socket: OwnedFd) -> io::Result<Wire> {
+    pub(crate) fn new(socket: OwnedFd) -> io::Result<Wire> {
         let socket = net::UnixStream::from(socket);
         socket.set_nonblocking(true)?;
         Ok(Wire { socket: UnixStream::from_std(socket)? })
     }
 
     /// Waits for bytes. None in it: the client has nothing more to say.
-    pub async fn receive(&self) -> io::Result<Received> {
+    pub(crate) async fn receive(&self) -> io::Result<Received> {
         self.socket.async_io(Interest::READABLE, || receive_now(&self.socket)).await
     }
 
     /// Waits until the client can neither send nor receive any more; one that only said that it
     /// sends nothing more is still there. Leaves what came where it is.
-    pub async fn gone(&self) {
+    pub(crate) async fn gone(&self) {
         // Looked at now and then: tokio tells of a client that hung up and of one that only sends
         // nothing more in the same words.
         while !self.is_hung_up() {
@@ -64,14 +64,14 @@ impl Wire {
     }
 
     /// Writes some of `bytes` and says how many.
-    pub async fn send(&self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) async fn send(&self, bytes: &[u8]) -> io::Result<usize> {
         let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
         let send_now = || Ok(send(&self.socket, bytes, flags)?);
         self.socket.async_io(Interest::WRITABLE, send_now).await
     }
 
     /// Ends both directions; whoever waits is woken.
-    pub fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         // The client may have been faster.
         let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
     }

@@ -46,7 +46,7 @@ impl Description {
 }
 
 /// Appends what stands between the braces of one section.
-pub fn section<T: Layout>(state: &T, text: &mut String) {
+pub(crate) fn section<T: Layout>(state: &T, text: &mut String) {
     let mut describer = Describer { text, size: 0, first: true };
     let (name, version) = (state.section_name(), state.section_version());
     let Ok(()) = describer.named(&mut state.clone(), name, version);

@@ -8,17 +8,17 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// How long a guest may take for a line: a sweep of a large working set on a slow KVM.
-pub const SWEEP_TIME: Duration = Duration::from_secs(60);
+pub(crate) const SWEEP_TIME: Duration = Duration::from_secs(60);
 
 /// A file that a machine's serial port writes to.
-pub struct SerialLog {
+pub(crate) struct SerialLog {
     path: PathBuf,
     errors: PathBuf,
 }
 
 /// What a log says so far.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Evidence {
+pub(crate) struct Evidence {
     /// For each processor the first and the last sweep it told of.
     sweeps: BTreeMap<u32, (u64, u64)>,
     corrupt: Option<String>,
@@ -26,17 +26,17 @@ pub struct Evidence {
 }
 
 impl SerialLog {
-    pub fn new(path: PathBuf, errors: PathBuf) -> SerialLog {
+    pub(crate) fn new(path: PathBuf, errors: PathBuf) -> SerialLog {
         SerialLog { path, errors }
     }
 
-    pub fn read(&self) -> Evidence {
+    pub(crate) fn read(&self) -> Evidence {
         Evidence::read(&String::from_utf8_lossy(&std::fs::read(&self.path).unwrap_or_default()))
     }
 
     /// Waits until the log says enough; a guest that finds fault, and a machine that ends, are
     /// errors.
-    pub fn wait_for(
+    pub(crate) fn wait_for(
         &self,
         child: &mut Running,
         side: &'static str,
@@ -81,7 +81,7 @@ impl Evidence {
         evidence
     }
 
-    pub fn check(&self) -> Result<(), Error> {
+    pub(crate) fn check(&self) -> Result<(), Error> {
         match (&self.corrupt, &self.went_back) {
             (Some(line), _) => Err(Error::Corrupt(line.clone())),
             (None, Some(line)) => Err(Error::WentBack(line.clone())),
@@ -90,12 +90,12 @@ impl Evidence {
     }
 
     /// The sweep that the slowest processor told of last; 0 before any did.
-    pub fn least_sweep(&self) -> u64 {
+    pub(crate) fn least_sweep(&self) -> u64 {
         self.sweeps.values().map(|(_, last)| *last).min().unwrap_or(0)
     }
 
     /// Every processor that counted here counts there, and from no earlier sweep.
-    pub fn goes_on_in(&self, after: &Evidence) -> Result<(), Error> {
+    pub(crate) fn goes_on_in(&self, after: &Evidence) -> Result<(), Error> {
         for (cpu, (_, before)) in &self.sweeps {
             match after.sweeps.get(cpu) {
                 Some((first, _)) if first >= before => {}

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::process::Child;
 
 /// A process that does not outlive its owner.
-pub struct Running(pub Child);
+pub(crate) struct Running(pub Child);
 
 impl Running {
     /// An error with the process's own words if it has ended.
-    pub fn ended(&mut self, side: &'static str, errors: &Path) -> Result<(), Error> {
+    pub(crate) fn ended(&mut self, side: &'static str, errors: &Path) -> Result<(), Error> {
         match self.0.try_wait() {
             Ok(Some(status)) => {
                 let words = std::fs::read_to_string(errors).unwrap_or_default();

@@ -8,20 +8,20 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Keys with a meaning of their own.
-pub mod key {
-    pub const SIGNATURE: u16 = 0x00;
-    pub const ID: u16 = 0x01;
-    pub const UUID: u16 = 0x02;
-    pub const RAM_SIZE: u16 = 0x03;
-    pub const NOGRAPHIC: u16 = 0x04;
-    pub const NB_CPUS: u16 = 0x05;
-    pub const CMDLINE_SIZE: u16 = 0x14;
-    pub const CMDLINE_DATA: u16 = 0x15;
-    pub const BOOT_MENU: u16 = 0x0e;
-    pub const MAX_CPUS: u16 = 0x0f;
-    pub const FILE_DIR: u16 = 0x19;
+pub(crate) mod key {
+    pub(crate) const SIGNATURE: u16 = 0x00;
+    pub(crate) const ID: u16 = 0x01;
+    pub(crate) const UUID: u16 = 0x02;
+    pub(crate) const RAM_SIZE: u16 = 0x03;
+    pub(crate) const NOGRAPHIC: u16 = 0x04;
+    pub(crate) const NB_CPUS: u16 = 0x05;
+    pub(crate) const CMDLINE_SIZE: u16 = 0x14;
+    pub(crate) const CMDLINE_DATA: u16 = 0x15;
+    pub(crate) const BOOT_MENU: u16 = 0x0e;
+    pub(crate) const MAX_CPUS: u16 = 0x0f;
+    pub(crate) const FILE_DIR: u16 = 0x19;
     /// Named files are numbered from here.
-    pub const FILE_FIRST: u16 = 0x20;
+    pub(crate) const FILE_FIRST: u16 = 0x20;
 }
 
 /// The item named by a file's name may be this long, with its NUL.
@@ -113,7 +113,7 @@ impl Items {
 }
 
 /// Adds what every machine of this configuration tells its guest.
-pub fn describe_machine(items: &mut Items, config: &Config, ram: &GuestRam) {
+pub(crate) fn describe_machine(items: &mut Items, config: &Config, ram: &GuestRam) {
     let cpus = u16::from(config.cpu.count);
     // Not how many: one more than the last APIC id.
     let Topology { sockets, .. } = config.cpu.topology;

@@ -184,7 +184,7 @@ fn thr_pending_by_registers(iir: u8) -> bool {
     iir & IIR_LOW == IIR_EMPTY
 }
 
-pub fn of(from: &Registers) -> SerialState {
+pub(crate) fn of(from: &Registers) -> SerialState {
     let expected =
         if from.ier & IER_EMPTY != 0 { thr_pending_by_registers(from.iir) } else { false };
     let fifo = |bytes: &[u8]| {
@@ -211,7 +211,7 @@ pub fn of(from: &Registers) -> SerialState {
     }
 }
 
-pub fn registers(from: &SerialState) -> Registers {
+pub(crate) fn registers(from: &SerialState) -> Registers {
     let uart = &from.uart;
     // A byte that QEMU was still trying to send goes out before those behind it.
     let retried = uart.tsr.filter(|tsr| tsr.retry > 0).map(|tsr| tsr.tsr);

@@ -30,11 +30,11 @@ const SHARED_RECORDS: usize = 256;
 
 /// The blocks of the stream's list, as they are here. Clones are the same blocks.
 #[derive(Clone, Default)]
-pub struct Blocks(Vec<RamBlock>);
+pub(crate) struct Blocks(Vec<RamBlock>);
 
 impl Blocks {
     /// Finds the listed block here. One that belongs to no device here is kept as it comes.
-    pub fn add(&mut self, ram: &GuestRam, listed: &ListedBlock) -> Result<(), Error> {
+    pub(crate) fn add(&mut self, ram: &GuestRam, listed: &ListedBlock) -> Result<(), Error> {
         let block = match ram.block(&listed.name) {
             Some(block) => block,
             None => ram.keep_block(&listed.name, listed.bytes)?,
@@ -48,13 +48,13 @@ impl Blocks {
     }
 
     /// Applies page records in order.
-    pub fn apply(&self, records: &[Record<'_>]) -> Result<(), Error> {
+    pub(crate) fn apply(&self, records: &[Record<'_>]) -> Result<(), Error> {
         self.apply_in_order(records.iter())
     }
 
     /// Applies a batch of page records by several threads, each with the chunks of 256 pages that
     /// fall to it, so that the records of one page are applied in order.
-    pub fn apply_by(&self, threads: &Threads, records: &[Record<'_>]) -> Result<(), Error> {
+    pub(crate) fn apply_by(&self, threads: &Threads, records: &[Record<'_>]) -> Result<(), Error> {
         let Some(pool) = (records.len() >= SHARED_RECORDS).then(|| threads.pool()).flatten() else {
             return self.apply(records);
         };
@@ -119,13 +119,13 @@ impl Blocks {
     }
 
     /// Makes a range zero without touching what is zero already, holes above all.
-    pub fn zero(&self, block: u8, offset: u64, bytes: u64) -> Result<(), Error> {
+    pub(crate) fn zero(&self, block: u8, offset: u64, bytes: u64) -> Result<(), Error> {
         let range = self.range(block, offset, bytes)?;
         Ok(self.0[usize::from(block)].clear(range)?)
     }
 
     /// Receives a run of pages.
-    pub fn receive(
+    pub(crate) fn receive(
         &self,
         ring: &mut Ring,
         reader: &mut SocketReader,
@@ -176,7 +176,7 @@ impl Blocks {
 
 /// Threads that share out what comes on the main channel, started when there is something to share.
 #[derive(Default)]
-pub struct Threads(OnceCell<Option<ThreadPool>>);
+pub(crate) struct Threads(OnceCell<Option<ThreadPool>>);
 
 impl Threads {
     /// `None` on a host with one processor, and where no thread can be had.

@@ -17,21 +17,21 @@ use crate::stream::ram::ListedBlock;
 use crate::stream::{Item, Reader, Step};
 
 /// Channels of one migration at most, said in the offer.
-pub const CHANNELS_MAX: u8 = 64;
+pub(crate) const CHANNELS_MAX: u8 = 64;
 
 /// Bytes of a channel's own buffer: runs bypass it.
 const BUFFER_BYTES: usize = 256 << 10;
 
 /// What comes on the channels.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Carries {
+pub(crate) enum Carries {
     /// Godwit's frames.
     Frames,
     /// QEMU's packets.
     Packets,
 }
 
-pub struct Channels {
+pub(crate) struct Channels {
     connections: Connections,
     threads: Vec<JoinHandle<()>>,
     barrier: Arc<RoundBarrier>,
@@ -62,7 +62,7 @@ struct State {
 }
 
 impl Channels {
-    pub fn new(connections: Connections, waker: Waker) -> Self {
+    pub(crate) fn new(connections: Connections, waker: Waker) -> Self {
         Self {
             connections,
             threads: Vec::new(),
@@ -73,7 +73,7 @@ impl Channels {
     }
 
     /// Accepts `count` channels and starts reading them.
-    pub fn open(
+    pub(crate) fn open(
         &mut self,
         incoming: &Incoming,
         ring: &mut Ring,
@@ -122,14 +122,14 @@ impl Channels {
     }
 
     /// The blocks are listed: a source with more channels has opened them.
-    pub fn turn_others_away(&mut self) {
+    pub(crate) fn turn_others_away(&mut self) {
         if self.barrier.lock().channels == 0 {
             self.connections.turn_away();
         }
     }
 
     /// Tells the threads which blocks the stream's numbers mean.
-    pub fn set_blocks(&self, blocks: &Blocks, listed: &[ListedBlock]) {
+    pub(crate) fn set_blocks(&self, blocks: &Blocks, listed: &[ListedBlock]) {
         let mut state = self.barrier.lock();
         if state.blocks.is_none() {
             state.blocks = Some((blocks.clone(), listed.to_vec()));
@@ -138,7 +138,7 @@ impl Channels {
     }
 
     /// Waits until every channel has come to the end of the round.
-    pub fn wait_for_round(&mut self, ring: &mut Ring) -> Result<(), Error> {
+    pub(crate) fn wait_for_round(&mut self, ring: &mut Ring) -> Result<(), Error> {
         let channels = self.barrier.lock().channels;
         if channels == 0 {
             return Err(Error::MultifdOff);
@@ -165,12 +165,12 @@ impl Channels {
     }
 
     /// Why a channel failed, if one did; then the main channel's own error is a consequence.
-    pub fn failure(&self) -> Option<Error> {
+    pub(crate) fn failure(&self) -> Option<Error> {
         self.barrier.lock().failure.take()
     }
 
     /// All RAM is there.
-    pub fn finish(&mut self) -> Result<(), Error> {
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
         self.barrier.lock().failure.take().map_or(Ok(()), Err)
     }
 }

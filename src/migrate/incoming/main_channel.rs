@@ -17,7 +17,7 @@ use crate::stream::{
 /// Records parsed at once: as many as one receive brings.
 const BATCH_RECORDS: usize = 4096;
 
-pub struct MainChannel<'a> {
+pub(crate) struct MainChannel<'a> {
     pub incoming: &'a Incoming,
     pub ring: Ring,
     pub return_path: ReturnPath,
@@ -49,7 +49,7 @@ impl Layouts for Devices<'_> {
 }
 
 impl<'a> MainChannel<'a> {
-    pub fn new(
+    pub(crate) fn new(
         incoming: &'a Incoming,
         ring: Ring,
         loader: Box<dyn Loader + 'a>,
@@ -72,12 +72,12 @@ impl<'a> MainChannel<'a> {
     }
 
     /// What the devices said.
-    pub fn loader(&mut self) -> &mut dyn Loader {
+    pub(crate) fn loader(&mut self) -> &mut dyn Loader {
         &mut *self.reader.layouts().0
     }
 
     /// Reads everything up to the end of the states, and the description behind it.
-    pub fn read(&mut self) -> Result<(), Error> {
+    pub(crate) fn read(&mut self) -> Result<(), Error> {
         while self.step()? {}
         self.channels.finish()?;
         if self.incoming.guest.describes() {
@@ -264,7 +264,7 @@ impl<'a> MainChannel<'a> {
     }
 
     /// Waits for GO. A connection that ends first means that the guest stays where it was.
-    pub fn wait_for_go(&mut self) -> Result<(), Error> {
+    pub(crate) fn wait_for_go(&mut self) -> Result<(), Error> {
         while self.behind_the_states()? != Behind::Go {}
         Ok(())
     }
@@ -295,7 +295,7 @@ enum Behind {
 }
 
 /// Applies the records of a frame as far as they have come; waits for more if none has.
-pub fn apply_records<L: Layouts>(
+pub(crate) fn apply_records<L: Layouts>(
     frames: &mut Reader<L>,
     ring: &mut Ring,
     socket: &mut SocketReader,

@@ -15,7 +15,7 @@ pub struct Row {
 }
 
 /// What a value must be, beside its type. The sentences are QEMU's.
-pub enum Limits {
+pub(crate) enum Limits {
     None,
     Range {
         min: u64,

@@ -9,7 +9,7 @@ use crate::args::value;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     none("query-block", "Lists disks, of which there are none."),
     none("query-named-block-nodes", "Lists what disks are made of, of which there are none.")
         .arguments(&FLAT),

@@ -6,7 +6,7 @@ use super::{Answer, Call, Command, Run};
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     Command::new("getfd", Run::Now(getfd))
         .arguments(&NAME)
         .does("Gives the descriptor sent beside this request a name on this monitor."),

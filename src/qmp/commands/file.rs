@@ -11,7 +11,7 @@ use crate::io::{OpenError, reason};
 use crate::qmp::error::Error;
 
 /// An open file.
-pub struct Named {
+pub(crate) struct Named {
     pub file: File,
     /// To be kept while the file is used: the set of descriptors it came from stays listed.
     pub in_use: Option<Arc<()>>,
@@ -20,7 +20,7 @@ pub struct Named {
 /// Opens `path`, made with permissions `mode` if it is new, or a member of `/dev/fdset/N`. Waits
 /// for the reader of a FIFO until `ended`, or until the process ends, which asks for no thread.
 /// `verb` is what QEMU says could not be done: open or create.
-pub fn create(
+pub(crate) fn create(
     call: Call<'_>,
     path: &str,
     verb: &str,
@@ -40,7 +40,7 @@ pub fn create(
 }
 
 /// A descriptor that a client sent under `name`, which may be of any file.
-pub fn given(fd: OwnedFd, name: &str, in_use: Option<Arc<()>>) -> Result<Named, Error> {
+pub(crate) fn given(fd: OwnedFd, name: &str, in_use: Option<Arc<()>>) -> Result<Named, Error> {
     name::check_output(fd.as_fd())
         .map_err(|_| Error::generic(OpenError::OwnFile(name.to_owned())))?;
     Ok(Named { file: fd.into(), in_use })

@@ -7,7 +7,7 @@ use super::{Answer, Call, Command, Run, find};
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     // A command inside may change the machine.
     Command::new("human-monitor-command", Run::Blocking(human_monitor_command))
         .arguments(&LINE)

@@ -10,7 +10,7 @@ use crate::qmp::error::Error;
 use crate::qmp::json::Value;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     Command::new("query-name", Run::Now(query_name))
         .returns(Type::Object(&NAME))
         .does("Tells the name that -name gave."),

@@ -11,7 +11,7 @@ use crate::io::reason;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     Command::new("pmemsave", Run::Waiting(pmemsave))
         .arguments(&PHYSICAL)
         .does("Writes physical guest memory to a file, as it stands."),

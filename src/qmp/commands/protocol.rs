@@ -11,7 +11,7 @@ use crate::qmp::introspect::schema as introspection;
 use crate::qmp::schema::{Shape, Type, Union, optional, required};
 use crate::qmp::version::version;
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     Command::new(NEGOTIATION, Run::Now(negotiation))
         .arguments(&CAPABILITIES)
         .does("Begins the conversation; nothing else is answered before it."),

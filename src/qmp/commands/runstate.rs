@@ -7,7 +7,7 @@ use crate::config::{PanicAction, RebootAction, ShutdownAction};
 use crate::machine::{Moment, RunState};
 use crate::qmp::schema::{Shape, Type, optional, required};
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     Command::new("query-status", Run::Now(query_status))
         .returns(Type::Object(&STATUS))
         .does("Tells whether the guest runs, and if not, why."),

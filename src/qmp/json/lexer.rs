@@ -28,7 +28,7 @@ enum State {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     ObjectOpen,
     ObjectClose,
     ArrayOpen,
@@ -40,7 +40,7 @@ pub enum Kind {
     Word,
 }
 
-pub enum Outcome {
+pub(crate) enum Outcome {
     More,
     Token(Kind),
     /// No token goes on like this; [`Lexer::take_stray`] has the text so far.
@@ -48,26 +48,26 @@ pub enum Outcome {
 }
 
 #[derive(Default)]
-pub struct Lexer {
+pub(crate) struct Lexer {
     state: State,
     text: Vec<u8>,
 }
 
 impl Lexer {
     /// The bytes of the token that just ended.
-    pub fn text(&self) -> &[u8] {
+    pub(crate) fn text(&self) -> &[u8] {
         &self.text
     }
 
     /// Forgets the token that just ended.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.text.clear();
         self.text.shrink_to(super::KEEP_BYTES);
     }
 
     /// The text of a fault, as far as QEMU shows it: up to the first NUL, with U+FFFD for what is
     /// not a character.
-    pub fn take_stray(&mut self) -> String {
+    pub(crate) fn take_stray(&mut self) -> String {
         let shown = self.text.split(|&b| b == 0).next().unwrap_or_default();
         let text = String::from_utf8_lossy(shown).into_owned();
         self.clear();
@@ -76,7 +76,7 @@ impl Lexer {
 
     /// One byte further. The flag says whether the byte was used up; if not, it has to be offered
     /// again.
-    pub fn step(&mut self, byte: u8) -> (Outcome, bool) {
+    pub(crate) fn step(&mut self, byte: u8) -> (Outcome, bool) {
         use State::*;
         // Give up on an endless token before it fills the memory: one byte past the limit is enough
         // for the reader to refuse it.

@@ -45,29 +45,29 @@ pub enum SyntaxError {
 
 /// The tokens of a message, their texts side by side.
 #[derive(Default)]
-pub struct Tokens {
+pub(crate) struct Tokens {
     text: Vec<u8>,
     /// Kind, and end in `text`.
     list: Vec<(Kind, u32)>,
 }
 
 impl Tokens {
-    pub fn push(&mut self, kind: Kind, text: &[u8]) {
+    pub(crate) fn push(&mut self, kind: Kind, text: &[u8]) {
         self.text.extend_from_slice(text);
         let end =
             u32::try_from(self.text.len()).expect("the reader limits the bytes of all tokens");
         self.list.push((kind, end));
     }
 
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.list.len()
     }
 
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.text.len()
     }
 
-    pub fn clear(&mut self, keep_bytes: usize) {
+    pub(crate) fn clear(&mut self, keep_bytes: usize) {
         self.text.clear();
         self.text.shrink_to(keep_bytes);
         self.list.clear();
@@ -76,7 +76,7 @@ impl Tokens {
 }
 
 /// The first value in `tokens`.
-pub fn parse(tokens: &Tokens) -> Result<Value, SyntaxError> {
+pub(crate) fn parse(tokens: &Tokens) -> Result<Value, SyntaxError> {
     Cursor { tokens, at: 0 }.value()
 }
 

@@ -9,7 +9,7 @@ use super::room::{Image, Room, copy, no_room, put, read_at, seek};
 use crate::memory::PAGE_BYTES;
 use std::path::Path;
 
-pub const MAGIC: &[u8; 4] = b"\x7fELF";
+pub(crate) const MAGIC: &[u8; 4] = b"\x7fELF";
 
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
@@ -19,7 +19,7 @@ const NOTE_PHYS32_ENTRY: u32 = 18;
 const SEGMENTS_MAX: u16 = 256;
 const NOTE_BYTES_MAX: u64 = 1 << 20;
 
-pub struct Kernel {
+pub(crate) struct Kernel {
     /// 64-bit file.
     pub wide: bool,
     /// The file's entry address, which for 64-bit Linux is `startup_64`.
@@ -39,7 +39,11 @@ struct Segment {
 }
 
 /// Loads all segments of `image`.
-pub fn load(ram: &Room<'_>, path: &Path, image: &mut impl Image) -> Result<Kernel, BootError> {
+pub(crate) fn load(
+    ram: &Room<'_>,
+    path: &Path,
+    image: &mut impl Image,
+) -> Result<Kernel, BootError> {
     let damaged = |what| BootError::Damaged { path: path.into(), what };
     let mut header = [0; 64];
     read_at(image, path, 0, &mut header[..52])?;

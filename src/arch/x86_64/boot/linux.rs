@@ -41,7 +41,7 @@ const ENTRY_64: u64 = 0x200;
 const SECTOR_BYTES: u64 = 512;
 
 /// Loads a bzImage to where it wants to be.
-pub fn load_bzimage(
+pub(crate) fn load_bzimage(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,
@@ -84,7 +84,7 @@ pub fn load_bzimage(
 }
 
 /// Prepares an ELF `vmlinux`, loaded already, that is entered at `startup_64`.
-pub fn prepare_vmlinux(
+pub(crate) fn prepare_vmlinux(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,

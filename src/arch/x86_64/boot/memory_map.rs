@@ -13,20 +13,20 @@ const HIGH: u64 = 0x10_0000;
 
 /// One range, in the terms of e820.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
+pub(crate) struct Range {
     pub start: u64,
     pub bytes: u64,
     pub kind: u32,
 }
 
 /// Where usable conventional memory ends and the MP table starts, on a KiB.
-pub fn low_end(cpus: u32) -> u64 {
+pub(crate) fn low_end(cpus: u32) -> u64 {
     let table = mptable::FLOATING_BYTES + mptable::bytes(cpus);
     EBDA_MAX.min((CONVENTIONAL_END - table as u64) & !0x3ff)
 }
 
 /// All ranges, ascending.
-pub fn ranges(regions: &[Region], cpus: u32) -> Vec<Range> {
+pub(crate) fn ranges(regions: &[Region], cpus: u32) -> Vec<Range> {
     let low_end = low_end(cpus);
     let range = |start, end, kind| Range { start, bytes: end - start, kind };
     let mut map = vec![
@@ -51,7 +51,7 @@ pub fn e820_file(ram: &GuestRam) -> Vec<u8> {
 }
 
 /// A packed e820 entry.
-pub fn entry(range: Range) -> [u8; 20] {
+pub(crate) fn entry(range: Range) -> [u8; 20] {
     let mut out = [0; 20];
     out[..8].copy_from_slice(&range.start.to_le_bytes());
     out[8..16].copy_from_slice(&range.bytes.to_le_bytes());

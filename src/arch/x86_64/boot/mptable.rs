@@ -4,7 +4,7 @@
 use crate::config::Cpu;
 
 /// Bytes of the floating pointer, which the table follows.
-pub const FLOATING_BYTES: usize = 16;
+pub(crate) const FLOATING_BYTES: usize = 16;
 
 const HEADER_BYTES: usize = 44;
 const CPU_BYTES: usize = 20;
@@ -31,13 +31,13 @@ const ENABLED: u8 = 1;
 const BOOTSTRAP: u8 = 2;
 
 /// Bytes of the table of `cpus` processors.
-pub const fn bytes(cpus: u32) -> usize {
+pub(crate) const fn bytes(cpus: u32) -> usize {
     let entries = 2 + INTERRUPTS + LOCAL_INTERRUPTS;
     HEADER_BYTES + CPU_BYTES * cpus as usize + ENTRY_BYTES * entries
 }
 
 /// The table; the IOAPIC takes the id that follows the last processor's.
-pub fn build(cpus: &Cpu) -> Vec<u8> {
+pub(crate) fn build(cpus: &Cpu) -> Vec<u8> {
     let ids = || cpus.apic_ids().map(|id| id as u8);
     let ioapic_id = ids().max().map_or(0, |last| last + 1);
     let mut table = vec![0; HEADER_BYTES];
@@ -63,7 +63,7 @@ pub fn build(cpus: &Cpu) -> Vec<u8> {
 }
 
 /// The floating pointer for a table that follows it at `start`, and the table.
-pub fn at(start: u64, table: &[u8]) -> Vec<u8> {
+pub(crate) fn at(start: u64, table: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(FLOATING_BYTES + table.len());
     out.extend(b"_MP_");
     out.extend((start as u32 + FLOATING_BYTES as u32).to_le_bytes());

@@ -14,7 +14,7 @@ const VERSION: u32 = 1;
 const INFO_BYTES: u64 = 56;
 const MODULE_BYTES: u64 = 32;
 
-pub fn prepare(
+pub(crate) fn prepare(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,

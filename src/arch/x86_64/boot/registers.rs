@@ -85,7 +85,7 @@ fn task() -> kvm_segment {
 }
 
 /// Null, null, 64-bit code, data.
-pub fn gdt() -> Vec<u8> {
+pub(crate) fn gdt() -> Vec<u8> {
     [0u64, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff]
         .iter()
         .flat_map(|d| d.to_le_bytes())
@@ -93,7 +93,7 @@ pub fn gdt() -> Vec<u8> {
 }
 
 /// Page tables at `base` that map the first 4 GiB one to one, in pages of 2 MiB.
-pub fn identity_tables(base: u64) -> Vec<u8> {
+pub(crate) fn identity_tables(base: u64) -> Vec<u8> {
     let table = |n: usize| base + (n * TABLE_BYTES) as u64;
     let mut entries = vec![0u64; (2 + DIRECTORIES) * TABLE_BYTES / 8];
     let (top, rest) = entries.split_at_mut(TABLE_BYTES / 8);
