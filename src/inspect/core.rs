@@ -1,20 +1,17 @@
 //! A dump out of a migration stream: the memory and the registers that would have arrived.
 
 use super::error::Failure;
-use crate::dump::{
-    self, Cpu, Format, GuestState, GuestView, Options, Output, Progress, Range, ReadFailed,
-    VmCoreInfo,
-};
+use crate::dump::{self, Cpu, Format, GuestState, Options, Output, Progress, RamView, VmCoreInfo};
+use crate::memory::GuestRam;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt;
 
 /// The machine whose memory we know how to place.
 const MACHINE: &str = "microvm";
-/// Its RAM, from zero up to [`LOW_END`] at most and from [`HIGH_START`] on.
+/// Its RAM.
 pub const BLOCK: &str = "microvm.ram";
-const LOW_END: u64 = 3 << 30;
-const HIGH_START: u64 = 4 << 30;
+
+/// More than a machine has, and what is kept for each page of it is still little.
+const BYTES_MAX: u64 = 4 << 40;
 
 /// What a stream held that a dump needs.
 #[derive(Debug, Default)]
@@ -36,7 +33,7 @@ impl Arrived {
 
 /// A dump that can be written.
 pub struct Prepared {
-    view: ImageView,
+    view: RamView,
     cpus: Vec<Cpu>,
     vmcoreinfo: Option<VmCoreInfo>,
 }
@@ -54,7 +51,12 @@ pub fn prepare(arrived: Arrived, machine: Option<&str>) -> Result<Prepared, Fail
     let mut cpus = arrived.cpus;
     cpus.sort_by_key(|(instance, _)| *instance);
     let cpus = cpus.into_iter().map(|(_, cpu)| cpu).collect();
-    let view = ImageView::new(memory).map_err(Failure::Image)?;
+    let bytes = memory.metadata().map_err(Failure::Image)?.len();
+    if bytes > BYTES_MAX {
+        return Err(Failure::TooLarge(bytes));
+    }
+    let ram = GuestRam::of_file(BLOCK, memory).map_err(Failure::Memory)?;
+    let view = RamView::stopped(&ram).map_err(Failure::Memory)?;
     Ok(Prepared { view, cpus, vmcoreinfo: arrived.vmcoreinfo })
 }
 
@@ -70,33 +72,39 @@ impl Prepared {
     }
 }
 
-/// The image, laid out as the machine lays out its RAM.
-struct ImageView {
-    file: File,
-    ranges: Vec<Range>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dump::read::Core;
+    use std::os::unix::fs::{FileExt, MetadataExt};
 
-impl ImageView {
-    fn new(file: File) -> io::Result<ImageView> {
-        let bytes = file.metadata()?.len();
-        let low = Range { start: 0, len: bytes.min(LOW_END) };
-        let high = Range { start: HIGH_START, len: bytes - low.len };
-        Ok(ImageView {
-            file,
-            ranges: [low, high].into_iter().filter(|range| range.len > 0).collect(),
-        })
-    }
-}
-
-impl GuestView for ImageView {
-    fn ranges(&self) -> &[Range] {
-        &self.ranges
+    fn arrived(bytes: u64) -> (Arrived, File) {
+        let memory = tempfile::tempfile().unwrap();
+        memory.set_len(bytes).unwrap();
+        let image = memory.try_clone().unwrap();
+        let cpus = vec![(0, Cpu::default())];
+        (Arrived { memory: Some(memory), cpus, vmcoreinfo: None }, image)
     }
 
-    fn read(&self, address: u64, out: &mut [u8]) -> Result<(), ReadFailed> {
-        let offset = if address >= HIGH_START { address - HIGH_START + LOW_END } else { address };
-        self.file
-            .read_exact_at(out, offset)
-            .map_err(|error| ReadFailed { address, reason: error.to_string() })
+    #[test]
+    fn holes_of_the_image_stay_holes_and_what_is_there_is_dumped() {
+        let (arrived, image) = arrived(8 << 20);
+        image.write_all_at(b"low", 5000).unwrap();
+        let allocated = image.metadata().unwrap().blocks();
+        let prepared = prepare(arrived, Some("microvm")).unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        prepared.write(file.as_file(), Format::Elf, false).unwrap();
+        assert_eq!(image.metadata().unwrap().blocks(), allocated);
+        let file = std::fs::read(file.path()).unwrap();
+        let memory = Core::parse(&file).unwrap().physical(0, 8 << 20).unwrap();
+        assert_eq!(&memory[5000..5003], b"low");
+        assert_eq!(memory.iter().filter(|byte| **byte != 0).count(), 3);
+    }
+
+    #[test]
+    fn memory_that_no_machine_has_is_refused() {
+        let (arrived, _) = arrived(BYTES_MAX + 4096);
+        let error = prepare(arrived, Some("microvm")).err().unwrap().to_string();
+        assert!(error.ends_with("a block of 4398046515200 bytes"), "{error}");
     }
 }

@@ -14,10 +14,16 @@ pub enum Failure {
     Stream(PathBuf, #[source] stream::Error),
     #[error("memory image: {0}")]
     Image(#[source] io::Error),
+    #[error("memory image: {0}")]
+    Memory(#[source] crate::memory::Error),
     #[error("no block \"{wanted}\" in the stream, but {found}")]
     NoBlock { wanted: String, found: String },
     #[error("--core knows where the memory of a microvm lies, and this is the stream of {0}")]
     Machine(String),
+    #[error(
+        "--core makes dumps of 4 TiB of memory at most, and the stream has a block of {0} bytes"
+    )]
+    TooLarge(u64),
     #[error("--core needs the image of {}; leave out --block", BLOCK)]
     OtherBlock,
     #[error(

@@ -46,6 +46,8 @@ fn read(options: &Options, report: &mut Report) -> Result<(), Failure> {
 
 /// The command: prints what was found, even before a failure.
 pub fn run(options: &Options) -> Result<(), Box<dyn std::error::Error>> {
+    // The image of the guest's memory is mapped.
+    crate::memory::survive_missing_pages()?;
     let (report, result) = inspect(options);
     // What was asked for goes where the report would.
     let to: Box<dyn Write> = match outputs::take_stdout(options) {

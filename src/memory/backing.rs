@@ -94,6 +94,12 @@ impl Backing {
         }
     }
 
+    /// All of a file, as it is.
+    pub fn of_file(file: File) -> Result<Backing, Error> {
+        let length = file.metadata().map_err(|source| Error::Map { bytes: 0, source })?.len();
+        Backing::map(length, Some(file), 0, PAGE_BYTES, libc::MAP_SHARED)
+    }
+
     pub fn host(&self) -> *mut u8 {
         self.host.as_ptr()
     }

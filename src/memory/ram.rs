@@ -10,6 +10,7 @@ use super::pages::{PAGE_BYTES, PageSet};
 use super::uffd::{Uffd, Unavailable};
 use super::watch::{BeforeWrite, Watch, WriteGuard};
 use crate::config::{Memory, MemoryBackend};
+use std::fs::File;
 use std::io;
 use std::sync::{Arc, OnceLock};
 use vm_memory::bitmap::AtomicBitmap;
@@ -54,17 +55,25 @@ impl GuestRam {
         if config.prealloc {
             backing.populate()?;
         }
-        let regions = layout(config.bytes);
-        let main = RamBlock::new(config.block.clone(), backing, regions);
+        GuestRam::over(&config.block, backing)
+    }
+
+    /// RAM of a guest that is not here, in a file that holds all of it, open for reading and
+    /// writing.
+    ///
+    /// # Errors
+    /// [`Error::Map`] where it cannot be mapped, [`Error::PageSize`] where it is no whole number of
+    /// pages, or none.
+    pub fn of_file(name: &str, file: File) -> Result<GuestRam, Error> {
+        GuestRam::over(name, Backing::of_file(file)?)
+    }
+
+    fn over(name: &str, backing: Backing) -> Result<GuestRam, Error> {
+        let regions = layout(backing.bytes());
+        let main = RamBlock::new(name.to_owned(), backing, regions);
         let mem = lay_over(&main)?;
-        Ok(GuestRam {
-            inner: Arc::new(RamInner {
-                main: [main],
-                with_kept: OnceLock::new(),
-                mem,
-                watch: Watch::default(),
-            }),
-        })
+        let (with_kept, watch) = (OnceLock::new(), Watch::default());
+        Ok(GuestRam { inner: Arc::new(RamInner { main: [main], with_kept, mem, watch }) })
     }
 
     /// The blocks, the guest's RAM first.

@@ -130,10 +130,11 @@ fn what_was_never_touched_stays_a_hole_for_every_reader_and_writer() {
             grows(&format!("incoming{hash}"), &target, arrived, WORK_BYTES);
             vm = target;
         }
-        // The dump made of a stream, in less memory than the guest has.
+        // The dump made of a stream, in less memory than the guest has. (What is mapped of a file is
+        // none.)
         for (what, to) in [("--core", "core"), ("--ram", "image")] {
             let made = Command::new("prlimit")
-                .args([&format!("--as={}", u64::from(RAM_MIB - 32) << 20)])
+                .args([&format!("--data={}", u64::from(RAM_MIB - 32) << 20)])
                 .args([env!("CARGO_BIN_EXE_godwit"), "inspect", &path("stream"), what, &path(to)])
                 // Each arena of glibc's takes 64 MiB of the limit, used or not.
                 .env("MALLOC_ARENA_MAX", "1")
