@@ -3,7 +3,7 @@
 use libdeflater::{CompressionLvl, Compressor as Deflate};
 use lzokay::compress::Dict;
 
-use super::PAGE;
+use super::ranges::PAGE;
 
 /// How the pages of a kdump are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -13,12 +13,15 @@
 
 use rayon::ThreadPool;
 
+use super::error::{Error, What};
+use super::guest::GuestState;
 use super::note::Notes;
 use super::output::Writer;
 use super::pipeline::{self, Order, Sink};
+use super::progress::Progress;
+use super::ranges::{self, PAGE, Range};
 use super::walk::{self, Mapping};
-use super::{Error, GuestState, PAGE, Progress, Range, What, ranges};
-use crate::io::file::{BUFFER_BYTES, Buffer};
+use crate::io::gather::{BUFFER_BYTES, Buffer};
 
 const ET_CORE: u16 = 4;
 const EM_386: u16 = 3;
@@ -50,21 +53,21 @@ pub fn write(
         guest.view.release(range);
     }
     let long_mode = guest.cpus.first().is_some_and(|cpu| cpu.long_mode());
-    let layout = FilePlan::new(long_mode, memory, &mappings, notes.bytes.len() as u64);
+    let plan = FilePlan::new(long_mode, memory, &mappings, notes.bytes.len() as u64);
 
-    output.put(What::ElfHeader, 0, &layout.header())?;
-    let mut at = layout.class.header_bytes();
-    for table in layout.program_headers(&mappings) {
+    output.put(What::ElfHeader, 0, &plan.header())?;
+    let mut at = plan.class.header_bytes();
+    for table in plan.program_headers(&mappings) {
         output.put(What::ProgramHeaders, at, &table)?;
         at += table.len() as u64;
     }
-    debug_assert_eq!(at, layout.notes_at);
-    output.put(What::ElfNotes, layout.notes_at, &notes.bytes)?;
-    write_memory(guest, &layout, memory, &mut output, pool, progress)?;
-    if layout.sections_at.is_some() {
-        output.put(What::SectionHeaders, layout.memory_end, &layout.sections())?;
+    debug_assert_eq!(at, plan.notes_at);
+    output.put(What::ElfNotes, plan.notes_at, &notes.bytes)?;
+    write_memory(guest, &plan, memory, &mut output, pool, progress)?;
+    if plan.sections_at.is_some() {
+        output.put(What::SectionHeaders, plan.memory_end, &plan.sections())?;
     }
-    output.finish(layout.end)
+    output.finish(plan.end)
 }
 
 /// Without paging, memory is seen at its own addresses.
@@ -84,9 +87,9 @@ struct Chunk {
     runs: Vec<std::ops::Range<usize>>,
 }
 
-/// Puts chunks where the layout has them, from the buffers they were read into.
+/// Puts chunks where the plan has them, from the buffers they were read into.
 struct Memory<'s> {
-    layout: &'s FilePlan<'s>,
+    plan: &'s FilePlan<'s>,
     output: &'s mut Writer,
 }
 
@@ -100,13 +103,13 @@ impl Sink for Memory<'_> {
 
     fn put(&mut self, chunk: Chunk) -> Result<(), Error> {
         let Chunk { start, buffer, len, runs } = chunk;
-        self.output.put_runs(What::Memory, self.layout.offset(start), buffer, len, &runs)
+        self.output.put_runs(What::Memory, self.plan.offset(start), buffer, len, &runs)
     }
 }
 
 fn write_memory(
     guest: &GuestState<'_>,
-    layout: &FilePlan<'_>,
+    plan: &FilePlan<'_>,
     memory: &[Range],
     output: &mut Writer,
     pool: &ThreadPool,
@@ -124,7 +127,7 @@ fn write_memory(
         true => Order::urgent_first(memory, CHUNK_BYTES, view).skipping_holes(),
         false => Order::rising(memory, CHUNK_BYTES),
     };
-    pipeline::run(pool, order, progress, read, &mut Memory { layout, output })
+    pipeline::run(pool, order, progress, read, &mut Memory { plan, output })
 }
 
 /// The runs of pages that hold something other than zeros.
@@ -198,16 +201,16 @@ impl<'m> FilePlan<'m> {
         notes_bytes: u64,
     ) -> FilePlan<'m> {
         let machine = if long_mode { EM_X86_64 } else { EM_386 };
-        let layout =
+        let plan =
             |class| FilePlan::in_class(class, machine, memory, mappings.len() as u64, notes_bytes);
         let narrow = !long_mode && memory.iter().all(|range| range.end() <= u64::from(u32::MAX));
         if narrow {
-            let layout = layout(Class::Bits32);
-            if u32::try_from(layout.end).is_ok() {
-                return layout;
+            let plan = plan(Class::Bits32);
+            if u32::try_from(plan.end).is_ok() {
+                return plan;
             }
         }
-        layout(Class::Bits64)
+        plan(Class::Bits64)
     }
 
     fn in_class(

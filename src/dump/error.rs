@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use super::ReadFailed;
+use super::view::ReadFailed;
 
 /// The part of the file that was being written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use super::Codec;
+use super::codec::Codec;
 
 /// The kind of file a dump becomes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

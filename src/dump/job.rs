@@ -21,9 +21,18 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use super::{Cpu, Error, Filter, GuestState, Options, Output, Progress, RamView, VmCoreInfo};
+use super::cpu::Cpu;
+use super::error::Error;
+use super::guest::GuestState;
+use super::options::Options;
+use super::output::Output;
+use super::progress::Progress;
+use super::ram::RamView;
+use super::ranges::{self, Filter, Range};
+use super::vmcoreinfo::VmCoreInfo;
+use super::write;
 use crate::machine;
-use crate::memory::{self, GuestRam, Snapshot as Image, Unavailable};
+use crate::memory::{self, GuestRam, Snapshot, Unavailable};
 use crate::sabotage::{self, Fault};
 
 /// A machine, as far as a dump needs one.
@@ -161,7 +170,7 @@ impl Dumps {
         state.claimed && !state.finishing && state.live.is_none()
     }
 
-    pub fn snapshot(&self) -> QueryResult {
+    pub fn query(&self) -> QueryResult {
         let state = self.state();
         match &state.progress {
             Some(progress) => QueryResult {
@@ -201,8 +210,8 @@ impl Dumps {
         let ram = self.target.ram();
         let regions = ram.blocks().iter().flat_map(|block| block.regions());
         let ranges: Vec<_> =
-            regions.map(|region| super::Range { start: region.gpa, len: region.bytes }).collect();
-        super::ranges::cut(&ranges, filter).iter().map(|range| range.len).sum()
+            regions.map(|region| Range { start: region.gpa, len: region.bytes }).collect();
+        ranges::cut(&ranges, filter).iter().map(|range| range.len).sum()
     }
 
     /// Ends the dump in progress and waits for its end: with the process, or it would keep vCPUs in
@@ -277,7 +286,7 @@ impl Claim {
             return self.stop(filter);
         }
         let fixed = self.refused_if_failed(|| {
-            let image = Image::prepare(&target.ram())?;
+            let image = Snapshot::prepare(&target.ram())?;
             let began = Instant::now();
             let stopped = Stopped::new(&self)?;
             let cpus = target.cpus()?;
@@ -346,7 +355,7 @@ enum Source {
     /// The guest stands still while it is there.
     Stopped(Stopped),
     Live {
-        image: Image,
+        image: Snapshot,
         cpus: Vec<Cpu>,
         vmcoreinfo: Option<VmCoreInfo>,
     },
@@ -410,7 +419,7 @@ fn make(
     // A panic is an end like others: it is told, and the guest goes on.
     let written = catch_unwind(AssertUnwindSafe(|| {
         sabotage::panic_on(Fault::PanicInDump);
-        super::write(&guest, options, output, progress)
+        write::write(&guest, options, output, progress)
     }));
     let report = written.map_err(|_| Failure::Panicked)??;
     if let Some(why) = report.note_refused {
@@ -423,7 +432,7 @@ fn make(
 mod tests {
     use super::*;
     use crate::config::{Memory, MemoryBackend};
-    use crate::dump::Format;
+    use crate::dump::format::Format;
     use std::fs::File;
     use std::io::Read;
     use std::os::fd::OwnedFd;
@@ -495,7 +504,7 @@ mod tests {
     fn a_running_guest_runs_again_and_a_stopped_one_does_not() {
         for running in [true, false] {
             let (guest, dumps) = fake(running);
-            assert_eq!(dumps.snapshot(), QueryResult::default());
+            assert_eq!(dumps.query(), QueryResult::default());
             let (send, receive) = mpsc::channel();
             let seen = guest.clone();
             let done: Done = Box::new(move |last, failure| {
@@ -515,7 +524,7 @@ mod tests {
                 (complete, false),
                 "the event comes before the guest goes on"
             );
-            assert_eq!(dumps.snapshot(), complete);
+            assert_eq!(dumps.query(), complete);
             assert_eq!(guest.running.load(SeqCst), running);
             assert!(!dumps.is_busy());
         }
@@ -529,7 +538,7 @@ mod tests {
         let done: Done = Box::new(move |last, _| send.send(last).unwrap());
         dumps.claim().unwrap().run(output(writer), elf(), true, done).unwrap();
         assert!(dumps.is_busy() && dumps.claim().is_err());
-        let active = dumps.snapshot();
+        let active = dumps.query();
         assert_eq!((active.status, active.total), (Status::Active, BYTES));
         assert!(!guest.running.load(SeqCst));
         let mut all = Vec::new();
@@ -549,7 +558,7 @@ mod tests {
             let done: Done = Box::new(|_, _| panic!("nothing was written"));
             let error = dumps.claim().unwrap().run(output(file), options, false, done).unwrap_err();
             assert_eq!(
-                dumps.snapshot(),
+                dumps.query(),
                 QueryResult { status: Status::Failed, ..QueryResult::default() }
             );
             assert!(guest.running.load(SeqCst) && !dumps.is_busy());

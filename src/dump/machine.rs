@@ -1,8 +1,9 @@
 //! Registers for a dump, and the place of the guest's note: from the machine, and from the sections
 //! of a migration stream.
 
+use super::cpu::{Cpu, Segment};
 use super::job::Dumpable;
-use super::{Cpu, Segment, VmCoreInfo};
+use super::vmcoreinfo::VmCoreInfo;
 use crate::arch::x86_64::cpu::{self, CpuState};
 use crate::arch::x86_64::registers;
 use crate::devices::processors::Processors;

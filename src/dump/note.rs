@@ -5,7 +5,7 @@
 //! and the descriptor, both padded to four bytes. CPU 0's mode decides the shape of every `CORE`
 //! note.
 
-use super::{Cpu, Segment};
+use super::cpu::{Cpu, Segment};
 
 /// `NT_PRSTATUS` of `elf.h`.
 const PRSTATUS: u32 = 1;

@@ -10,9 +10,10 @@ use std::sync::Arc;
 
 use rustix::fs::{SeekFrom, ftruncate, seek};
 
-use super::{Error, What};
-use crate::io::file::{BUFFER_BYTES, Buffer, Failed, FileWriter, Order, Piece};
-use crate::io::{self as transfer, Waker};
+use super::error::{Error, What};
+use crate::io::gather::{BUFFER_BYTES, Buffer, Pool};
+use crate::io::writer::{self, Failed};
+use crate::io::{self as transfer, Limit, Ring, Waker};
 
 /// The target of one dump. Offsets count from where the file stood when it was handed over.
 #[derive(Debug)]
@@ -46,15 +47,20 @@ impl Output {
 
     /// Makes it ready to be written by this thread. `waker` ends a write that is blocked.
     pub(super) fn open(self, waker: &Waker) -> Result<Writer, Error> {
-        let order = if self.seekable() { Order::Positioned } else { Order::Stream };
+        let ring = Ring::new(waker.clone()).map_err(Error::Ring)?;
+        let seekable = self.seekable();
         let file = Arc::new(OwnedFd::from(self.file));
-        let io = FileWriter::new(file.clone(), order, waker.clone()).map_err(Error::Ring)?;
+        let io = match seekable {
+            true => writer::Writer::positioned(file.clone()),
+            false => writer::Writer::new(file.clone(), Arc::new(Limit::new(0))),
+        };
         let start = match self.kind {
             Kind::Sparse { base } => Some(base),
             _ => None,
         };
         let half = Half { file: file.clone(), start };
-        Ok(Writer { file, kind: self.kind, io, half, part: None, end: 0 })
+        let pool = Pool::new(BUFFERS);
+        Ok(Writer { file, kind: self.kind, ring, io, pool, half, part: None, end: 0 })
     }
 }
 
@@ -66,8 +72,10 @@ impl Output {
 pub(super) struct Writer {
     file: Arc<OwnedFd>,
     kind: Kind,
-    io: FileWriter<What>,
-    /// Dropped after `io`, which waits for what is in flight.
+    ring: Ring,
+    io: writer::Writer<What>,
+    pool: Pool,
+    /// Dropped when nothing is in flight any more.
     half: Half,
     /// What was put and not handed on yet.
     part: Option<Part>,
@@ -87,6 +95,12 @@ impl Drop for Half {
             // Nothing else can be done about it.
             let _ = ftruncate(&self.file, start);
         }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.io.abandon(&mut self.ring);
     }
 }
 
@@ -116,7 +130,12 @@ impl Writer {
 
     /// A buffer of [`BUFFER_BYTES`] for [`Writer::put_runs`] and [`Writer::put_parts`].
     pub fn buffer(&mut self) -> Result<Buffer, Error> {
-        self.io.buffer().map_err(Error::from)
+        loop {
+            if let Some(buffer) = self.pool.take().map_err(|error| Error::Ring(error.into()))? {
+                return Ok(buffer);
+            }
+            assert!(self.io.wait(&mut self.ring)?, "every buffer is with the caller");
+        }
     }
 
     /// Puts the first `len` bytes of `buffer` at `offset`. Outside of `runs` they are zeros, which
@@ -131,13 +150,13 @@ impl Writer {
     ) -> Result<(), Error> {
         self.fill_to(what, offset)?;
         self.hand_on()?;
-        let base = self.base();
-        let piece =
-            |bytes: Span<usize>| Piece { offset: base + offset + bytes.start as u64, bytes };
-        if self.any_order() {
-            self.io.write(what, buffer, runs.iter().cloned().map(piece))?;
-        } else {
-            self.io.write(what, buffer, [piece(0..len)])?;
+        let whole = 0..len;
+        let buffer = self.pool.give_back(buffer);
+        for run in if self.any_order() { runs } else { std::slice::from_ref(&whole) } {
+            let mut gather = self.io.gather();
+            gather.part(&buffer, run.clone());
+            let at = self.base() + offset + run.start as u64;
+            self.io.write(&mut self.ring, what, gather, at)?;
         }
         self.end = self.end.max(offset + len as u64);
         Ok(())
@@ -160,17 +179,16 @@ impl Writer {
                 self.put(what, at, &buffer.bytes()[part.clone()])?;
                 at += part.len() as u64;
             }
-            return Ok(self.io.write(what, buffer, [])?);
+            self.pool.give_back(buffer);
+            return Ok(());
         }
         self.fill_to(what, offset)?;
         self.hand_on()?;
-        let mut at = self.base() + offset;
-        let pieces = parts.iter().map(|part| {
-            let piece = Piece { bytes: part.clone(), offset: at };
-            at += part.len() as u64;
-            piece
-        });
-        self.io.write(what, buffer, pieces)?;
+        let buffer = self.pool.give_back(buffer);
+        let mut gather = self.io.gather();
+        parts.iter().for_each(|part| gather.part(&buffer, part.clone()));
+        let at = self.base() + offset;
+        self.io.write(&mut self.ring, what, gather, at)?;
         self.end = self.end.max(offset + bytes as u64);
         Ok(())
     }
@@ -180,7 +198,7 @@ impl Writer {
     pub fn finish(mut self, size: u64) -> Result<(), Error> {
         self.fill_to(What::FileEnd, size)?;
         self.hand_on()?;
-        self.io.finish()?;
+        self.io.finish(&mut self.ring)?;
         let end = self.base() + size;
         let result = match self.kind {
             Kind::Sparse { .. } => {
@@ -206,16 +224,18 @@ impl Writer {
             self.hand_on()?;
         }
         while !bytes.is_empty() {
-            let part = match &mut self.part {
+            let mut part = match self.part.take() {
                 Some(part) => part,
-                none => none.insert(Part { what, offset, buffer: self.io.buffer()?, len: 0 }),
+                None => Part { what, offset, buffer: self.buffer()?, len: 0 },
             };
             let count = bytes.len().min(BUFFER_BYTES - part.len);
             part.buffer.room()[part.len..part.len + count].copy_from_slice(&bytes[..count]);
             part.len += count;
             offset += count as u64;
             bytes = &bytes[count..];
-            if part.len == BUFFER_BYTES {
+            let full = part.len == BUFFER_BYTES;
+            self.part = Some(part);
+            if full {
                 self.hand_on()?;
             }
         }
@@ -226,8 +246,10 @@ impl Writer {
     /// Starts writing what was put.
     fn hand_on(&mut self) -> Result<(), Error> {
         let Some(Part { what, offset, buffer, len }) = self.part.take() else { return Ok(()) };
-        let piece = Piece { bytes: 0..len, offset: self.base() + offset };
-        Ok(self.io.write(what, buffer, [piece])?)
+        let mut gather = self.io.gather();
+        gather.part(&self.pool.give_back(buffer), 0..len);
+        let at = self.base() + offset;
+        Ok(self.io.write(&mut self.ring, what, gather, at)?)
     }
 
     /// Makes the gap up to `offset` read as zeros.
@@ -243,7 +265,7 @@ impl Writer {
         if self.seekable() {
             // What comes may lie in the gap, and writes in flight have no order.
             self.hand_on()?;
-            self.io.finish()?;
+            self.io.finish(&mut self.ring)?;
         }
         Ok(())
     }
@@ -259,6 +281,9 @@ impl From<Failed<What>> for Error {
         }
     }
 }
+
+/// Buffers of a dump.
+const BUFFERS: usize = 8;
 
 /// With less in a buffer, a copy costs less than writes of its own.
 const COPIED_BYTES: usize = BUFFER_BYTES / 8;

@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::{Error, Extent, GuestView, PAGE, Progress, Range, ReadFailed};
+use super::error::Error;
+use super::progress::Progress;
+use super::ranges::{PAGE, Range};
+use super::view::{GuestView, ReadFailed};
+use crate::pages::Extent;
 
 /// The threads that read and encode; the caller's own writes.
 pub fn pool(threads: usize) -> Result<ThreadPool, Error> {

@@ -1,7 +1,9 @@
 //! The guest's RAM as a view.
 
-use super::{Extent, GuestView, Range, ReadFailed};
+use super::ranges::Range;
+use super::view::{GuestView, ReadFailed};
 use crate::memory::{Error, GuestRam, Snapshot};
+use crate::pages::Extent;
 use crate::pages::Still;
 
 /// RAM of a guest that stands still for as long as the view is used, or as it was at one moment.

@@ -1,6 +1,7 @@
 //! Ranges of guest-physical memory.
 
-use super::PAGE;
+/// Bytes in a page of every format and of every page table here.
+pub const PAGE: usize = 4096;
 
 /// Guest-physical addresses `start .. start + len`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

@@ -1,6 +1,7 @@
 //! Guest memory as a dump sees it.
 
-use super::{Extent, Range};
+use super::ranges::Range;
+use crate::pages::Extent;
 
 /// Guest memory could not be read at this guest-physical address.
 #[derive(Debug, Clone, thiserror::Error)]

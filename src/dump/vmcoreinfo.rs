@@ -4,7 +4,8 @@
 //! an ordinary ELF note in guest memory; what it holds is text, one `KEY=VALUE` on a line.
 
 use super::note::GuestNote;
-use super::{GuestView, PAGE, ReadFailed};
+use super::ranges::PAGE;
+use super::view::{GuestView, ReadFailed};
 
 /// The only format known: an ELF note.
 const FORMAT_ELF: u16 = 1;

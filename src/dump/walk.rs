@@ -5,8 +5,10 @@
 
 use std::collections::HashSet;
 
-use super::cpu::Paging;
-use super::{Cpu, Error, GuestView, PAGE, Range, ranges};
+use super::cpu::{Cpu, Paging};
+use super::error::Error;
+use super::ranges::{self, PAGE, Range};
+use super::view::GuestView;
 
 /// Guest-virtual `va .. va + len` shows guest-physical `pa .. pa + len`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

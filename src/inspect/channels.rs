@@ -4,27 +4,20 @@ use super::error::{Failure, read_failure};
 use super::image::Image;
 use super::report::ChannelReport;
 use super::source::Source;
-use crate::stream::multifd::{HELLO_BYTES, Hello, MAGIC, Method, PACKET_BYTES, Packet};
+use crate::stream::multifd::{
+    Decompressor, HELLO_BYTES, Hello, MAGIC, Method, PACKET_BYTES, Packet,
+};
 use crate::stream::{Error, ListedBlock, PAGE_BYTES, Problem};
-use flate2::{Decompress, FlushDecompress, Status};
 use std::path::{Path, PathBuf};
-use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 /// One channel's file.
 pub struct Channel {
     path: PathBuf,
     source: Source,
     offset: u64,
-    unpacker: Unpacker,
+    decompressor: Decompressor,
     ended: bool,
     pub report: ChannelReport,
-}
-
-/// What the packets so far were compressed with; one endless stream per channel.
-enum Unpacker {
-    None,
-    Zlib(Box<Decompress>),
-    Zstd(Box<Decoder<'static>>),
 }
 
 impl Channel {
@@ -34,7 +27,7 @@ impl Channel {
             path: path.to_owned(),
             source,
             offset: 0,
-            unpacker: Unpacker::None,
+            decompressor: Decompressor::default(),
             ended: false,
             report: ChannelReport::default(),
         };
@@ -111,9 +104,15 @@ impl Channel {
         if !self.fill(bytes)? {
             return Err(self.refuse("multifd packet", "data", Problem::Ends));
         }
-        let wanted = packet.normal as usize * PAGE_BYTES;
-        let data = unpack(&mut self.unpacker, packet.method, &self.source.input()[..bytes], wanted)
-            .map_err(|why| self.refuse("multifd packet", "data", Problem::Says(why)))?;
+        let mut pages = vec![0; packet.normal as usize * PAGE_BYTES];
+        let packed = &self.source.input()[..bytes];
+        match packet.method {
+            _ if pages.is_empty() => {}
+            Method::None => pages.copy_from_slice(packed),
+            method => self.decompressor.unpack(method, packed, &mut pages).map_err(|why| {
+                self.refuse("multifd packet", "data", Problem::Says(why.to_string()))
+            })?,
+        }
         if packet.normal > 0 {
             self.report.method = packet.method.name();
         }
@@ -121,7 +120,7 @@ impl Channel {
         let Some((image, _)) = image.as_mut().filter(|(_, number)| *number == block as u32) else {
             return Ok(());
         };
-        for (offset, page) in packet.normal_pages().iter().zip(data.as_chunks().0) {
+        for (offset, page) in packet.normal_pages().iter().zip(pages.as_chunks().0) {
             image.write(*offset, page).map_err(Failure::Image)?;
         }
         packet
@@ -150,71 +149,4 @@ impl Channel {
     fn refuse(&self, section: &str, field: &str, problem: Problem) -> Failure {
         Failure::Stream(self.path.clone(), Error::new(section, field, self.offset, problem))
     }
-}
-
-/// Unpacks exactly `wanted` bytes; the rest of the compressor's stream follows with the next
-/// packet.
-fn unpack(
-    unpacker: &mut Unpacker,
-    method: Method,
-    packed: &[u8],
-    wanted: usize,
-) -> Result<Vec<u8>, String> {
-    if wanted == 0 {
-        return Ok(Vec::new());
-    }
-    let mut out = vec![0; wanted];
-    match method {
-        Method::None => out.copy_from_slice(packed),
-        Method::Zlib => {
-            if !matches!(unpacker, Unpacker::Zlib(_)) {
-                *unpacker = Unpacker::Zlib(Box::new(Decompress::new(true)));
-            }
-            let Unpacker::Zlib(inflate) = unpacker else { return Err("no inflater".into()) };
-            inflate_all(inflate, packed, &mut out)?;
-        }
-        Method::Zstd => {
-            if !matches!(unpacker, Unpacker::Zstd(_)) {
-                *unpacker =
-                    Unpacker::Zstd(Box::new(Decoder::new().map_err(|error| error.to_string())?));
-            }
-            let Unpacker::Zstd(decoder) = unpacker else { return Err("no decoder".into()) };
-            decode_all(decoder, packed, &mut out)?;
-        }
-        other => return Err(format!("compressed with {}, which needs hardware", other.name())),
-    }
-    Ok(out)
-}
-
-fn inflate_all(inflate: &mut Decompress, packed: &[u8], out: &mut [u8]) -> Result<(), String> {
-    let (in_start, out_start) = (inflate.total_in(), inflate.total_out());
-    loop {
-        let (taken, made) =
-            ((inflate.total_in() - in_start) as usize, (inflate.total_out() - out_start) as usize);
-        if made == out.len() {
-            return Ok(());
-        }
-        let status = inflate
-            .decompress(&packed[taken..], &mut out[made..], FlushDecompress::Sync)
-            .map_err(|error| error.to_string())?;
-        let stuck = inflate.total_in() - in_start == taken as u64
-            && inflate.total_out() - out_start == made as u64;
-        if stuck || status == Status::StreamEnd {
-            return Err("fewer pages than the header says".into());
-        }
-    }
-}
-
-fn decode_all(decoder: &mut Decoder<'static>, packed: &[u8], out: &mut [u8]) -> Result<(), String> {
-    let mut input = InBuffer::around(packed);
-    let wanted = out.len();
-    let mut output = OutBuffer::around(out);
-    while output.pos() < wanted {
-        let before = (input.pos, output.pos());
-        decoder.run(&mut input, &mut output).map_err(|error| error.to_string())?;
-        if before == (input.pos, output.pos()) {
-            return Err("fewer pages than the header says".into());
-        }
-    }
-    Ok(())
 }

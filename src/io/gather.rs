@@ -1,17 +1,68 @@
-//! One vectored send: own bytes and pieces of guest memory, in the order they go out.
+//! One vectored write: own bytes, pieces of guest memory and of buffers, in the order they go out.
 //!
 //! A vCPU may write a piece of guest memory while the kernel reads it, which is harmless: a page
-//! written after its dirty bit was cleared is dirty again. The blocks that the pieces lie in are
-//! held until the send is over, so that they stay mapped.
+//! written after its dirty bit was cleared is dirty again. What the pieces lie in is held until the
+//! write is over, so that it stays mapped.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use memmap2::MmapMut;
 
 use crate::memory::RamBlock;
 
-/// Pieces one `sendmsg` takes at most (`UIO_MAXIOV`).
+/// Pieces one write takes at most (`UIO_MAXIOV`).
 pub const PIECES_MAX: usize = 1024;
+/// Bytes of a [`Buffer`]: a write large enough for any disk.
+pub const BUFFER_BYTES: usize = 1 << 20;
 
-/// Bytes to send, in order. Reused from batch to batch, so that its buffer is allocated once.
+/// Room that is filled by any threads, and parts of which are written then.
+pub struct Buffer(MmapMut);
+
+/// Buffers, of which there are never more than so many: who wants one waits for a write to end.
+pub struct Pool {
+    /// Not made yet.
+    unmade: usize,
+    given_back: Vec<Arc<Buffer>>,
+}
+
+impl Buffer {
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub fn room(&mut self) -> &mut [u8] {
+        &mut self.0
+    }
+}
+
+impl Pool {
+    pub fn new(buffers: usize) -> Self {
+        Self { unmade: buffers, given_back: Vec::new() }
+    }
+
+    /// A buffer that nothing is written from, with anything in it. `None` while there is none.
+    pub fn take(&mut self) -> std::io::Result<Option<Buffer>> {
+        let free = self.given_back.iter().position(|buffer| Arc::strong_count(buffer) == 1);
+        if let Some(buffer) = free.and_then(|at| Arc::into_inner(self.given_back.swap_remove(at))) {
+            return Ok(Some(buffer));
+        }
+        if self.unmade == 0 {
+            return Ok(None);
+        }
+        self.unmade -= 1;
+        Ok(Some(Buffer(MmapMut::map_anon(BUFFER_BYTES)?)))
+    }
+
+    /// Gives back a buffer, which is free again once nobody holds what is returned.
+    pub fn give_back(&mut self, buffer: Buffer) -> Arc<Buffer> {
+        let buffer = Arc::new(buffer);
+        self.given_back.push(buffer.clone());
+        buffer
+    }
+}
+
+/// Bytes to write, in order. Reused from batch to batch, so that its buffer is allocated once.
 #[derive(Default)]
 pub struct Gather {
     own: Vec<u8>,
@@ -19,8 +70,9 @@ pub struct Gather {
     /// Own bytes up to here belong to an earlier piece.
     sealed: usize,
     bytes: usize,
-    /// The blocks of the pieces of memory.
-    held: Vec<RamBlock>,
+    /// What the pieces lie in.
+    blocks: Vec<RamBlock>,
+    buffers: Vec<Arc<Buffer>>,
 }
 
 enum Piece {
@@ -34,18 +86,30 @@ impl Gather {
         &mut self.own
     }
 
-    /// Appends a range (bytes) of a block, sent from where it is.
+    /// Appends a range (bytes) of a block, written from where it is.
     ///
     /// # Panics
     /// When it does not lie in the block.
     pub fn memory(&mut self, block: &RamBlock, range: Range<u64>) {
         assert!(range.start <= range.end && range.end <= block.bytes());
-        self.seal();
-        if !self.held.iter().any(|held| held.is(block)) {
-            self.held.push(block.clone());
+        if !self.blocks.iter().any(|held| held.is(block)) {
+            self.blocks.push(block.clone());
         }
         let address = block.host() as usize + range.start as usize;
-        let bytes = (range.end - range.start) as usize;
+        self.append(address, (range.end - range.start) as usize);
+    }
+
+    /// Appends a part of a buffer, written from where it is.
+    pub fn part(&mut self, buffer: &Arc<Buffer>, range: Range<usize>) {
+        if !self.buffers.last().is_some_and(|held| Arc::ptr_eq(held, buffer)) {
+            self.buffers.push(buffer.clone());
+        }
+        let bytes = &buffer.bytes()[range];
+        self.append(bytes.as_ptr() as usize, bytes.len());
+    }
+
+    fn append(&mut self, address: usize, bytes: usize) {
+        self.seal();
         self.bytes += bytes;
         match self.pieces.last_mut() {
             Some(Piece::Memory { address: before, bytes: have }) if *before + *have == address => {
@@ -72,7 +136,8 @@ impl Gather {
     pub fn clear(&mut self) {
         self.own.clear();
         self.pieces.clear();
-        self.held.clear();
+        self.blocks.clear();
+        self.buffers.clear();
         (self.sealed, self.bytes) = (0, 0);
     }
 

@@ -3,11 +3,11 @@
 //! | file | what |
 //! | --- | --- |
 //! | [`ring`] | the ring, its waker (cancel and parameter changes reach a blocked transfer through it) |
-//! | [`gather`] | what one vectored send consists of: own bytes and pieces of guest memory, in order |
+//! | [`gather`] | what one vectored write consists of: own bytes, pieces of guest memory and of buffers, in order |
 //! | [`connection`] | an open stream, and what may be asked of it |
 //! | [`receive`] | a receive left pending |
-//! | `writer`, `reader` | one order per stream: [`SocketWriter`], [`SocketReader`] |
-//! | [`file`](mod@file) | files, pipes and sockets written from registered buffers; positioned reads |
+//! | [`writer`] | streams, one write at a time, and files, at positions: [`Writer`], for migrations and dumps |
+//! | `reader` | streams, read: [`SocketReader`] |
 //! | [`limit`] | the bandwidth limit, a pure calculation |
 //! | [`address`] | `tcp:`, `unix:`, `fd:`, `exec:`, `file:` and QMP's `channels`, parsed |
 //! | [`name`] | files by name; a FIFO without its other end holds nobody up |
@@ -22,7 +22,6 @@ pub mod address;
 mod aside;
 pub mod connection;
 mod error;
-pub mod file;
 pub mod gather;
 pub mod limit;
 pub mod listener;
@@ -34,12 +33,11 @@ mod resolve;
 pub mod ring;
 pub mod socket_file;
 pub mod transport;
-mod writer;
+pub mod writer;
 
 pub use address::{Address, AddressError};
 pub use connection::Connection;
 pub use error::{Error, OpenError, ProgramFailed, Result, reason};
-pub use file::FileWriter;
 pub use gather::Gather;
 pub use limit::Limit;
 pub use listener::Listener;
@@ -47,4 +45,4 @@ pub use program::Program;
 pub use reader::SocketReader;
 pub use ring::{Ring, Waker};
 pub use transport::Descriptors;
-pub use writer::SocketWriter;
+pub use writer::Writer;

@@ -231,7 +231,7 @@ fn end_of(fd: RawFd) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::io::{Limit, SocketWriter, Waker};
+    use crate::io::{Limit, Waker, Writer};
     use std::io::Write;
     use std::os::unix::net::UnixStream;
 
@@ -300,7 +300,7 @@ mod tests {
         let mut ring = ring();
         let writer = std::thread::spawn(move || {
             let mut ring = Ring::new(Waker::new()).unwrap();
-            let mut writer = SocketWriter::new(Arc::new(ours.into()), Arc::new(Limit::new(0)));
+            let mut writer = Writer::new(Arc::new(ours.into()), Arc::new(Limit::new(0)));
             writer.write_all(&mut ring, &vec![3; 300_000]).unwrap();
         });
         let mut reader = SocketReader::new(Arc::new(theirs.into()));

@@ -249,7 +249,7 @@ mod tests {
     use super::*;
     use crate::io::address::UnixName;
     use crate::io::listener::{BoundAddress, Listener};
-    use crate::io::{Limit, SocketReader, SocketWriter, Waker};
+    use crate::io::{Limit, SocketReader, Waker, Writer};
     use std::time::Duration;
 
     fn ring() -> Ring {
@@ -275,7 +275,7 @@ mod tests {
             let mut ring = ring();
             let connection = connect(&mut ring, &to).unwrap();
             connection.set_user_timeout(Duration::from_secs(60)).unwrap();
-            let mut writer = SocketWriter::new(connection.fd.clone(), Arc::new(Limit::new(0)));
+            let mut writer = Writer::new(connection.fd.clone(), Arc::new(Limit::new(0)));
             writer.write_all(&mut ring, b"hello").unwrap();
             connection.medium
         });
@@ -409,7 +409,7 @@ mod tests {
         ] {
             let connection = opened(&address).unwrap();
             assert!(!connection.is_two_way());
-            let mut writer = SocketWriter::new(connection.fd.clone(), Arc::new(Limit::new(0)));
+            let mut writer = Writer::new(connection.fd.clone(), Arc::new(Limit::new(0)));
             writer.write_all(&mut ring, b"abc").unwrap();
             writer.close(&mut ring);
             let program = connection.program.clone();

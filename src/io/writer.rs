@@ -1,11 +1,13 @@
-//! Sockets, pipes, and files from their position on, written in order. io_uring does not keep the
-//! order of several sends on one stream and reports no error, so exactly one vectored send is in
-//! flight, its length is checked, and what a short write left is sent again before anything else.
+//! Streams and files, written. `io_uring` does not keep the order of several writes on one stream
+//! and reports no error, so exactly one vectored write is in flight there, whatever was queued
+//! behind it; a file takes writes at positions in any order, several in flight. Every completion is
+//! looked at: a short write goes on where it ended, an error ends the writer.
 //!
 //! Unsafe because operations name memory; each one is finished or cancelled before its memory is
 //! let go.
 #![allow(unsafe_code)]
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,28 +20,65 @@ use super::gather::{Gather, PIECES_MAX};
 use super::limit::Limit;
 use super::ring::{Ring, Token};
 
-/// Writes one stream in order.
-pub struct SocketWriter {
+/// Writes in the ring at a time: less than the ring holds, for files of many small pieces.
+const FLIGHTS_MAX: usize = 32;
+/// "Where it stands", for what cannot be written at positions.
+const NO_OFFSET: u64 = u64::MAX;
+
+/// Writes one stream or file. `T` names a write in its failure.
+///
+/// After a failure nothing is in flight, and the writer is of no more use.
+pub struct Writer<T = ()> {
     /// `None` once closed.
     fd: Option<Arc<OwnedFd>>,
-    socket: bool,
+    kind: Kind,
     limit: Arc<Limit>,
-    flight: Option<Flight>,
+    writes: VecDeque<Write<T>>,
+    /// Empty.
     spare: Vec<Gather>,
     sent: u64,
-    /// Where in a file the first byte goes; `None` for what has no positions.
-    start: Option<u64>,
 }
 
-/// The send the kernel works on. Boxed parts stay where they are while `Flight` moves.
-struct Flight {
-    token: Token,
+/// How what is written is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Socket,
+    /// Pipes, terminals.
+    Pipe,
+    /// A file, one write after the other from this position on.
+    File {
+        start: u64,
+    },
+    /// A file, at positions in any order.
+    Positioned,
+}
+
+/// A write that failed, with the caller's name for it.
+#[derive(Debug)]
+pub struct Failed<T> {
+    pub what: T,
+    pub error: Error,
+}
+
+impl From<Failed<()>> for Error {
+    fn from(failed: Failed<()>) -> Self {
+        failed.error
+    }
+}
+
+/// What the kernel works on, or will. Boxed parts stay where they are while it moves.
+struct Write<T> {
+    what: T,
     gather: Gather,
     message: Box<Message>,
-    /// Bytes that have not gone out, and how many of them the kernel works on.
+    /// Where in a file that is written at positions.
+    offset: u64,
+    /// Bytes that have not gone out, and how many of them the limit has let pass.
     bytes: usize,
     portion: usize,
     since: Instant,
+    /// `None`: it waits for the one before it.
+    token: Option<Token>,
 }
 
 struct Message {
@@ -51,35 +90,65 @@ struct Message {
     portion: Vec<libc::iovec>,
 }
 
-// SAFETY: the addresses are only handed to the kernel and live as long as the flight that owns
-// them.
+// SAFETY: the addresses are only handed to the kernel and live as long as the write that owns them.
 unsafe impl Send for Message {}
 
-impl SocketWriter {
+impl<T: Copy> Writer<T> {
+    /// Writes in order; what is a file from its position on.
     pub fn new(fd: Arc<OwnedFd>, limit: Arc<Limit>) -> Self {
-        let socket = is_socket(fd.as_raw_fd());
-        let start = if socket { None } else { position(fd.as_raw_fd()) };
-        let spare = vec![Gather::default(), Gather::default()];
-        Self { fd: Some(fd), socket, limit, flight: None, spare, sent: 0, start }
+        let kind = match position(fd.as_raw_fd()) {
+            _ if is_socket(fd.as_raw_fd()) => Kind::Socket,
+            Some(start) => Kind::File { start },
+            None => Kind::Pipe,
+        };
+        Self::of_kind(fd, kind, limit)
     }
 
-    /// An empty gather: the pool has two, one being filled while the other is in flight. Waits for
-    /// the one in flight when there is no other.
-    pub fn gather(&mut self, ring: &mut Ring) -> Result<Gather> {
-        if self.spare.is_empty() {
-            self.finish(ring)?;
+    /// Writes a file at positions.
+    pub fn positioned(fd: Arc<OwnedFd>) -> Self {
+        Self::of_kind(fd, Kind::Positioned, Arc::new(Limit::new(0)))
+    }
+
+    fn of_kind(fd: Arc<OwnedFd>, kind: Kind, limit: Arc<Limit>) -> Self {
+        let (writes, spare) = (VecDeque::new(), Vec::new());
+        Self { fd: Some(fd), kind, limit, writes, spare, sent: 0 }
+    }
+
+    /// An empty gather.
+    pub fn gather(&mut self) -> Gather {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    /// Starts writing `gather`, in a file of positions at `offset`, or queues it behind others.
+    pub fn write(
+        &mut self,
+        ring: &mut Ring,
+        what: T,
+        gather: Gather,
+        offset: u64,
+    ) -> std::result::Result<(), Failed<T>> {
+        self.queue(what, gather, offset, 0);
+        self.submit(ring)
+    }
+
+    /// Waits until the oldest write has got further; false if there is none.
+    pub fn wait(&mut self, ring: &mut Ring) -> std::result::Result<bool, Failed<T>> {
+        let Some(token) = self.writes.front_mut().and_then(|write| write.token.take()) else {
+            return Ok(false);
+        };
+        let done = ring.wait(token).and_then(|result| self.look_at(ring, result));
+        match done {
+            Ok(done) => self.went_out(done),
+            Err(error) => return Err(self.fail(ring, 0, error)),
         }
-        Ok(self.spare.pop().unwrap_or_default())
+        self.submit(ring)?;
+        Ok(true)
     }
 
-    /// Lets go of the stream: what is sent afterwards fails.
-    pub fn close(&mut self, ring: &mut Ring) {
-        self.abandon(ring);
-        self.fd = None;
-    }
-
-    fn raw(&self) -> RawFd {
-        self.fd.as_ref().map_or(-1, |fd| fd.as_raw_fd())
+    /// Waits until everything has been taken by the kernel.
+    pub fn finish(&mut self, ring: &mut Ring) -> std::result::Result<(), Failed<T>> {
+        while self.wait(ring)? {}
+        Ok(())
     }
 
     /// Bytes the kernel has taken.
@@ -87,130 +156,143 @@ impl SocketWriter {
         self.sent
     }
 
-    /// Starts sending `gather` once the one before is out and the limit allows. An empty one comes
-    /// back at once.
-    pub fn send(&mut self, ring: &mut Ring, gather: Gather) -> Result<()> {
-        self.finish(ring)?;
-        if gather.is_empty() {
-            self.spare.push(gather);
-            return Ok(());
+    /// Takes back what is in flight. Must be called before the writer is dropped when it was not
+    /// finished.
+    pub fn abandon(&mut self, ring: &mut Ring) {
+        for token in self.writes.drain(..).filter_map(|write| write.token) {
+            ring.cancel(token);
         }
-        assert!(gather.pieces() <= PIECES_MAX, "a send of {} pieces", gather.pieces());
-        let bytes = gather.bytes();
-        let portion = self.allowed(ring, bytes)?;
-        self.start(ring, gather, portion)
     }
 
-    /// Hands `gather` to the kernel, the first `portion` bytes of it at once.
-    fn start(&mut self, ring: &mut Ring, mut gather: Gather, portion: usize) -> Result<()> {
+    fn queue(&mut self, what: T, mut gather: Gather, offset: u64, portion: usize) {
         let bytes = gather.bytes();
+        if bytes == 0 {
+            gather.clear();
+            return self.spare.push(gather);
+        }
         // SAFETY: all zeros is a valid msghdr: no name, no control data, no pieces.
         let header = unsafe { std::mem::zeroed::<libc::msghdr>() };
         let (iovecs, pieces) = (Vec::new(), Vec::new());
         let mut message = Box::new(Message { header, iovecs, first: 0, portion: pieces });
         gather.iovecs(&mut message.iovecs);
-        let token = self.submit(ring, &mut message, portion, bytes)?;
-        self.flight =
-            Some(Flight { token, gather, message, bytes, portion, since: Instant::now() });
+        assert!(message.iovecs.len() <= PIECES_MAX, "a write of {} pieces", message.iovecs.len());
+        let (since, token) = (Instant::now(), None);
+        self.writes.push_back(Write {
+            what,
+            gather,
+            message,
+            offset,
+            bytes,
+            portion,
+            since,
+            token,
+        });
+    }
+
+    /// Puts into the ring what may be there.
+    fn submit(&mut self, ring: &mut Ring) -> std::result::Result<(), Failed<T>> {
+        let most = if self.kind == Kind::Positioned { FLIGHTS_MAX } else { 1 };
+        for at in 0..self.writes.len().min(most) {
+            if self.writes[at].token.is_none() {
+                match self.start(ring, at) {
+                    Ok(token) => self.writes[at].token = Some(token),
+                    Err(error) => return Err(self.fail(ring, at, error)),
+                }
+            }
+        }
         Ok(())
     }
 
-    /// Waits until the limit lets some of `bytes` bytes leave; how many.
-    fn allowed(&self, ring: &mut Ring, bytes: usize) -> Result<usize> {
-        loop {
-            match self.limit.take(Instant::now(), bytes) {
-                Ok(portion) => return Ok(portion),
+    /// Hands a write to the kernel, as much of it as the limit allows.
+    fn start(&mut self, ring: &mut Ring, at: usize) -> Result<Token> {
+        let fd = types::Fd(self.raw());
+        let write = &mut self.writes[at];
+        while write.portion == 0 {
+            match self.limit.take(Instant::now(), write.bytes) {
+                Ok(portion) => (write.portion, write.since) = (portion, Instant::now()),
                 Err(when) => ring.sleep_until(when)?,
             }
         }
-    }
-
-    /// Waits until everything handed to [`Self::send`] has been taken by the kernel.
-    pub fn finish(&mut self, ring: &mut Ring) -> Result<()> {
-        while let Some(mut flight) = self.flight.take() {
-            let result = ring.wait(flight.token)?;
-            let done = match result {
-                r if r == -libc::EINTR || r == -libc::EAGAIN => 0,
-                r if r == -libc::EPIPE && self.timed_out(flight.since) => {
-                    return Err(Error::from_result(-libc::ETIMEDOUT));
-                }
-                r if r < 0 => return Err(Error::from_result(r)),
-                0 => return Err(Error::Closed),
-                r => r as usize,
-            };
-            self.sent += done as u64;
-            self.move_position();
-            flight.bytes -= done;
-            flight.portion -= done;
-            if flight.bytes == 0 {
-                flight.gather.clear();
-                self.spare.push(flight.gather);
-            } else {
-                flight.message.skip(done);
-                if flight.portion == 0 {
-                    flight.portion = self.allowed(ring, flight.bytes)?;
-                }
-                let (message, portion) = (&mut flight.message, flight.portion);
-                flight.token = self.submit(ring, message, portion, flight.bytes)?;
-                self.flight = Some(flight);
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends `bytes` and waits until the kernel has them. They are few, and what stands between
-    /// pages: the limit counts them, but does not hold them back.
-    pub fn write_all(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<()> {
-        let mut gather = self.gather(ring)?;
-        gather.own().extend_from_slice(bytes);
-        self.finish(ring)?;
-        if gather.is_empty() {
-            self.spare.push(gather);
-            return Ok(());
-        }
-        self.limit.spend(Instant::now(), bytes.len());
-        self.start(ring, gather, bytes.len())?;
-        self.finish(ring)
-    }
-
-    /// Bytes the peer's kernel has not acknowledged yet; 0 where nobody can tell.
-    pub fn unacknowledged(&self) -> usize {
-        let mut bytes: libc::c_int = 0;
-        // SAFETY: TIOCOUTQ writes one int.
-        let result = unsafe { libc::ioctl(self.raw(), libc::TIOCOUTQ, &mut bytes) };
-        if result == 0 { bytes.max(0) as usize } else { 0 }
-    }
-
-    /// Submits `portion` of the `bytes` bytes left.
-    fn submit(
-        &self,
-        ring: &mut Ring,
-        message: &mut Message,
-        portion: usize,
-        bytes: usize,
-    ) -> Result<Token> {
-        let fd = types::Fd(self.raw());
-        let left = if portion < bytes {
-            message.cut(portion);
+        let message = &mut write.message;
+        let left = if write.portion < write.bytes {
+            message.cut(write.portion);
             &mut message.portion[..]
         } else {
             &mut message.iovecs[message.first..]
         };
-        let entry = if self.socket {
-            message.header.msg_iov = left.as_mut_ptr();
-            message.header.msg_iovlen = left.len() as _;
-            let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
-            opcode::SendMsg::new(fd, &message.header).flags(flags).build()
-        } else {
-            // Files are written by position: with the file's own (-1) the kernel leaves it where it
-            // was when a write ends short, and what follows would go over what is there. Pipes have
-            // none.
-            let at = self.start.map_or(u64::MAX, |start| start + self.sent);
-            opcode::Writev::new(fd, left.as_ptr(), left.len() as u32).offset(at).build()
+        // Files are written by position: with the file's own (-1) the kernel leaves it where it was
+        // when a write ends short, and what follows would go over what is there.
+        let offset = match self.kind {
+            Kind::Socket => {
+                message.header.msg_iov = left.as_mut_ptr();
+                message.header.msg_iovlen = left.len() as _;
+                let flags = (libc::MSG_WAITALL | libc::MSG_NOSIGNAL) as u32;
+                let entry = opcode::SendMsg::new(fd, &message.header).flags(flags).build();
+                // SAFETY: message and gather stay in `self.writes`, boxed, until the token was
+                // waited for or cancelled.
+                return unsafe { ring.submit(entry) };
+            }
+            Kind::Pipe => NO_OFFSET,
+            Kind::File { start } => start + self.sent,
+            Kind::Positioned => write.offset,
         };
-        // SAFETY: message and gather stay in `self.flight`, boxed, until the token was waited for
-        // or cancelled.
-        unsafe { ring.submit(entry) }
+        let entry = opcode::Writev::new(fd, left.as_ptr(), left.len() as u32).offset(offset);
+        // SAFETY: as above.
+        unsafe { ring.submit(entry.build()) }
+    }
+
+    /// The bytes that went out with the oldest write.
+    fn look_at(&mut self, ring: &mut Ring, result: i32) -> Result<usize> {
+        match -result {
+            libc::EINTR => Ok(0),
+            libc::EAGAIN => {
+                // A non-blocking descriptor is full.
+                let token = ring.poll(self.raw(), libc::POLLOUT)?;
+                ring.wait(token).map(|_| 0)
+            }
+            libc::EPIPE if self.timed_out(self.writes[0].since) => {
+                Err(Error::from_result(-libc::ETIMEDOUT))
+            }
+            error if error > 0 => Err(Error::from_result(result)),
+            0 if self.kind == Kind::Positioned => {
+                Err(std::io::Error::from(std::io::ErrorKind::WriteZero).into())
+            }
+            0 => Err(Error::Closed),
+            _ => Ok(result as usize),
+        }
+    }
+
+    fn went_out(&mut self, done: usize) {
+        self.sent += done as u64;
+        if let Kind::File { start } = self.kind
+            && let Ok(at) = libc::off_t::try_from(start + self.sent)
+        {
+            // A file's own position follows what was written, as with write(2): whoever shares the
+            // descriptor goes on there.
+            // SAFETY: lseek has no memory arguments.
+            unsafe { libc::lseek(self.raw(), at, libc::SEEK_SET) };
+        }
+        let write = &mut self.writes[0];
+        write.bytes -= done;
+        write.portion -= done;
+        write.offset += done as u64;
+        if write.bytes > 0 {
+            write.message.skip(done);
+        } else if let Some(Write { mut gather, .. }) = self.writes.pop_front() {
+            gather.clear();
+            self.spare.push(gather);
+        }
+    }
+
+    /// Takes back what is in flight.
+    fn fail(&mut self, ring: &mut Ring, at: usize, error: Error) -> Failed<T> {
+        let what = self.writes[at].what;
+        self.abandon(ring);
+        Failed { what, error }
+    }
+
+    fn raw(&self) -> RawFd {
+        self.fd.as_ref().map_or(-1, |fd| fd.as_raw_fd())
     }
 
     /// Whether a pipe that broke is a TCP connection that timed out. The kernel gives that reason
@@ -230,33 +312,49 @@ impl SocketWriter {
         };
         result == 0 && ms > 0 && since.elapsed() >= Duration::from_millis(u64::from(ms) / 2)
     }
+}
 
-    /// A file's own position follows what was written, as with write(2): whoever shares the
-    /// descriptor goes on there.
-    fn move_position(&self) {
-        if let Some(at) = self.start.and_then(|start| libc::off_t::try_from(start + self.sent).ok())
-        {
-            // SAFETY: lseek has no memory arguments.
-            unsafe { libc::lseek(self.raw(), at, libc::SEEK_SET) };
-        }
+impl Writer {
+    /// Starts sending what is in `gather` once what was sent before is out and the limit allows, and
+    /// leaves an empty one in its place.
+    pub fn send(&mut self, ring: &mut Ring, gather: &mut Gather) -> Result<()> {
+        self.finish(ring)?;
+        let empty = self.gather();
+        Ok(self.write(ring, (), std::mem::replace(gather, empty), 0)?)
     }
 
-    /// Takes back what is in flight. Must be called before the writer is dropped when `send` was
-    /// not finished.
-    pub fn abandon(&mut self, ring: &mut Ring) {
-        if let Some(flight) = self.flight.take() {
-            ring.cancel(flight.token);
-        }
+    /// Sends `bytes` and waits until the kernel has them. They are few, and what stands between
+    /// pages: the limit counts them, but does not hold them back.
+    pub fn write_all(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<()> {
+        self.finish(ring)?;
+        let mut gather = self.gather();
+        gather.own().extend_from_slice(bytes);
+        self.limit.spend(Instant::now(), bytes.len());
+        self.queue((), gather, 0, bytes.len());
+        self.submit(ring)?;
+        Ok(self.finish(ring)?)
+    }
+
+    /// Lets go of the stream: what is sent afterwards fails.
+    pub fn close(&mut self, ring: &mut Ring) {
+        self.abandon(ring);
+        self.fd = None;
+    }
+
+    /// Bytes the peer's kernel has not acknowledged yet; 0 where nobody can tell.
+    pub fn unacknowledged(&self) -> usize {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ writes one int.
+        let result = unsafe { libc::ioctl(self.raw(), libc::TIOCOUTQ, &mut bytes) };
+        if result == 0 { bytes.max(0) as usize } else { 0 }
     }
 }
 
-impl Drop for SocketWriter {
+impl<T> Drop for Writer<T> {
     fn drop(&mut self) {
         // The ring is gone or going, and only it could wait. The memory must outlive the kernel's
         // use of it.
-        if let Some(flight) = self.flight.take() {
-            std::mem::forget(flight);
-        }
+        self.writes.drain(..).filter(|write| write.token.is_some()).for_each(std::mem::forget);
     }
 }
 
@@ -299,7 +397,9 @@ fn position(fd: RawFd) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::io::Waker;
-    use std::io::Read;
+    use crate::io::gather::{BUFFER_BYTES, Pool};
+    use std::io::{Read, pipe};
+    use std::os::unix::fs::FileExt;
     use std::os::unix::net::UnixStream;
 
     fn pair() -> (Arc<OwnedFd>, UnixStream) {
@@ -309,6 +409,10 @@ mod tests {
 
     fn ring() -> Ring {
         Ring::new(Waker::new()).unwrap()
+    }
+
+    fn unlimited() -> Arc<Limit> {
+        Arc::new(Limit::new(0))
     }
 
     #[test]
@@ -323,15 +427,14 @@ mod tests {
         let ram = crate::memory::for_tests(3 << 20);
         ram.write(0, &memory).unwrap();
         let mut ring = ring();
-        let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(0)));
-        let mut expected = Vec::new();
+        let mut writer = Writer::new(fd, unlimited());
+        let (mut gather, mut expected) = (Gather::default(), Vec::new());
         for round in 0..4u8 {
-            let mut gather = writer.gather(&mut ring).unwrap();
             gather.own().extend_from_slice(&[round; 5]);
             gather.memory(ram.main(), 0..3 << 20);
             expected.extend_from_slice(&[round; 5]);
             expected.extend_from_slice(&memory);
-            writer.send(&mut ring, gather).unwrap();
+            writer.send(&mut ring, &mut gather).unwrap();
         }
         writer.finish(&mut ring).unwrap();
         assert_eq!(writer.sent(), expected.len() as u64);
@@ -344,7 +447,7 @@ mod tests {
         let (fd, _peer) = pair();
         let waker = Waker::new();
         let mut ring = Ring::new(waker.clone()).unwrap();
-        let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(0)));
+        let mut writer = Writer::new(fd, unlimited());
         let canceller = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_millis(30));
             waker.cancel();
@@ -367,11 +470,10 @@ mod tests {
         ram.write(0, &memory).unwrap();
         let mut ring = ring();
         // A portion is 50,000 bytes.
-        let mut writer = SocketWriter::new(fd, Arc::new(Limit::new(1_000_000)));
-        let mut expected = Vec::new();
+        let mut writer = Writer::new(fd, Arc::new(Limit::new(1_000_000)));
+        let (mut gather, mut expected) = (Gather::default(), Vec::new());
         let started = Instant::now();
         for send in 0..3 {
-            let mut gather = writer.gather(&mut ring).unwrap();
             for part in 0..2 {
                 let start = send * 100_000 + part * 50_000;
                 gather.own().extend_from_slice(b"head");
@@ -379,12 +481,90 @@ mod tests {
                 expected.extend_from_slice(b"head");
                 expected.extend_from_slice(&memory[start as usize..start as usize + 50_000]);
             }
-            writer.send(&mut ring, gather).unwrap();
+            writer.send(&mut ring, &mut gather).unwrap();
         }
         writer.finish(&mut ring).unwrap();
         // All but what may be caught up and the last portion have been waited for.
         assert!(started.elapsed() >= Duration::from_millis(195), "{:?}", started.elapsed());
         drop(writer);
         assert!(reader.join().unwrap() == expected);
+    }
+
+    #[test]
+    fn parts_in_any_order_read_back() {
+        let file = tempfile::tempfile().unwrap();
+        let mut writer = Writer::positioned(Arc::new(file.try_clone().unwrap().into()));
+        let (mut ring, mut pool) = (ring(), Pool::new(3));
+        for chunk in (0..24u64).rev() {
+            let mut buffer = loop {
+                match pool.take().unwrap() {
+                    Some(buffer) => break buffer,
+                    None => assert!(writer.wait(&mut ring).unwrap(), "all are with the kernel"),
+                }
+            };
+            buffer.room()[..70_000].fill(chunk as u8);
+            let buffer = pool.give_back(buffer);
+            for at in (0..70_000).step_by(1400).rev() {
+                let mut gather = writer.gather();
+                gather.part(&buffer, at + 700..at + 1400);
+                gather.part(&buffer, at..at + 700);
+                let offset = chunk * 70_000 + at as u64;
+                writer.write(&mut ring, "chunk", gather, offset).unwrap();
+            }
+        }
+        writer.finish(&mut ring).unwrap();
+        assert_eq!(writer.sent(), 24 * 70_000);
+        let mut bytes = vec![0; 24 * 70_000];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert!(bytes.chunks(70_000).enumerate().all(|(i, c)| c.iter().all(|b| *b == i as u8)));
+        assert_eq!(file.metadata().unwrap().len(), bytes.len() as u64);
+    }
+
+    #[test]
+    fn a_stream_keeps_its_order_over_many_short_writes() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (reader, blocking) = pipe().unwrap();
+        let targets: [(OwnedFd, Box<dyn Read + Send>); 2] =
+            [(ours.into(), Box::new(theirs)), (blocking.into(), Box::new(reader))];
+        for (target, mut source) in targets {
+            let thread = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(20));
+                let mut all = Vec::new();
+                source.read_to_end(&mut all).unwrap();
+                all
+            });
+            let (mut ring, mut writer) = (ring(), Writer::new(Arc::new(target), unlimited()));
+            for number in 0..20u8 {
+                let mut gather = writer.gather();
+                gather.own().resize(BUFFER_BYTES, number);
+                writer.write(&mut ring, "chunk", gather, 0).unwrap();
+            }
+            writer.finish(&mut ring).unwrap();
+            drop(writer);
+            let all = thread.join().unwrap();
+            assert_eq!(all.len(), 20 * BUFFER_BYTES);
+            assert!(
+                all.chunks(BUFFER_BYTES).enumerate().all(|(i, c)| c.iter().all(|b| *b == i as u8))
+            );
+        }
+    }
+
+    #[test]
+    fn a_failure_names_the_write_and_leaves_nothing_in_flight() {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let (mut ring, mut writer) = (ring(), Writer::new(Arc::new(full.into()), unlimited()));
+        let mut write = |what| {
+            let mut gather = Gather::default();
+            gather.own().extend_from_slice(b"bytes");
+            writer.write(&mut ring, what, gather, 0)
+        };
+        write("headers").and_then(|()| write("pages")).unwrap();
+        let failed = writer.finish(&mut ring).unwrap_err();
+        assert_eq!(failed.what, "headers");
+        assert!(
+            matches!(failed.error, Error::System(error) if error.raw_os_error() == Some(libc::ENOSPC))
+        );
+        assert!(writer.writes.is_empty());
     }
 }

@@ -1,8 +1,8 @@
 //! A hash of all RAM, for comparing source and target. Zero pages count nothing, so that holes need
 //! not be touched.
 
+use super::mask::{CHUNK_PAGES, mask_ranges};
 use super::source::sources;
-use super::{CHUNK_PAGES, mask_ranges};
 use crate::memory::{Error, GuestRam, PAGE_BYTES};
 
 /// Odd, with bits well spread (the golden ratio's).
@@ -16,7 +16,7 @@ pub fn hash_ram(ram: &GuestRam) -> Result<u64, Error> {
     for mut source in sources(ram) {
         for chunk in 0..source.pages().div_ceil(CHUNK_PAGES) {
             let data = source.data_mask(chunk)?;
-            for page in mask_ranges(&data).flatten().map(|page| chunk * CHUNK_PAGES + page) {
+            for page in mask_ranges(data).flatten().map(|page| chunk * CHUNK_PAGES + page) {
                 source.copy(page, &mut bytes);
                 if !xbzrle::is_zero(&bytes) {
                     sum = sum.wrapping_add(hash_page(source.number(page), &bytes));

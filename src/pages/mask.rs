@@ -26,9 +26,9 @@ pub(super) fn set_range(mask: &mut ChunkMask, pages: Range<u64>) {
     }
 }
 
-pub(super) fn mask_pages(mask: &ChunkMask) -> impl Iterator<Item = u64> + '_ {
-    mask.iter().enumerate().flat_map(|(index, word)| {
-        let mut left = *word;
+pub(super) fn mask_pages(mask: ChunkMask) -> impl Iterator<Item = u64> {
+    mask.into_iter().enumerate().flat_map(|(index, word)| {
+        let mut left = word;
         std::iter::from_fn(move || {
             (left != 0).then(|| {
                 let bit = u64::from(left.trailing_zeros());
@@ -40,7 +40,7 @@ pub(super) fn mask_pages(mask: &ChunkMask) -> impl Iterator<Item = u64> + '_ {
 }
 
 /// Maximal runs of pages in a mask, ascending.
-pub fn mask_ranges(mask: &ChunkMask) -> impl Iterator<Item = Range<u64>> + '_ {
+pub fn mask_ranges(mask: ChunkMask) -> impl Iterator<Item = Range<u64>> {
     let mut pages = mask_pages(mask).peekable();
     std::iter::from_fn(move || {
         let start = pages.next()?;
@@ -81,6 +81,6 @@ mod tests {
         let mut mask = [0; 4];
         set_range(&mut mask, 60..130);
         set_range(&mut mask, 255..256);
-        assert_eq!(mask_ranges(&mask).collect::<Vec<_>>(), [60..130, 255..256]);
+        assert_eq!(mask_ranges(mask).collect::<Vec<_>>(), [60..130, 255..256]);
     }
 }

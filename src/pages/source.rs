@@ -9,7 +9,6 @@ use std::ops::Range;
 use xbzrle::parallel::LivePage;
 
 use super::mask::{CHUNK_PAGES, ChunkMask, mask_pages, set_range};
-use crate::io::Gather;
 use crate::memory::{Error, GuestRam, PAGE_BYTES, RamBlock};
 
 /// Reads one block.
@@ -61,8 +60,8 @@ impl PageSource {
         self.index
     }
 
-    pub fn name(&self) -> &str {
-        self.block.name()
+    pub fn block(&self) -> &RamBlock {
+        &self.block
     }
 
     pub fn pages(&self) -> u64 {
@@ -100,7 +99,7 @@ impl PageSource {
     /// Has the pages in `mask`, none of them a hole, mapped into this process, so that reading them
     /// takes no fault.
     pub fn map(&self, chunk: u64, mask: &ChunkMask) {
-        let pages: Vec<u64> = mask_pages(mask).collect();
+        let pages: Vec<u64> = mask_pages(*mask).collect();
         for group in pages.chunk_by(|a, b| a / GROUP_PAGES == b / GROUP_PAGES) {
             // SAFETY: a byte of a page of the block's mapping, which lives as long as `self.block`.
             unsafe { self.at(chunk * CHUNK_PAGES + group[0]).read_volatile() };
@@ -110,7 +109,7 @@ impl PageSource {
     /// Which of the pages in `mask` are all zeros.
     pub fn zero_mask(&self, chunk: u64, mask: &ChunkMask) -> ChunkMask {
         let mut zeros = [0; 4];
-        for page in mask_pages(mask) {
+        for page in mask_pages(*mask) {
             let at = self.at(chunk * CHUNK_PAGES + page);
             // SAFETY: `at` is a page of the block's mapping, which lives as long as `self.block`.
             if unsafe { xbzrle::is_zero_live(at, PAGE_BYTES as usize) } {
@@ -125,11 +124,6 @@ impl PageSource {
         // SAFETY: the page lies in the block's mapping, which lives as long as `self.block` and is
         // neither cache nor output; only the guest and devices write it.
         unsafe { LivePage::new(self.number(page), self.at(page)) }
-    }
-
-    /// Appends these pages to what is sent, from where they are.
-    pub fn gather(&self, pages: Range<u64>, gather: &mut Gather) {
-        gather.memory(&self.block, pages.start * PAGE_BYTES..pages.end * PAGE_BYTES);
     }
 
     /// Copies a page.
@@ -214,10 +208,10 @@ mod tests {
             let mut source = sources(&ram).remove(0);
             assert_eq!(source.data_mask(0).unwrap(), [0; 4], "{backend:?}");
             let data = source.data_mask(1).unwrap();
-            assert_eq!(mask_ranges(&data).collect::<Vec<_>>(), [44..45, 46..47], "{backend:?}");
+            assert_eq!(mask_ranges(data).collect::<Vec<_>>(), [44..45, 46..47], "{backend:?}");
             let zeros = source.zero_mask(1, &data);
             assert_eq!(
-                mask_ranges(&zeros).collect::<Vec<_>>(),
+                mask_ranges(zeros).collect::<Vec<_>>(),
                 std::iter::once(46..47).collect::<Vec<_>>()
             );
             ram.write(0, &[1]).unwrap();

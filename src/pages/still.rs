@@ -1,7 +1,7 @@
 //! Memory that holds still: that of a guest that is stopped, or as it was at one moment, frozen by
 //! write protection.
 
-use super::Extent;
+use super::extent::Extent;
 use crate::memory::{Error, GuestRam, PAGE_BYTES, PageSet, Region, Snapshot};
 use std::ops::Range;
 

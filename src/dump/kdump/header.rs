@@ -30,7 +30,8 @@
 
 use std::ops::Range as Span;
 
-use crate::dump::{Cpu, PAGE, Range};
+use crate::dump::cpu::Cpu;
+use crate::dump::ranges::{PAGE, Range};
 
 const VERSION: u32 = 6;
 const DUMP_LEVEL: u32 = 1;

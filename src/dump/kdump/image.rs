@@ -7,9 +7,10 @@
 
 use std::ops::Range as Span;
 
+use crate::dump::error::{Error, What};
 use crate::dump::output::Writer;
-use crate::dump::{Error, PAGE, What};
-use crate::io::file::Buffer;
+use crate::dump::ranges::PAGE;
+use crate::io::gather::Buffer;
 
 const TYPE: i64 = 1;
 const VERSION: i64 = 1;

@@ -22,8 +22,13 @@ use self::pages::{CHUNK_BUFFERS, CHUNK_BYTES, Chunk, Descriptor, Encoder, PageMa
 use super::note::Notes;
 use super::output::Writer;
 use super::pipeline::{self, Order, Sink};
-use super::{Codec, Error, GuestState, PAGE, Progress, Range, What, vmcoreinfo};
-use crate::io::file::Buffer;
+use crate::dump::codec::Codec;
+use crate::dump::error::{Error, What};
+use crate::dump::guest::GuestState;
+use crate::dump::progress::Progress;
+use crate::dump::ranges::{PAGE, Range};
+use crate::dump::vmcoreinfo;
+use crate::io::gather::Buffer;
 
 /// The bitmaps are made in pieces of this size.
 const BITMAP_PIECE_BYTES: u64 = 1 << 20;

@@ -5,9 +5,12 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
-use crate::dump::codec::{Compressor, ROOM_BYTES};
-use crate::dump::{Codec, Error, GuestView, PAGE, Range, pipeline, ranges};
-use crate::io::file::{BUFFER_BYTES, Buffer};
+use crate::dump::codec::{Codec, Compressor, ROOM_BYTES};
+use crate::dump::error::Error;
+use crate::dump::pipeline;
+use crate::dump::ranges::{self, PAGE, Range};
+use crate::dump::view::GuestView;
+use crate::io::gather::{BUFFER_BYTES, Buffer};
 
 /// The pages that memory touches, also those it fills only in part.
 pub struct PageMap {

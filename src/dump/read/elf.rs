@@ -1,6 +1,6 @@
 //! Reading an ELF core.
 
-use super::{BadFile, Note, notes, number, slice};
+use super::bytes::{BadFile, Note, notes, number, slice};
 
 /// A `PT_LOAD`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

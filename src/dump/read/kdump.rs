@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use super::{BadFile, Note, notes, number, slice};
+use super::bytes::{BadFile, Note, notes, number, slice};
 
 const BLOCK: u64 = 4096;
 /// Larger images are not made from records, whatever these say: it all has to be in memory.

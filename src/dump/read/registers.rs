@@ -1,7 +1,8 @@
 //! Registers from the notes of a dump.
 
-use super::{BadFile, Core, Note, number};
-use crate::dump::{Cpu, Segment};
+use super::bytes::{BadFile, Note, number};
+use super::elf::Core;
+use crate::dump::cpu::{Cpu, Segment};
 
 /// The CPUs of an ELF core, from its QEMU notes.
 ///

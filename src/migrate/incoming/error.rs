@@ -30,7 +30,7 @@ pub enum Error {
     #[error("a delta for the page at {offset:#x} is broken: {source}")]
     Delta { offset: u64, source: xbzrle::DecodeError },
     #[error("a multifd packet cannot be unpacked: {0}")]
-    Packet(String),
+    Packet(#[from] stream::multifd::CodecError),
     #[error("the stream has {0}, which has no place here")]
     Command(&'static str),
     #[error("the source chose features that were not offered")]

@@ -45,8 +45,6 @@ pub use super::guest::MACHINE;
 pub use accept::Origin;
 pub use arrival::Arrival;
 pub use error::Error;
-#[cfg(test)]
-pub use packets::Unpacker;
 
 /// How long to wait for a command to end whose stream has ended, to know how.
 const COMMAND_ENDS: Duration = Duration::from_millis(500);

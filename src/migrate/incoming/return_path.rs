@@ -5,14 +5,14 @@ use std::time::{Duration, Instant};
 
 use super::channels::CHANNELS_MAX;
 use super::{Error, Incoming};
-use crate::io::{Connection, Limit, Ring, SocketWriter};
+use crate::io::{Connection, Limit, Ring, Writer};
 use crate::migrate::capabilities::Capability;
 use crate::stream::godwit::{self, Answer, Features};
 use crate::stream::return_path::Reply;
 
 /// The way back to the source, and what was agreed over it.
 pub struct ReturnPath {
-    writer: SocketWriter,
+    writer: Writer,
     two_way: bool,
     pub is_open: bool,
     pub is_godwit: bool,
@@ -25,7 +25,7 @@ const ACKNOWLEDGED: Duration = Duration::from_secs(10);
 
 impl ReturnPath {
     pub(super) fn new(connection: &Connection) -> Self {
-        let writer = SocketWriter::new(connection.fd.clone(), Arc::new(Limit::new(0)));
+        let writer = Writer::new(connection.fd.clone(), Arc::new(Limit::new(0)));
         let two_way = connection.is_two_way();
         let features = Features::empty();
         Self { writer, two_way, is_open: false, is_godwit: false, has_chosen: false, features }

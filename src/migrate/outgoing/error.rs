@@ -46,6 +46,8 @@ pub enum Error {
         "capability 'xbzrle' together with 'multifd' does not go with multifd-compression; set it to none"
     )]
     DeltasAreNotCompressed,
+    #[error("multifd compression: {0}")]
+    Compression(#[from] stream::multifd::CodecError),
     #[error("no threads for the migration: {0}")]
     Pool(#[from] rayon::ThreadPoolBuildError),
     #[error("a thread of the migration has panicked, which is a defect of Godwit: {0}")]

@@ -4,8 +4,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::Source;
 use super::peer::Peer;
+use super::source::Source;
 use crate::memory::PAGE_BYTES;
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge;

@@ -1,12 +1,12 @@
-//! How pages are laid out in a stream: Godwit's frames, QEMU's records, QEMU's packets. The rest of
-//! the source knows only that there are pages of zeros, pages that travel whole, and deltas.
+//! How pages are laid out in a stream: Godwit's frames, QEMU's records, QEMU's packets (in
+//! [`packets`](super::packets)). The rest of the source knows only that there are pages of zeros,
+//! pages that travel whole, and deltas.
 
 use std::ops::Range;
 
 use xbzrle::parallel::Output;
 
-use super::Error;
-use super::packets::Packets;
+use super::error::Error;
 use crate::io::Gather;
 use crate::memory::PAGE_BYTES;
 use crate::pages::PageSource;
@@ -15,13 +15,49 @@ use crate::stream::ram::{FLAG_EOS, FLAG_PAGE, RamWriter};
 use crate::stream::{SectionHeader, SectionKind};
 
 /// Lays out what one channel sends. Everything goes to the end of the send being filled.
-pub enum Framing {
-    /// Runs and ranges; records only for deltas.
-    Frames(Frames),
-    /// Records in PART sections.
-    Records(Records),
-    /// Multifd packets.
-    Packets { packets: Packets, zeros_for_main: Vec<Zeros> },
+pub trait Framing: Send {
+    /// Pages of zeros.
+    fn zeros(
+        &mut self,
+        source: &PageSource,
+        pages: Range<u64>,
+        rules: ZeroRules,
+        gather: &mut Gather,
+    ) -> Result<(), Error>;
+
+    /// Pages that travel whole, from where they are.
+    fn whole(
+        &mut self,
+        source: &PageSource,
+        pages: Range<u64>,
+        gather: &mut Gather,
+    ) -> Result<(), Error>;
+
+    /// Records that the delta encoder made.
+    fn deltas(&mut self, output: &Output, gather: &mut Gather);
+
+    /// The pages that follow are of another block than `source`.
+    fn end_block(&mut self, _source: &PageSource, _gather: &mut Gather) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Completes the send being filled, which leaves now.
+    fn seal(&mut self, _gather: &mut Gather) {}
+
+    /// What a channel says at the end of round `number`.
+    fn end_round(&mut self, number: u32, out: &mut Vec<u8>) {
+        Frame::Sync { round: number }.write(out);
+    }
+
+    /// Tells on the main channel that the others have come to the end of a round of packets.
+    fn flush_channels(&mut self, gather: &mut Gather) {
+        RamWriter::flush(gather.own());
+    }
+
+    /// The pages of zeros left to the main channel.
+    fn take_zeros_for_main(&mut self) -> Vec<Zeros> {
+        Vec::new()
+    }
 }
 
 /// Pages of zeros: the block's number, the pages in it.
@@ -37,12 +73,14 @@ pub struct ZeroRules {
     pub left_out: bool,
 }
 
+/// Runs and ranges; records only for deltas.
 #[derive(Default)]
 pub struct Frames {
     /// A range that may still grow.
     zeros: Option<Zeros>,
 }
 
+/// Records in PART sections.
 pub struct Records {
     section: SectionHeader,
     /// A section is open in the send being filled.
@@ -50,148 +88,47 @@ pub struct Records {
     writer: RamWriter,
 }
 
-impl Framing {
-    pub fn frames() -> Self {
-        Self::Frames(Frames::default())
-    }
-
-    pub fn records(section: SectionHeader) -> Self {
-        Self::Records(Records { section, open: false, writer: RamWriter::default() })
-    }
-
-    pub fn packets(packets: Packets) -> Self {
-        Self::Packets { packets, zeros_for_main: Vec::new() }
-    }
-
-    pub fn is_packets(&self) -> bool {
-        matches!(self, Self::Packets { .. })
-    }
-
-    /// Pages of zeros.
-    pub fn zeros(
+impl Framing for Frames {
+    fn zeros(
         &mut self,
         source: &PageSource,
         pages: Range<u64>,
         rules: ZeroRules,
         gather: &mut Gather,
     ) -> Result<(), Error> {
-        match self {
-            Self::Frames(_) if rules.left_out => {}
-            Self::Frames(frames) => frames.zeros((source.index(), pages), gather),
-            Self::Records(records) => records.zeros(source, pages, gather),
-            Self::Packets { zeros_for_main, .. } if rules.on_main => {
-                zeros_for_main.push((source.index(), pages));
+        match &mut self.zeros {
+            _ if rules.left_out => {}
+            Some((block, before)) if *block == source.index() && before.end == pages.start => {
+                before.end = pages.end;
             }
-            Self::Packets { packets, .. } => {
-                for page in pages {
-                    if packets.zero(page) {
-                        packets.write(source, gather)?;
-                    }
-                }
+            _ => {
+                self.seal(gather);
+                self.zeros = Some((source.index(), pages));
             }
         }
         Ok(())
     }
 
-    /// Pages that travel whole, from where they are.
-    pub fn run(
+    fn whole(
         &mut self,
         source: &PageSource,
         pages: Range<u64>,
         gather: &mut Gather,
     ) -> Result<(), Error> {
-        match self {
-            Self::Frames(frames) => frames.run(source, pages, gather),
-            Self::Records(records) => records.run(source, pages, gather),
-            Self::Packets { packets, .. } => {
-                for page in pages {
-                    if packets.page(page) {
-                        packets.write(source, gather)?;
-                    }
-                }
-            }
-        }
+        self.seal(gather);
+        let (offset, end) = (pages.start * PAGE_BYTES, pages.end * PAGE_BYTES);
+        Frame::Run { block: source.index(), offset, bytes: end - offset }.write(gather.own());
+        gather.memory(source.block(), offset..end);
         Ok(())
     }
 
-    /// Records that the delta encoder made. Never with packets, whose deltas were refused.
-    pub fn deltas(&mut self, output: &Output, gather: &mut Gather) {
-        match self {
-            Self::Frames(frames) => {
-                frames.close(gather);
-                Frame::Records { bytes: output.len() as u32 }.write(gather.own());
-            }
-            Self::Records(records) => records.open(gather),
-            Self::Packets { .. } => unreachable!("deltas and packets were refused together"),
-        }
+    fn deltas(&mut self, output: &Output, gather: &mut Gather) {
+        self.seal(gather);
+        Frame::Records { bytes: output.len() as u32 }.write(gather.own());
         output.append_to(gather.own());
     }
 
-    /// The pages that follow are of another block than `source`: a packet holds those of one.
-    pub fn end_block(&mut self, source: &PageSource, gather: &mut Gather) -> Result<(), Error> {
-        match self {
-            Self::Packets { packets, .. } if !packets.is_empty() => packets.write(source, gather),
-            _ => Ok(()),
-        }
-    }
-
-    /// Completes the send being filled, which leaves now.
-    pub fn seal(&mut self, gather: &mut Gather) {
-        match self {
-            Self::Frames(frames) => frames.close(gather),
-            Self::Records(records) => records.close(gather),
-            Self::Packets { .. } => {}
-        }
-    }
-
-    /// What a channel says at the end of round `number`.
-    pub fn end_round(&mut self, number: u32) -> Vec<u8> {
-        let mut out = Vec::new();
-        match self {
-            Self::Packets { packets, .. } => packets.write_sync(&mut out),
-            _ => Frame::Sync { round: number }.write(&mut out),
-        }
-        out
-    }
-
-    /// Tells on the main channel that the others have come to the end of a round of packets.
-    pub fn flush_channels(&mut self, gather: &mut Gather) {
-        if let Self::Records(records) = self {
-            records.open(gather);
-        }
-        RamWriter::flush(gather.own());
-    }
-
-    /// The pages of zeros left to the main channel.
-    pub fn take_zeros_for_main(&mut self) -> Vec<Zeros> {
-        match self {
-            Self::Packets { zeros_for_main, .. } => std::mem::take(zeros_for_main),
-            _ => Vec::new(),
-        }
-    }
-}
-
-impl Frames {
-    fn zeros(&mut self, (block, pages): Zeros, gather: &mut Gather) {
-        match &mut self.zeros {
-            Some((before, range)) if *before == block && range.end == pages.start => {
-                range.end = pages.end;
-            }
-            _ => {
-                self.close(gather);
-                self.zeros = Some((block, pages));
-            }
-        }
-    }
-
-    fn run(&mut self, source: &PageSource, pages: Range<u64>, gather: &mut Gather) {
-        self.close(gather);
-        let (offset, bytes) = (pages.start * PAGE_BYTES, (pages.end - pages.start) * PAGE_BYTES);
-        Frame::Run { block: source.index(), offset, bytes }.write(gather.own());
-        source.gather(pages, gather);
-    }
-
-    fn close(&mut self, gather: &mut Gather) {
+    fn seal(&mut self, gather: &mut Gather) {
         if let Some((block, pages)) = self.zeros.take() {
             let bytes = (pages.end - pages.start) * PAGE_BYTES;
             Frame::Zero { block, offset: pages.start * PAGE_BYTES, bytes }.write(gather.own());
@@ -199,34 +136,63 @@ impl Frames {
     }
 }
 
-impl Records {
-    fn zeros(&mut self, source: &PageSource, pages: Range<u64>, gather: &mut Gather) {
+impl Framing for Records {
+    fn zeros(
+        &mut self,
+        source: &PageSource,
+        pages: Range<u64>,
+        _: ZeroRules,
+        gather: &mut Gather,
+    ) -> Result<(), Error> {
         self.open(gather);
+        let (block, name) = (source.index().into(), source.block().name());
         for page in pages {
-            let (block, offset) = (source.index().into(), page * PAGE_BYTES);
-            self.writer.zero(gather.own(), block, source.name(), offset);
+            self.writer.zero(gather.own(), block, name, page * PAGE_BYTES);
+        }
+        Ok(())
+    }
+
+    fn whole(
+        &mut self,
+        source: &PageSource,
+        pages: Range<u64>,
+        gather: &mut Gather,
+    ) -> Result<(), Error> {
+        self.open(gather);
+        let (block, name) = (source.index().into(), source.block().name());
+        for offset in pages.map(|page| page * PAGE_BYTES) {
+            self.writer.page_header(gather.own(), FLAG_PAGE, block, name, offset);
+            gather.memory(source.block(), offset..offset + PAGE_BYTES);
+        }
+        Ok(())
+    }
+
+    fn deltas(&mut self, output: &Output, gather: &mut Gather) {
+        self.open(gather);
+        output.append_to(gather.own());
+    }
+
+    fn seal(&mut self, gather: &mut Gather) {
+        if std::mem::replace(&mut self.open, false) {
+            gather.own().extend_from_slice(&FLAG_EOS.to_be_bytes());
+            self.section.write_footer(gather.own());
         }
     }
 
-    fn run(&mut self, source: &PageSource, pages: Range<u64>, gather: &mut Gather) {
+    fn flush_channels(&mut self, gather: &mut Gather) {
         self.open(gather);
-        for page in pages {
-            let (block, offset) = (source.index().into(), page * PAGE_BYTES);
-            self.writer.page_header(gather.own(), FLAG_PAGE, block, source.name(), offset);
-            source.gather(page..page + 1, gather);
-        }
+        RamWriter::flush(gather.own());
+    }
+}
+
+impl Records {
+    pub fn new(section: SectionHeader) -> Self {
+        Self { section, open: false, writer: RamWriter::default() }
     }
 
     fn open(&mut self, gather: &mut Gather) {
         if !std::mem::replace(&mut self.open, true) {
             self.section.write(SectionKind::Part, gather.own());
-        }
-    }
-
-    fn close(&mut self, gather: &mut Gather) {
-        if std::mem::replace(&mut self.open, false) {
-            gather.own().extend_from_slice(&FLAG_EOS.to_be_bytes());
-            self.section.write_footer(gather.own());
         }
     }
 }

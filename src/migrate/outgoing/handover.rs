@@ -7,8 +7,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::error::Error;
 use super::peer::{Peer, ram_section};
-use super::{Error, Source};
+use super::source::Source;
 use crate::migrate::guest::State;
 use crate::migrate::parameters::Parameters;
 use crate::pages::hash_ram;

@@ -24,44 +24,21 @@ mod rounds;
 #[cfg(feature = "sabotage")]
 mod sabotage;
 mod scan;
+mod source;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::capabilities::Capability;
-use super::guest::Migratable;
-use super::progress::Progress;
-use super::settings::Settings;
 use super::status::Status;
-use crate::io::{self, Address, Connection, Ring, Waker, transport};
+use crate::io::{Ring, transport};
 use crate::machine::RunState;
 pub use error::Error;
 use error::guarded;
 use handover::Outcome;
 use peer::Peer;
 use rounds::Rounds;
-
-/// Where to.
-pub enum Destination {
-    Address(Address),
-    /// Opened already: `fd:`, `exec:`, `file:`.
-    Open(Connection),
-    /// A FIFO that nobody reads yet.
-    Fifo(String),
-}
-
-/// One outgoing migration.
-pub struct Source {
-    pub guest: Arc<dyn Migratable>,
-    pub settings: Arc<Settings>,
-    pub progress: Arc<Progress>,
-    pub waker: Waker,
-    /// Set by `migrate-continue`.
-    pub go_on: Arc<AtomicBool>,
-    /// Sent where the capability `validate-uuid` is on, and in the hello of channels.
-    pub uuid: Option<[u8; 16]>,
-}
+pub use source::{Destination, Source};
 
 impl Source {
     /// Runs the migration to its end. The progress tells the outcome.
@@ -176,23 +153,5 @@ impl Source {
             peer.main.ring.sleep(None)?;
         }
         Ok(())
-    }
-
-    /// Goes on to `status`, or ends because of a cancel.
-    fn enter(&self, status: Status) -> Result<(), Error> {
-        self.progress.life.enter(status).then_some(()).ok_or(io::Error::Cancelled.into())
-    }
-
-    /// The point of no return, or the end because of a cancel.
-    fn commit(&self) -> Result<(), Error> {
-        self.progress.life.commit().then_some(()).ok_or(io::Error::Cancelled.into())
-    }
-
-    fn tell_pass(&self) {
-        let mut figures = self.progress.figures();
-        figures.dirty_sync_count += 1;
-        let pass = figures.dirty_sync_count;
-        drop(figures);
-        self.progress.life.tell_pass(pass);
     }
 }

@@ -7,19 +7,19 @@ use std::time::{Duration, Instant};
 use xbzrle::Cache;
 
 use super::channel::Channel;
-use super::framing::{Framing, Zeros};
+use super::error::Error;
+use super::framing::{Frames, Records, Zeros};
 use super::packets::Packets;
 use super::return_path::ReturnPathReader;
 use super::round::Round;
-use super::{Error, Source};
+use super::source::Source;
 use crate::io::transport;
-use crate::io::{Address, Connection, Program, ProgramFailed, Ring, SocketWriter};
+use crate::io::{Address, Connection, Program, ProgramFailed, Ring, Writer};
 use crate::machine::RunState;
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge;
 use crate::migrate::guest::MACHINE;
 use crate::migrate::progress::{Counters, Progress};
-use crate::pages::{QemuRecords, sources};
 use crate::stream::godwit::{self, Answer, Features, Frame, Rehearsal};
 use crate::stream::multifd::Hello;
 use crate::stream::return_path::Reply;
@@ -79,18 +79,9 @@ impl Peer {
             .map_err(crate::io::Error::from)?;
         let two_way = connection.is_two_way()
             && (address.is_some() || source.settings.has(Capability::ReturnPath));
-        let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
-        let ram = source.guest.ram();
-        let channel = Channel::new(
-            0,
-            false,
-            ring,
-            writer,
-            Framing::records(ram_section()),
-            sources(ram),
-            QemuRecords::new(ram.blocks()),
-            None,
-        );
+        let writer = Writer::new(connection.fd.clone(), source.settings.limit.clone());
+        let framing = Records::new(ram_section());
+        let channel = Channel::new(0, false, ring, writer, framing, source.guest.ram());
         let return_path = two_way.then(|| ReturnPathReader::new(connection.fd.clone()));
         let program = connection.program.clone();
         let mut peer = Self {
@@ -144,7 +135,7 @@ impl Peer {
             self.choose(source, offer.features)?;
             (self.target_is_zero, self.rehearsal) = (offer.ram_is_zero, offer.rehearsal);
         }
-        if !self.channels.is_empty() && !self.features.contains(Features::CHANNELS) {
+        if self.sends_packets() {
             self.use_packets(source)?;
         }
         if parameters.x_godwit_verify && !self.features.contains(Features::RAM_HASH) {
@@ -183,7 +174,7 @@ impl Peer {
         self.features.set(Features::CHANNELS, offered.contains(Features::CHANNELS) && !compressed);
         let framed = self.features.contains(Features::PAGE_RUNS | Features::ZERO_RANGES);
         if framed && (channels == 0 || self.features.contains(Features::CHANNELS)) {
-            self.main.framing = Framing::frames();
+            self.main.framing = Box::new(Frames::default());
         }
         let mut out = Vec::new();
         Frame::Chosen {
@@ -208,19 +199,10 @@ impl Peer {
             let connection = transport::connect(&mut ring, address)?;
             ring.set_operation_timeout(None);
             connection.set_user_timeout(timeout).map_err(crate::io::Error::from)?;
-            let writer = SocketWriter::new(connection.fd.clone(), source.settings.limit.clone());
-            let ram = source.guest.ram();
-            let layout = QemuRecords::new(ram.blocks());
-            let mut channel = Channel::new(
-                number.into(),
-                true,
-                ring,
-                writer,
-                Framing::frames(),
-                sources(ram),
-                layout,
-                None,
-            );
+            let writer = Writer::new(connection.fd.clone(), source.settings.limit.clone());
+            let framing = Frames::default();
+            let mut channel =
+                Channel::new(number.into(), true, ring, writer, framing, source.guest.ram());
             let mut out = Vec::new();
             Hello { uuid: source.uuid.unwrap_or_default(), channel: number }.write(&mut out);
             channel.send_bytes(&source.progress.counters, true, &out)?;
@@ -237,15 +219,14 @@ impl Peer {
         }
         let numbers = Arc::new(AtomicU64::new(0));
         for channel in &mut self.channels {
-            let packets = Packets::new(numbers.clone(), source.settings.clone())?;
-            channel.framing = Framing::packets(packets);
+            channel.framing = Box::new(Packets::new(numbers.clone(), source.settings.clone())?);
         }
         Ok(())
     }
 
     /// Whether the channels carry QEMU's packets.
     pub fn sends_packets(&self) -> bool {
-        self.channels.first().is_some_and(|channel| channel.framing.is_packets())
+        !self.channels.is_empty() && !self.features.contains(Features::CHANNELS)
     }
 
     /// Says on every channel that it has come to the end of round `number`. What the channels have
@@ -258,7 +239,8 @@ impl Peer {
     ) -> Result<Vec<Zeros>, Error> {
         let mut zeros = Vec::new();
         for channel in &mut self.channels {
-            let out = channel.framing.end_round(number);
+            let mut out = Vec::new();
+            channel.framing.end_round(number, &mut out);
             channel.send_bytes(counters, guest_runs, &out)?;
             zeros.append(&mut channel.framing.take_zeros_for_main());
         }
@@ -273,7 +255,8 @@ impl Peer {
             return self.main.end_packets(round, &zeros);
         }
         if !self.channels.is_empty() {
-            let out = self.main.framing.end_round(number);
+            let mut out = Vec::new();
+            self.main.framing.end_round(number, &mut out);
             self.main.send_bytes(round.counters, round.guest_runs, &out)?;
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Error;
+use super::error::Error;
 use crate::io::receive::PendingReceive;
 use crate::io::{self, Ring};
 use crate::stream::Step;

@@ -4,14 +4,14 @@ use std::sync::RwLock;
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
-use xbzrle::parallel;
+use xbzrle::parallel::Pass;
 
-use super::Error;
+use super::error::Error;
 use super::framing::ZeroRules;
 use crate::memory::PageSet;
 use crate::migrate::guest::DirtyLog;
 use crate::migrate::progress::Counters;
-use crate::pages::{ChunkMask, chunk_of};
+use crate::pages::{CHUNK_PAGES, ChunkMask, chunk_of};
 
 /// How often the first round looks which pages were dirtied again.
 const REDIRTIED_PERIOD: Duration = Duration::from_millis(20);
@@ -20,7 +20,7 @@ const REDIRTIED_PERIOD: Duration = Duration::from_millis(20);
 pub struct Round<'a> {
     /// Pages by block.
     pub pages: &'a [PageSet],
-    pub kind: parallel::Pass,
+    pub pass: Pass,
     pub log: &'a dyn DirtyLog,
     /// The first round: everything was cleared beforehand, and pages found dirty again are left for
     /// the next round.
@@ -31,6 +31,24 @@ pub struct Round<'a> {
     pub zeros: ZeroRules,
     pub channels: u64,
     pub guest_runs: bool,
+}
+
+impl Round<'_> {
+    /// Chunks of channel `index` that have members in `pages`. The first round starts in the middle
+    /// of the block: which pages are busy shows while it runs, and what it sends at its beginning
+    /// it sends blindly. Small kernels and their heaps lie low, large guests allocate from the top.
+    pub fn chunks<'p>(
+        &self,
+        index: u64,
+        pages: &'p PageSet,
+    ) -> impl Iterator<Item = u64> + Clone + Send + use<'p> {
+        let channels = self.channels;
+        let chunks = (pages.words().len() as u64).div_ceil(CHUNK_PAGES / 64);
+        let first = if self.pass == Pass::Bulk { chunks / 2 } else { 0 };
+        (first..chunks)
+            .chain(0..first)
+            .filter(move |chunk| chunk % channels == index && chunk_of(pages, *chunk) != [0; 4])
+    }
 }
 
 /// Pages dirtied again during the first round. They are not sent in it: they would only be sent

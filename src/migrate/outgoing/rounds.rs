@@ -4,14 +4,15 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
-use xbzrle::parallel;
+use xbzrle::parallel::Pass;
 
 use super::channel::Channel;
+use super::error::Error;
 use super::forecast::{FORECAST_AFTER, Forecast, advice};
 use super::framing::ZeroRules;
 use super::peer::{Peer, ram_section};
 use super::round::{Redirtied, Round};
-use super::{Error, Source};
+use super::source::Source;
 use crate::memory::{PAGE_BYTES, PageSet};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge::{self, Decision, THROTTLE_PERIOD, Throttle, ThrottleRules};
@@ -98,12 +99,12 @@ impl Rounds {
         let pages = self.owed[0].bound();
         let forecast = Forecast::new(source, peer);
         let redirtied = Redirtied::new(pages, |found| forecast.update(source, found));
-        self.send(source, peer, parallel::Pass::Bulk, Some(&redirtied))?;
+        self.send(source, peer, Pass::Bulk, Some(&redirtied))?;
         self.throttle.after_first_round(source, forecast.sees_no_end());
         // Pages put off are owed like those dirtied since; the first of them travel into an empty
         // cache.
         self.owed[0].union_with(&redirtied.into_pages());
-        let mut kind = parallel::Pass::Fill;
+        let mut pass = Pass::Fill;
         let mut left_before = pages;
         let mut rounds_below_limit = 0;
         loop {
@@ -127,8 +128,8 @@ impl Rounds {
             left_before = left;
             let cache = source.settings.parameters().xbzrle_cache_size;
             peer.resize_caches(&source.progress, cache);
-            self.send(source, peer, kind, None)?;
-            kind = parallel::Pass::Delta;
+            self.send(source, peer, pass, None)?;
+            pass = Pass::Delta;
             peer.check()?;
             self.rates(source, left, started.elapsed());
         }
@@ -139,7 +140,7 @@ impl Rounds {
         if !sabotage::on(Fault::NoFinalHarvest) {
             self.harvest(source)?;
         }
-        self.send(source, peer, parallel::Pass::Last, None)?;
+        self.send(source, peer, Pass::Last, None)?;
         assert_eq!(self.owed_pages(), 0, "a page is still owed at the end of the last round");
         Ok(())
     }
@@ -156,7 +157,7 @@ impl Rounds {
         &mut self,
         source: &Source,
         peer: &mut Peer,
-        kind: parallel::Pass,
+        pass: Pass,
         redirtied: Option<&Redirtied<'_>>,
     ) -> Result<(), Error> {
         let counters = &source.progress.counters;
@@ -166,16 +167,16 @@ impl Rounds {
             .map(|set| std::mem::replace(set, PageSet::new(set.bound())))
             .collect();
         counters.remaining.store(pages.iter().map(PageSet::count).sum(), Ordering::Relaxed);
-        let guest_runs = kind != parallel::Pass::Last;
+        let guest_runs = pass != Pass::Last;
         let parameters = source.settings.parameters();
         let zeros = ZeroRules {
             on_main: parameters.zero_page_detection != "multifd",
-            left_out: peer.target_is_zero && kind == parallel::Pass::Bulk,
+            left_out: peer.target_is_zero && pass == Pass::Bulk,
         };
         let channels = peer.page_channels();
         let round = Round {
             pages: &pages,
-            kind,
+            pass,
             log: &*self.log,
             redirtied,
             counters,
@@ -189,7 +190,7 @@ impl Rounds {
         let (started, before) = (Instant::now(), travelled());
         match &self.senders {
             Some(senders) => send_over(senders, channels, &round)?,
-            None => channels.iter_mut().try_for_each(|channel| channel.round(&round))?,
+            None => channels.iter_mut().try_for_each(|channel| channel.send(&round))?,
         }
         self.pace.learn(travelled() - before, started.elapsed());
         #[cfg(feature = "sabotage")]
@@ -293,7 +294,7 @@ fn threads_named(name: &'static str, count: usize) -> Result<ThreadPool, Error> 
     Ok(ThreadPoolBuilder::new().num_threads(count).thread_name(move |_| name.into()).build()?)
 }
 
-/// Lanes that send side by side; the end of the round is the barrier.
+/// Channels that send side by side; the end of the round is the barrier.
 fn send_over(
     senders: &ThreadPool,
     channels: &mut [Channel],
@@ -302,7 +303,7 @@ fn send_over(
     let mut results: Vec<_> = channels.iter().map(|_| Ok(())).collect();
     senders.scope(|scope| {
         for (channel, result) in channels.iter_mut().zip(&mut results) {
-            scope.spawn(move |_| *result = channel.round(round));
+            scope.spawn(move |_| *result = channel.send(round));
         }
     });
     results.into_iter().collect()

@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use super::error::Error;
 use super::peer::Peer;
-use super::{Error, Source};
+use super::source::Source;
 use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
 use crate::migrate::guest::DirtyLog;
 use crate::migrate::guest_error::GuestError;

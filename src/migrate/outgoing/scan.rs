@@ -6,13 +6,14 @@
 //! own does it, some chunks ahead of the one that sends.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::mpsc;
-use std::thread;
+use std::thread::{Builder, Scope};
 
-use super::Error;
+use super::error::Error;
 use super::round::Round;
 use crate::memory::PageSet;
-use crate::pages::{CHUNK_PAGES, ChunkMask, PageSource, and, and_not, chunk_of, or};
+use crate::pages::{CHUNK_PAGES, ChunkMask, PageSource, and, and_not, chunk_of, mask_ranges, or};
 
 /// Chunks that are scanned before they are wanted: enough that neither thread waits for the other
 /// each time, and no more, because what the guest writes to a page after it was scanned is sent
@@ -36,124 +37,101 @@ pub struct ScannedChunk {
 }
 
 impl ScannedChunk {
-    pub fn pages(&self) -> ChunkMask {
-        or(&self.zeros, &self.data)
+    /// Pages of the chunk by their place in the block, in maximal ranges.
+    pub fn ranges(&self, mask: &ChunkMask) -> impl Iterator<Item = Range<u64>> + use<> {
+        let (base, mask) = (self.chunk * CHUNK_PAGES, *mask);
+        mask_ranges(mask).map(move |range| base + range.start..base + range.end)
     }
 }
 
-/// Scans `chunks` of a block, and hands each to `send` that has anything to send, in order.
-pub fn each_chunk(
-    round: &Round<'_>,
-    source: &mut PageSource,
-    pages: &PageSet,
-    chunks: impl Iterator<Item = u64> + Send,
-    mut send: impl FnMut(&PageSource, ScannedChunk) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let mut own = source.another();
-    let mut scan = Scan { round, source: &mut own, pages, chunks, opened: VecDeque::new() };
-    if pages.count() < AHEAD_PAGES_MIN || round.channels > 1 {
-        return scan.try_for_each(|scanned| send(source, scanned?));
-    }
-    let (ahead, scanned) = mpsc::sync_channel(CHUNKS_AHEAD);
-    let sent = thread::scope(|scope| {
-        let scan = &mut scan;
+/// The chunks of a round that have anything to send in a block, in order: scanned as they are asked
+/// for, or by a thread of `scope`. With `deltas` the encoder finds the pages of zeros.
+pub fn chunks<'s>(
+    scope: &'s Scope<'s, '_>,
+    round: &'s Round<'s>,
+    mut source: PageSource,
+    pages: &'s PageSet,
+    numbers: impl Iterator<Item = u64> + Clone + Send + 's,
+    deltas: bool,
+) -> Box<dyn Iterator<Item = Result<ScannedChunk, Error>> + 's> {
+    let start = |source: PageSource| {
+        // After the first round all that was sent is mapped.
+        let maps = round.redirtied.is_some() && source.may_be_unmapped();
+        let finds_zeros = round.detect_zeros && !deltas;
+        let (chunks, opened) = (numbers.clone(), VecDeque::new());
+        let mut scan = Scan { round, source, pages, chunks, maps, finds_zeros, opened };
+        std::iter::from_fn(move || scan.next().transpose())
+    };
+    if pages.count() >= AHEAD_PAGES_MIN && round.channels == 1 && !deltas {
+        let (ahead, scanned) = mpsc::sync_channel(CHUNKS_AHEAD);
+        let scan = start(source.another());
         // Ends with its chunks, after an error, or when nobody sends any more.
-        let scan = move || {
-            for scanned in scan {
-                let failed = scanned.is_err();
-                if ahead.send(scanned).is_err() || failed {
+        let job = move || {
+            for chunk in scan {
+                let failed = chunk.is_err();
+                if ahead.send(chunk).is_err() || failed {
                     break;
                 }
             }
         };
-        thread::Builder::new().name("scan".into()).spawn_scoped(scope, scan).ok()?;
-        Some(scanned.into_iter().try_for_each(|scanned| send(source, scanned?)))
-    });
-    // A host without a thread to spare: nothing was scanned yet.
-    sent.unwrap_or_else(|| scan.try_for_each(|scanned| send(source, scanned?)))
+        if Builder::new().name("scan".into()).spawn_scoped(scope, job).is_ok() {
+            return Box::new(scanned.into_iter());
+        }
+        // A host without a thread to spare: nothing was scanned yet.
+    }
+    Box::new(start(source))
 }
 
 /// Chunks being scanned.
 struct Scan<'a, I> {
     round: &'a Round<'a>,
-    source: &'a mut PageSource,
+    source: PageSource,
     pages: &'a PageSet,
     chunks: I,
-    opened: VecDeque<Opened>,
-}
-
-/// A chunk whose dirty bits are cleared and whose holes are known.
-struct Opened {
-    chunk: u64,
-    holes: ChunkMask,
-    filled: ChunkMask,
+    maps: bool,
+    finds_zeros: bool,
+    /// Their dirty bits are cleared and their holes known.
+    opened: VecDeque<ScannedChunk>,
 }
 
 impl<I: Iterator<Item = u64>> Scan<'_, I> {
-    /// Opens the next chunk that has anything to send. False if there is none.
-    fn open(&mut self) -> Result<bool, Error> {
-        for chunk in self.chunks.by_ref() {
-            if let Some((mask, data)) = open_chunk(self.round, self.source, self.pages, chunk)? {
-                let (holes, filled) = (and_not(&mask, &data), and(&mask, &data));
-                self.opened.push_back(Opened { chunk, holes, filled });
-                return Ok(true);
+    /// Clears dirty bits, then asks for holes, then reads. `None` after the last chunk.
+    fn next(&mut self) -> Result<Option<ScannedChunk>, Error> {
+        let (round, ahead) = (self.round, if self.maps { CHUNKS_MAPPED_AHEAD } else { 0 });
+        while self.opened.len() <= ahead
+            && let Some(chunk) = self.chunks.next()
+        {
+            let mut wanted = chunk_of(self.pages, chunk);
+            let logged = self.source.index() == 0;
+            match round.redirtied {
+                Some(redirtied) if logged => {
+                    wanted = and_not(&wanted, &redirtied.mask(round.log, chunk)?);
+                }
+                None if logged => {
+                    let start = chunk * CHUNK_PAGES;
+                    let end = (start + CHUNK_PAGES).min(self.source.pages());
+                    round.log.clear(self.pages, start..end)?;
+                }
+                _ => {}
             }
-        }
-        Ok(false)
-    }
-
-    /// `None` after the last chunk.
-    fn scan(&mut self) -> Result<Option<ScannedChunk>, Error> {
-        // After the first round all that was sent is mapped.
-        let maps = self.round.redirtied.is_some() && self.source.may_be_unmapped();
-        let ahead = if maps { CHUNKS_MAPPED_AHEAD } else { 0 };
-        while self.opened.len() <= ahead && self.open()? {
-            if let (true, Some(Opened { chunk, filled, .. })) = (maps, self.opened.back()) {
-                self.source.map(*chunk, filled);
+            if wanted == [0; 4] {
+                // All were put off.
+                continue;
             }
+            let data = self.source.data_mask(chunk)?;
+            let (zeros, data) = (and_not(&wanted, &data), and(&wanted, &data));
+            if self.maps {
+                self.source.map(chunk, &data);
+            }
+            self.opened.push_back(ScannedChunk { chunk, zeros, data });
         }
-        let Some(Opened { chunk, holes, filled }) = self.opened.pop_front() else {
-            return Ok(None);
-        };
-        let zeros =
-            if self.round.detect_zeros { self.source.zero_mask(chunk, &filled) } else { [0; 4] };
+        let Some(mut scanned) = self.opened.pop_front() else { return Ok(None) };
+        if self.finds_zeros {
+            let zeros = self.source.zero_mask(scanned.chunk, &scanned.data);
+            scanned.zeros = or(&scanned.zeros, &zeros);
+            scanned.data = and_not(&scanned.data, &zeros);
+        }
         self.source.check()?;
-        Ok(Some(ScannedChunk { chunk, zeros: or(&holes, &zeros), data: and_not(&filled, &zeros) }))
+        Ok(Some(scanned))
     }
-}
-
-impl<I: Iterator<Item = u64>> Iterator for Scan<'_, I> {
-    type Item = Result<ScannedChunk, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.scan().transpose()
-    }
-}
-
-/// The chunk's pages to send, cleared, and which of them may hold data. `None`: all were put off.
-pub(super) fn open_chunk(
-    round: &Round<'_>,
-    source: &mut PageSource,
-    pages: &PageSet,
-    chunk: u64,
-) -> Result<Option<(ChunkMask, ChunkMask)>, Error> {
-    let mut mask = chunk_of(pages, chunk);
-    let logged = source.index() == 0;
-    match round.redirtied {
-        Some(redirtied) if logged => {
-            let put_off = and(&mask, &redirtied.mask(round.log, chunk)?);
-            mask = and_not(&mask, &put_off);
-        }
-        Some(_) => {}
-        None if logged => {
-            let start = chunk * CHUNK_PAGES;
-            round.log.clear(pages, start..(start + CHUNK_PAGES).min(source.pages()))?;
-        }
-        None => {}
-    }
-    if mask == [0; 4] {
-        return Ok(None);
-    }
-    let data = source.data_mask(chunk)?;
-    Ok(Some((mask, data)))
 }

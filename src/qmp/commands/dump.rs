@@ -144,13 +144,14 @@ fn open(call: Call<'_>, claim: &Claim) -> Result<(Output, Option<Arc<()>>), Erro
 }
 
 fn query_dump(call: Call<'_>) -> Answer {
-    Ok(to_json(call.vmm.dumps.as_ref().map(|dumps| dumps.snapshot()).unwrap_or_default()))
+    Ok(to_json(call.vmm.dumps.as_ref().map(|dumps| dumps.query()).unwrap_or_default()))
 }
 
 /// A live dump also tells for how many microseconds the guest stood still.
-fn to_json(snapshot: QueryResult) -> Json {
-    let mut result = json!({"status": snapshot.status.name(), "completed": snapshot.completed, "total": snapshot.total});
-    if let Some(downtime) = snapshot.downtime {
+fn to_json(result: QueryResult) -> Json {
+    let QueryResult { status, completed, total, downtime } = result;
+    let mut result = json!({"status": status.name(), "completed": completed, "total": total});
+    if let Some(downtime) = downtime {
         result["x-downtime-us"] = (downtime.as_micros() as u64).into();
     }
     result

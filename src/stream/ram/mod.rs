@@ -17,11 +17,13 @@
 //! buffer, so that a batch can be handed to several threads that apply it.
 
 mod parser;
+mod qemu_records;
 #[cfg(test)]
 mod tests;
 mod writer;
 
 pub use parser::RamParser;
+pub use qemu_records::QemuRecords;
 pub use writer::RamWriter;
 
 use super::limits::PAGE_BYTES;

@@ -1,23 +1,25 @@
-//! QEMU's page records around what the delta encoder makes.
+//! Records around what the delta encoder makes.
 
 use xbzrle::parallel::{Body, Record, RecordFormat};
 
-use crate::memory::RamBlock;
-use crate::stream::ram::{FLAG_CONTINUE, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO};
+use super::{FLAG_CONTINUE, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO};
+use crate::stream::{PAGE_BYTES, put_pstr};
 
-/// Blocks by page number: block after block, in the order of the list in the stream.
+/// QEMU's records of pages that are numbered block after block, in the order of the list in
+/// the stream. Each batch names its block again.
 pub struct QemuRecords {
     /// Name, number of the first page.
     blocks: Vec<(String, u64)>,
 }
 
 impl QemuRecords {
-    pub fn new<'a>(blocks: impl IntoIterator<Item = &'a RamBlock>) -> Self {
+    /// `blocks` are (name, pages).
+    pub fn new<'a>(blocks: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
         let mut first = 0;
         let mut named = Vec::new();
-        for block in blocks {
-            named.push((block.name().to_owned(), first));
-            first += block.pages();
+        for (name, pages) in blocks {
+            named.push((name.to_owned(), first));
+            first += pages;
         }
         Self { blocks: named }
     }
@@ -31,7 +33,7 @@ impl RecordFormat for QemuRecords {
     fn header(&self, record: &Record, after: Option<u64>, out: &mut Vec<u8>) {
         let block = self.block_of(record.page);
         let (name, first) = &self.blocks[block];
-        let offset = (record.page - first) * 4096;
+        let offset = (record.page - first) * PAGE_BYTES as u64;
         let flag = match record.body {
             Body::Zero => FLAG_ZERO,
             Body::Delta(_) => FLAG_XBZRLE,
@@ -41,8 +43,7 @@ impl RecordFormat for QemuRecords {
             out.extend_from_slice(&(offset | flag | FLAG_CONTINUE).to_be_bytes());
         } else {
             out.extend_from_slice(&(offset | flag).to_be_bytes());
-            out.push(name.len() as u8);
-            out.extend_from_slice(name.as_bytes());
+            put_pstr(out, name);
         }
         match record.body {
             Body::Zero => out.push(0),
@@ -60,16 +61,12 @@ mod tests {
     use super::*;
     use crate::stream::ram::RamWriter;
 
-    fn layout() -> QemuRecords {
-        QemuRecords { blocks: vec![("microvm.ram".into(), 0), ("pc.bios".into(), 100)] }
-    }
-
     #[test]
     fn headers_are_those_of_the_stream_writer() {
         let mut ours = Vec::new();
         let mut theirs = Vec::new();
         let mut writer = RamWriter::default();
-        let layout = layout();
+        let format = QemuRecords::new([("microvm.ram", 100), ("pc.bios", 50)]);
         let mut after = None;
         for (page, block, name, offset) in [
             (3, 0, "microvm.ram", 3),
@@ -77,12 +74,12 @@ mod tests {
             (101, 1, "pc.bios", 1),
             (102, 1, "pc.bios", 2),
         ] {
-            layout.header(&Record { page, body: Body::Delta(2) }, after, &mut ours);
+            format.header(&Record { page, body: Body::Delta(2) }, after, &mut ours);
             ours.extend_from_slice(&[7, 8]);
             writer.delta(&mut theirs, block, name, offset * 4096, &[7, 8]);
             after = Some(page);
         }
-        layout.header(&Record { page: 5, body: Body::Zero }, after, &mut ours);
+        format.header(&Record { page: 5, body: Body::Zero }, after, &mut ours);
         writer.zero(&mut theirs, 0, "microvm.ram", 5 * 4096);
         assert_eq!(ours, theirs);
     }
