@@ -10,7 +10,7 @@
 //! | the running process | [`control`], [`vmm`], [`chardev`], [`config`] |
 //! | QEMU's machine protocol | [`qmp`] |
 //! | jobs, a thread each | [`migrate`], [`dump`] |
-//! | bytes, without I/O | [`stream`], [`vmstate`], [`pages`] |
+//! | bytes, without I/O | [`stream`], [`vmstate`], `pages` |
 //! | the machine | [`machine`], [`devices`], [`arch`], [`builtin`] |
 //! | the kernel's interfaces | [`kvm`], [`memory`], [`io`] |
 //!

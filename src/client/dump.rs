@@ -1,7 +1,7 @@
 //! `godwit dump`: writes a machine's memory to a file, and shows how.
 //!
 //! The file is opened here and its descriptor given to the machine, which may run as another user
-//! or see other folders; [`crate::output`] says what FILE may be. After a failure nothing is left.
+//! or see other folders; `output` says what FILE may be. After a failure nothing is left.
 //! Over TCP no descriptor can be given: there the machine gets the name, and writes it itself.
 
 use super::error::Error;
