@@ -4,18 +4,23 @@
 //! The first byte of the input: bit 0 switches capability `multifd` on, bits 1 and 2 are the number
 //! of channels. For each channel there are two bytes, a length (little-endian), and then so many
 //! bytes; what is left is the main channel.
+//!
+//! All that a source says is there before the target looks, so that nobody has to be waited for; one
+//! thread takes the answers of all executions. A main channel alone comes on a pair of sockets,
+//! several connections come through a listening socket.
 
 #![no_main]
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use godwit::args::{self, Request};
 use godwit::config::Config;
 use godwit::devices::HostCpu;
-use godwit::io::{Address, Listener, Waker};
+use godwit::io::{Address, Connection, Listener, Waker};
 use godwit::kvm::state::ForeignTsc;
 use godwit::machine::{RunState, load};
 use godwit::memory::GuestRam;
@@ -29,8 +34,10 @@ use godwit::stream::{Error, SectionHeader, Step};
 use libfuzzer_sys::fuzz_target;
 use serde_json::json;
 
-/// A silent peer is given up after so many milliseconds.
-const PEER_TIMEOUT: u64 = 30;
+/// A silent peer is given up after so many milliseconds: what it says is there already.
+const PEER_TIMEOUT: u64 = 1;
+/// So much goes into a socket without anybody who reads.
+const SOCKET_BYTES: usize = 64 << 10;
 /// Longer than anything may take that is no fault.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -140,37 +147,65 @@ fn split(bytes: &[u8]) -> Option<(bool, Vec<&[u8]>)> {
     Some((choice & 1 == 1, channels))
 }
 
-/// The source: all connections, all bytes, and an ear for the answers.
-fn feed(path: &str, channels: &[&[u8]]) {
-    let mut connections = Vec::new();
-    // Behind the others a source of another version, for a target that still waits for one.
-    for bytes in channels.iter().copied().chain([b"QEVM\0\0\0\0".as_slice()]) {
-        let Ok(mut connection) = UnixStream::connect(path) else { break };
-        let _ = connection.write_all(bytes);
-        let _ = connection.shutdown(std::net::Shutdown::Write);
-        connections.push(connection);
-    }
-    for mut connection in connections {
-        let _ = connection.read_to_end(&mut Vec::new());
-    }
+/// Says all that there is to say on a connection. The answers are taken, which a target waits for.
+fn say(mut connection: UnixStream, bytes: &[u8]) {
+    static ANSWERS: OnceLock<Sender<UnixStream>> = OnceLock::new();
+    let answers = ANSWERS.get_or_init(|| {
+        let (sender, connections) = channel::<UnixStream>();
+        std::thread::spawn(move || {
+            for mut connection in connections {
+                let _ = connection.read_to_end(&mut Vec::new());
+            }
+        });
+        sender
+    });
+    connection.set_nonblocking(true).unwrap();
+    connection.write_all(bytes).unwrap();
+    connection.shutdown(std::net::Shutdown::Write).unwrap();
+    connection.set_nonblocking(false).unwrap();
+    answers.send(connection).unwrap();
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// The source; gives out where the target finds it.
+fn source(multifd: bool, channels: &[&[u8]]) -> Origin {
     static FOLDER: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let folder = FOLDER.get_or_init(|| tempfile::tempdir().unwrap());
-    let Some((multifd, channels)) = split(bytes) else { return };
+    if let ([main], false) = (channels, multifd) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        say(ours, main);
+        return Origin::Open(Connection::from_fd(theirs.into()));
+    }
+    let folder = FOLDER.get_or_init(|| tempfile::tempdir_in("/dev/shm").unwrap());
     let path = folder.path().join("s").to_str().unwrap().to_owned();
     let listener = Listener::bind(&Address::unix(path.clone())).unwrap();
+    // Behind the others a source of another version, for a target that still waits for one.
+    for bytes in channels.iter().copied().chain([b"QEVM\0\0\0\0".as_slice()]) {
+        say(UnixStream::connect(&path).unwrap(), bytes);
+    }
+    Origin::Listener(listener)
+}
+
+/// What is set at the target, for this number of channels.
+fn settings(multifd: bool, channels: usize) -> Arc<Settings> {
     let settings = Settings::default();
-    let parameters = json!({"x-godwit-peer-timeout": PEER_TIMEOUT, "multifd-channels": channels.len().max(2) - 1});
+    let parameters =
+        json!({"x-godwit-peer-timeout": PEER_TIMEOUT, "multifd-channels": channels.max(2) - 1});
     settings.set_parameters(settings.parameters().with(parameters.as_object().unwrap()).unwrap());
     settings
         .set_capabilities(settings.capabilities().with(&[(Capability::Multifd, multifd)]).unwrap());
+    Arc::new(settings)
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((multifd, channels)) = split(bytes) else { return };
+    if channels.iter().any(|bytes| bytes.len() > SOCKET_BYTES) {
+        return;
+    }
+    let origin = source(multifd, &channels);
     let ram = GuestRam::new(&config().memory).unwrap();
     let guest = Arc::new(Guestless { ram, state: Mutex::new(RunState::InMigrate) });
     let target = Incoming {
         guest: guest.clone(),
-        settings: Arc::new(settings),
+        settings: settings(multifd, channels.len()),
         arrival: Arc::new(Arrival::default()),
         events: Arc::new(|_| {}),
         waker: Waker::new(),
@@ -178,12 +213,9 @@ fuzz_target!(|bytes: &[u8]| {
         uuid: None,
     };
     let started = Instant::now();
-    std::thread::scope(|scope| {
-        scope.spawn(|| feed(&path, &channels));
-        let result = target.run(Origin::Listener(listener));
-        if result.is_err() {
-            assert_eq!(guest.run_state(), RunState::InMigrate, "{result:?}");
-        }
-    });
+    let result = target.run(origin);
+    if result.is_err() {
+        assert_eq!(guest.run_state(), RunState::InMigrate, "{result:?}");
+    }
     assert!(started.elapsed() < SOON, "{:?}", started.elapsed());
 });
