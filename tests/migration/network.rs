@@ -143,7 +143,8 @@ fn a_link_down_for_30_s_is_survived_and_the_guest_never_stops() {
     let end = Instant::now() + Duration::from_secs(30);
     while Instant::now() < end {
         source.assert_alive();
-        assert_eq!(source.ask("query-migrate", json!({}))["status"], "active");
+        let report = source.ask("query-migrate", json!({}));
+        assert_eq!(report["status"], "active", "{report}");
         std::thread::sleep(Duration::from_millis(500));
     }
     network.link("up");
