@@ -175,7 +175,8 @@ impl Machine {
         machine.add("unattached", unattached);
         machine.add("peripheral", peripheral);
         machine.add("peripheral-anon", anonymous);
-        root.add("machine", machine);
+        // QEMU shows it behind the first.
+        root.children.insert(1, ("machine".into(), machine));
         for (name, container) in &mut root.children {
             match name.as_str() {
                 "objects" => {
