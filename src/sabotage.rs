@@ -1,6 +1,7 @@
 //! Faults made on purpose. "No corruption" proves nothing until corruption has been seen: a build
 //! with the cargo feature `sabotage` makes the one fault that `GODWIT_SABOTAGE` names, and a test
-//! shows that the built-in guest or the RAM hash catches it. Without the feature [`on`] is a
+//! shows that the built-in guest or the RAM hash catches it; those that panic show that a defect in
+//! one thread ends what it did and nothing else. Without the feature [`on`] is a
 //! constant `false`, and nothing of this is in the binary.
 
 /// A way to lose or mix up pages, or a thread.

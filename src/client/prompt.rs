@@ -51,7 +51,10 @@ pub(crate) fn run(mut client: Client) -> Result<(), Error> {
         let _ = editor.load_history(file);
     }
     let client = Arc::new(Mutex::new(client));
-    show_events(Arc::downgrade(&client), editor.create_external_printer()?)?;
+    // A terminal that cannot do more than print lines (TERM=dumb) shows no events in between.
+    if let Ok(printer) = editor.create_external_printer() {
+        show_events(Arc::downgrade(&client), printer)?;
+    }
     loop {
         let line = match editor.readline(PROMPT) {
             Ok(line) => line,

@@ -67,7 +67,9 @@ pub fn run(shell: &Shell) -> Result<(), Error> {
     if shell.events {
         return print_events(&mut client);
     }
-    match (shell.words.is_empty(), std::io::stdin().is_terminal()) {
+    // Answers that go to a file or a pipe are no conversation with a person.
+    let is_person = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    match (shell.words.is_empty(), is_person) {
         (true, true) => prompt::run(client),
         (true, false) => converse(&mut client),
         (false, _) => Ok(()),

@@ -27,8 +27,8 @@ pub fn memory_bytes(view: &dyn GuestView, filter: Option<Filter>) -> u64 {
 /// kdump.
 ///
 /// `progress` counts bytes of guest memory and is asked for a cancel once per chunk. The memory
-/// used is bounded: the writer's buffers of 8 MiB, for a kdump three chunks of 4 MiB and their
-/// compressed copies, and the page-table mappings of a `paging` dump (24 bytes each, at most
+/// used is bounded: the writer's buffers of 8 MiB, for a kdump a strip of pages and a compressor
+/// for each thread, and the page-table mappings of a `paging` dump (24 bytes each, at most
 /// `walk::MAPPINGS_MAX`).
 pub fn write(
     guest: &GuestState<'_>,

@@ -15,6 +15,7 @@
 //! | `resolve` | addresses as the kernel takes them, and names |
 //! | [`program`] | the command behind an `exec:` stream, and its end |
 //! | [`transport`] | addresses opened: connected, read and written as files, spawned |
+//! | [`socket_file`] | the name of a unix socket, which goes with it |
 //! | [`listener`] | sockets that wait for a source |
 //! | `error` | why a transfer ended early, why an address could not be opened |
 

@@ -168,7 +168,15 @@ impl SocketReader {
                 Some((deadline, time)) => wait_until(ring, token, deadline, time)?,
             };
             match result {
-                r if r == -libc::EINTR || r == -libc::EAGAIN => continue,
+                r if r == -libc::EINTR => continue,
+                r if r == -libc::EAGAIN => {
+                    // A non-blocking descriptor that has nothing.
+                    let token = ring.poll(self.fd.as_raw_fd(), libc::POLLIN)?;
+                    match deadline {
+                        None => ring.wait(token)?,
+                        Some((deadline, time)) => wait_until(ring, token, deadline, time)?,
+                    };
+                }
                 r if r < 0 => return Err(Error::from_result(r)),
                 0 => return Err(end_of(self.fd.as_raw_fd())),
                 r => {
@@ -242,6 +250,18 @@ mod tests {
 
     fn ring() -> Ring {
         Ring::new(Waker::new()).unwrap()
+    }
+
+    #[test]
+    fn cancel_ends_the_wait_for_a_descriptor_that_does_not_block() {
+        let (fd, _peer) = pair();
+        rustix::io::ioctl_fionbio(&fd, true).unwrap();
+        let mut ring = ring();
+        let waker = ring.waker().clone();
+        let canceller = std::thread::spawn(move || waker.cancel());
+        let ended = SocketReader::new(fd).need(&mut ring, 1).map(<[u8]>::to_vec);
+        assert!(matches!(ended, Err(Error::Cancelled)), "{ended:?}");
+        canceller.join().unwrap();
     }
 
     #[test]

@@ -159,8 +159,12 @@ impl<T: Copy> Writer<T> {
     /// Takes back what is in flight. Must be called before the writer is dropped when it was not
     /// finished.
     pub fn abandon(&mut self, ring: &mut Ring) {
-        for token in self.writes.drain(..).filter_map(|write| write.token) {
-            ring.cancel(token);
+        // Each is kept until the kernel has let go of it.
+        while let Some(write) = self.writes.front() {
+            if let Some(token) = write.token {
+                ring.cancel(token);
+            }
+            self.writes.pop_front();
         }
     }
 

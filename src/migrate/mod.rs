@@ -5,6 +5,7 @@
 //! | [`capabilities`], [`parameters`], [`settings`] | what can be set, with QEMU's names and rules |
 //! | [`converge`] | pure decisions: rounds, throttling, predictions |
 //! | [`guest`] | what a migration needs of a machine |
+//! | [`guest_error`] | why the machine could not do what a migration asked of it |
 //! | `handle` | start, cancel, look: what the control plane uses |
 //! | `machine` | the real machine as a guest |
 //! | [`outgoing`] | the side that sends |

@@ -16,7 +16,6 @@ pub(crate) struct Kind {
 /// for Rust) fail on names outside QEMU's schema: add none that QEMU does not have, and none
 /// without all of its members.
 pub(crate) static KINDS: &[Kind] = &[
-    kind("BALLOON_CHANGE", &BALLOON),
     kind("DUMP_COMPLETED", &DUMPED),
     kind("GUEST_PANICKED", &PANICKED),
     kind("MEMORY_FAILURE", &MEMORY_FAILURE),
@@ -33,7 +32,6 @@ const fn kind(name: &'static str, data: &'static Shape) -> Kind {
     Kind { name, data }
 }
 
-static BALLOON: Shape = Shape::of(&[required("actual", Type::U64)]);
 static ENDED: Shape =
     Shape::of(&[required("guest", Type::Bool), required("reason", Type::Enum(StopCause::NAMES))]);
 static PANICKED: Shape = Shape::of(&[required("action", Type::Enum(Panic::NAMES))]);

@@ -10,6 +10,7 @@ pub mod process;
 pub mod qmp;
 pub mod small;
 pub mod vectors;
+pub mod virtio_guest;
 pub mod vm;
 
 /// Longer than anything takes on a busy machine.

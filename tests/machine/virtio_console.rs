@@ -1,7 +1,7 @@
 //! Guests that talk over a virtio console, natively: to files and sockets, moved, beside QEMU.
 
-use crate::common::guest;
 use crate::common::vm::{Launch, Vm};
+use crate::common::{guest, virtio_guest};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 fn launch(folder: &Path, name: &str, modern: bool, words: &[&str]) -> Launch {
     let kernel = folder.join("kernel");
-    std::fs::write(&kernel, guest::elf(&guest::talker())).unwrap();
+    std::fs::write(&kernel, guest::elf(&virtio_guest::talker())).unwrap();
     let launch = Launch::new(folder, name).no_guest().words(&["-kernel", kernel.to_str().unwrap()]);
     let launch = launch.words(&["-device", "virtio-serial-device,id=s"]).words(words);
     if modern { launch.words(&["-global", "virtio-mmio.force-legacy=off"]) } else { launch }

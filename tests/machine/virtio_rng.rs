@@ -1,7 +1,7 @@
 //! Guests that drive the entropy device natively: well-formed, hostile, moved, beside QEMU.
 
-use crate::common::guest;
 use crate::common::vm::{Launch, Vm};
+use crate::common::{guest, virtio_guest};
 use serde_json::json;
 use std::path::Path;
 use std::process::Command;
@@ -44,7 +44,7 @@ fn wait_for(vm: &Vm, is: impl Fn(&str) -> bool) -> String {
 fn a_guest_gets_entropy_and_interrupts_through_both_kinds_of_transport() {
     for modern in [false, true] {
         let folder = tempfile::tempdir().unwrap();
-        let vm = launch(folder.path(), "vm", &guest::entropy(), modern).start();
+        let vm = launch(folder.path(), "vm", &virtio_guest::entropy(), modern).start();
         let said = wait_for_points(&vm, 4);
         assert!(said.contains('i'), "no interrupt: {said}");
     }
@@ -53,7 +53,7 @@ fn a_guest_gets_entropy_and_interrupts_through_both_kinds_of_transport() {
 #[test]
 fn a_hostile_guest_breaks_the_device_and_not_the_machine() {
     let folder = tempfile::tempdir().unwrap();
-    let mut vm = launch(folder.path(), "vm", &guest::breaker(), true).start();
+    let mut vm = launch(folder.path(), "vm", &virtio_guest::breaker(), true).start();
     let said = wait_for(&vm, |said| said.contains(['k', '!']));
     assert_eq!(said, "hhhhk");
     assert_eq!(vm.ask("query-status", json!({}))["status"], "running");
@@ -64,7 +64,7 @@ fn a_hostile_guest_breaks_the_device_and_not_the_machine() {
 #[test]
 fn a_reset_and_a_stop_leave_a_device_that_works() {
     let folder = tempfile::tempdir().unwrap();
-    let mut vm = launch(folder.path(), "vm", &guest::entropy(), false).start();
+    let mut vm = launch(folder.path(), "vm", &virtio_guest::entropy(), false).start();
     wait_for_points(&vm, 1);
     vm.ask("stop", json!({}));
     vm.ask("cont", json!({}));
@@ -78,7 +78,7 @@ fn a_reset_and_a_stop_leave_a_device_that_works() {
 fn moves(source_is_qemu: bool, target_is_qemu: bool, modern: bool) {
     let folder = tempfile::tempdir().unwrap();
     let start = |name: &str, qemu: bool, more: &[&str]| {
-        let launch = launch(folder.path(), name, &guest::entropy(), modern).words(more);
+        let launch = launch(folder.path(), name, &virtio_guest::entropy(), modern).words(more);
         if qemu { launch.qemu().start() } else { launch.start() }
     };
     let mut source = start("source", source_is_qemu, &[]);
@@ -114,7 +114,7 @@ fn the_guest_moves_between_godwit_and_qemu_in_the_middle_of_its_requests() {
 #[test]
 fn a_device_on_one_side_only_is_refused_by_name_and_the_guest_stays() {
     let folder = tempfile::tempdir().unwrap();
-    let mut source = launch(folder.path(), "source", &guest::entropy(), false).start();
+    let mut source = launch(folder.path(), "source", &virtio_guest::entropy(), false).start();
     wait_for_points(&source, 1);
     let name = "virtio-mmio@00000000feb00e00/virtio-rng";
     let two = [RNG, RNG].concat();
@@ -144,7 +144,7 @@ fn what_it_gives_comes_from_the_file_that_was_named() {
     std::fs::write(&file, [0x5a; 4096]).unwrap();
     let object = format!("rng-random,id=r,filename={}", file.display());
     let kernel = folder.path().join("kernel");
-    std::fs::write(&kernel, guest::elf(&guest::entropy())).unwrap();
+    std::fs::write(&kernel, guest::elf(&virtio_guest::entropy())).unwrap();
     let words = [
         "-object",
         &object,

@@ -87,6 +87,10 @@ fn answer(call: Call<'_>, words: &[&str]) -> String {
     let (prefix, name, rest) = match words {
         [] => return String::new(),
         ["info"] | ["help" | "?", "info"] => return help(INFO),
+        ["help" | "?", "info", name, ..] => {
+            return look_up(INFO, name)
+                .map_or_else(|| format!("unknown command: 'info {name}'\r\n"), Human::help);
+        }
         ["info", name, rest @ ..] => (INFO, *name, rest),
         [name, rest @ ..] => ("", *name, rest),
     };

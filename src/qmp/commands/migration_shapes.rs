@@ -173,4 +173,5 @@ static OWN: Shape = Shape::of(&[
     required("predicted-state-time", Type::U64),
     optional("predicted-end", Type::U64),
     optional("advice", Type::Text),
+    optional("xbzrle-cache-error", Type::Text),
 ]);

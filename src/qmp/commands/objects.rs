@@ -216,6 +216,10 @@ fn device_add(call: Call<'_>) -> Answer {
     let driver = call.args.text("driver");
     let types = object_types();
     let known = types.iter().find(|of| of.name == driver && of.is_device(&types));
+    // One that is refused where there is none yet cannot be had at all.
+    if let Some(why) = args::device(driver).and_then(|device| (device.refuses)(&[])) {
+        return Err(Error::generic(format_args!("{driver}: {why}")));
+    }
     let refused = match (args::device(driver), known) {
         (None, None) => format!("'{driver}' is not a valid device model name"),
         (None, Some(of)) if of.is_abstract => {
@@ -271,7 +275,7 @@ fn object_add(call: Call<'_>) -> Answer {
     Err(Error::generic(match known {
         (_, Some(why)) => format!("object-add of {of}: {why}"),
         (_, None) => format!(
-            "object-add of {of}: memory does not come and go on this board; write -object {of} when it starts"
+            "object-add of {of}: objects come from the command line only so far; write -object {of} when it starts"
         ),
     }))
 }
