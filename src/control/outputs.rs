@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::config::{Chardev, ChardevBackend, Config, Kernel, MemoryBackend};
+use crate::config::{Chardev, ChardevBackend, Config, EntropySource, Kernel, MemoryBackend};
 use crate::io::Address;
 use crate::output::{Destination, Input};
 
@@ -39,6 +39,10 @@ pub fn check(config: &Config, incoming: Option<&Address>) -> Result<(), Error> {
         }
         read.push(path);
     }
+    read.extend(config.entropy.iter().filter_map(|entropy| match &entropy.source {
+        EntropySource::File(path) => Some(path.as_path()),
+        EntropySource::Builtin => None,
+    }));
     let all: Vec<Written<'_>> = files.into_iter().chain(pidfile).collect();
     overwrites(&all, &read)
 }

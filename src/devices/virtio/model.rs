@@ -18,18 +18,13 @@ pub trait Model: Send {
     /// The size that each queue has after a reset.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// Feature bits of its own that it offers.
-    fn features(&self) -> u64 {
-        0
-    }
-
     /// Its configuration space.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
 
     /// The guest writes to its configuration space.
-    fn write_config(&mut self, _offset: u64, _data: &[u8], _features: u64) {}
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
 
     /// How others wake the transport when something happened outside of the guest.
     fn connect(&mut self, _wake: Wake) {}

@@ -185,7 +185,10 @@ impl Queue {
     /// Takes over what a modern driver wrote (QueueReady).
     pub fn place_modern(&mut self) {
         let word = |[low, high]: [u32; 2]| u64::from(high) << 32 | u64::from(low);
-        self.size = self.mmio.size.into();
+        // A size that no queue has is not taken, as by a legacy transport: no section could have it.
+        if (1..=SIZE_MAX).contains(&self.mmio.size) {
+            self.size = self.mmio.size.into();
+        }
         self.desc = word(self.mmio.desc);
         self.avail = word(self.mmio.avail);
         self.used = word(self.mmio.used);
@@ -200,6 +203,11 @@ impl Queue {
     /// Whether the driver has given it a ring.
     pub fn is_set_up(&self) -> bool {
         self.desc != 0
+    }
+
+    /// Whether its ring was looked at.
+    pub fn is_in_use(&self) -> bool {
+        self.ring.is_some()
     }
 
     /// Looks at the ring for the first time: it must be where memory is.

@@ -165,10 +165,11 @@ impl State {
         self.update_irq();
     }
 
-    /// Takes all rings into use that are set up.
+    /// Takes all rings into use that are set up. Those that are in use already keep their positions.
     fn start(&mut self, ram: &GuestRam) -> Result<(), Fault> {
         let event_idx = self.registers.has(EVENT_IDX);
-        let mut rings = self.queues.iter_mut().filter(|queue| queue.is_set_up());
+        let mut rings =
+            self.queues.iter_mut().filter(|queue| queue.is_set_up() && !queue.is_in_use());
         rings.try_for_each(|queue| queue.start(ram, event_idx))
     }
 
@@ -234,7 +235,7 @@ impl Window for Transport {
         let State { registers, queues, model, .. } = &mut *state;
         let effect = match <[u8; 4]>::try_from(data) {
             _ if offset >= CONFIG => {
-                model.write_config(offset - CONFIG, data, registers.features);
+                model.write_config(offset - CONFIG, data);
                 Effect::Nothing
             }
             Ok(word) => registers.write(offset, u32::from_le_bytes(word), queues),

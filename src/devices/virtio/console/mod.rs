@@ -56,6 +56,7 @@ pub fn features(controller: &Controller) -> u64 {
 /// The device.
 pub struct Console {
     ports_max: u32,
+    emergency_write: bool,
     ports: Vec<Port>,
     /// Control messages to the guest.
     pending: VecDeque<Vec<u8>>,
@@ -68,7 +69,8 @@ impl Console {
             Port::new(placed, line)
         };
         let ports = ports.into_iter().map(port).collect();
-        Console { ports_max: controller.ports_max, ports, pending: VecDeque::new() }
+        let (ports_max, emergency_write) = (controller.ports_max, controller.emergency_write);
+        Console { ports_max, emergency_write, ports, pending: VecDeque::new() }
     }
 
     fn tell(&mut self, port: u32, event: u16, value: u16, name: &[u8]) {
@@ -93,13 +95,16 @@ impl Console {
             queues[CONTROL_OUT].push(ram, chain.head, 0)?;
             messages += 1;
         }
+        // Nobody will say again what was left unread for want of places.
+        let was_full = self.pending.len() >= PENDING_MAX;
         while let Some(message) = self.pending.front() {
             let Some(chain) = queues[CONTROL_IN].pop(ram)? else { break };
             let written = chain.write(ram, message)?;
             queues[CONTROL_IN].push(ram, chain.head, written)?;
             self.pending.pop_front();
         }
-        Ok(messages == TURN_MESSAGES)
+        let has_places = self.pending.len() < PENDING_MAX;
+        Ok(messages == TURN_MESSAGES || was_full && has_places)
     }
 
     /// A message of the guest's. What makes no sense is not heard, as in QEMU.
@@ -131,8 +136,11 @@ impl Console {
         }
     }
 
-    /// Looks who is at the other ends now.
+    /// Looks who is at the other ends now. While a guest takes no messages nobody comes or goes.
     fn look(&mut self, multiport: bool) {
+        if multiport && self.pending.len() >= PENDING_MAX {
+            return;
+        }
         let changed: Vec<_> = self
             .ports
             .iter_mut()
@@ -143,10 +151,7 @@ impl Console {
             })
             .collect();
         for (number, open) in changed.into_iter().filter(|_| multiport) {
-            // A guest that takes no messages is not told again and again.
-            if self.pending.len() < PENDING_MAX {
-                self.tell(number, event::PORT_OPEN, open.into(), b"");
-            }
+            self.tell(number, event::PORT_OPEN, open.into(), b"");
         }
     }
 }
@@ -174,10 +179,11 @@ impl Model for Console {
         config
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8], features: u64) {
+    /// A driver may say a byte in an emergency before it has agreed to anything (virtio 1.2, 5.3.4).
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
         let console = self.ports.iter().find(|port| port.is_console && port.host_connected);
         if let (EMERGENCY_AT, Some(byte), Some(port)) = (offset, data.first(), console)
-            && features & EMERGENCY_WRITE != 0
+            && self.emergency_write
         {
             port.say(*byte);
         }
