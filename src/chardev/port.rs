@@ -27,7 +27,7 @@ pub struct Port {
 }
 
 /// The way into the guest: takes as many bytes as there is room for.
-pub type Receiver<'a> = dyn Fn(&[u8]) -> usize + 'a;
+pub(super) type Receiver<'a> = dyn Fn(&[u8]) -> usize + 'a;
 
 impl Port {
     /// Connects a port to `chardev`. Output is accepted from here on, input once [`Port::run`]

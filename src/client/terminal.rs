@@ -1,7 +1,7 @@
 //! What is said on a terminal, or to whatever stands in its place.
 
 use super::error::Error;
-pub use crate::stderr::say;
+pub(super) use crate::stderr::say;
 use std::io::Write;
 
 /// A result, on stdout.

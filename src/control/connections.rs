@@ -23,7 +23,7 @@ use crate::vmm::ChardevInfo;
 type Info = Box<dyn Fn() -> ChardevInfo + Send + Sync>;
 
 /// Character devices, open, each with the one who uses it.
-pub struct Connections {
+pub(super) struct Connections {
     port: Option<Port>,
     sink: Option<Box<dyn Write + Send>>,
     lines: Vec<(Arc<PortLine>, Port)>,
@@ -58,7 +58,7 @@ enum Clients {
 impl Connections {
     /// Opens all of them, on the control plane's runtime; those that another machine may hold come
     /// first.
-    pub async fn open(config: &Config) -> Result<Connections, Error> {
+    pub(super) async fn open(config: &Config) -> Result<Connections, Error> {
         let mut all = Connections {
             port: None,
             sink: None,
@@ -118,27 +118,27 @@ impl Connections {
     }
 
     /// Where the serial port's output goes.
-    pub fn take_sink(&mut self) -> Option<Box<dyn Write + Send>> {
+    pub(super) fn take_sink(&mut self) -> Option<Box<dyn Write + Send>> {
         self.sink.take()
     }
 
     /// The character devices of virtio ports.
-    pub fn take_lines(&mut self) -> Lines {
+    pub(super) fn take_lines(&mut self) -> Lines {
         std::mem::take(&mut self.line_ends)
     }
 
     /// What `query-chardev` tells.
-    pub fn take_infos(&mut self) -> Vec<Info> {
+    pub(super) fn take_infos(&mut self) -> Vec<Info> {
         std::mem::take(&mut self.infos)
     }
 
     /// Empties the files that are written from their beginning.
-    pub fn empty_files(&mut self) -> Result<(), Error> {
+    pub(super) fn empty_files(&mut self) -> Result<(), Error> {
         chardev::empty(std::mem::take(&mut self.stale)).map_err(Error::Empty)
     }
 
     /// Starts to serve them all.
-    pub fn serve(&mut self, server: &Rc<Server>, machine: &Arc<Machine>) {
+    pub(super) fn serve(&mut self, server: &Rc<Server>, machine: &Arc<Machine>) {
         for monitor in self.monitors.drain(..) {
             tokio_uring::spawn(monitor.serve(server.clone()));
         }
@@ -151,7 +151,7 @@ impl Connections {
     }
 
     /// Waits until what monitors on files said is written, but not after `end`.
-    pub async fn finish(&self, end: Instant) {
+    pub(super) async fn finish(&self, end: Instant) {
         let bridges = self.bridges.take();
         let all = async {
             for bridge in bridges {

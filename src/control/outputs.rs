@@ -16,7 +16,7 @@ pub enum Error {
 
 /// Refuses a file that the machine writes if it is the kernel, the initrd, the guest's memory or the
 /// stream it arrives by, under whatever name, and a process id in a console's file.
-pub fn check(config: &Config, incoming: Option<&Address>) -> Result<(), Error> {
+pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), Error> {
     let files: Vec<Written<'_>> = config.chardevs.iter().flat_map(written).collect();
     let pidfile = config.pidfile.as_deref();
     let pidfile = pidfile.map(|path| Written { writer: "-pidfile".into(), path });

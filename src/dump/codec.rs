@@ -33,10 +33,10 @@ const ZLIB_LEVEL: i32 = 1;
 const ZSTD_LEVEL: i32 = 1;
 
 /// What a page may need while it is compressed: twice a page holds the worst case of each codec.
-pub const ROOM_BYTES: usize = 2 * PAGE;
+pub(super) const ROOM_BYTES: usize = 2 * PAGE;
 
 /// A codec with its working memory, used for many pages by one thread at a time.
-pub struct Compressor {
+pub(super) struct Compressor {
     engine: Engine,
 }
 
@@ -48,7 +48,7 @@ enum Engine {
 }
 
 impl Compressor {
-    pub fn new(codec: Codec) -> Compressor {
+    pub(super) fn new(codec: Codec) -> Compressor {
         let engine = match codec {
             Codec::Zlib => {
                 let level = CompressionLvl::new(ZLIB_LEVEL).expect("a level that libdeflate has");
@@ -68,7 +68,7 @@ impl Compressor {
 
     /// Compresses a page to the start of `out`, which has [`ROOM_BYTES`], and says how many bytes
     /// it takes; nothing if that is not smaller than the page.
-    pub fn page(&mut self, page: &[u8], out: &mut [u8]) -> Option<usize> {
+    pub(super) fn page(&mut self, page: &[u8], out: &mut [u8]) -> Option<usize> {
         let out = &mut out[..ROOM_BYTES];
         let written = match &mut self.engine {
             // One byte less than a page: libdeflate gives up as soon as the result cannot be

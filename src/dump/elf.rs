@@ -37,7 +37,7 @@ const SHSTRTAB: &[u8] = b"\0.shstrtab\0";
 const CHUNK_BYTES: u64 = BUFFER_BYTES as u64;
 
 /// Writes the core. `memory` is sorted, disjoint, joined and not empty.
-pub fn write(
+pub(super) fn write(
     guest: &GuestState<'_>,
     paging: bool,
     memory: &[Range],

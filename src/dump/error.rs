@@ -82,7 +82,7 @@ pub enum Error {
 }
 
 /// The kernel's words without Rust's "(os error 28)", as QEMU prints them.
-pub struct Errno<'a>(pub &'a io::Error);
+pub(super) struct Errno<'a>(pub &'a io::Error);
 
 impl fmt::Display for Errno<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -18,21 +18,21 @@ const QEMU_VERSION: u32 = 1;
 
 /// A note as the guest left it in memory, header and padding included.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct GuestNote {
+pub(super) struct GuestNote {
     pub bytes: Vec<u8>,
     /// Where in `bytes` the descriptor stands.
     pub desc: std::ops::Range<usize>,
 }
 
 /// All notes, ready to be written.
-pub struct Notes {
+pub(super) struct Notes {
     pub bytes: Vec<u8>,
     /// Where in `bytes` the text of VMCOREINFO stands.
     pub vmcoreinfo: Option<std::ops::Range<usize>>,
 }
 
 impl Notes {
-    pub fn new(cpus: &[Cpu], guest: Option<GuestNote>) -> Notes {
+    pub(super) fn new(cpus: &[Cpu], guest: Option<GuestNote>) -> Notes {
         let mut bytes = Vec::new();
         let long_mode = cpus.first().is_some_and(Cpu::long_mode);
         for (index, cpu) in cpus.iter().enumerate() {
@@ -52,7 +52,7 @@ impl Notes {
     }
 
     /// The guest kernel's own account of itself, `KEY=VALUE` lines.
-    pub fn vmcoreinfo_text(&self) -> Option<&[u8]> {
+    pub(super) fn vmcoreinfo_text(&self) -> Option<&[u8]> {
         self.vmcoreinfo.clone().map(|at| &self.bytes[at])
     }
 }

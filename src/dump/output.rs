@@ -113,23 +113,23 @@ struct Part {
 }
 
 impl Writer {
-    pub fn seekable(&self) -> bool {
+    pub(super) fn seekable(&self) -> bool {
         !matches!(self.kind, Kind::Stream)
     }
 
     /// Does it matter in which order memory comes? Where gaps must be filled it does.
-    pub fn any_order(&self) -> bool {
+    pub(super) fn any_order(&self) -> bool {
         matches!(self.kind, Kind::Sparse { .. })
     }
 
     /// Puts `bytes` at `offset`, all of them.
-    pub fn put(&mut self, what: What, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    pub(super) fn put(&mut self, what: What, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         self.fill_to(what, offset)?;
         self.append(what, offset, bytes)
     }
 
     /// A buffer of [`BUFFER_BYTES`] for [`Writer::put_runs`] and [`Writer::put_parts`].
-    pub fn buffer(&mut self) -> Result<Buffer, Error> {
+    pub(super) fn buffer(&mut self) -> Result<Buffer, Error> {
         loop {
             if let Some(buffer) = self.pool.take().map_err(|error| Error::Ring(error.into()))? {
                 return Ok(buffer);
@@ -140,7 +140,7 @@ impl Writer {
 
     /// Puts the first `len` bytes of `buffer` at `offset`. Outside of `runs` they are zeros, which
     /// may stay a hole.
-    pub fn put_runs(
+    pub(super) fn put_runs(
         &mut self,
         what: What,
         offset: u64,
@@ -165,7 +165,7 @@ impl Writer {
     /// Puts parts of `buffer` one after another, from `offset` on. They are written from where they
     /// are; little is copied together with what comes before and after it, so that writes stay
     /// large.
-    pub fn put_parts(
+    pub(super) fn put_parts(
         &mut self,
         what: What,
         offset: u64,
@@ -195,7 +195,7 @@ impl Writer {
 
     /// Ends the dump at `size`: a hole at the end becomes part of the file. The file's own offset
     /// is left there, so that whoever shares it goes on behind the dump.
-    pub fn finish(mut self, size: u64) -> Result<(), Error> {
+    pub(super) fn finish(mut self, size: u64) -> Result<(), Error> {
         self.fill_to(What::FileEnd, size)?;
         self.hand_on()?;
         self.io.finish(&mut self.ring)?;

@@ -15,7 +15,7 @@ use super::view::{GuestView, ReadFailed};
 use crate::pages::Extent;
 
 /// The threads that read and encode; the caller's own writes.
-pub fn pool(threads: usize) -> Result<ThreadPool, Error> {
+pub(super) fn pool(threads: usize) -> Result<ThreadPool, Error> {
     ThreadPoolBuilder::new()
         .num_threads(threads.max(1))
         .thread_name(|index| format!("dump-{index}"))
@@ -24,7 +24,7 @@ pub fn pool(threads: usize) -> Result<ThreadPool, Error> {
 }
 
 /// What becomes of chunks: the caller's thread gives room and writes, the pool's threads fill.
-pub trait Sink: Send {
+pub(super) trait Sink: Send {
     /// What a chunk is made in.
     type Room: Send;
     type Chunk: Send;
@@ -37,7 +37,7 @@ pub trait Sink: Send {
 
 /// Takes chunks of at most `chunk_bytes` from `order`, calls `encode` for each on the pool and
 /// hands the results to `sink`, in order and on this thread.
-pub fn run<S: Sink>(
+pub(super) fn run<S: Sink>(
     pool: &ThreadPool,
     mut order: Order<'_>,
     progress: &Progress,
@@ -75,7 +75,7 @@ pub fn run<S: Sink>(
 }
 
 /// Which chunk is next: the lowest of memory, or one that the view finds urgent.
-pub struct Order<'v> {
+pub(super) struct Order<'v> {
     /// Start and end of what is left.
     left: BTreeMap<u64, u64>,
     chunk_bytes: u64,
@@ -88,18 +88,22 @@ pub struct Order<'v> {
 impl<'v> Order<'v> {
     /// Rising. Chunks end at multiples of `chunk_bytes`, so that only the first and the last of a
     /// range are short.
-    pub fn rising(ranges: &[Range], chunk_bytes: u64) -> Order<'v> {
+    pub(super) fn rising(ranges: &[Range], chunk_bytes: u64) -> Order<'v> {
         let left = ranges.iter().map(|range| (range.start, range.end())).collect();
         Order { left, chunk_bytes, view: None, skips_holes: false }
     }
 
     /// As `view` would like it.
-    pub fn urgent_first(ranges: &[Range], chunk_bytes: u64, view: &'v dyn GuestView) -> Order<'v> {
+    pub(super) fn urgent_first(
+        ranges: &[Range],
+        chunk_bytes: u64,
+        view: &'v dyn GuestView,
+    ) -> Order<'v> {
         Order { view: Some(view), ..Order::rising(ranges, chunk_bytes) }
     }
 
     /// What is a hole for a chunk or more is not asked for.
-    pub fn skipping_holes(self) -> Order<'v> {
+    pub(super) fn skipping_holes(self) -> Order<'v> {
         Order { skips_holes: true, ..self }
     }
 
@@ -154,7 +158,7 @@ impl<'v> Order<'v> {
 /// Fills `out` with guest memory, with zeros where nothing is and without touching it there.
 ///
 /// Returns false if all of it is hole.
-pub fn read(view: &dyn GuestView, start: u64, out: &mut [u8]) -> Result<bool, ReadFailed> {
+pub(super) fn read(view: &dyn GuestView, start: u64, out: &mut [u8]) -> Result<bool, ReadFailed> {
     let mut at = 0;
     let mut any = false;
     while at < out.len() {
@@ -178,7 +182,10 @@ pub fn read(view: &dyn GuestView, start: u64, out: &mut [u8]) -> Result<bool, Re
 
 /// The page-sized pieces of `bytes`, which stands at `start`; the first and the last may be parts
 /// of pages.
-pub fn pages(start: u64, bytes: &[u8]) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+pub(super) fn pages(
+    start: u64,
+    bytes: &[u8],
+) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
     let len = bytes.len();
     let mut at = 0;
     std::iter::from_fn(move || {

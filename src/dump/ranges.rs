@@ -29,7 +29,7 @@ const END: u64 = i64::MAX as u64;
 
 /// `ranges` sorted, neighbours joined, cut to `filter`. Empty ranges and whatever would end past
 /// 2^63 vanish; of two that overlap the second loses what the first has.
-pub fn cut(ranges: &[Range], filter: Option<Filter>) -> Vec<Range> {
+pub(super) fn cut(ranges: &[Range], filter: Option<Filter>) -> Vec<Range> {
     let (low, high) = filter.map_or((0, END), |filter| {
         (filter.begin, filter.begin.saturating_add(filter.length).min(END))
     });
@@ -53,7 +53,7 @@ pub fn cut(ranges: &[Range], filter: Option<Filter>) -> Vec<Range> {
 }
 
 /// Whole pages of `ranges` that `taken` (sorted, disjoint) does not touch.
-pub fn without(ranges: &[Range], taken: &[Range]) -> Vec<Range> {
+pub(super) fn without(ranges: &[Range], taken: &[Range]) -> Vec<Range> {
     let page = PAGE as u64;
     let mut out = Vec::new();
     for range in cut(ranges, None) {
@@ -73,7 +73,7 @@ pub fn without(ranges: &[Range], taken: &[Range]) -> Vec<Range> {
 }
 
 /// The parts of `start .. start + len` that lie in `ranges` (sorted, disjoint).
-pub fn overlaps(ranges: &[Range], start: u64, len: u64) -> impl Iterator<Item = Range> + '_ {
+pub(super) fn overlaps(ranges: &[Range], start: u64, len: u64) -> impl Iterator<Item = Range> + '_ {
     let end = start.saturating_add(len);
     let first = ranges.partition_point(|range| range.end() <= start);
     ranges[first..].iter().take_while(move |range| range.start < end).filter_map(move |range| {

@@ -12,7 +12,7 @@ use super::view::GuestView;
 
 /// Guest-virtual `va .. va + len` shows guest-physical `pa .. pa + len`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mapping {
+pub(super) struct Mapping {
     pub pa: u64,
     pub va: u64,
     pub len: u64,
@@ -21,7 +21,7 @@ pub struct Mapping {
 /// Mappings that a dump may have, 24 bytes each: what keeps a dump's memory below 64 MiB. A 64-bit
 /// Linux guest has some hundreds; a guest of 8 GiB with every page mapped by itself, in no order,
 /// reaches it.
-pub const MAPPINGS_MAX: usize = 2 << 20;
+pub(super) const MAPPINGS_MAX: usize = 2 << 20;
 
 /// Page tables visited: 4 GiB of them.
 const TABLES_MAX: usize = 1 << 20;
@@ -34,7 +34,7 @@ const LARGE: u64 = 1 << 7;
 /// Everything mapped to `memory` (sorted, disjoint), sorted by physical address and joined where
 /// both addresses run on. None if no CPU pages. CPUs before the first one that pages count as not
 /// yet started.
-pub fn mappings(
+pub(super) fn mappings(
     view: &dyn GuestView,
     cpus: &[Cpu],
     memory: &[Range],

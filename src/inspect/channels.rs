@@ -11,7 +11,7 @@ use crate::stream::{Error, ListedBlock, PAGE_BYTES, Problem};
 use std::path::{Path, PathBuf};
 
 /// One channel's file.
-pub struct Channel {
+pub(super) struct Channel {
     path: PathBuf,
     source: Source,
     offset: u64,
@@ -21,7 +21,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    pub fn open(path: &Path) -> Result<Self, Failure> {
+    pub(super) fn open(path: &Path) -> Result<Self, Failure> {
         let source = Source::open(path).map_err(read_failure(path))?;
         let mut channel = Self {
             path: path.to_owned(),
@@ -43,7 +43,7 @@ impl Channel {
     }
 
     /// Reads up to and including the next SYNC packet, or to the end; false if nothing was left.
-    pub fn read_round(
+    pub(super) fn read_round(
         &mut self,
         blocks: &[ListedBlock],
         image: &mut Option<(Image, u32)>,

@@ -8,14 +8,14 @@ use std::fs::File;
 /// The machine whose memory we know how to place.
 const MACHINE: &str = "microvm";
 /// Its RAM.
-pub const BLOCK: &str = "microvm.ram";
+pub(super) const BLOCK: &str = "microvm.ram";
 
 /// More than a machine has, and what is kept for each page of it is still little.
 const BYTES_MAX: u64 = 4 << 40;
 
 /// What a stream held that a dump needs.
 #[derive(Debug, Default)]
-pub struct Arrived {
+pub(super) struct Arrived {
     /// The image of [`BLOCK`].
     pub memory: Option<File>,
     /// By instance, the last state of each.
@@ -25,21 +25,21 @@ pub struct Arrived {
 }
 
 impl Arrived {
-    pub fn cpu(&mut self, instance: u32, cpu: Cpu) {
+    pub(super) fn cpu(&mut self, instance: u32, cpu: Cpu) {
         self.cpus.retain(|(known, _)| *known != instance);
         self.cpus.push((instance, cpu));
     }
 }
 
 /// A dump that can be written.
-pub struct Prepared {
+pub(super) struct Prepared {
     view: RamView,
     cpus: Vec<Cpu>,
     vmcoreinfo: Option<VmCoreInfo>,
 }
 
 /// Looks whether all is there that a dump needs.
-pub fn prepare(arrived: Arrived, machine: Option<&str>) -> Result<Prepared, Failure> {
+pub(super) fn prepare(arrived: Arrived, machine: Option<&str>) -> Result<Prepared, Failure> {
     let not_microvm = || Failure::Machine(machine.unwrap_or("a machine without a name").to_owned());
     if machine.is_none_or(|machine| machine != MACHINE && !machine.starts_with("pc-microvm")) {
         return Err(not_microvm());
@@ -61,7 +61,7 @@ pub fn prepare(arrived: Arrived, machine: Option<&str>) -> Result<Prepared, Fail
 }
 
 impl Prepared {
-    pub fn write(&self, file: &File, format: Format, paging: bool) -> Result<(), Failure> {
+    pub(super) fn write(&self, file: &File, format: Format, paging: bool) -> Result<(), Failure> {
         let Prepared { view, cpus, vmcoreinfo } = self;
         let guest = GuestState { view, cpus, vmcoreinfo: *vmcoreinfo };
         let options = Options { paging: paging && format == Format::Elf, ..Options::new(format) };

@@ -48,6 +48,6 @@ impl Failure {
     }
 }
 
-pub fn read_failure(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
+pub(super) fn read_failure(path: &Path) -> impl Fn(io::Error) -> Failure + '_ {
     move |error| Failure::Read(path.to_owned(), error)
 }

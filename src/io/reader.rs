@@ -19,7 +19,7 @@ use crate::memory::RamBlock;
 
 /// Bytes one receive into the reader's own buffer asks for: large enough that calls cost nothing,
 /// small enough that what was received is still in the cache when it is copied on.
-pub const READ_BYTES: usize = 512 << 10;
+pub(super) const READ_BYTES: usize = 512 << 10;
 
 /// Bytes moved to the front before a receive rather than that it has less room: a page and its
 /// header.

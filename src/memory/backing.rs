@@ -25,7 +25,7 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 /// One mapping of guest RAM, unmapped when dropped.
 #[derive(Debug)]
-pub struct Backing {
+pub(super) struct Backing {
     host: NonNull<u8>,
     bytes: u64,
     file: Option<File>,
@@ -55,7 +55,7 @@ unsafe impl Send for Backing {}
 unsafe impl Sync for Backing {}
 
 impl Backing {
-    pub fn new(name: &str, bytes: u64, backend: &MemoryBackend) -> Result<Backing, Error> {
+    pub(super) fn new(name: &str, bytes: u64, backend: &MemoryBackend) -> Result<Backing, Error> {
         match backend {
             MemoryBackend::Anonymous { share: false } => {
                 Backing::map(bytes, None, 0, PAGE_BYTES, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
@@ -95,20 +95,20 @@ impl Backing {
     }
 
     /// All of a file, as it is.
-    pub fn of_file(file: File) -> Result<Backing, Error> {
+    pub(super) fn of_file(file: File) -> Result<Backing, Error> {
         let length = file.metadata().map_err(|source| Error::Map { bytes: 0, source })?.len();
         Backing::map(length, Some(file), 0, PAGE_BYTES, libc::MAP_SHARED)
     }
 
-    pub fn host(&self) -> *mut u8 {
+    pub(super) fn host(&self) -> *mut u8 {
         self.host.as_ptr()
     }
 
-    pub fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    pub fn page_bytes(&self) -> u64 {
+    pub(super) fn page_bytes(&self) -> u64 {
         self.page_bytes
     }
 
@@ -151,15 +151,15 @@ impl Backing {
         }
     }
 
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
-    pub fn file_offset(&self) -> u64 {
+    pub(super) fn file_offset(&self) -> u64 {
         self.file_offset
     }
 
-    pub fn is_shared(&self) -> bool {
+    pub(super) fn is_shared(&self) -> bool {
         self.shared
     }
 
@@ -168,7 +168,7 @@ impl Backing {
     }
 
     /// Whether a range is known to have page tables and memory.
-    pub fn is_mapped(&self, range: &Range<u64>) -> bool {
+    pub(super) fn is_mapped(&self, range: &Range<u64>) -> bool {
         let ranges = self.mapped.get().map_or(&[][..], Vec::as_slice);
         let after = ranges.partition_point(|mapped| mapped.start <= range.start);
         after.checked_sub(1).is_some_and(|at| range.end <= ranges[at].end)
@@ -177,7 +177,7 @@ impl Backing {
     /// Whether whole pages of `range` are better written through the descriptor than through the
     /// mapping: memory that is not there yet is then not cleared before it is overwritten, and no
     /// page table has to be made for it. hugetlbfs cannot be written to.
-    pub fn is_filled_by_descriptor(&self, range: &Range<u64>) -> bool {
+    pub(super) fn is_filled_by_descriptor(&self, range: &Range<u64>) -> bool {
         self.file.is_some()
             && self.shared
             && !self.has_lost()
@@ -210,7 +210,7 @@ impl Backing {
     ///
     /// # Panics
     /// When they do not lie in the block.
-    pub fn fill(&self, offset: u64, mut pieces: &mut [io::IoSlice<'_>]) -> io::Result<()> {
+    pub(super) fn fill(&self, offset: u64, mut pieces: &mut [io::IoSlice<'_>]) -> io::Result<()> {
         let bytes: usize = pieces.iter().map(|piece| piece.len()).sum();
         assert!(offset.checked_add(bytes as u64).is_some_and(|end| end <= self.bytes));
         match &self.file {
@@ -243,7 +243,7 @@ impl Backing {
     }
 
     /// Gives the pages of `range` back to the host; they read as zero afterwards.
-    pub fn discard(&self, range: Range<u64>) -> io::Result<()> {
+    pub(super) fn discard(&self, range: Range<u64>) -> io::Result<()> {
         let inside = range.start <= range.end && range.end <= self.bytes;
         if !inside
             || !range.start.is_multiple_of(self.page_bytes)
@@ -264,7 +264,7 @@ impl Backing {
     }
 
     /// Touches every page, so that none is missing later.
-    pub fn populate(&self) -> Result<(), Error> {
+    pub(super) fn populate(&self) -> Result<(), Error> {
         match self.advise(0..self.bytes, libc::MADV_POPULATE_WRITE) {
             Err(e) if e.raw_os_error() == Some(libc::EINVAL) => self.touch(),
             done => done.map_err(|source| Error::Prealloc { source })?,
@@ -286,7 +286,7 @@ impl Backing {
     }
 
     /// `madvise` on a range of the mapping.
-    pub fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
+    pub(super) fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
         assert!(range.start <= range.end && range.end <= self.bytes);
         // SAFETY: the range lies in our mapping (checked); callers pass only advice that keeps it
         // mapped.

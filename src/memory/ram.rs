@@ -202,7 +202,7 @@ impl GuestRam {
 }
 
 /// Up to 3 GiB from zero, the rest from 4 GiB.
-pub fn layout(bytes: u64) -> Vec<Region> {
+pub(crate) fn layout(bytes: u64) -> Vec<Region> {
     let low = bytes.min(LOW_END);
     let mut regions = vec![Region { gpa: 0, offset: 0, bytes: low }];
     if bytes > low {

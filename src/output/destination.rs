@@ -10,7 +10,7 @@ use super::Error;
 
 /// A name for an output, looked at.
 #[derive(Debug)]
-pub struct Destination {
+pub(crate) struct Destination {
     /// As it was given.
     pub(super) name: PathBuf,
     pub(super) place: Place,
@@ -28,14 +28,14 @@ pub(super) enum Place {
 
 /// A file that is read, to be compared with an output.
 #[derive(Debug)]
-pub struct Input {
+pub(crate) struct Input {
     pub name: String,
     is: Metadata,
 }
 
 impl Input {
     /// `None` if there is no such file; who opens it will say so.
-    pub fn at(path: &Path) -> Option<Input> {
+    pub(crate) fn at(path: &Path) -> Option<Input> {
         let is = path.metadata().ok()?;
         Some(Input { name: path.display().to_string(), is })
     }
@@ -43,7 +43,7 @@ impl Input {
 
 impl Input {
     /// Is it the same file, so that writing one changes the other?
-    pub fn is(&self, other: &Input) -> bool {
+    pub(crate) fn is(&self, other: &Input) -> bool {
         same(&self.is, &other.is)
     }
 }
@@ -52,19 +52,19 @@ impl Input {
 const LINKS_MAX: usize = 40;
 
 impl Destination {
-    pub fn look(name: &Path) -> Result<Destination, Error> {
+    pub(crate) fn look(name: &Path) -> Result<Destination, Error> {
         let place = look(name)?;
         Ok(Destination { name: name.to_owned(), place })
     }
 
     /// Does what is written go to standard output?
-    pub fn is_stdout(&self) -> bool {
+    pub(crate) fn is_stdout(&self) -> bool {
         matches!(self.place, Place::Descriptor(1))
     }
 
     /// A file without a name for what is not ready to be written yet: beside the output, or else
     /// where temporary files are.
-    pub fn scratch(&self) -> io::Result<std::fs::File> {
+    pub(crate) fn scratch(&self) -> io::Result<std::fs::File> {
         match &self.place {
             Place::File { path, .. } => tempfile::tempfile_in(folder_of(path)),
             _ => tempfile::tempfile(),
@@ -72,7 +72,7 @@ impl Destination {
     }
 
     /// Refuses an output that is one of the inputs.
-    pub fn is_none_of(&self, inputs: &[Input]) -> Result<(), Error> {
+    pub(crate) fn is_none_of(&self, inputs: &[Input]) -> Result<(), Error> {
         let Some(is) = self.metadata() else { return Ok(()) };
         match inputs.iter().find(|input| same(&is, &input.is)) {
             Some(input) => Err(Error::Input(self.name.clone(), input.name.clone())),
@@ -81,7 +81,7 @@ impl Destination {
     }
 
     /// Refuses two outputs to one file.
-    pub fn is_not(&self, other: &Destination) -> Result<(), Error> {
+    pub(crate) fn is_not(&self, other: &Destination) -> Result<(), Error> {
         let twice = match (&self.place, &other.place) {
             (Place::Descriptor(one), Place::Descriptor(two)) if one == two => true,
             (Place::File { path: one, .. }, Place::File { path: two, .. }) if one == two => true,

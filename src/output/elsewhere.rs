@@ -12,7 +12,7 @@ use super::unfinished::{Undo, Unfinished};
 
 /// An output that somebody else opens and writes, by its temporary name.
 #[derive(Debug)]
-pub struct NamedOutput {
+pub(crate) struct NamedOutput {
     name: PathBuf,
     target: PathBuf,
     old: Option<Metadata>,
@@ -23,7 +23,7 @@ pub struct NamedOutput {
 impl Destination {
     /// The name for somebody who opens and writes the file, and what makes it the one that was
     /// asked for. What is written in place has only its own name.
-    pub fn open_elsewhere(self) -> Result<(String, Option<NamedOutput>), Error> {
+    pub(crate) fn open_elsewhere(self) -> Result<(String, Option<NamedOutput>), Error> {
         let Destination { name, place } = self;
         match place {
             Place::Descriptor(_) => Err(Error::NotPassed(name)),
@@ -49,7 +49,7 @@ fn utf8(name: &Path, path: PathBuf) -> Result<String, Error> {
 
 impl NamedOutput {
     /// As [`OutputFile::finish`](super::OutputFile::finish).
-    pub fn finish(self) -> Result<Option<u64>, Error> {
+    pub(crate) fn finish(self) -> Result<Option<u64>, Error> {
         let NamedOutput { name, target, old, part, unfinished } = self;
         let is = match part.symlink_metadata() {
             Ok(is) if is.is_file() => is,

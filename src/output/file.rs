@@ -20,7 +20,7 @@ use super::{Error, Input};
 /// An output that is being written. Dropped, it is as if it had never been begun, as far as that can
 /// be.
 #[derive(Debug)]
-pub struct OutputFile {
+pub(crate) struct OutputFile {
     name: PathBuf,
     file: File,
     /// Where it will be, and what was there; nothing for what is written in place.
@@ -38,7 +38,7 @@ const RANDOM: usize = 16;
 impl Destination {
     /// A file to be read and written anywhere, which takes the name when it is whole. `None` if what
     /// has the name can only be written in place.
-    pub fn open_temporary(&self, mode: u32) -> Result<Option<OutputFile>, Error> {
+    pub(crate) fn open_temporary(&self, mode: u32) -> Result<Option<OutputFile>, Error> {
         let Place::File { path, old } = &self.place else { return Ok(None) };
         let made = temporary(&self.name, path, old.as_ref(), mode)?;
         Ok(made.map(|(file, unfinished)| OutputFile {
@@ -51,7 +51,7 @@ impl Destination {
 
     /// Opens it for writing; `mode` is for a new file, less the umask. `go_on` is asked now and then
     /// while a FIFO has no reader; false gives up.
-    pub fn open(self, mode: u32, go_on: &dyn Fn() -> bool) -> Result<OutputFile, Error> {
+    pub(crate) fn open(self, mode: u32, go_on: &dyn Fn() -> bool) -> Result<OutputFile, Error> {
         if let Some(file) = self.open_temporary(mode)? {
             return Ok(file);
         }
@@ -209,23 +209,23 @@ fn copy(number: i32) -> io::Result<File> {
 }
 
 impl OutputFile {
-    pub fn file(&self) -> &File {
+    pub(crate) fn file(&self) -> &File {
         &self.file
     }
 
-    pub fn write_all(&mut self, bytes: &[u8]) -> Result<(), Error> {
+    pub(crate) fn write_all(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let done = self.file.write_all(bytes);
         done.map_err(|source| Error::Write { name: self.name.clone(), source })
     }
 
     /// All that is left in `from`.
-    pub fn copy(&mut self, from: &mut File) -> Result<(), Error> {
+    pub(crate) fn copy(&mut self, from: &mut File) -> Result<(), Error> {
         let done = io::copy(from, &mut self.file).map(drop);
         done.map_err(|source| Error::Write { name: self.name.clone(), source })
     }
 
     /// It is whole: it gets its name. Its size in bytes, if it is a regular file.
-    pub fn finish(self) -> Result<Option<u64>, Error> {
+    pub(crate) fn finish(self) -> Result<Option<u64>, Error> {
         let OutputFile { name, file, replaces, unfinished } = self;
         let written = |source| Error::Write { name: name.clone(), source };
         let is = file.metadata().map_err(written)?;
@@ -272,7 +272,7 @@ pub(super) fn settle(
 
 impl Input {
     /// The files that another process has open, its memory's among them, as far as we may look.
-    pub fn of_process(pid: u32) -> Vec<Input> {
+    pub(crate) fn of_process(pid: u32) -> Vec<Input> {
         let Ok(entries) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return Vec::new() };
         let inputs = entries.flatten().filter_map(|entry| Input::at(&entry.path()));
         inputs.collect()

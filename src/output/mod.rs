@@ -23,8 +23,8 @@ mod error;
 mod file;
 mod unfinished;
 
-pub use destination::{Destination, Input};
-pub use elsewhere::NamedOutput;
-pub use error::Error;
-pub use file::OutputFile;
-pub use unfinished::undo_unfinished;
+pub(crate) use destination::{Destination, Input};
+pub(crate) use elsewhere::NamedOutput;
+pub(crate) use error::Error;
+pub(crate) use file::OutputFile;
+pub(crate) use unfinished::undo_unfinished;

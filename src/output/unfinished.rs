@@ -65,6 +65,6 @@ impl Drop for Unfinished {
 }
 
 /// Before the process ends without winding up. Whatever is still being written is lost.
-pub fn undo_unfinished() {
+pub(crate) fn undo_unfinished() {
     unfinished().clear();
 }

@@ -10,7 +10,7 @@ const MULTIPLIER: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The sum over all pages that are not zero of a hash of their place and content. The guest must
 /// stand still.
-pub fn hash_ram(ram: &GuestRam) -> Result<u64, Error> {
+pub(crate) fn hash_ram(ram: &GuestRam) -> Result<u64, Error> {
     let mut sum = 0u64;
     let mut bytes = [0; PAGE_BYTES as usize];
     for mut source in sources(ram) {

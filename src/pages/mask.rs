@@ -5,13 +5,13 @@ use std::ops::Range;
 use crate::memory::PageSet;
 
 /// Pages of a chunk: the unit of clearing, of sharding, and of one read.
-pub const CHUNK_PAGES: u64 = 256;
+pub(crate) const CHUNK_PAGES: u64 = 256;
 
 /// One bit per page of a chunk.
-pub type ChunkMask = [u64; (CHUNK_PAGES / 64) as usize];
+pub(crate) type ChunkMask = [u64; (CHUNK_PAGES / 64) as usize];
 
 /// The members of a set in a chunk.
-pub fn chunk_of(pages: &PageSet, chunk: u64) -> ChunkMask {
+pub(crate) fn chunk_of(pages: &PageSet, chunk: u64) -> ChunkMask {
     let first = (chunk * (CHUNK_PAGES / 64)) as usize;
     std::array::from_fn(|word| pages.words().get(first + word).copied().unwrap_or(0))
 }
@@ -40,7 +40,7 @@ pub(super) fn mask_pages(mask: ChunkMask) -> impl Iterator<Item = u64> {
 }
 
 /// Maximal runs of pages in a mask, ascending.
-pub fn mask_ranges(mask: ChunkMask) -> impl Iterator<Item = Range<u64>> {
+pub(crate) fn mask_ranges(mask: ChunkMask) -> impl Iterator<Item = Range<u64>> {
     let mut pages = mask_pages(mask).peekable();
     std::iter::from_fn(move || {
         let start = pages.next()?;
@@ -53,22 +53,22 @@ pub fn mask_ranges(mask: ChunkMask) -> impl Iterator<Item = Range<u64>> {
 }
 
 /// In both.
-pub fn and(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
+pub(crate) fn and(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
     std::array::from_fn(|word| a[word] & b[word])
 }
 
 /// In `a` and not in `b`.
-pub fn and_not(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
+pub(crate) fn and_not(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
     std::array::from_fn(|word| a[word] & !b[word])
 }
 
 /// In either.
-pub fn or(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
+pub(crate) fn or(a: &ChunkMask, b: &ChunkMask) -> ChunkMask {
     std::array::from_fn(|word| a[word] | b[word])
 }
 
 /// How many pages.
-pub fn count(mask: &ChunkMask) -> u64 {
+pub(crate) fn count(mask: &ChunkMask) -> u64 {
     mask.iter().map(|word| u64::from(word.count_ones())).sum()
 }
 

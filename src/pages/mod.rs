@@ -21,8 +21,8 @@ mod source;
 mod still;
 
 pub use extent::Extent;
-pub use hash::hash_ram;
-pub use mask::{CHUNK_PAGES, ChunkMask, and, and_not, chunk_of, count, mask_ranges, or};
-pub use read::read;
-pub use source::{PageSource, sources};
-pub use still::Still;
+pub(crate) use hash::hash_ram;
+pub(crate) use mask::{CHUNK_PAGES, ChunkMask, and, and_not, chunk_of, count, mask_ranges, or};
+pub(crate) use read::read;
+pub(crate) use source::{PageSource, sources};
+pub(crate) use still::Still;

@@ -10,7 +10,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// Where the memory is gone, as with a file that was cut short.
-pub fn read(ram: &GuestRam, gpa: u64, out: &mut [u8]) -> Result<(), Error> {
+pub(crate) fn read(ram: &GuestRam, gpa: u64, out: &mut [u8]) -> Result<(), Error> {
     out.fill(0);
     let main = ram.main();
     let end = u128::from(gpa) + out.len() as u128;

@@ -12,7 +12,7 @@ use super::mask::{CHUNK_PAGES, ChunkMask, mask_pages, set_range};
 use crate::memory::{Error, GuestRam, PAGE_BYTES, RamBlock};
 
 /// Reads one block.
-pub struct PageSource {
+pub(crate) struct PageSource {
     block: RamBlock,
     index: u8,
     first_page: u64,
@@ -25,7 +25,7 @@ pub struct PageSource {
 }
 
 /// One source per block, numbered in the order of the stream's list.
-pub fn sources(ram: &GuestRam) -> Vec<PageSource> {
+pub(crate) fn sources(ram: &GuestRam) -> Vec<PageSource> {
     let mut first_page = 0;
     let mut all = Vec::new();
     for (index, block) in ram.blocks().iter().enumerate() {
@@ -45,7 +45,7 @@ pub fn sources(ram: &GuestRam) -> Vec<PageSource> {
 
 impl PageSource {
     /// Another that reads the same block, beside this one.
-    pub fn another(&mut self) -> PageSource {
+    pub(crate) fn another(&mut self) -> PageSource {
         PageSource {
             block: self.block.clone(),
             data: 0..0,
@@ -56,32 +56,32 @@ impl PageSource {
     }
 
     /// Position in the stream's list.
-    pub fn index(&self) -> u8 {
+    pub(crate) fn index(&self) -> u8 {
         self.index
     }
 
-    pub fn block(&self) -> &RamBlock {
+    pub(crate) fn block(&self) -> &RamBlock {
         &self.block
     }
 
-    pub fn pages(&self) -> u64 {
+    pub(crate) fn pages(&self) -> u64 {
         self.block.pages()
     }
 
     /// Whether there may be pages that this process has never mapped: anonymous memory comes by
     /// being mapped.
-    pub fn may_be_unmapped(&self) -> bool {
+    pub(crate) fn may_be_unmapped(&self) -> bool {
         self.block.is_shared()
     }
 
     /// The number of `page` of this block among the pages of all blocks.
-    pub fn number(&self, page: u64) -> u64 {
+    pub(crate) fn number(&self, page: u64) -> u64 {
         self.first_page + page
     }
 
     /// Which pages of a chunk may hold something else than zeros. Asking is reading: their dirty
     /// bits must have been cleared.
-    pub fn data_mask(&mut self, chunk: u64) -> Result<ChunkMask, Error> {
+    pub(crate) fn data_mask(&mut self, chunk: u64) -> Result<ChunkMask, Error> {
         #[cfg(feature = "sabotage")]
         if let Some(mask) = self.early.as_mut().and_then(|answers| answers.take(chunk)) {
             return Ok(mask);
@@ -98,7 +98,7 @@ impl PageSource {
 
     /// Has the pages in `mask`, none of them a hole, mapped into this process, so that reading them
     /// takes no fault.
-    pub fn map(&self, chunk: u64, mask: &ChunkMask) {
+    pub(crate) fn map(&self, chunk: u64, mask: &ChunkMask) {
         let pages: Vec<u64> = mask_pages(*mask).collect();
         for group in pages.chunk_by(|a, b| a / GROUP_PAGES == b / GROUP_PAGES) {
             // SAFETY: a byte of a page of the block's mapping, which lives as long as `self.block`.
@@ -107,7 +107,7 @@ impl PageSource {
     }
 
     /// Which of the pages in `mask` are all zeros.
-    pub fn zero_mask(&self, chunk: u64, mask: &ChunkMask) -> ChunkMask {
+    pub(crate) fn zero_mask(&self, chunk: u64, mask: &ChunkMask) -> ChunkMask {
         let mut zeros = [0; 4];
         for page in mask_pages(*mask) {
             let at = self.at(chunk * CHUNK_PAGES + page);
@@ -120,21 +120,21 @@ impl PageSource {
     }
 
     /// Page `page` for the delta encoder.
-    pub fn live(&self, page: u64) -> LivePage<'_> {
+    pub(crate) fn live(&self, page: u64) -> LivePage<'_> {
         // SAFETY: the page lies in the block's mapping, which lives as long as `self.block` and is
         // neither cache nor output; only the guest and devices write it.
         unsafe { LivePage::new(self.number(page), self.at(page)) }
     }
 
     /// Copies a page.
-    pub fn copy(&self, page: u64, to: &mut [u8; PAGE_BYTES as usize]) {
+    pub(crate) fn copy(&self, page: u64, to: &mut [u8; PAGE_BYTES as usize]) {
         // SAFETY: the page lies in the block's mapping, which lives as long as `self.block`.
         unsafe { xbzrle::copy_live(to, self.at(page)) };
     }
 
     /// Fails if pages went away while this source read them: what it said and gave since the last
     /// call is no part of the guest's memory.
-    pub fn check(&mut self) -> Result<(), Error> {
+    pub(crate) fn check(&mut self) -> Result<(), Error> {
         let before = std::mem::replace(&mut self.losses, self.block.losses());
         self.block.check_losses(before)
     }
@@ -159,12 +159,12 @@ mod early {
     use std::time::Duration;
 
     /// Which pages had data, and for which chunks that has not been used yet.
-    pub struct Answers {
+    pub(super) struct Answers {
         data: PageSet,
         unused: PageSet,
     }
 
-    pub fn ask(block: &RamBlock) -> Option<Answers> {
+    pub(super) fn ask(block: &RamBlock) -> Option<Answers> {
         on(Fault::HoleTestNotReading).then(|| {
             let data = block.data_pages().expect("holes can be asked for");
             std::thread::sleep(Duration::from_millis(100));
@@ -173,7 +173,7 @@ mod early {
     }
 
     impl Answers {
-        pub fn take(&mut self, chunk: u64) -> Option<ChunkMask> {
+        pub(super) fn take(&mut self, chunk: u64) -> Option<ChunkMask> {
             self.unused.remove(chunk).then(|| chunk_of(&self.data, chunk))
         }
     }

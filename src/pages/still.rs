@@ -10,7 +10,7 @@ use std::ops::Range;
 /// Which pages are holes is found out once, so that reading memory that was never touched does not
 /// allocate it. Of a guest that runs this is sound too: what is a hole after the moment was one
 /// before, and what was one and is written reads as the snapshot's zeros.
-pub struct Still {
+pub(crate) struct Still {
     ram: GuestRam,
     snapshot: Option<Snapshot>,
     /// of the main block
@@ -19,22 +19,22 @@ pub struct Still {
 
 impl Still {
     /// Of a guest that stands still.
-    pub fn stopped(ram: &GuestRam) -> Result<Still, Error> {
+    pub(crate) fn stopped(ram: &GuestRam) -> Result<Still, Error> {
         Ok(Still { ram: ram.clone(), snapshot: None, data: ram.main().data_pages()? })
     }
 
     /// Of a guest that runs: `snapshot` is of `ram` and fixed.
-    pub fn frozen(ram: &GuestRam, snapshot: Snapshot) -> Result<Still, Error> {
+    pub(crate) fn frozen(ram: &GuestRam, snapshot: Snapshot) -> Result<Still, Error> {
         Ok(Still { snapshot: Some(snapshot), ..Still::stopped(ram)? })
     }
 
     /// Where the guest sees its memory. Blocks that it does not see are left out.
-    pub fn regions(&self) -> &[Region] {
+    pub(crate) fn regions(&self) -> &[Region] {
         self.ram.main().regions()
     }
 
     /// Copies memory at `gpa`, all of it RAM.
-    pub fn read(&self, gpa: u64, out: &mut [u8]) -> Result<(), Error> {
+    pub(crate) fn read(&self, gpa: u64, out: &mut [u8]) -> Result<(), Error> {
         match (&self.snapshot, self.ram.main().offset(gpa)) {
             (Some(snapshot), Some(offset)) => snapshot.read(offset, out),
             _ => self.ram.read(gpa, out),
@@ -43,7 +43,7 @@ impl Still {
 
     /// What is known about memory at `gpa` without reading it. The answer covers at most `len`
     /// bytes, which lie in one region.
-    pub fn extent(&self, gpa: u64, len: u64) -> Extent {
+    pub(crate) fn extent(&self, gpa: u64, len: u64) -> Extent {
         let Some(offset) = self.ram.main().offset(gpa) else { return Extent::Data(len) };
         let page = offset / PAGE_BYTES;
         let up_to = |end: u64| (end.saturating_mul(PAGE_BYTES) - offset).clamp(1, len);
@@ -55,14 +55,14 @@ impl Still {
     }
 
     /// What should be read next because a frozen guest waits for it: guest addresses of whole pages.
-    pub fn urgent(&self) -> Option<Range<u64>> {
+    pub(crate) fn urgent(&self) -> Option<Range<u64>> {
         let bytes = self.snapshot.as_ref()?.urgent()?;
         let start = self.ram.main().gpa(bytes.start)?;
         Some(start..start + (bytes.end - bytes.start))
     }
 
     /// Gives up what was read, and every page that it touches.
-    pub fn release(&self, range: Range<u64>) {
+    pub(crate) fn release(&self, range: Range<u64>) {
         if let (Some(snapshot), Some(offset)) =
             (&self.snapshot, self.ram.main().offset(range.start))
         {

@@ -2,10 +2,10 @@
 
 use std::process::{Command, Output, Stdio};
 
-pub fn godwit(words: &[&str]) -> Output {
+pub(crate) fn godwit(words: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_godwit")).args(words).stdin(Stdio::null()).output().unwrap()
 }
 
-pub fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }

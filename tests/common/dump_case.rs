@@ -12,7 +12,7 @@ use godwit::dump::{
 
 /// Memory in a few places, not overlapping, and registers.
 #[derive(Debug)]
-pub struct Case {
+pub(crate) struct Case {
     parts: Vec<(u64, Vec<u8>)>,
     cpus: Vec<Cpu>,
     filter: Option<Filter>,
@@ -34,7 +34,7 @@ const UNITS: [u64; 5] = [1, 1 << 9, 1 << 12, 1 << 20, 1 << 21];
 const KDUMP_END_MAX: u64 = 1 << 34;
 
 impl Case {
-    pub fn new(data: &[u8]) -> Case {
+    pub(crate) fn new(data: &[u8]) -> Case {
         let mut from = Bytes(data);
         let mut parts: Vec<(u64, Vec<u8>)> = Vec::new();
         for _ in 0..1 + from.number(1) % 6 {
@@ -68,7 +68,7 @@ impl Case {
     }
 
     /// Dumps the guest in every form and checks that each holds its memory.
-    pub fn check(&self) {
+    pub(crate) fn check(&self) {
         for (filter, paging) in
             [(None, false), (self.filter, false), (None, true), (self.filter, true)]
         {

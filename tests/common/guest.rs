@@ -34,7 +34,7 @@ macro_rules! guest {
             static $start: u8;
             static $end: u8;
         }
-        pub fn $name() -> Vec<u8> {
+        pub(crate) fn $name() -> Vec<u8> {
             let (start, end) = (&raw const $start, &raw const $end);
             // SAFETY: both labels are in one section, with nothing but the code between them.
             unsafe { std::slice::from_raw_parts(start, end.offset_from(start) as usize) }.to_vec()
@@ -249,7 +249,7 @@ guest!(
 );
 
 /// An ELF file with a PVH note that loads `code` at 1 MiB.
-pub fn elf(code: &[u8]) -> Vec<u8> {
+pub(crate) fn elf(code: &[u8]) -> Vec<u8> {
     const HEADERS: u64 = 64 + 2 * 56;
     let note_at = HEADERS;
     let mut note = Vec::new();
@@ -274,12 +274,12 @@ pub fn elf(code: &[u8]) -> Vec<u8> {
 }
 
 /// A kernel file of `code`.
-pub fn write(path: &std::path::Path, code: &[u8]) {
+pub(crate) fn write(path: &std::path::Path, code: &[u8]) {
     std::fs::write(path, elf(code)).unwrap();
 }
 
 /// A machine with `mib` MiB of RAM and `cpus` vCPUs that starts `code`.
-pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Config {
+pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Config {
     let path: PathBuf = dir.path().join("kernel");
     write(&path, code);
     let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
@@ -309,7 +309,7 @@ pub fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -> Confi
 }
 
 /// A machine, and what came out of it.
-pub struct Guest {
+pub(crate) struct Guest {
     pub machine: Arc<Machine>,
     pub said: Said,
     pub events: Arc<Mutex<Vec<Event>>>,
@@ -317,7 +317,7 @@ pub struct Guest {
 
 /// What a guest said on its serial port.
 #[derive(Clone, Default)]
-pub struct Said(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Said(Arc<Mutex<Vec<u8>>>);
 
 impl Write for Said {
     fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
@@ -330,11 +330,11 @@ impl Write for Said {
 }
 
 impl Said {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 
-    pub fn wait_for(&self, text: &str) {
+    pub(crate) fn wait_for(&self, text: &str) {
         wait(
             || self.text().contains(text),
             || format!("{:?} does not contain {text:?}", self.text()),
@@ -343,7 +343,7 @@ impl Said {
 }
 
 impl Guest {
-    pub fn build(config: &Config) -> Guest {
+    pub(crate) fn build(config: &Config) -> Guest {
         let (said, events) = (Said::default(), Arc::new(Mutex::new(Vec::new())));
         let record = events.clone();
         let outside = Outside {
@@ -355,27 +355,27 @@ impl Guest {
     }
 
     /// What KVM holds of the processors, of a guest that stands still.
-    pub fn vcpus(&self) -> Vec<VcpuState> {
+    pub(crate) fn vcpus(&self) -> Vec<VcpuState> {
         self.machine.device::<Processors>().unwrap().states().unwrap()
     }
 
-    pub fn serial(&self) -> &Serial {
+    pub(crate) fn serial(&self) -> &Serial {
         self.machine.device().unwrap()
     }
 
-    pub fn word(&self, gpa: u64) -> u32 {
+    pub(crate) fn word(&self, gpa: u64) -> u32 {
         let mut word = [0; 4];
         self.machine.ram().read(gpa, &mut word).unwrap();
         u32::from_le_bytes(word)
     }
 
-    pub fn events(&self) -> Vec<Event> {
+    pub(crate) fn events(&self) -> Vec<Event> {
         self.events.lock().unwrap().clone()
     }
 }
 
 /// Waits up to 20 s for `done`.
-pub fn wait(done: impl Fn() -> bool, else_say: impl Fn() -> String) {
+pub(crate) fn wait(done: impl Fn() -> bool, else_say: impl Fn() -> String) {
     let end = Instant::now() + Duration::from_secs(20);
     while !done() {
         assert!(Instant::now() < end, "{}", else_say());

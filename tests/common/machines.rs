@@ -15,10 +15,10 @@ use std::sync::{Arc, Mutex};
 
 /// What the guest wrote to its serial port.
 #[derive(Clone, Default)]
-pub struct Output(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct Output(Arc<Mutex<Vec<u8>>>);
 
 impl Output {
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
     }
 }
@@ -35,7 +35,7 @@ impl Write for Output {
 }
 
 /// A machine of this command line.
-pub fn build(words: &str) -> (Arc<Machine>, Output) {
+pub(crate) fn build(words: &str) -> (Arc<Machine>, Output) {
     let words = words.split_whitespace().map(|word| word.replace('~', " ").into());
     let Ok(Request::Run(config)) = args::parse(words) else { panic!("a sound command line") };
     let output = Output::default();
@@ -48,7 +48,10 @@ pub fn build(words: &str) -> (Arc<Machine>, Output) {
 }
 
 /// Reads a whole stream into a machine that waits for one.
-pub fn load(machine: &Machine, bytes: &[u8]) -> Result<(LoadReport, Option<RunState>), Error> {
+pub(crate) fn load(
+    machine: &Machine,
+    bytes: &[u8],
+) -> Result<(LoadReport, Option<RunState>), Error> {
     let host = HostCpu::from_cpuid(machine.vm().cpuid().as_slice());
     let mut loader = Loader::new(machine.config(), host);
     let mut reader = Reader::new(Known, Vec::new());
@@ -100,12 +103,12 @@ pub fn load(machine: &Machine, bytes: &[u8]) -> Result<(LoadReport, Option<RunSt
 }
 
 /// The device sections of a machine that stands still.
-pub fn sections(machine: &Machine) -> Sections {
+pub(crate) fn sections(machine: &Machine) -> Sections {
     machine.save(RunState::Running).expect("the state of a machine that stands still is read")
 }
 
 /// All of a machine that stands still, as one stream.
-pub fn save(machine: &Machine) -> Vec<u8> {
+pub(crate) fn save(machine: &Machine) -> Vec<u8> {
     let sections = sections(machine);
     let block = machine.ram().main();
     let mut out = Vec::new();

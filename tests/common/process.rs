@@ -7,7 +7,7 @@ use super::qmp::Client;
 use super::vm::{Launch, Vm};
 
 /// A machine in a folder of its own, to which no monitor session is open.
-pub struct Godwit(Vm);
+pub(crate) struct Godwit(Vm);
 
 impl std::ops::Deref for Godwit {
     type Target = Vm;
@@ -25,18 +25,18 @@ impl std::ops::DerefMut for Godwit {
 
 impl Godwit {
     /// `set` is the built-in guest's command line.
-    pub fn start(cpus: u8, memory: u32, set: &str) -> Godwit {
+    pub(crate) fn start(cpus: u8, memory: u32, set: &str) -> Godwit {
         let mut vm = Launch::alone().processors(cpus).memory(memory).guest(set).start();
         vm.hang_up();
         Godwit(vm)
     }
 
-    pub fn qmp(&self) -> Client {
+    pub(crate) fn qmp(&self) -> Client {
         Client::negotiated(&self.monitor())
     }
 
     /// `godwit dump` to `file`.
-    pub fn dump(&self, file: &Path, more: &[&str]) -> Output {
+    pub(crate) fn dump(&self, file: &Path, more: &[&str]) -> Output {
         Command::new(env!("CARGO_BIN_EXE_godwit"))
             .args(["dump", "--qmp", &format!("unix:{}", self.monitor().display())])
             .arg(file)

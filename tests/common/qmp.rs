@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::PATIENCE;
 
-pub struct Client {
+pub(crate) struct Client {
     socket: UnixStream,
     buffer: Vec<u8>,
     /// Events that came before an answer and that nobody asked for yet.
@@ -22,7 +22,7 @@ pub struct Client {
 
 impl Client {
     /// Connects, waiting for the server to listen.
-    pub fn connect(path: &Path) -> Client {
+    pub(crate) fn connect(path: &Path) -> Client {
         let end = Instant::now() + PATIENCE;
         loop {
             match Client::try_connect(path) {
@@ -34,27 +34,27 @@ impl Client {
     }
 
     /// Connects, if the server listens already.
-    pub fn try_connect(path: &Path) -> std::io::Result<Client> {
+    pub(crate) fn try_connect(path: &Path) -> std::io::Result<Client> {
         let socket = UnixStream::connect(path)?;
         socket.set_read_timeout(Some(PATIENCE))?;
         Ok(Client { socket, buffer: Vec::new(), events: Vec::new() })
     }
 
     /// Connects, checks the greeting, and finishes the negotiation.
-    pub fn negotiated(path: &Path) -> Client {
+    pub(crate) fn negotiated(path: &Path) -> Client {
         let mut client = Client::connect(path);
         client.negotiate();
         client
     }
 
     /// Checks the greeting, and finishes the negotiation.
-    pub fn negotiate(&mut self) {
+    pub(crate) fn negotiate(&mut self) {
         let greeting = self.receive();
         assert!(greeting.get("QMP").is_some(), "{greeting}");
         self.ask("qmp_capabilities", json!({}));
     }
 
-    pub fn send(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+    pub(crate) fn send(&mut self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
         let mut sent = 0;
         if !fds.is_empty() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
@@ -69,7 +69,7 @@ impl Client {
     }
 
     /// The next line as it came; `None`: the server closed the connection.
-    pub fn receive_text(&mut self) -> Option<String> {
+    pub(crate) fn receive_text(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.buffer.windows(2).position(|two| two == b"\r\n") {
                 let line: Vec<u8> = self.buffer.drain(..end + 2).collect();
@@ -85,13 +85,13 @@ impl Client {
         }
     }
 
-    pub fn receive(&mut self) -> Value {
+    pub(crate) fn receive(&mut self) -> Value {
         serde_json::from_str(&self.receive_text().expect("the server closed the connection"))
             .unwrap()
     }
 
     /// True if something comes in this time.
-    pub fn hears_within(&mut self, time: Duration) -> bool {
+    pub(crate) fn hears_within(&mut self, time: Duration) -> bool {
         if !self.buffer.is_empty() {
             return true;
         }
@@ -106,12 +106,12 @@ impl Client {
     }
 
     /// Sends a command that must be carried out, and waits for its answer.
-    pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn ask(&mut self, command: &str, arguments: Value) -> Value {
         self.try_ask(command, arguments).unwrap_or_else(|error| panic!("{command}: {error}"))
     }
 
     /// The answer, or the error's text.
-    pub fn try_ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
+    pub(crate) fn try_ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let mut message = self.message(command, arguments);
         match message.get_mut("return") {
             Some(value) => Ok(value.take()),
@@ -120,7 +120,7 @@ impl Client {
     }
 
     /// The error with which a command is refused: class and text.
-    pub fn refused(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn refused(&mut self, command: &str, arguments: Value) -> Value {
         let mut message = self.message(command, arguments);
         assert!(message.get("error").is_some(), "{command} is not refused: {message}");
         message["error"].take()
@@ -133,7 +133,7 @@ impl Client {
 
     /// The message that answers a command, whatever it says; `None`: the server closed the
     /// connection.
-    pub fn try_message(&mut self, command: &str, arguments: Value) -> Option<Value> {
+    pub(crate) fn try_message(&mut self, command: &str, arguments: Value) -> Option<Value> {
         let request = json!({"execute": command, "arguments": arguments}).to_string();
         if rustix::net::send(&self.socket, request.as_bytes(), SendFlags::NOSIGNAL).is_err() {
             return None;
@@ -148,7 +148,7 @@ impl Client {
     }
 
     /// The answer, or the whole message if it is an error, and the events that came before it.
-    pub fn ask_with(
+    pub(crate) fn ask_with(
         &mut self,
         command: &str,
         arguments: Value,
@@ -170,7 +170,7 @@ impl Client {
     }
 
     /// Waits for an event of this name, unless it came already.
-    pub fn event(&mut self, name: &str) -> Value {
+    pub(crate) fn event(&mut self, name: &str) -> Value {
         loop {
             if let Some(at) = self.events.iter().position(|event| event["event"] == name) {
                 return self.events.remove(at);
@@ -181,12 +181,12 @@ impl Client {
         }
     }
 
-    pub fn status(&mut self) -> String {
+    pub(crate) fn status(&mut self) -> String {
         self.ask("query-status", json!({}))["status"].as_str().unwrap().to_owned()
     }
 
     /// The guest goes on a moment after a dump's end was told, as QEMU's does.
-    pub fn wait_until_running(&mut self) {
+    pub(crate) fn wait_until_running(&mut self) {
         let end = Instant::now() + PATIENCE;
         while self.status() != "running" {
             assert!(Instant::now() < end, "the guest stays in state {}", self.status());
@@ -194,7 +194,7 @@ impl Client {
         }
     }
 
-    pub fn socket(&self) -> BorrowedFd<'_> {
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }

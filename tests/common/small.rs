@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// A tmpfs, taken away with the test. Needs root.
-pub struct Small(pub PathBuf);
+pub(crate) struct Small(pub PathBuf);
 
 impl Small {
     /// Of `bytes` bytes, at `dir`/small.
-    pub fn mount(dir: &Path, bytes: u64) -> Self {
+    pub(crate) fn mount(dir: &Path, bytes: u64) -> Self {
         let at = dir.join("small");
         std::fs::create_dir(&at).unwrap();
         let size = format!("size={bytes}");
@@ -23,7 +23,7 @@ impl Small {
     }
 
     /// Somebody else takes all the space that is left.
-    pub fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let mut ballast = std::fs::File::create(self.0.join("ballast")).unwrap();
         let full = (0..).find_map(|_| ballast.write_all(&[1; 4096]).err());
         assert_eq!(full.unwrap().kind(), std::io::ErrorKind::StorageFull);

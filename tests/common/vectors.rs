@@ -4,13 +4,13 @@
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
-pub struct Vector {
+pub(crate) struct Vector {
     pub name: String,
     pub meta: Value,
     folder: PathBuf,
 }
 
-pub fn all() -> Vec<Vector> {
+pub(crate) fn all() -> Vec<Vector> {
     let ours = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vectors/qemu-10.0.2");
     let more = std::env::var_os("GODWIT_VECTORS").map(PathBuf::from);
     let mut found: Vec<Vector> = Vec::new();
@@ -33,26 +33,26 @@ pub fn all() -> Vec<Vector> {
 }
 
 impl Vector {
-    pub fn named(name: &str) -> Vector {
+    pub(crate) fn named(name: &str) -> Vector {
         all().into_iter().find(|vector| vector.name == name).expect("the vector is here")
     }
 
     /// Uncompressed files of this role, in order. Roles: `main`, `main-resumed`, `multifd`.
-    pub fn files(&self, role: &str) -> Vec<Vec<u8>> {
+    pub(crate) fn files(&self, role: &str) -> Vec<Vec<u8>> {
         self.matching(|file, to_source| file["role"] == role && !to_source)
     }
 
     /// What the destination sent back, one for each connection.
-    pub fn replies(&self) -> Vec<Vec<u8>> {
+    pub(crate) fn replies(&self) -> Vec<Vec<u8>> {
         self.matching(|_, to_source| to_source)
     }
 
-    pub fn main(&self) -> Vec<u8> {
+    pub(crate) fn main(&self) -> Vec<u8> {
         self.files("main").swap_remove(0)
     }
 
     /// (block, offset, size, SHA-256 in hex).
-    pub fn regions(&self) -> Vec<(String, u64, u64, String)> {
+    pub(crate) fn regions(&self) -> Vec<(String, u64, u64, String)> {
         let list = self.meta["regions"].as_array().cloned().unwrap_or_default();
         list.iter()
             .map(|region| {

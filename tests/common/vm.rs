@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-pub use super::PATIENCE;
+pub(crate) use super::PATIENCE;
 use super::qmp::Client;
 
 /// A command line.
-pub struct Launch {
+pub(crate) struct Launch {
     dir: PathBuf,
     /// Removed with the machine, where the machine has a folder of its own.
     own: Option<tempfile::TempDir>,
@@ -28,7 +28,7 @@ pub struct Launch {
 
 impl Launch {
     /// Files of the machine lie in `dir` under `name`.
-    pub fn new(dir: &Path, name: &str) -> Self {
+    pub(crate) fn new(dir: &Path, name: &str) -> Self {
         Self {
             dir: dir.to_owned(),
             own: None,
@@ -45,7 +45,7 @@ impl Launch {
     }
 
     /// In a folder of its own.
-    pub fn alone() -> Self {
+    pub(crate) fn alone() -> Self {
         let own = tempfile::tempdir().unwrap();
         let mut launch = Self::new(own.path(), "vm");
         launch.own = Some(own);
@@ -53,64 +53,64 @@ impl Launch {
     }
 
     /// A file of the machine's folder.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
     /// Without serial port and monitor but what the words ask for, and with pipes as standard input
     /// and output.
-    pub fn bare(mut self) -> Self {
+    pub(crate) fn bare(mut self) -> Self {
         self.bare = true;
         self
     }
 
     /// Without a kernel: the guest comes from elsewhere.
-    pub fn no_guest(mut self) -> Self {
+    pub(crate) fn no_guest(mut self) -> Self {
         self.guest = None;
         self
     }
 
     /// QEMU in place of Godwit.
-    pub fn qemu(mut self) -> Self {
+    pub(crate) fn qemu(mut self) -> Self {
         self.qemu = true;
         self
     }
 
     /// RAM in MiB.
-    pub fn memory(mut self, mib: u32) -> Self {
+    pub(crate) fn memory(mut self, mib: u32) -> Self {
         self.memory = mib;
         self
     }
 
     /// The built-in guest's parameters.
-    pub fn guest(mut self, parameters: &str) -> Self {
+    pub(crate) fn guest(mut self, parameters: &str) -> Self {
         self.guest = Some(parameters.into());
         self
     }
 
-    pub fn processors(mut self, count: u8) -> Self {
+    pub(crate) fn processors(mut self, count: u8) -> Self {
         self.processors = count;
         self
     }
 
-    pub fn incoming(self, uri: &str) -> Self {
+    pub(crate) fn incoming(self, uri: &str) -> Self {
         self.words(&["-incoming", uri])
     }
 
     /// More options; `@DIR@` is the folder of the machine.
-    pub fn words(mut self, words: &[&str]) -> Self {
+    pub(crate) fn words(mut self, words: &[&str]) -> Self {
         let dir = self.dir.to_str().unwrap();
         self.words.extend(words.iter().map(|word| word.replace("@DIR@", dir)));
         self
     }
 
     /// Runs in this network namespace.
-    pub fn namespace(mut self, name: &str) -> Self {
+    pub(crate) fn namespace(mut self, name: &str) -> Self {
         self.namespace = Some(name.into());
         self
     }
 
-    pub fn environment(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn environment(mut self, name: &str, value: &str) -> Self {
         self.environment.push((name.into(), value.into()));
         self
     }
@@ -137,14 +137,14 @@ impl Launch {
     }
 
     /// Starts it and opens a monitor session.
-    pub fn start(self) -> Vm {
+    pub(crate) fn start(self) -> Vm {
         let mut vm = self.spawn();
         vm.connect();
         vm
     }
 
     /// Starts it.
-    pub fn spawn(self) -> Vm {
+    pub(crate) fn spawn(self) -> Vm {
         let path = |what: &str| {
             self.dir.join(format!("{}.{what}", self.name)).to_str().unwrap().to_owned()
         };
@@ -176,7 +176,7 @@ impl Launch {
 }
 
 /// A `godwit run`, ended with the test.
-pub struct Vm {
+pub(crate) struct Vm {
     pub child: Child,
     dir: PathBuf,
     pub name: String,
@@ -194,21 +194,21 @@ impl Drop for Vm {
 
 impl Vm {
     /// A file of the machine's folder.
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 
-    pub fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         &self.dir
     }
 
     /// The socket of the monitor.
-    pub fn monitor(&self) -> PathBuf {
+    pub(crate) fn monitor(&self) -> PathBuf {
         self.dir.join(format!("{}.qmp", self.name))
     }
 
     /// Opens a monitor session.
-    pub fn connect(&mut self) {
+    pub(crate) fn connect(&mut self) {
         let monitor = self.monitor();
         let end = Instant::now() + PATIENCE;
         let mut client = loop {
@@ -227,18 +227,18 @@ impl Vm {
     }
 
     /// Closes the monitor session without a word.
-    pub fn hang_up(&mut self) {
+    pub(crate) fn hang_up(&mut self) {
         self.qmp = None;
     }
 
     /// SIGKILL; returns when the process is gone.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
     /// Waits for the process to end by itself.
-    pub fn exit_code(&mut self) -> Option<i32> {
+    pub(crate) fn exit_code(&mut self) -> Option<i32> {
         let end = Instant::now() + PATIENCE;
         while Instant::now() < end {
             if let Some(status) = self.child.try_wait().unwrap() {
@@ -249,26 +249,26 @@ impl Vm {
         panic!("{} does not end", self.name);
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
     /// What a bare one writes to its standard output.
-    pub fn stdout(&mut self) -> ChildStdout {
+    pub(crate) fn stdout(&mut self) -> ChildStdout {
         self.child.stdout.take().expect("a bare machine")
     }
 
-    pub fn stdin(&mut self) -> ChildStdin {
+    pub(crate) fn stdin(&mut self) -> ChildStdin {
         self.child.stdin.take().expect("a bare machine")
     }
 
     /// The session that is open.
-    pub fn session(&mut self) -> &mut Client {
+    pub(crate) fn session(&mut self) -> &mut Client {
         self.qmp.as_mut().expect("the monitor was not hung up")
     }
 
     /// The answer or the error's text.
-    pub fn try_ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
+    pub(crate) fn try_ask(&mut self, command: &str, arguments: Value) -> Result<Value, String> {
         let message = self.session().try_message(command, arguments);
         let mut message =
             message.unwrap_or_else(|| panic!("{} does not answer: {}", self.name, self.stderr()));
@@ -278,13 +278,13 @@ impl Vm {
         }
     }
 
-    pub fn ask(&mut self, command: &str, arguments: Value) -> Value {
+    pub(crate) fn ask(&mut self, command: &str, arguments: Value) -> Value {
         self.try_ask(command, arguments)
             .unwrap_or_else(|error| panic!("{} {command}: {error}", self.name))
     }
 
     /// Switches exactly these capabilities on, and sets parameters.
-    pub fn set(&mut self, capabilities: &[&str], parameters: &Value) {
+    pub(crate) fn set(&mut self, capabilities: &[&str], parameters: &Value) {
         let mut list = Vec::new();
         for known in [
             "xbzrle",
@@ -301,18 +301,18 @@ impl Vm {
         self.ask("migrate-set-parameters", parameters.clone());
     }
 
-    pub fn serial(&self) -> String {
+    pub(crate) fn serial(&self) -> String {
         let bytes =
             std::fs::read(self.dir.join(format!("{}.serial", self.name))).unwrap_or_default();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         std::fs::read_to_string(self.dir.join(format!("{}.err", self.name))).unwrap_or_default()
     }
 
     /// Waits until it says something with this text in it on stderr.
-    pub fn wait_for_stderr(&self, text: &str) {
+    pub(crate) fn wait_for_stderr(&self, text: &str) {
         let end = Instant::now() + PATIENCE;
         while !self.stderr().contains(text) {
             assert!(Instant::now() < end, "{} does not say {text:?}: {}", self.name, self.stderr());
@@ -321,7 +321,7 @@ impl Vm {
     }
 
     /// The numbers of the sweeps that the first processor told on this process's own serial port.
-    pub fn sweeps(&self) -> Vec<u64> {
+    pub(crate) fn sweeps(&self) -> Vec<u64> {
         let serial = self.serial();
         assert!(!serial.contains("CORRUPT"), "{}: {serial}", self.name);
         let number = |line: &str| {
@@ -336,7 +336,7 @@ impl Vm {
     }
 
     /// Waits for so many sweeps on this process's own serial port.
-    pub fn wait_for_sweeps(&self, count: usize) {
+    pub(crate) fn wait_for_sweeps(&self, count: usize) {
         let end = Instant::now() + PATIENCE;
         while self.sweeps().len() < count {
             assert!(Instant::now() < end, "{} stands still: {}", self.name, self.stderr());
@@ -346,14 +346,14 @@ impl Vm {
 
     /// The guest goes on, here. It may still be about to: a QEMU's source is told before the target
     /// runs.
-    pub fn assert_alive(&mut self) {
+    pub(crate) fn assert_alive(&mut self) {
         self.wait_for_state(|state| state == "running");
         let before = self.sweeps().len();
         self.wait_for_sweeps(before + 2);
     }
 
     /// Waits until the run state is one that `is` accepts.
-    pub fn wait_for_state(&mut self, is: impl Fn(&str) -> bool) {
+    pub(crate) fn wait_for_state(&mut self, is: impl Fn(&str) -> bool) {
         let end = Instant::now() + PATIENCE;
         loop {
             let state = self.status();
@@ -365,12 +365,12 @@ impl Vm {
         }
     }
 
-    pub fn status(&mut self) -> String {
+    pub(crate) fn status(&mut self) -> String {
         self.ask("query-status", json!({}))["status"].as_str().unwrap().to_owned()
     }
 
     /// Waits for a run state.
-    pub fn wait_for_status(&mut self, status: &str) {
+    pub(crate) fn wait_for_status(&mut self, status: &str) {
         let end = Instant::now() + PATIENCE;
         loop {
             let found = self.status();
@@ -389,7 +389,7 @@ impl Vm {
     }
 
     /// Waits until `query-migrate` says something that `is` accepts.
-    pub fn wait_for(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn wait_for(&mut self, what: &str, is: impl Fn(&Value) -> bool) -> Value {
         let end = Instant::now() + PATIENCE;
         loop {
             let report = self.ask("query-migrate", json!({}));
@@ -402,14 +402,14 @@ impl Vm {
     }
 
     /// Waits for the end of a migration.
-    pub fn outcome(&mut self) -> Value {
+    pub(crate) fn outcome(&mut self) -> Value {
         self.wait_for("an outcome", |report| {
             matches!(report["status"].as_str(), Some("completed" | "failed" | "cancelled"))
         })
     }
 
     /// The TCP port that a target listens on.
-    pub fn port(&mut self) -> String {
+    pub(crate) fn port(&mut self) -> String {
         let report = self.ask("query-migrate", json!({}));
         report["socket-address"][0]["port"]
             .as_str()

@@ -18,7 +18,7 @@ fn serve(monitors: usize) -> (tempfile::TempDir, Vec<PathBuf>) {
 }
 
 /// Requests sent in one piece, each with its number as id.
-pub fn pipelined_requests_are_answered_in_order(path: &Path, oob: bool) {
+pub(crate) fn pipelined_requests_are_answered_in_order(path: &Path, oob: bool) {
     let mut client = Client::connect(path);
     client.receive();
     let enable: &[&str] = if oob { &["oob"] } else { &[] };

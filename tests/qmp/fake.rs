@@ -79,7 +79,7 @@ impl Controllable for FakeGuest {
 }
 
 /// Serves on `DIR/vm0`, `DIR/vm1` … until a client says quit.
-pub fn start(dir: &Path, monitors: usize) {
+pub(crate) fn start(dir: &Path, monitors: usize) {
     let paths: Vec<PathBuf> = (0..monitors).map(|n| dir.join(format!("vm{n}"))).collect();
     let (listening, wait) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

@@ -24,7 +24,7 @@ fn start(arguments: &[&str]) -> Vm {
 }
 
 /// With as many monitors as asked for, on `vm0`, `vm1` …
-pub fn with_monitors(count: usize, arguments: &[&str]) -> Vm {
+pub(crate) fn with_monitors(count: usize, arguments: &[&str]) -> Vm {
     let monitor = |n| format!("unix:@DIR@/vm{n},server=on,wait=off");
     let monitors: Vec<String> = (0..count).map(monitor).collect();
     let options = monitors.iter().flat_map(|monitor| ["-qmp", monitor.as_str()]);
@@ -32,11 +32,11 @@ pub fn with_monitors(count: usize, arguments: &[&str]) -> Vm {
     start(&all)
 }
 
-pub fn monitor(vm: &Vm, number: usize) -> Client {
+pub(crate) fn monitor(vm: &Vm, number: usize) -> Client {
     Client::negotiated(&vm.path(&format!("vm{number}")))
 }
 
-pub fn signal(vm: &Vm, signal: Signal) {
+pub(crate) fn signal(vm: &Vm, signal: Signal) {
     kill_process(Pid::from_child(&vm.child), signal).unwrap();
 }
 

@@ -16,7 +16,7 @@ use crate::fake;
 
 /// Who answers.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Peer {
+pub(crate) enum Peer {
     /// A `godwit run`.
     Process,
     /// Monitors over a machine in this process that has no migration: its refusals are no
@@ -25,12 +25,12 @@ pub enum Peer {
 }
 
 /// Replays `topic` against the monitors `DIR/vm0` …, up to the step with the note `until`.
-pub fn replay(topic: &str, dir: &Path, peer: Peer, until: Option<&str>) {
+pub(crate) fn replay(topic: &str, dir: &Path, peer: Peer, until: Option<&str>) {
     replay_with_signal(topic, dir, peer, until, &|| panic!("{topic}: a signal is recorded"));
 }
 
 /// The same with a recording that has a signal in it, which `signal` sends.
-pub fn replay_with_signal(
+pub(crate) fn replay_with_signal(
     topic: &str,
     dir: &Path,
     peer: Peer,

@@ -17,7 +17,7 @@ use crate::ahead::{Ahead, Fetch};
 use crate::{PAGE_SIZE, Path};
 
 /// The most processor time that the trials take, once in a process.
-pub const TIME_MAX: Duration = Duration::from_millis(3);
+pub(crate) const TIME_MAX: Duration = Duration::from_millis(3);
 /// The variable of the environment that names a path, which is then taken without a trial.
 pub const PATH_VARIABLE: &str = "GODWIT_XBZRLE_PATH";
 

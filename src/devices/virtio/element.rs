@@ -17,7 +17,7 @@ const READ_ADDRESSES: usize = WRITE_ADDRESSES + 8 * CHAIN_MAX;
 const WRITE_LENGTHS: usize = READ_ADDRESSES + 8 * CHAIN_MAX;
 const READ_LENGTHS: usize = WRITE_LENGTHS + 16 * CHAIN_MAX;
 
-pub fn encode(chain: &Chain) -> Vec<u8> {
+pub(super) fn encode(chain: &Chain) -> Vec<u8> {
     let mut bytes = vec![0; Element::BYTES];
     let numbers = [chain.head.into(), chain.readable.len() as u32, chain.writable.len() as u32];
     for (at, number) in numbers.into_iter().enumerate() {
@@ -37,7 +37,7 @@ pub fn encode(chain: &Chain) -> Vec<u8> {
 
 /// # Errors
 /// Too many buffers, or buffers that are not memory.
-pub fn decode(bytes: &[u8], ram: &GuestRam) -> Result<Chain, String> {
+pub(super) fn decode(bytes: &[u8], ram: &GuestRam) -> Result<Chain, String> {
     let number = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| bytes[4 * at + i]));
     let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|i| bytes[at + i]));
     let buffers = |count: u32, addresses: usize, lengths: usize| {

@@ -11,9 +11,9 @@ use virtio_bindings::virtio_mmio as at;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 /// Bytes of the register window of one transport.
-pub const WINDOW_BYTES: u64 = 512;
+pub(super) const WINDOW_BYTES: u64 = 512;
 /// Where the driver says that it has put something into a queue.
-pub const QUEUE_NOTIFY: u64 = at::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
+pub(super) const QUEUE_NOTIFY: u64 = at::VIRTIO_MMIO_QUEUE_NOTIFY as u64;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"virt");
 const VENDOR: u32 = u32::from_le_bytes(*b"QEMU");
@@ -22,28 +22,28 @@ const QUEUE_RESET: u32 = 0xc0;
 /// Queue numbers that can be selected, whether there is a queue or not.
 const QUEUES: u32 = 1024;
 
-pub const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
+pub(super) const DRIVER_OK: u8 = VIRTIO_CONFIG_S_DRIVER_OK as u8;
 const FEATURES_OK: u8 = VIRTIO_CONFIG_S_FEATURES_OK as u8;
 const NEEDS_RESET: u8 = VIRTIO_CONFIG_S_NEEDS_RESET as u8;
 
-pub const ISR_QUEUE: u8 = 1;
-pub const ISR_CONFIG: u8 = 2;
+pub(super) const ISR_QUEUE: u8 = 1;
+pub(super) const ISR_CONFIG: u8 = 2;
 
 const fn bit(number: u32) -> u64 {
     1 << number
 }
 
-pub const VERSION_1: u64 = bit(VIRTIO_F_VERSION_1);
-pub const EVENT_IDX: u64 = bit(VIRTIO_RING_F_EVENT_IDX);
-pub const INDIRECT_DESC: u64 = bit(VIRTIO_RING_F_INDIRECT_DESC);
-pub const NOTIFY_ON_EMPTY: u64 = bit(VIRTIO_F_NOTIFY_ON_EMPTY);
+pub(super) const VERSION_1: u64 = bit(VIRTIO_F_VERSION_1);
+pub(super) const EVENT_IDX: u64 = bit(VIRTIO_RING_F_EVENT_IDX);
+pub(super) const INDIRECT_DESC: u64 = bit(VIRTIO_RING_F_INDIRECT_DESC);
+pub(super) const NOTIFY_ON_EMPTY: u64 = bit(VIRTIO_F_NOTIFY_ON_EMPTY);
 /// What only legacy drivers are offered, and only modern ones.
 const LEGACY: u64 = NOTIFY_ON_EMPTY | bit(VIRTIO_F_ANY_LAYOUT);
 const MODERN: u64 = VERSION_1 | bit(VIRTIO_F_RING_RESET);
 
 /// What a transport offers for a device with these features of its own; of the ring's features
 /// those in `ring`.
-pub fn offered(legacy: bool, ring: u64, own: u64) -> u64 {
+pub(super) fn offered(legacy: bool, ring: u64, own: u64) -> u64 {
     own | ring & (EVENT_IDX | INDIRECT_DESC) | if legacy { LEGACY } else { MODERN }
 }
 
@@ -53,7 +53,7 @@ fn half(features: u64, high: u32) -> u32 {
 }
 
 /// What a transport without a device shows.
-pub fn empty(legacy: bool, offset: u64) -> u32 {
+pub(super) fn empty(legacy: bool, offset: u64) -> u32 {
     match u32::try_from(offset).unwrap_or(u32::MAX) {
         at::VIRTIO_MMIO_MAGIC_VALUE => MAGIC,
         at::VIRTIO_MMIO_VERSION => version(legacy),

@@ -59,7 +59,7 @@ pub trait Model: Send {
 }
 
 /// Wakes a device's worker, from any thread.
-pub type Wake = Arc<dyn Fn() + Send + Sync>;
+pub(super) type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What follows a [`Model::serve`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

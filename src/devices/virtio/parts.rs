@@ -28,7 +28,7 @@ pub(super) struct VirtioDevicePart<'a> {
 }
 
 impl VirtioDevicePart<'_> {
-    pub fn visit<V: Visitor>(self, v: &mut V) -> Result<(), V::Stop> {
+    pub(super) fn visit<V: Visitor>(self, v: &mut V) -> Result<(), V::Stop> {
         match self.device {
             VirtioDevice::Block(state) => state.visit(v, self.queues > 1),
             VirtioDevice::Net(state) => {

@@ -12,9 +12,9 @@ use virtio_queue::{Queue as Ring, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// The longest queue that a transport takes, as in QEMU.
-pub const SIZE_MAX: u16 = 1024;
+pub(super) const SIZE_MAX: u16 = 1024;
 /// Buffers of one chain, its indirect ones included.
-pub const CHAIN_MAX: usize = SIZE_MAX as usize;
+pub(super) const CHAIN_MAX: usize = SIZE_MAX as usize;
 
 /// What a driver did that no driver may do.
 #[derive(Debug, thiserror::Error)]

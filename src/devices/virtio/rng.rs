@@ -18,10 +18,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use virtio_bindings::virtio_ids::VIRTIO_ID_RNG;
 
-pub const DRIVER: &str = "virtio-rng-device";
+pub(super) const DRIVER: &str = "virtio-rng-device";
 
 /// The last two are asked of no device yet.
-pub const KEYS: Keys<Wanted> = Keys {
+pub(super) const KEYS: Keys<Wanted> = Keys {
     owner: DRIVER,
     implied: None,
     table: &[
@@ -49,7 +49,7 @@ const UNLIMITED: u64 = i64::MAX as u64;
 
 /// What `-device` asked for.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub(super) struct Wanted {
     /// Id of the `-object`; `None` takes the kernel's.
     source: Option<String>,
     limit: Limit,
@@ -57,7 +57,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    pub fn ring(&self) -> RingFeatures {
+    pub(super) fn ring(&self) -> RingFeatures {
         self.ring
     }
 }
@@ -76,7 +76,7 @@ impl Default for Limit {
 }
 
 /// Finds the source that each device names.
-pub fn complete(config: &mut Config) -> Result<(), OptionError> {
+pub(super) fn complete(config: &mut Config) -> Result<(), OptionError> {
     for device in &config.devices {
         let Some(wanted) = device.properties.downcast_ref::<Wanted>() else { continue };
         let Some(id) = &wanted.source else { continue };
@@ -94,7 +94,7 @@ pub fn complete(config: &mut Config) -> Result<(), OptionError> {
 }
 
 /// Opens the device's source.
-pub fn open(wanted: &Wanted, sources: &[Entropy]) -> Result<Rng, Error> {
+pub(super) fn open(wanted: &Wanted, sources: &[Entropy]) -> Result<Rng, Error> {
     let named = sources.iter().find(|entropy| Some(&entropy.id) == wanted.source.as_ref());
     let source = match named.map(|entropy| &entropy.source) {
         None | Some(EntropySource::Builtin) => Source::Kernel,
@@ -131,7 +131,7 @@ enum Source {
 }
 
 /// The device.
-pub struct Rng {
+pub(super) struct Rng {
     source: Source,
     limit: Limit,
     /// Bytes that may still be given in this period.

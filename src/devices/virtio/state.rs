@@ -11,7 +11,7 @@ use crate::memory::GuestRam;
 /// A field and why it has no place here.
 type Misfit = (&'static str, String);
 
-pub fn save(state: &State, kind: VirtioKind) -> VirtioState {
+pub(super) fn save(state: &State, kind: VirtioKind) -> VirtioState {
     let (registers, queues) = (&state.registers, &state.queues);
     let mut saved = VirtioState::new(kind);
     saved.host_features_sel = registers.host_features_sel;
@@ -48,7 +48,7 @@ pub fn save(state: &State, kind: VirtioKind) -> VirtioState {
 }
 
 /// Fills a transport. Rings are looked at afterwards, when they are taken into use.
-pub fn load(state: &mut State, brought: &VirtioState, ram: &GuestRam) -> Result<(), Misfit> {
+pub(super) fn load(state: &mut State, brought: &VirtioState, ram: &GuestRam) -> Result<(), Misfit> {
     let registers = &mut state.registers;
     check(brought, registers.offered)?;
     if brought.queues.len() > state.queues.len() {
@@ -78,7 +78,7 @@ pub fn load(state: &mut State, brought: &VirtioState, ram: &GuestRam) -> Result<
 }
 
 /// Whether a transport that offers these features can have this state.
-pub fn check(brought: &VirtioState, offered: u64) -> Result<(), Misfit> {
+pub(super) fn check(brought: &VirtioState, offered: u64) -> Result<(), Misfit> {
     let refuse = |field, why: String| Err((field, why));
     let features = features(brought);
     if features & !offered != 0 {

@@ -35,7 +35,7 @@ pub struct Transport {
 }
 
 /// What vCPUs and the worker share.
-pub struct Inner {
+pub(super) struct Inner {
     address: u64,
     kind: VirtioKind,
     ram: GuestRam,
@@ -43,7 +43,7 @@ pub struct Inner {
     state: Mutex<State>,
 }
 
-pub struct State {
+pub(super) struct State {
     pub registers: Registers,
     pub queues: Vec<Queue>,
     pub model: Box<dyn Model>,
@@ -102,7 +102,7 @@ impl Drop for Transport {
 }
 
 impl Inner {
-    pub fn bell(&self) -> &Bell {
+    pub(super) fn bell(&self) -> &Bell {
         &self.bell
     }
 
@@ -112,7 +112,7 @@ impl Inner {
 
     /// One turn of the worker: serves the queues, if the driver is ready and the machine runs. Says
     /// what to wait for.
-    pub fn serve(&self) -> (Next, Wait) {
+    pub(super) fn serve(&self) -> (Next, Wait) {
         let mut state = self.lock();
         if !state.running || !state.registers.is_live() {
             return (Next::Wait, Wait::default());

@@ -45,15 +45,15 @@ impl AsFd for Bell {
 }
 
 /// The thread. [`Worker::end`] ends it.
-pub struct Worker(Option<JoinHandle<()>>);
+pub(super) struct Worker(Option<JoinHandle<()>>);
 
 impl Worker {
-    pub fn start(name: &str, inner: Arc<Inner>) -> io::Result<Worker> {
+    pub(super) fn start(name: &str, inner: Arc<Inner>) -> io::Result<Worker> {
         let named = Builder::new().name(name.into()).stack_size(STACK_BYTES);
         Ok(Worker(Some(named.spawn(move || run(&inner))?)))
     }
 
-    pub fn end(&mut self, bell: &Bell) {
+    pub(super) fn end(&mut self, bell: &Bell) {
         bell.ends.store(true, Ordering::SeqCst);
         bell.ring();
         if let Some(thread) = self.0.take() {

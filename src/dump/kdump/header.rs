@@ -40,7 +40,7 @@ const UTS_BYTES: usize = 65;
 
 /// How wide a "long" of the guest's kernel is, and with it the headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Width {
+pub(super) enum Width {
     Bits32,
     Bits64,
 }
@@ -48,7 +48,7 @@ pub enum Width {
 impl Width {
     /// As the ELF core's class: 32 bits for a guest outside long mode with all its memory below 4
     /// GiB.
-    pub fn of(cpus: &[Cpu], memory: &[Range]) -> Width {
+    pub(super) fn of(cpus: &[Cpu], memory: &[Range]) -> Width {
         let long_mode = cpus.first().is_some_and(Cpu::long_mode);
         let low = memory.iter().all(|range| range.end() <= u64::from(u32::MAX));
         if !long_mode && low { Width::Bits32 } else { Width::Bits64 }
@@ -84,7 +84,7 @@ impl Width {
 }
 
 /// What the headers say, and where that puts the rest.
-pub struct Header {
+pub(super) struct Header {
     pub width: Width,
     pub status: u32,
     pub release: Option<String>,
@@ -98,16 +98,16 @@ pub struct Header {
 }
 
 impl Header {
-    pub fn notes_at(&self) -> u64 {
+    pub(super) fn notes_at(&self) -> u64 {
         PAGE as u64 + self.width.sub_header_bytes()
     }
 
-    pub fn bitmaps_at(&self) -> u64 {
+    pub(super) fn bitmaps_at(&self) -> u64 {
         (1 + self.sub_header_blocks()) * PAGE as u64
     }
 
     /// Bytes of one bitmap, a multiple of the block size.
-    pub fn bitmap_bytes(&self) -> u64 {
+    pub(super) fn bitmap_bytes(&self) -> u64 {
         self.pages_end.div_ceil(8).next_multiple_of(PAGE as u64)
     }
 
@@ -117,7 +117,7 @@ impl Header {
 
     /// Block 0. Readers tell the architecture by the machine name, and none of the strings may be
     /// empty but the last.
-    pub fn dump_header(&self) -> Vec<u8> {
+    pub(super) fn dump_header(&self) -> Vec<u8> {
         let mut out = b"KDUMP   ".to_vec();
         out.extend(VERSION.to_le_bytes());
         let release = self.release.as_deref().unwrap_or("unknown");
@@ -149,7 +149,7 @@ impl Header {
         out
     }
 
-    pub fn sub_header(&self) -> Vec<u8> {
+    pub(super) fn sub_header(&self) -> Vec<u8> {
         let width = self.width;
         let mut out = Vec::new();
         width.long(&mut out, self.phys_base as u64);

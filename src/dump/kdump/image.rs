@@ -16,14 +16,14 @@ const TYPE: i64 = 1;
 const VERSION: i64 = 1;
 const END: i64 = -1;
 
-pub enum Image {
+pub(super) enum Image {
     Raw(Writer),
     /// with the place in the stream
     Flat(Writer, u64),
 }
 
 impl Image {
-    pub fn new(mut output: Writer, raw: bool) -> Result<Image, Error> {
+    pub(super) fn new(mut output: Writer, raw: bool) -> Result<Image, Error> {
         if raw {
             return if output.seekable() {
                 Ok(Image::Raw(output))
@@ -41,7 +41,7 @@ impl Image {
     }
 
     /// Puts `bytes` at `offset` of the image.
-    pub fn put(&mut self, what: What, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+    pub(super) fn put(&mut self, what: What, offset: u64, bytes: &[u8]) -> Result<(), Error> {
         match self {
             _ if bytes.is_empty() => Ok(()),
             Image::Raw(output) => output.put(what, offset, bytes),
@@ -55,14 +55,14 @@ impl Image {
     }
 
     /// A buffer for [`Image::put_parts`].
-    pub fn buffer(&mut self) -> Result<Buffer, Error> {
+    pub(super) fn buffer(&mut self) -> Result<Buffer, Error> {
         let (Image::Raw(output) | Image::Flat(output, _)) = self;
         output.buffer()
     }
 
     /// Puts parts of `buffer` one after another, from `offset` of the image on; returns how many
     /// bytes they have.
-    pub fn put_parts(
+    pub(super) fn put_parts(
         &mut self,
         what: What,
         offset: u64,
@@ -85,7 +85,7 @@ impl Image {
     }
 
     /// Ends an image of `size` bytes.
-    pub fn finish(self, size: u64) -> Result<(), Error> {
+    pub(super) fn finish(self, size: u64) -> Result<(), Error> {
         match self {
             Image::Raw(output) => output.finish(size),
             Image::Flat(mut output, at) => {

@@ -34,7 +34,7 @@ use crate::io::gather::Buffer;
 const BITMAP_PIECE_BYTES: u64 = 1 << 20;
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one dump, each used once")]
-pub fn write(
+pub(super) fn write(
     guest: &GuestState<'_>,
     codec: Codec,
     raw: bool,

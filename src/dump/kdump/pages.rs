@@ -13,13 +13,13 @@ use crate::dump::view::GuestView;
 use crate::io::gather::{BUFFER_BYTES, Buffer};
 
 /// The pages that memory touches, also those it fills only in part.
-pub struct PageMap {
+pub(super) struct PageMap {
     /// page-aligned, sorted, disjoint
     ranges: Vec<Range>,
 }
 
 impl PageMap {
-    pub fn new(memory: &[Range]) -> PageMap {
+    pub(super) fn new(memory: &[Range]) -> PageMap {
         let page = PAGE as u64;
         let aligned: Vec<_> = memory
             .iter()
@@ -31,27 +31,27 @@ impl PageMap {
         PageMap { ranges: ranges::cut(&aligned, None) }
     }
 
-    pub fn ranges(&self) -> &[Range] {
+    pub(super) fn ranges(&self) -> &[Range] {
         &self.ranges
     }
 
-    pub fn count(&self) -> u64 {
+    pub(super) fn count(&self) -> u64 {
         self.ranges.iter().map(|range| range.len / PAGE as u64).sum()
     }
 
     /// How many pages come before the one at `address`, which is one of them.
-    pub fn rank(&self, address: u64) -> u64 {
+    pub(super) fn rank(&self, address: u64) -> u64 {
         let before = |range: &Range| range.len.min(address.saturating_sub(range.start));
         self.ranges.iter().map(before).sum::<u64>() / PAGE as u64
     }
 
     /// The number after the last page's.
-    pub fn pages_end(&self) -> u64 {
+    pub(super) fn pages_end(&self) -> u64 {
         self.ranges.last().map_or(0, |range| range.end() / PAGE as u64)
     }
 
     /// One bit for each page number, in pieces of at most `piece` bytes, `bytes` in all.
-    pub fn bitmap(&self, bytes: u64, piece: u64) -> impl Iterator<Item = Vec<u8>> + '_ {
+    pub(super) fn bitmap(&self, bytes: u64, piece: u64) -> impl Iterator<Item = Vec<u8>> + '_ {
         (0..bytes).step_by(piece as usize).map(move |at| {
             let len = piece.min(bytes - at);
             let mut bits = vec![0u8; len as usize];
@@ -78,14 +78,14 @@ fn set_bits(bits: &mut [u8], first: usize, count: usize) {
 /// What the file says about a page: where its data starts, how many bytes, and the codec's flag or
 /// 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Descriptor {
+pub(super) enum Descriptor {
     Zero,
     Plain,
     Packed(u16),
 }
 
 impl Descriptor {
-    pub const BYTES: u64 = 24;
+    pub(super) const BYTES: u64 = 24;
 }
 
 /// The part of a write buffer that one thread fills.
@@ -94,13 +94,14 @@ const SLOT_BYTES: usize = BUFFER_BYTES / 8;
 /// worst case.
 const STRIP_BYTES: usize = SLOT_BYTES - ROOM_BYTES;
 /// Write buffers of a chunk.
-pub const CHUNK_BUFFERS: usize = 2;
+pub(super) const CHUNK_BUFFERS: usize = 2;
 /// Bytes of a chunk: large enough that a pool has work for all its threads in one.
-pub const CHUNK_BYTES: u64 = (CHUNK_BUFFERS * BUFFER_BYTES / SLOT_BYTES * STRIP_BYTES) as u64;
+pub(super) const CHUNK_BYTES: u64 =
+    (CHUNK_BUFFERS * BUFFER_BYTES / SLOT_BYTES * STRIP_BYTES) as u64;
 
 /// Turns chunks of memory into descriptors and data. A page is copied once, so that nobody changes
 /// it while it is compressed, and compressed straight into the buffer that is written.
-pub struct Encoder<'a> {
+pub(super) struct Encoder<'a> {
     view: &'a dyn GuestView,
     codec: Codec,
     /// what exists; a page may stick out of it
@@ -111,7 +112,7 @@ pub struct Encoder<'a> {
 }
 
 /// A chunk, ready to be written.
-pub struct Chunk {
+pub(super) struct Chunk {
     /// How many pages come before its first.
     pub rank: u64,
     flag: u32,
@@ -129,7 +130,7 @@ struct Strip {
 }
 
 impl<'a> Encoder<'a> {
-    pub fn new(
+    pub(super) fn new(
         view: &'a dyn GuestView,
         codec: Codec,
         memory: &'a [Range],
@@ -139,7 +140,12 @@ impl<'a> Encoder<'a> {
     }
 
     /// `range` is page-aligned and at most [`CHUNK_BYTES`]; `rank` pages come before it.
-    pub fn chunk(&self, range: Range, rank: u64, mut room: Vec<Buffer>) -> Result<Chunk, Error> {
+    pub(super) fn chunk(
+        &self,
+        range: Range,
+        rank: u64,
+        mut room: Vec<Buffer>,
+    ) -> Result<Chunk, Error> {
         let starts = (range.start..range.end()).step_by(STRIP_BYTES);
         let slots = room.iter_mut().flat_map(|buffer| buffer.room().chunks_exact_mut(SLOT_BYTES));
         let strips: Vec<(u64, &mut [u8])> = starts.zip(slots).collect();
@@ -221,7 +227,7 @@ impl Strip {
 
 impl Chunk {
     /// The descriptors' bytes, if the chunk's data starts at `data_at`.
-    pub fn descriptors(&self, data_at: u64) -> Vec<u8> {
+    pub(super) fn descriptors(&self, data_at: u64) -> Vec<u8> {
         let mut at = data_at;
         let mut table = Vec::with_capacity(self.descriptors.len() * Descriptor::BYTES as usize);
         for descriptor in &self.descriptors {

@@ -17,14 +17,14 @@ pub struct Note {
 }
 
 /// `len` bytes at `offset`.
-pub fn slice(file: &[u8], offset: u64, len: u64) -> Result<&[u8], BadFile> {
+pub(super) fn slice(file: &[u8], offset: u64, len: u64) -> Result<&[u8], BadFile> {
     let end = offset.checked_add(len).filter(|end| *end <= file.len() as u64);
     let end = end.ok_or(BadFile { offset, what: "beyond the end of the file" })?;
     Ok(&file[offset as usize..end as usize])
 }
 
 /// A little-endian number of `N` bytes at `offset`.
-pub fn number<const N: usize>(file: &[u8], offset: u64) -> Result<u64, BadFile> {
+pub(super) fn number<const N: usize>(file: &[u8], offset: u64) -> Result<u64, BadFile> {
     let mut wide = [0; 8];
     wide[..N].copy_from_slice(slice(file, offset, N as u64)?);
     Ok(u64::from_le_bytes(wide))

@@ -33,7 +33,7 @@ pub enum Origin {
 }
 
 /// Connections of one migration.
-pub struct Connections {
+pub(super) struct Connections {
     origin: Origin,
     /// Accepted, and not known yet.
     silent: Vec<Silent>,
@@ -70,13 +70,13 @@ enum Speaker {
 }
 
 impl Connections {
-    pub fn new(origin: Origin) -> Self {
+    pub(super) fn new(origin: Origin) -> Self {
         Self { origin, silent: Vec::new(), early: Vec::new(), told: 0 }
     }
 
     /// The main channel: the first connection that speaks as a source does. Who says nothing for
     /// `timeout` is dropped.
-    pub fn main(&mut self, ring: &mut Ring, timeout: Duration) -> Result<Connection, Error> {
+    pub(super) fn main(&mut self, ring: &mut Ring, timeout: Duration) -> Result<Connection, Error> {
         if let Origin::Open(connection) = &self.origin {
             connection.await_writer(ring)?;
             return Ok(connection.share());
@@ -93,7 +93,7 @@ impl Connections {
     }
 
     /// The next channel, whose hello is there to be read; `None` if none comes within `timeout`.
-    pub fn channel(
+    pub(super) fn channel(
         &mut self,
         ring: &mut Ring,
         timeout: Duration,
@@ -116,7 +116,7 @@ impl Connections {
 
     /// Whether a channel is there that nobody reads, so that its pages would be lost. From here on
     /// nobody is waited for.
-    pub fn has_unread_channel(&mut self, ring: &mut Ring) -> Result<bool, Error> {
+    pub(super) fn has_unread_channel(&mut self, ring: &mut Ring) -> Result<bool, Error> {
         if let Origin::Open(_) = self.origin {
             return Ok(false);
         }
@@ -139,7 +139,7 @@ impl Connections {
     }
 
     /// Nobody else is wanted: who has not spoken is dropped.
-    pub fn turn_away(&mut self) {
+    pub(super) fn turn_away(&mut self) {
         self.silent.clear();
     }
 

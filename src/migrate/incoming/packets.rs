@@ -10,7 +10,7 @@ use crate::stream::ram::PageAt;
 
 /// Reads packets.
 #[derive(Default)]
-pub struct Packets {
+pub(super) struct Packets {
     decompressor: Decompressor,
     pages: Vec<u8>,
     offset: u64,
@@ -19,7 +19,7 @@ pub struct Packets {
 impl Packets {
     /// Reads and applies one packet; true if it ends the channel's part of a round. `names` are the
     /// listed blocks.
-    pub fn read(
+    pub(super) fn read(
         &mut self,
         ring: &mut Ring,
         reader: &mut SocketReader,

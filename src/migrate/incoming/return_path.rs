@@ -11,7 +11,7 @@ use crate::stream::godwit::{self, Answer, Features};
 use crate::stream::return_path::Reply;
 
 /// The way back to the source, and what was agreed over it.
-pub struct ReturnPath {
+pub(super) struct ReturnPath {
     writer: Writer,
     two_way: bool,
     pub is_open: bool,

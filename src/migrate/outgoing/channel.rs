@@ -33,7 +33,7 @@ const BATCH_PIECES: usize = 480;
 /// Pages encoded at once: 8 MiB, enough work for several threads.
 const ENCODE_PAGES: usize = 2048;
 
-pub struct Channel {
+pub(super) struct Channel {
     /// Position among the channels; decides which chunks are its own.
     pub index: u64,
     /// Not the main channel.
@@ -54,7 +54,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    pub fn new(
+    pub(super) fn new(
         index: u64,
         is_further: bool,
         ring: Ring,
@@ -80,7 +80,7 @@ impl Channel {
     }
 
     /// Sends this channel's part of a round.
-    pub fn send(&mut self, round: &Round<'_>) -> Result<(), Error> {
+    pub(super) fn send(&mut self, round: &Round<'_>) -> Result<(), Error> {
         sabotage::panic_on(Fault::PanicInRound);
         let deltas = self.cache.is_some() && round.pass != Pass::Bulk;
         for (block, pages) in round.pages.iter().enumerate() {
@@ -205,7 +205,7 @@ impl Channel {
 
     /// Sends what the channels left to the main channel, and that they have come to the end of a
     /// round.
-    pub fn end_packets(&mut self, round: &Round<'_>, zeros: &[Zeros]) -> Result<(), Error> {
+    pub(super) fn end_packets(&mut self, round: &Round<'_>, zeros: &[Zeros]) -> Result<(), Error> {
         for (block, pages) in zeros {
             let source = &self.sources[usize::from(*block)];
             self.framing.zeros(source, pages.clone(), round.zeros, &mut self.batch)?;
@@ -219,7 +219,7 @@ impl Channel {
     }
 
     /// Sends `bytes` as they are: what stands between rounds.
-    pub fn send_bytes(
+    pub(super) fn send_bytes(
         &mut self,
         counters: &Counters,
         guest_runs: bool,

@@ -14,7 +14,7 @@ use crate::pages::CHUNK_PAGES;
 
 /// Looks ahead from the first round, which can take long: what is dirtied during it is dirtied
 /// later, too.
-pub struct Forecast {
+pub(super) struct Forecast {
     started: Instant,
     cache_bytes: u64,
     sent_before: u64,
@@ -25,10 +25,10 @@ pub struct Forecast {
 }
 
 /// What is seen sooner is only part of what the guest dirties.
-pub const FORECAST_AFTER: Duration = Duration::from_secs(2);
+pub(super) const FORECAST_AFTER: Duration = Duration::from_secs(2);
 
 impl Forecast {
-    pub fn new(source: &Source, peer: &mut Peer) -> Self {
+    pub(super) fn new(source: &Source, peer: &mut Peer) -> Self {
         let sent_before = Counters::get(&source.progress.counters.transferred);
         let (started, cache_bytes) = (Instant::now(), peer.cache_bytes());
         let (fastest, sees_no_end) = (AtomicU64::new(0), AtomicBool::new(false));
@@ -36,7 +36,7 @@ impl Forecast {
     }
 
     /// `pages` were found dirty again so far.
-    pub fn update(&self, source: &Source, pages: u64) {
+    pub(super) fn update(&self, source: &Source, pages: u64) {
         let seconds = self.started.elapsed().as_secs_f64();
         let fits = self.cache_bytes >= pages * PAGE_BYTES && self.cache_bytes > 0;
         if seconds < FORECAST_AFTER.as_secs_f64() || fits {
@@ -58,13 +58,13 @@ impl Forecast {
     }
 
     /// Whether more rounds alone will not end the migration.
-    pub fn sees_no_end(&self) -> bool {
+    pub(super) fn sees_no_end(&self) -> bool {
         self.sees_no_end.load(Ordering::Relaxed)
     }
 }
 
 /// What would help a migration that does not converge.
-pub fn advice(source: &Source, cache: u64, left: u64) -> String {
+pub(super) fn advice(source: &Source, cache: u64, left: u64) -> String {
     let xbzrle = source.settings.has(Capability::Xbzrle);
     let would_do =
         (left.div_ceil(CHUNK_PAGES) * CHUNK_PAGES * PAGE_BYTES * 5 / 4).next_power_of_two();

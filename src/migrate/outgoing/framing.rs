@@ -15,7 +15,7 @@ use crate::stream::ram::{FLAG_EOS, FLAG_PAGE, RamWriter};
 use crate::stream::{SectionHeader, SectionKind};
 
 /// Lays out what one channel sends. Everything goes to the end of the send being filled.
-pub trait Framing: Send {
+pub(super) trait Framing: Send {
     /// Pages of zeros.
     fn zeros(
         &mut self,
@@ -61,11 +61,11 @@ pub trait Framing: Send {
 }
 
 /// Pages of zeros: the block's number, the pages in it.
-pub type Zeros = (u8, Range<u64>);
+pub(super) type Zeros = (u8, Range<u64>);
 
 /// Where pages of zeros go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ZeroRules {
+pub(super) struct ZeroRules {
     /// From a channel with packets to the main one, which sends them once the channels have sent
     /// theirs: what a QEMU before 9.0 understands.
     pub on_main: bool,
@@ -75,13 +75,13 @@ pub struct ZeroRules {
 
 /// Runs and ranges; records only for deltas.
 #[derive(Default)]
-pub struct Frames {
+pub(super) struct Frames {
     /// A range that may still grow.
     zeros: Option<Zeros>,
 }
 
 /// Records in PART sections.
-pub struct Records {
+pub(super) struct Records {
     section: SectionHeader,
     /// A section is open in the send being filled.
     open: bool,
@@ -186,7 +186,7 @@ impl Framing for Records {
 }
 
 impl Records {
-    pub fn new(section: SectionHeader) -> Self {
+    pub(super) fn new(section: SectionHeader) -> Self {
         Self { section, open: false, writer: RamWriter::default() }
     }
 

@@ -19,7 +19,7 @@ use crate::stream::ram::FLAG_EOS;
 use crate::stream::return_path::Reply;
 use crate::stream::{Command, SectionKind, description, end_of_states};
 
-pub enum Outcome {
+pub(super) enum Outcome {
     /// The target owns the guest.
     HandedOver,
     /// The guest may run at the target or may not.
@@ -31,7 +31,11 @@ const COMMIT: Duration = Duration::from_secs(5);
 /// QEMU sends SHUT when it is done, however long that takes; a lost connection ends the wait.
 const FOR_EVER: Duration = Duration::from_secs(24 * 3600);
 
-pub fn hand_over(source: &Source, peer: &mut Peer, state: &dyn State) -> Result<Outcome, Error> {
+pub(super) fn hand_over(
+    source: &Source,
+    peer: &mut Peer,
+    state: &dyn State,
+) -> Result<Outcome, Error> {
     let mut out = Vec::new();
     Command::SwitchoverStart.write(&mut out);
     let section = ram_section();
@@ -64,7 +68,7 @@ pub fn hand_over(source: &Source, peer: &mut Peer, state: &dyn State) -> Result<
 }
 
 /// How long the target may be silent while the guest stands still and has not been given away.
-pub fn commit_timeout(parameters: &Parameters) -> Duration {
+pub(super) fn commit_timeout(parameters: &Parameters) -> Duration {
     match parameters.x_godwit_commit_timeout {
         0 => COMMIT.max(Duration::from_millis(4 * parameters.downtime_limit)),
         told => Duration::from_millis(told),
@@ -116,7 +120,7 @@ fn wait_for_shut(peer: &mut Peer, time: Duration) -> Result<Outcome, Error> {
 }
 
 /// Whether the guest runs at the target nobody can know.
-pub fn indeterminate(error: Error) -> Outcome {
+pub(super) fn indeterminate(error: Error) -> Outcome {
     Outcome::Indeterminate(Error::Refused(format!(
         "nothing that can be relied upon ({error}): the guest may run there or may not, nobody can know from here. It \
          stays paused; see whether the target runs it, and only if it does not, cont here"

@@ -16,7 +16,7 @@ use crate::pages::PageSource;
 use crate::stream::multifd::{Compressor, Method, PACKET_BYTES, PACKET_PAGES_MAX, Packet};
 
 /// Makes the packets of one channel.
-pub struct Packets {
+pub(super) struct Packets {
     /// One count over all channels.
     numbers: Arc<AtomicU64>,
     /// Where the compression's level is looked up for each packet.
@@ -30,7 +30,7 @@ pub struct Packets {
 }
 
 impl Packets {
-    pub fn new(numbers: Arc<AtomicU64>, settings: Arc<Settings>) -> Result<Self, Error> {
+    pub(super) fn new(numbers: Arc<AtomicU64>, settings: Arc<Settings>) -> Result<Self, Error> {
         let parameters = settings.parameters();
         let compressor = match parameters.multifd_compression {
             "zlib" => Some(Compressor::zlib(parameters.multifd_zlib_level)),

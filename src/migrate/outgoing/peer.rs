@@ -26,7 +26,7 @@ use crate::stream::return_path::Reply;
 use crate::stream::{Command, Configuration, SectionHeader};
 
 /// The RAM section as this source numbers it.
-pub fn ram_section() -> SectionHeader {
+pub(super) fn ram_section() -> SectionHeader {
     SectionHeader { id: 2, name: "ram".into(), instance: 0, version: 4 }
 }
 
@@ -39,7 +39,7 @@ struct Offer {
     rehearsal: Rehearsal,
 }
 
-pub struct Peer {
+pub(super) struct Peer {
     /// The main channel; carries pages too when there are no others.
     pub main: Channel,
     /// The other channels, by number.
@@ -67,7 +67,7 @@ const AGREEMENT_POLL: Duration = Duration::from_millis(20);
 impl Peer {
     /// Opens the stream and finds out who is there. No RAM has moved when this returns, and the
     /// target has had the chance to refuse.
-    pub fn negotiate(
+    pub(super) fn negotiate(
         source: &Source,
         ring: Ring,
         connection: Connection,
@@ -225,13 +225,13 @@ impl Peer {
     }
 
     /// Whether the channels carry QEMU's packets.
-    pub fn sends_packets(&self) -> bool {
+    pub(super) fn sends_packets(&self) -> bool {
         !self.channels.is_empty() && !self.features.contains(Features::CHANNELS)
     }
 
     /// Says on every channel that it has come to the end of round `number`. What the channels have
     /// left to the main one comes back.
-    pub fn end_channels(
+    pub(super) fn end_channels(
         &mut self,
         counters: &Counters,
         guest_runs: bool,
@@ -249,7 +249,7 @@ impl Peer {
 
     /// Marks the end of a round on every channel and on the main one, so that the target can wait
     /// for all.
-    pub fn end_round(&mut self, round: &Round<'_>, number: u32) -> Result<(), Error> {
+    pub(super) fn end_round(&mut self, round: &Round<'_>, number: u32) -> Result<(), Error> {
         let zeros = self.end_channels(round.counters, round.guest_runs, number)?;
         if self.sends_packets() {
             return self.main.end_packets(round, &zeros);
@@ -276,7 +276,7 @@ impl Peer {
     }
 
     /// Bytes of all caches; 0 without XBZRLE.
-    pub fn cache_bytes(&mut self) -> u64 {
+    pub(super) fn cache_bytes(&mut self) -> u64 {
         self.page_channels()
             .iter()
             .filter_map(|channel| channel.cache.as_ref())
@@ -286,7 +286,7 @@ impl Peer {
 
     /// Gives the caches a new size where the parameter changed. Where there is no memory for it,
     /// they stay as they are, the report says so, and the migration goes on.
-    pub fn resize_caches(&mut self, progress: &Progress, bytes: u64) {
+    pub(super) fn resize_caches(&mut self, progress: &Progress, bytes: u64) {
         if std::mem::replace(&mut self.cache_wanted, bytes) == bytes {
             return;
         }
@@ -306,14 +306,14 @@ impl Peer {
     /// read and loaded there, and the guest started. That takes three times what one reading and
     /// loading took at the target, as measured with 1 to 16 vCPUs. `bandwidth`, in bytes per
     /// second, is the connection's, 0 where it is not known: a limit says nothing of it.
-    pub fn state_time(&self, bandwidth: f64) -> Duration {
+    pub(super) fn state_time(&self, bandwidth: f64) -> Duration {
         let Rehearsal { us, bytes } = self.rehearsal;
         let sent = converge::predicted_downtime(bytes.into(), bandwidth).unwrap_or_default();
         Duration::from_micros(3 * u64::from(us)) + sent
     }
 
     /// The channels that carry pages.
-    pub fn page_channels(&mut self) -> &mut [Channel] {
+    pub(super) fn page_channels(&mut self) -> &mut [Channel] {
         if self.channels.is_empty() {
             std::slice::from_mut(&mut self.main)
         } else {
@@ -322,7 +322,7 @@ impl Peer {
     }
 
     /// The next message of the return path.
-    pub fn wait(&mut self, what: &'static str, time: Duration) -> Result<Reply, Error> {
+    pub(super) fn wait(&mut self, what: &'static str, time: Duration) -> Result<Reply, Error> {
         let return_path = self.return_path.as_mut().expect("asked only of a peer that can answer");
         let reply = match return_path.wait(&mut self.main.ring, Some((Instant::now() + time, time)))
         {
@@ -336,14 +336,14 @@ impl Peer {
     }
 
     /// How long the target may take none of what is sent.
-    pub fn set_operation_timeout(&mut self, time: Duration) {
+    pub(super) fn set_operation_timeout(&mut self, time: Duration) {
         for channel in std::iter::once(&mut self.main).chain(&mut self.channels) {
             channel.ring.set_operation_timeout(Some(time));
         }
     }
 
     /// Takes what the target has said meanwhile. Errors if it has refused.
-    pub fn check(&mut self) -> Result<(), Error> {
+    pub(super) fn check(&mut self) -> Result<(), Error> {
         let Some(return_path) = &mut self.return_path else { return Ok(()) };
         while let Some(reply) = return_path.poll(&mut self.main.ring)? {
             match reply {
@@ -357,7 +357,7 @@ impl Peer {
 
     /// Whether the guest may be stopped now. With `switchover-ack` a running guest waits for the
     /// target's word, which is looked for here for a moment; rounds go on meanwhile.
-    pub fn agrees_to_switch_over(&mut self, source: &Source) -> Result<bool, Error> {
+    pub(super) fn agrees_to_switch_over(&mut self, source: &Source) -> Result<bool, Error> {
         let running = source.guest.run_state() == RunState::Running;
         if !source.settings.has(Capability::SwitchoverAck) || !running {
             return Ok(true);
@@ -371,7 +371,7 @@ impl Peer {
     }
 
     /// A time-out by the name of what was waited for; the whole time, not what was left of it.
-    pub fn silent(&self, error: Error, what: &'static str, time: Duration) -> Error {
+    pub(super) fn silent(&self, error: Error, what: &'static str, time: Duration) -> Error {
         match error {
             Error::Io(crate::io::Error::TimedOut(_)) if self.program.is_some() => {
                 crate::io::Error::from(ProgramFailed::NotReading(time)).into()
@@ -386,7 +386,7 @@ impl Peer {
     /// Ends a stream to a command, which has done its part once it has read everything and ended
     /// well. It may go on reading for as long as it likes; when it does not read, or has read all,
     /// it has `time`.
-    pub fn end_stream(&mut self, time: Duration) -> Result<(), Error> {
+    pub(super) fn end_stream(&mut self, time: Duration) -> Result<(), Error> {
         let Some(program) = &self.program else { return Ok(()) };
         let ring = &mut self.main.ring;
         program.read_all(ring, &*self.connections[0].fd, time)?;
@@ -400,7 +400,7 @@ impl Peer {
     }
 
     /// A broken connection is the target's doing if it said why, and a broken pipe the command's.
-    pub fn better_reason(&mut self, error: Error) -> Error {
+    pub(super) fn better_reason(&mut self, error: Error) -> Error {
         let broken =
             matches!(error, Error::Io(crate::io::Error::System(_) | crate::io::Error::Closed));
         if broken
@@ -417,7 +417,7 @@ impl Peer {
     }
 
     /// Lets go of the streams. A target whose stream ends before GO never runs.
-    pub fn close(&mut self, done: bool) {
+    pub(super) fn close(&mut self, done: bool) {
         if let Some(return_path) = &mut self.return_path {
             return_path.abandon(&mut self.main.ring);
         }

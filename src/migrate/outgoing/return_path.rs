@@ -15,7 +15,7 @@ use crate::stream::return_path::Reply;
 /// Two messages of the greatest length fit.
 const BUFFER_BYTES: usize = 2048;
 
-pub struct ReturnPathReader {
+pub(super) struct ReturnPathReader {
     incoming: PendingReceive<BUFFER_BYTES>,
     received: Vec<u8>,
     consumed: u64,
@@ -23,13 +23,13 @@ pub struct ReturnPathReader {
 }
 
 impl ReturnPathReader {
-    pub fn new(fd: Arc<OwnedFd>) -> Self {
+    pub(super) fn new(fd: Arc<OwnedFd>) -> Self {
         let incoming = PendingReceive::new(fd);
         Self { incoming, received: Vec::new(), consumed: 0, closed: false }
     }
 
     /// The next message if one is there. [`io::Error::Closed`] when the target closed its side.
-    pub fn poll(&mut self, ring: &mut Ring) -> Result<Option<Reply>, Error> {
+    pub(super) fn poll(&mut self, ring: &mut Ring) -> Result<Option<Reply>, Error> {
         loop {
             if let Step::Item(reply, bytes) = Reply::parse(&self.received, self.consumed)? {
                 self.received.drain(..bytes);
@@ -53,7 +53,7 @@ impl ReturnPathReader {
     }
 
     /// The next message, waited for until `deadline`.
-    pub fn wait(
+    pub(super) fn wait(
         &mut self,
         ring: &mut Ring,
         deadline: Option<(Instant, Duration)>,
@@ -72,7 +72,7 @@ impl ReturnPathReader {
     }
 
     /// Why the target hung up, if it said so before a send failed.
-    pub fn close_reason(&mut self, ring: &mut Ring) -> Option<Error> {
+    pub(super) fn close_reason(&mut self, ring: &mut Ring) -> Option<Error> {
         let end = Instant::now() + CLOSE_REASON;
         loop {
             match self.wait(ring, Some((end, CLOSE_REASON))) {
@@ -88,7 +88,7 @@ impl ReturnPathReader {
     }
 
     /// Takes back the pending receive; must be called before the ring goes.
-    pub fn abandon(&mut self, ring: &mut Ring) {
+    pub(super) fn abandon(&mut self, ring: &mut Ring) {
         self.incoming.abandon(ring);
     }
 }

@@ -17,7 +17,7 @@ use crate::pages::{CHUNK_PAGES, ChunkMask, chunk_of};
 const REDIRTIED_PERIOD: Duration = Duration::from_millis(20);
 
 /// What a channel sends in one round, shared by all channels.
-pub struct Round<'a> {
+pub(super) struct Round<'a> {
     /// Pages by block.
     pub pages: &'a [PageSet],
     pub pass: Pass,
@@ -37,7 +37,7 @@ impl Round<'_> {
     /// Chunks of channel `index` that have members in `pages`. The first round starts in the middle
     /// of the block: which pages are busy shows while it runs, and what it sends at its beginning
     /// it sends blindly. Small kernels and their heaps lie low, large guests allocate from the top.
-    pub fn chunks<'p>(
+    pub(super) fn chunks<'p>(
         &self,
         index: u64,
         pages: &'p PageSet,
@@ -53,7 +53,7 @@ impl Round<'_> {
 
 /// Pages dirtied again during the first round. They are not sent in it: they would only be sent
 /// twice. What they say of the guest is told as soon as it is known.
-pub struct Redirtied<'a> {
+pub(super) struct Redirtied<'a> {
     pages: RwLock<PageSet>,
     harvested: RwLock<Instant>,
     /// Hears how many there are, each time more were looked for.
@@ -61,7 +61,7 @@ pub struct Redirtied<'a> {
 }
 
 impl<'a> Redirtied<'a> {
-    pub fn new(bound: u64, found: impl Fn(u64) + Send + Sync + 'a) -> Self {
+    pub(super) fn new(bound: u64, found: impl Fn(u64) + Send + Sync + 'a) -> Self {
         let (pages, harvested) = (RwLock::new(PageSet::new(bound)), RwLock::new(Instant::now()));
         Self { pages, harvested, found: Box::new(found) }
     }
@@ -77,7 +77,7 @@ impl<'a> Redirtied<'a> {
     }
 
     /// All that was found.
-    pub fn into_pages(self) -> PageSet {
+    pub(super) fn into_pages(self) -> PageSet {
         self.pages.into_inner().unwrap()
     }
 }

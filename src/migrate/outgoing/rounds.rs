@@ -28,7 +28,7 @@ const FIRST_CLEAR_PAGES: u64 = (1 << 30) / PAGE_BYTES;
 /// Pages that go at this share of the limit or faster are held back by the limit.
 const LIMITED: f64 = 0.7;
 
-pub struct Rounds {
+pub(super) struct Rounds {
     log: Box<dyn DirtyLog>,
     pool: ThreadPool,
     /// A thread for each channel, where there are several.
@@ -45,7 +45,7 @@ pub struct Rounds {
 
 impl Rounds {
     /// Starts the log and opens section `ram`.
-    pub fn start(source: &Source, peer: &mut Peer) -> Result<Self, Error> {
+    pub(super) fn start(source: &Source, peer: &mut Peer) -> Result<Self, Error> {
         let log = source.guest.start_dirty_log()?;
         #[cfg(feature = "sabotage")]
         let log = super::sabotage::FaultyLog::around(log, source.guest.ram());
@@ -95,7 +95,11 @@ impl Rounds {
     }
 
     /// Sends rounds while the guest runs, until the rest is small enough to stop for.
-    pub fn until_converged(&mut self, source: &Source, peer: &mut Peer) -> Result<(), Error> {
+    pub(super) fn until_converged(
+        &mut self,
+        source: &Source,
+        peer: &mut Peer,
+    ) -> Result<(), Error> {
         let pages = self.owed[0].bound();
         let forecast = Forecast::new(source, peer);
         let redirtied = Redirtied::new(pages, |found| forecast.update(source, found));
@@ -136,7 +140,7 @@ impl Rounds {
     }
 
     /// The last round, of a guest that stands still and whose state has been read.
-    pub fn last(&mut self, source: &Source, peer: &mut Peer) -> Result<(), Error> {
+    pub(super) fn last(&mut self, source: &Source, peer: &mut Peer) -> Result<(), Error> {
         if !sabotage::on(Fault::NoFinalHarvest) {
             self.harvest(source)?;
         }

@@ -18,7 +18,7 @@ use crate::stream::godwit::Frame;
 const DROP_ONE_IN: u64 = 1000;
 
 /// A dirty log with the fault that was chosen.
-pub struct FaultyLog {
+pub(super) struct FaultyLog {
     log: Box<dyn DirtyLog>,
     ram: GuestRam,
     state: Mutex<State>,
@@ -32,7 +32,7 @@ struct State {
 }
 
 impl FaultyLog {
-    pub fn around(log: Box<dyn DirtyLog>, ram: &GuestRam) -> Box<dyn DirtyLog> {
+    pub(super) fn around(log: Box<dyn DirtyLog>, ram: &GuestRam) -> Box<dyn DirtyLog> {
         let late = PageSet::new(ram.main().pages());
         let state = Mutex::new(State { harvests: 0, bits: 0, late });
         Box::new(Self { log, ram: ram.clone(), state })
@@ -92,7 +92,7 @@ impl DirtyLog for FaultyLog {
 }
 
 /// RAM as it was in the beginning, to be sent again when newer versions have been.
-pub struct Swap {
+pub(super) struct Swap {
     old: Vec<u8>,
 }
 
@@ -102,7 +102,7 @@ const SENT_PAGES: usize = 64;
 const LATER: Duration = Duration::from_millis(30);
 
 impl Swap {
-    pub fn new(ram: &GuestRam) -> Result<Self, Error> {
+    pub(super) fn new(ram: &GuestRam) -> Result<Self, Error> {
         let mut old =
             vec![0; if on(Fault::SwapVersions) { ram.main().bytes() as usize } else { 0 }];
         read(ram, 0, &mut old)?;
@@ -111,7 +111,7 @@ impl Swap {
 
     /// Behind the pages of a round: old versions of some of them, each on another channel than its
     /// own.
-    pub fn round(
+    pub(super) fn round(
         &mut self,
         source: &Source,
         peer: &mut Peer,

@@ -28,7 +28,7 @@ const CHUNKS_MAPPED_AHEAD: usize = 4;
 const AHEAD_PAGES_MIN: u64 = 16 * CHUNK_PAGES;
 
 /// A chunk whose pages may be sent now.
-pub struct ScannedChunk {
+pub(super) struct ScannedChunk {
     pub chunk: u64,
     /// Pages that read as zero: holes, and all others of which that is known.
     pub zeros: ChunkMask,
@@ -38,7 +38,7 @@ pub struct ScannedChunk {
 
 impl ScannedChunk {
     /// Pages of the chunk by their place in the block, in maximal ranges.
-    pub fn ranges(&self, mask: &ChunkMask) -> impl Iterator<Item = Range<u64>> + use<> {
+    pub(super) fn ranges(&self, mask: &ChunkMask) -> impl Iterator<Item = Range<u64>> + use<> {
         let (base, mask) = (self.chunk * CHUNK_PAGES, *mask);
         mask_ranges(mask).map(move |range| base + range.start..base + range.end)
     }
@@ -46,7 +46,7 @@ impl ScannedChunk {
 
 /// The chunks of a round that have anything to send in a block, in order: scanned as they are asked
 /// for, or by a thread of `scope`. With `deltas` the encoder finds the pages of zeros.
-pub fn chunks<'s>(
+pub(super) fn chunks<'s>(
     scope: &'s Scope<'s, '_>,
     round: &'s Round<'s>,
     mut source: PageSource,

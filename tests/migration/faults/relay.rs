@@ -12,7 +12,7 @@ use crate::common::vm::PATIENCE;
 
 /// Where in the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Point {
+pub(super) enum Point {
     /// Before the first byte.
     Setup,
     /// Behind so many bytes from the source.
@@ -66,20 +66,20 @@ fn copy(mut from: UnixStream, mut to: UnixStream) {
 }
 
 #[derive(Clone)]
-pub struct Relay {
+pub(super) struct Relay {
     shared: Arc<(Mutex<State>, Condvar)>,
     pub uri: String,
 }
 
 impl Relay {
     /// Between a source and the target that listens at `to`.
-    pub fn start(dir: &Path, to: PathBuf) -> Self {
+    pub(super) fn start(dir: &Path, to: PathBuf) -> Self {
         Self::channels(dir, to, 0)
     }
 
     /// The same, where connection number `which` is the one that is stopped; the main channel is
     /// number 0.
-    pub fn channels(dir: &Path, to: PathBuf, which: usize) -> Self {
+    pub(super) fn channels(dir: &Path, to: PathBuf, which: usize) -> Self {
         let path = dir.join("relay");
         let _ = std::fs::remove_file(&path);
         let listener = UnixListener::bind(&path).unwrap();
@@ -117,13 +117,13 @@ impl Relay {
     }
 
     /// Stops the stream at `point` from now on.
-    pub fn stop_at(&self, point: Point) {
+    pub(super) fn stop_at(&self, point: Point) {
         let mut state = self.lock();
         (state.point, state.hit) = (Some(point), false);
     }
 
     /// Waits until the stream stands at its point.
-    pub fn wait(&self) {
+    pub(super) fn wait(&self) {
         let end = Instant::now() + PATIENCE;
         let mut state = self.lock();
         while !state.hit {
@@ -133,17 +133,17 @@ impl Relay {
     }
 
     /// Lets the stream go on.
-    pub fn go_on(&self) {
+    pub(super) fn go_on(&self) {
         self.set(Flow::Running);
     }
 
     /// Ends both connections.
-    pub fn cut(&self) {
+    pub(super) fn cut(&self) {
         self.set(Flow::Cut);
     }
 
     /// Changes the next `bytes` bytes from the source, then goes on.
-    pub fn spoil(&self, bytes: usize) {
+    pub(super) fn spoil(&self, bytes: usize) {
         self.lock().spoil = bytes;
         self.go_on();
     }

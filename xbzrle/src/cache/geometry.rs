@@ -49,7 +49,7 @@ pub(super) struct Geometry {
 
 impl Geometry {
     /// The largest power of two of pages within `bytes`.
-    pub fn for_bytes(bytes: u64) -> Result<Geometry, CacheError> {
+    pub(super) fn for_bytes(bytes: u64) -> Result<Geometry, CacheError> {
         let page_bits =
             (bytes / PAGE_SIZE as u64).checked_ilog2().ok_or(CacheError::TooSmall { bytes })?;
         let way_bits = page_bits.min(WAYS.ilog2());
@@ -58,31 +58,31 @@ impl Geometry {
         Ok(Geometry { way_bits, set_bits, shard_bits })
     }
 
-    pub fn ways(self) -> usize {
+    pub(super) fn ways(self) -> usize {
         1 << self.way_bits
     }
 
-    pub fn sets(self) -> usize {
+    pub(super) fn sets(self) -> usize {
         1 << self.set_bits
     }
 
-    pub fn pages(self) -> usize {
+    pub(super) fn pages(self) -> usize {
         1 << (self.set_bits + self.way_bits)
     }
 
-    pub fn shards(self) -> usize {
+    pub(super) fn shards(self) -> usize {
         1 << self.shard_bits
     }
 
-    pub fn shard_sets(self) -> usize {
+    pub(super) fn shard_sets(self) -> usize {
         1 << (self.set_bits - self.shard_bits)
     }
 
-    pub fn shard_pages(self) -> usize {
+    pub(super) fn shard_pages(self) -> usize {
         1 << (self.set_bits + self.way_bits - self.shard_bits)
     }
 
-    pub fn place(self, page: u64) -> Place {
+    pub(super) fn place(self, page: u64) -> Place {
         let block = page >> (self.set_bits + self.way_bits);
         let number = (page ^ self.spread(block)) & (self.sets() as u64 - 1);
         let in_chunk = number & (CHUNK_PAGES - 1);
@@ -96,7 +96,7 @@ impl Geometry {
     /// The set (counted over all shards) and the way that slot `slot` of the slab belongs to. Slots
     /// are laid out by shard, then way, then set: a shard fills from its front, so huge pages
     /// behind stay untouched until needed.
-    pub fn slot_owner(self, slot: usize) -> (usize, usize) {
+    pub(super) fn slot_owner(self, slot: usize) -> (usize, usize) {
         let (shard, in_shard) = (slot / self.shard_pages(), slot % self.shard_pages());
         let (way, set) = (in_shard / self.shard_sets(), in_shard % self.shard_sets());
         (shard * self.shard_sets() + set, way)

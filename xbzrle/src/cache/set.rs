@@ -19,27 +19,27 @@ pub(super) struct Set {
 }
 
 impl Stamp {
-    pub const NEVER: Stamp = Stamp(0);
+    pub(crate) const NEVER: Stamp = Stamp(0);
 
     /// The first lookup of the first pass.
-    pub const FIRST: Stamp = Stamp(1 << HITS_BITS);
+    pub(crate) const FIRST: Stamp = Stamp(1 << HITS_BITS);
 
     const HITS_MAX: u64 = (1 << HITS_BITS) - 1;
 
     /// The stamp `lookups` lookups later.
-    pub fn later(self, lookups: u64) -> Stamp {
+    pub(crate) fn later(self, lookups: u64) -> Stamp {
         Stamp(self.0 + (lookups << HITS_BITS))
     }
 
     /// The first stamp of the next pass. After 2^30 passes there is no next one.
-    pub fn next_pass(self) -> Stamp {
+    pub(crate) fn next_pass(self) -> Stamp {
         Stamp((self.pass() + 1).min(u64::MAX >> PASS_SHIFT) << PASS_SHIFT).max(self)
     }
 
     /// The stamp of a page that enters now. Every other page, by a hash of its number, is taken as
     /// found once before: these outlast a pass, so that a sweep that takes several passes finds
     /// part of itself.
-    pub fn entering(self, page: u64) -> Stamp {
+    pub(crate) fn entering(self, page: u64) -> Stamp {
         Stamp(self.0 | (!page.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 63))
     }
 
@@ -57,18 +57,18 @@ const PASS_SHIFT: u32 = 32 + HITS_BITS;
 
 impl Set {
     /// The way that holds `page`.
-    pub fn find(&self, page: u64) -> Option<usize> {
+    pub(super) fn find(&self, page: u64) -> Option<usize> {
         (0..WAYS).find(|&way| self.tags[way] == page && self.stamps[way] != Stamp::NEVER)
     }
 
     /// Counts a use.
-    pub fn touch(&mut self, way: usize, now: Stamp) {
+    pub(super) fn touch(&mut self, way: usize, now: Stamp) {
         self.stamps[way] = Stamp(now.0 | (self.stamps[way].hits() + 1).min(Stamp::HITS_MAX));
     }
 
     /// The way to use next among the first `ways`: the first empty one, or else the least recently
     /// used; with the stamp of what it holds.
-    pub fn oldest(&self, ways: usize) -> (usize, Stamp) {
+    pub(super) fn oldest(&self, ways: usize) -> (usize, Stamp) {
         let (mut way, mut stamp) = (0, self.stamps[0]);
         for other in 1..ways {
             if self.stamps[other] < stamp {
@@ -80,7 +80,7 @@ impl Set {
 
     /// The way to give to `page` now, if one can be spared: an empty one, or else the most overdue,
     /// the oldest of several. See [`overdue`](Set::overdue).
-    pub fn spare(&self, ways: usize, page: u64, now: Stamp) -> Option<(usize, Stamp)> {
+    pub(super) fn spare(&self, ways: usize, page: u64, now: Stamp) -> Option<(usize, Stamp)> {
         let (oldest, stamp) = self.oldest(ways);
         if stamp == Stamp::NEVER {
             return Some((oldest, stamp));
@@ -102,22 +102,22 @@ impl Set {
         missed - stamp.hits() as i64
     }
 
-    pub fn put(&mut self, way: usize, page: u64, stamp: Stamp) {
+    pub(super) fn put(&mut self, way: usize, page: u64, stamp: Stamp) {
         self.tags[way] = page;
         self.stamps[way] = stamp;
     }
 
-    pub fn clear(&mut self, way: usize) {
+    pub(super) fn clear(&mut self, way: usize) {
         self.stamps[way] = Stamp::NEVER;
     }
 
     /// Page number and stamp in `way`, if it is not empty.
-    pub fn entry(&self, way: usize) -> Option<(u64, Stamp)> {
+    pub(super) fn entry(&self, way: usize) -> Option<(u64, Stamp)> {
         (self.stamps[way] != Stamp::NEVER).then_some((self.tags[way], self.stamps[way]))
     }
 
     /// Page number and stamp of everything held.
-    pub fn entries(&self) -> impl Iterator<Item = (u64, Stamp)> + '_ {
+    pub(super) fn entries(&self) -> impl Iterator<Item = (u64, Stamp)> + '_ {
         (0..WAYS).filter_map(|way| self.entry(way))
     }
 }

@@ -27,25 +27,25 @@ impl<'c> Shard<'c> {
     }
 
     /// The entry of `page`, which becomes the most recent one.
-    pub fn hit(&mut self, page: u64, stamp: Stamp) -> Option<&mut Page> {
+    pub(crate) fn hit(&mut self, page: u64, stamp: Stamp) -> Option<&mut Page> {
         let slot = self.touch(page, stamp)?;
         Some(&mut self.pages[slot])
     }
 
     /// The entry of `page`. Changes nothing.
-    pub fn peek(&self, page: u64) -> Option<&Page> {
+    pub(crate) fn peek(&self, page: u64) -> Option<&Page> {
         let set = self.set_of(page);
         Some(&self.pages[self.slot(set, self.sets[set].find(page)?)])
     }
 
     /// An entry for `page`, which must not have one, if one can be spared for it. The bytes are
     /// arbitrary.
-    pub fn admit(&mut self, page: u64, stamp: Stamp) -> Option<&mut Page> {
+    pub(crate) fn admit(&mut self, page: u64, stamp: Stamp) -> Option<&mut Page> {
         let slot = self.claim_spare(page, stamp)?;
         Some(&mut self.pages[slot])
     }
 
-    pub fn remove(&mut self, page: u64) -> bool {
+    pub(crate) fn remove(&mut self, page: u64) -> bool {
         let set = self.set_of(page);
         let found = self.sets[set].find(page);
         if let Some(way) = found {

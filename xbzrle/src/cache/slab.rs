@@ -19,7 +19,7 @@ pub(super) const RELEASE_BYTES: usize = 8 << 20;
 pub(super) struct Slab(MmapMut);
 
 impl Slab {
-    pub fn new(bytes: u64) -> Result<Slab, CacheError> {
+    pub(super) fn new(bytes: u64) -> Result<Slab, CacheError> {
         let refused = |source| CacheError::Memory { bytes, source };
         let len =
             usize::try_from(bytes).map_err(|_| refused(std::io::ErrorKind::OutOfMemory.into()))?;
@@ -28,27 +28,27 @@ impl Slab {
 
     /// With huge pages where the kernel has them: half the cost of an encode is address translation
     /// without.
-    pub fn new_huge(bytes: u64) -> Result<Slab, CacheError> {
+    pub(super) fn new_huge(bytes: u64) -> Result<Slab, CacheError> {
         let slab = Slab::new(bytes)?;
         // Advice: a kernel without huge pages answers EINVAL, and all works with small ones.
         let _ = slab.0.advise(Advice::HugePage);
         Ok(slab)
     }
 
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    pub fn bytes(&self) -> &[u8] {
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    pub fn bytes_mut(&mut self) -> &mut [u8] {
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
 
     /// The memory as sets. Its size must be a multiple of a set's.
-    pub fn sets(&self) -> &[Set] {
+    pub(super) fn sets(&self) -> &[Set] {
         // SAFETY: a Set is plain u64s without padding, so any bytes make one; align_to itself sees
         // to alignment.
         let (before, sets, after) = unsafe { self.0.align_to::<Set>() };
@@ -57,7 +57,7 @@ impl Slab {
     }
 
     /// As [`Slab::sets`], to be changed.
-    pub fn sets_mut(&mut self) -> &mut [Set] {
+    pub(super) fn sets_mut(&mut self) -> &mut [Set] {
         // SAFETY: as in `sets`; and any Set is valid bytes, so what is written leaves the mapping
         // valid.
         let (before, sets, after) = unsafe { self.0.align_to_mut::<Set>() };
@@ -66,12 +66,12 @@ impl Slab {
     }
 
     /// Gives all memory back to the kernel. It reads as zeros afterwards.
-    pub fn discard(&mut self) {
+    pub(super) fn discard(&mut self) {
         self.discard_range(0..self.len());
     }
 
     /// Gives a range of whole pages back.
-    pub fn discard_range(&mut self, range: Range<usize>) {
+    pub(super) fn discard_range(&mut self, range: Range<usize>) {
         // SAFETY: `&mut self` says that nothing else refers to these bytes; a private anonymous
         // mapping reads as zeros after MADV_DONTNEED, which are valid bytes.
         let discarded = unsafe {

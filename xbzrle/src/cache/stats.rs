@@ -67,7 +67,7 @@ pub(super) struct Period {
 impl Period {
     /// The next period, beginning at `now`. A period in which nothing was handled keeps the rates
     /// as they were.
-    pub fn next(self, now: Counters) -> Period {
+    pub(super) fn next(self, now: Counters) -> Period {
         let handled = now.handled - self.began.handled;
         if handled == 0 {
             return self;

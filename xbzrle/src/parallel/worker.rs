@@ -40,7 +40,7 @@ struct Buffer {
 }
 
 impl Worker {
-    pub fn new() -> Worker {
+    pub(super) fn new() -> Worker {
         Worker {
             work: Vec::new(),
             done: Vec::new(),
@@ -52,7 +52,7 @@ impl Worker {
         }
     }
 
-    pub fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.work.clear();
         self.done.clear();
         self.kinds.clear();
@@ -60,19 +60,19 @@ impl Worker {
         self.buffer.used = 0;
     }
 
-    pub fn assign(&mut self, positions: Range<usize>) {
+    pub(super) fn assign(&mut self, positions: Range<usize>) {
         self.work.push(positions);
     }
 
-    pub fn has_work(&self) -> bool {
+    pub(super) fn has_work(&self) -> bool {
         !self.work.is_empty()
     }
 
-    pub fn bytes(&self, range: Range<usize>) -> &[u8] {
+    pub(super) fn bytes(&self, range: Range<usize>) -> &[u8] {
         &self.buffer.bytes[range]
     }
 
-    pub fn encode<L: RecordFormat + ?Sized>(
+    pub(super) fn encode<L: RecordFormat + ?Sized>(
         &mut self,
         pass: Pass,
         mut shard: Option<&mut Shard<'_>>,

@@ -78,7 +78,7 @@ struct PmScanArg {
 }
 
 /// The written pages of one process.
-pub struct DirtyLog {
+pub(crate) struct DirtyLog {
     pid: i32,
     uffd: OwnedFd,
     pagemap: File,
@@ -87,7 +87,7 @@ pub struct DirtyLog {
 
 impl DirtyLog {
     /// Starts the log of a stopped process.
-    pub fn start(target: &mut Target) -> io::Result<DirtyLog> {
+    pub(crate) fn start(target: &mut Target) -> io::Result<DirtyLog> {
         let uffd = target.userfaultfd()?;
         let features =
             UFFD_FEATURE_WP_ASYNC | UFFD_FEATURE_WP_UNPOPULATED | UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
@@ -102,7 +102,7 @@ impl DirtyLog {
 
     /// Gives `each` the written pages since the last harvest, ascending. A page is write-protected
     /// again first and read then, so that a write in between is found in the next harvest.
-    pub fn harvest(&mut self, mut each: impl FnMut(u64, &Page)) -> io::Result<()> {
+    pub(crate) fn harvest(&mut self, mut each: impl FnMut(u64, &Page)) -> io::Result<()> {
         let mappings = self.watch_new_mappings()?;
         // The list is not read in one moment: a mapping that moves or grows meanwhile can appear
         // twice.

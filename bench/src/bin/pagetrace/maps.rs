@@ -4,7 +4,7 @@ use std::{fs, io};
 
 /// One mapping.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Mapping {
+pub(crate) struct Mapping {
     pub start: u64,
     pub end: u64,
     /// Shared mappings of files and shared memory; their pages count though they belong to a file.
@@ -12,7 +12,7 @@ pub struct Mapping {
 }
 
 /// The writable mappings of `pid`, ascending.
-pub fn writable(pid: i32) -> io::Result<Vec<Mapping>> {
+pub(crate) fn writable(pid: i32) -> io::Result<Vec<Mapping>> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     Ok(maps
         .lines()
@@ -23,7 +23,7 @@ pub fn writable(pid: i32) -> io::Result<Vec<Mapping>> {
 }
 
 /// Where the kernel's own code page is mapped: it holds a `syscall` instruction.
-pub fn vdso(pid: i32) -> io::Result<(u64, u64)> {
+pub(crate) fn vdso(pid: i32) -> io::Result<(u64, u64)> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps"))?;
     maps.lines()
         .filter_map(parse)

@@ -18,14 +18,14 @@ use std::ptr::null_mut;
 use super::maps;
 
 /// A process under ptrace, or let go after [`Target::resume`].
-pub struct Target {
+pub(crate) struct Target {
     pub pid: i32,
     child: Option<Child>,
 }
 
 impl Target {
     /// Starts `command`, stopped before its first instruction.
-    pub fn start(command: &[String]) -> io::Result<Target> {
+    pub(crate) fn start(command: &[String]) -> io::Result<Target> {
         let (program, arguments) = command.split_first().expect("clap asks for a command");
         let mut command = Command::new(program);
         command.args(arguments);
@@ -42,7 +42,7 @@ impl Target {
     }
 
     /// Attaches to a running process and stops it.
-    pub fn attach(pid: i32) -> io::Result<Target> {
+    pub(crate) fn attach(pid: i32) -> io::Result<Target> {
         let target = Target { pid, child: None };
         // SAFETY: PTRACE_ATTACH takes no pointers.
         check(unsafe {
@@ -53,14 +53,14 @@ impl Target {
     }
 
     /// Lets the process run, no longer under ptrace.
-    pub fn resume(&mut self) -> io::Result<()> {
+    pub(crate) fn resume(&mut self) -> io::Result<()> {
         // SAFETY: PTRACE_DETACH takes a signal number (0: none) and no pointers.
         check(unsafe {
             libc::ptrace(libc::PTRACE_DETACH, self.pid, null_mut::<u8>(), null_mut::<u8>())
         })
     }
 
-    pub fn has_ended(&mut self) -> bool {
+    pub(crate) fn has_ended(&mut self) -> bool {
         match &mut self.child {
             Some(child) => !matches!(child.try_wait(), Ok(None)),
             None => !std::path::Path::new(&format!("/proc/{}", self.pid)).exists(),
@@ -68,7 +68,7 @@ impl Target {
     }
 
     /// Makes the process open a userfaultfd on itself and hand it to us.
-    pub fn userfaultfd(&mut self) -> io::Result<OwnedFd> {
+    pub(crate) fn userfaultfd(&mut self) -> io::Result<OwnedFd> {
         const UFFD_USER_MODE_ONLY: u64 = 1;
         let flags = libc::O_CLOEXEC as u64;
         let number = match self.syscall(libc::SYS_userfaultfd, [flags, 0]) {

@@ -7,7 +7,7 @@
 mod options;
 mod port;
 
-pub use options::{
+pub(super) use options::{
     CONSOLE, CONTROLLER, CONTROLLER_KEYS, Controller, PORT, PORT_KEYS, complete, ports_of,
 };
 
@@ -33,12 +33,12 @@ const CONTROL_OUT: usize = 3;
 
 /// Events of control messages: le32 port, le16 event, le16 value, and the name of PORT_NAME.
 mod event {
-    pub const DEVICE_READY: u16 = 0;
-    pub const PORT_ADD: u16 = 1;
-    pub const PORT_READY: u16 = 3;
-    pub const CONSOLE_PORT: u16 = 4;
-    pub const PORT_OPEN: u16 = 6;
-    pub const PORT_NAME: u16 = 7;
+    pub(super) const DEVICE_READY: u16 = 0;
+    pub(super) const PORT_ADD: u16 = 1;
+    pub(super) const PORT_READY: u16 = 3;
+    pub(super) const CONSOLE_PORT: u16 = 4;
+    pub(super) const PORT_OPEN: u16 = 6;
+    pub(super) const PORT_NAME: u16 = 7;
 }
 
 const MESSAGE_BYTES: usize = 8;
@@ -48,13 +48,13 @@ const PENDING_MAX: usize = 64;
 const TURN_MESSAGES: usize = 64;
 
 /// What a controller offers.
-pub fn features(controller: &Controller) -> u64 {
+pub(super) fn features(controller: &Controller) -> u64 {
     let multiport = if controller.ports_max > 1 { MULTIPORT } else { 0 };
     multiport | if controller.emergency_write { EMERGENCY_WRITE } else { 0 }
 }
 
 /// The device.
-pub struct Console {
+pub(super) struct Console {
     ports_max: u32,
     emergency_write: bool,
     ports: Vec<Port>,
@@ -63,7 +63,7 @@ pub struct Console {
 }
 
 impl Console {
-    pub fn new(controller: &Controller, ports: Vec<Placed>, lines: &Lines) -> Console {
+    pub(super) fn new(controller: &Controller, ports: Vec<Placed>, lines: &Lines) -> Console {
         let port = |placed: Placed| {
             let line = placed.chardev.as_ref().and_then(|id| lines.get(id)).cloned();
             Port::new(placed, line)
@@ -259,7 +259,11 @@ impl Model for Console {
 mod tests;
 
 /// Whether a controller with these ports can have the state.
-pub fn check(controller: &Controller, ports: &[Placed], from: &ConsoleState) -> Result<(), String> {
+pub(super) fn check(
+    controller: &Controller,
+    ports: &[Placed],
+    from: &ConsoleState,
+) -> Result<(), String> {
     if from.max_ports != controller.ports_max {
         return Err(format!("max_ports={}, here {}", from.max_ports, controller.ports_max));
     }

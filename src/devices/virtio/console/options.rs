@@ -6,16 +6,16 @@ use crate::args::{Key, Keys, OptionError, Problem, value};
 use crate::config::{Config, Device};
 use crate::suggest::nearest;
 
-pub const CONTROLLER: &str = "virtio-serial-device";
-pub const CONSOLE: &str = "virtconsole";
-pub const PORT: &str = "virtserialport";
+pub(crate) const CONTROLLER: &str = "virtio-serial-device";
+pub(crate) const CONSOLE: &str = "virtconsole";
+pub(crate) const PORT: &str = "virtserialport";
 
 /// Half of the queues that a device can have, but for those of control messages.
 const PORTS_MAX: u64 = 511;
 
 /// A controller.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Controller {
+pub(crate) struct Controller {
     pub ports_max: u32,
     pub emergency_write: bool,
     pub ring: RingFeatures,
@@ -27,7 +27,7 @@ impl Default for Controller {
     }
 }
 
-pub const CONTROLLER_KEYS: Keys<Controller> = Keys {
+pub(crate) const CONTROLLER_KEYS: Keys<Controller> = Keys {
     owner: CONTROLLER,
     implied: None,
     table: &[
@@ -48,14 +48,14 @@ pub const CONTROLLER_KEYS: Keys<Controller> = Keys {
 
 /// A port of either kind.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Port {
+pub(crate) struct Port {
     number: Option<u32>,
     name: Option<String>,
     chardev: Option<String>,
     bus: Option<String>,
 }
 
-pub const PORT_KEYS: Keys<Port> = Keys {
+pub(crate) const PORT_KEYS: Keys<Port> = Keys {
     owner: "a virtio port",
     implied: None,
     table: &[
@@ -86,7 +86,7 @@ const NAME_BYTES_MAX: usize = 128;
 
 /// A port that has found its place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Placed {
+pub(crate) struct Placed {
     /// Of the controller among [`Config::devices`].
     controller: usize,
     pub number: u32,
@@ -97,21 +97,26 @@ pub struct Placed {
 
 #[cfg(test)]
 impl Placed {
-    pub fn new(number: u32, is_console: bool, name: Option<&str>, chardev: Option<&str>) -> Placed {
+    pub(crate) fn new(
+        number: u32,
+        is_console: bool,
+        name: Option<&str>,
+        chardev: Option<&str>,
+    ) -> Placed {
         let (name, chardev) = (name.map(Into::into), chardev.map(Into::into));
         Placed { controller: 0, number, is_console, name, chardev }
     }
 }
 
 /// The ports of the controller `device`.
-pub fn ports_of(config: &Config, device: &Device) -> Vec<Placed> {
+pub(crate) fn ports_of(config: &Config, device: &Device) -> Vec<Placed> {
     let at = config.devices.iter().position(|other| std::ptr::eq(other, device));
     let placed = place(config).unwrap_or_default();
     placed.into_iter().filter(|port| Some(port.controller) == at).collect()
 }
 
 /// Refuses ports that have no place, and remembers which character devices they use.
-pub fn complete(config: &mut Config) -> Result<(), OptionError> {
+pub(crate) fn complete(config: &mut Config) -> Result<(), OptionError> {
     let placed = place(config)?;
     let mut lines: Vec<String> = Vec::new();
     for port in &placed {

@@ -15,7 +15,7 @@ const TURN_BYTES: usize = 64 << 10;
 const TURN_CHAINS: usize = 64;
 
 /// A port.
-pub struct Port {
+pub(super) struct Port {
     pub number: u32,
     pub is_console: bool,
     pub name: Option<String>,
@@ -72,7 +72,7 @@ impl End {
 }
 
 impl Port {
-    pub fn new(placed: Placed, line: Option<Arc<dyn Line>>) -> Port {
+    pub(super) fn new(placed: Placed, line: Option<Arc<dyn Line>>) -> Port {
         let end = Arc::new(End { inbox: Mutex::default(), wake: OnceLock::new() });
         if let Some(line) = &line {
             line.attach(end.clone());
@@ -93,22 +93,22 @@ impl Port {
         port
     }
 
-    pub fn connect(&mut self, wake: Wake) {
+    pub(super) fn connect(&mut self, wake: Wake) {
         // Once.
         let _ = self.end.wake.set(wake);
     }
 
     /// Its queue for input; that for output is the next.
-    pub fn queue(&self) -> usize {
+    pub(super) fn queue(&self) -> usize {
         if self.number == 0 { 0 } else { 2 * self.number as usize + 2 }
     }
 
     /// A console's line is always open: the guest does not wait for somebody who listens.
-    pub fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.line.as_ref().is_some_and(|line| self.is_console || line.is_open())
     }
 
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.guest_connected = false;
         self.host_connected = self.is_open();
         (self.leaving, self.held) = (None, None);
@@ -116,7 +116,7 @@ impl Port {
         *self.end.inbox() = Inbox { starved: true, ..Inbox::default() };
     }
 
-    pub fn queue_reset(&mut self, queue: usize) {
+    pub(super) fn queue_reset(&mut self, queue: usize) {
         let input = self.queue();
         if queue == input {
             self.held = None;
@@ -127,14 +127,14 @@ impl Port {
     }
 
     /// Says one byte without a queue, as far as there is room.
-    pub fn say(&self, byte: u8) {
+    pub(super) fn say(&self, byte: u8) {
         if let Some(line) = &self.line {
             line.send(&[byte]);
         }
     }
 
     /// Carries what the guest says. True: there is more.
-    pub fn output(&mut self, ram: &GuestRam, queue: &mut Queue) -> Result<bool, Fault> {
+    pub(super) fn output(&mut self, ram: &GuestRam, queue: &mut Queue) -> Result<bool, Fault> {
         let mut bytes = 0;
         for _ in 0..TURN_CHAINS {
             let Some((chain, mut at)) = (match self.leaving.take() {
@@ -165,7 +165,12 @@ impl Port {
 
     /// Gives the guest what came in, and the line the room that there is. `hears`: the guest wants
     /// input.
-    pub fn input(&mut self, ram: &GuestRam, queue: &mut Queue, hears: bool) -> Result<(), Fault> {
+    pub(super) fn input(
+        &mut self,
+        ram: &GuestRam,
+        queue: &mut Queue,
+        hears: bool,
+    ) -> Result<(), Fault> {
         let wanted = loop {
             if self.held.is_none() {
                 self.held = queue.pop(ram)?;
@@ -197,7 +202,7 @@ impl Port {
     }
 
     /// Takes no input any more, and gives back what it has of the guest's.
-    pub fn quiesce(&mut self, ram: &GuestRam, queue: &mut Queue) -> Result<(), Fault> {
+    pub(super) fn quiesce(&mut self, ram: &GuestRam, queue: &mut Queue) -> Result<(), Fault> {
         self.input(ram, queue, false)?;
         if self.held.take().is_some() {
             queue.unpop();
@@ -205,7 +210,7 @@ impl Port {
         Ok(())
     }
 
-    pub fn save(&self) -> ConsolePort {
+    pub(super) fn save(&self) -> ConsolePort {
         let popped = self.leaving.as_ref().map(|(chain, at)| {
             let (index, offset) = chain.position(*at);
             (index, offset, element::encode(chain))
@@ -215,7 +220,7 @@ impl Port {
         ConsolePort { id: self.number, guest_connected, host_connected, popped }
     }
 
-    pub fn load(&mut self, from: &ConsolePort, ram: &GuestRam) -> Result<(), String> {
+    pub(super) fn load(&mut self, from: &ConsolePort, ram: &GuestRam) -> Result<(), String> {
         self.reset();
         self.guest_connected = from.guest_connected != 0;
         self.host_connected = from.host_connected != 0;
