@@ -59,12 +59,12 @@ pub struct MachineOptions {
 pub struct Switches(BTreeMap<&'static str, bool>);
 
 impl Switches {
-    pub fn set(&mut self, name: &'static str, on: bool) {
+    pub(crate) fn set(&mut self, name: &'static str, on: bool) {
         self.0.insert(name, on);
     }
 
     /// What was said, as QEMU shows it: `on`, `off`, or `auto` for nothing.
-    pub fn said(&self, name: &str) -> &'static str {
+    pub(crate) fn said(&self, name: &str) -> &'static str {
         match self.0.get(name) {
             Some(true) => "on",
             Some(false) => "off",
@@ -73,7 +73,7 @@ impl Switches {
     }
 
     /// `default` if nothing was said.
-    pub fn get(&self, name: &str, default: bool) -> bool {
+    pub(crate) fn get(&self, name: &str, default: bool) -> bool {
         self.0.get(name).copied().unwrap_or(default)
     }
 }
@@ -104,7 +104,7 @@ pub trait Properties: Any + std::fmt::Debug + Send + Sync {
 
 impl dyn Properties {
     /// The driver's own type.
-    pub fn downcast_ref<T: Properties>(&self) -> Option<&T> {
+    pub(crate) fn downcast_ref<T: Properties>(&self) -> Option<&T> {
         (self as &dyn Any).downcast_ref()
     }
 }
@@ -131,10 +131,10 @@ pub enum EntropySource {
 
 impl EntropySource {
     /// QEMU's names of the kinds there are.
-    pub const TYPES: [&str; 2] = ["rng-builtin", "rng-random"];
+    pub(crate) const TYPES: [&str; 2] = ["rng-builtin", "rng-random"];
 
     /// The one that this is.
-    pub fn type_name(&self) -> &'static str {
+    pub(crate) fn type_name(&self) -> &'static str {
         match self {
             EntropySource::Builtin => Self::TYPES[0],
             EntropySource::File(_) => Self::TYPES[1],
@@ -144,7 +144,7 @@ impl EntropySource {
 
 impl Config {
     /// Whether `-device DRIVER` was given.
-    pub fn has_device(&self, driver: &str) -> bool {
+    pub(crate) fn has_device(&self, driver: &str) -> bool {
         self.devices.iter().any(|device| device.driver == driver)
     }
 }
@@ -186,7 +186,7 @@ pub struct Topology {
 impl Cpu {
     /// APIC ids 0 to 253: an MP table has eight bits for one, 255 is the broadcast, 254 goes to the
     /// IOAPIC.
-    pub const COUNT_MAX: u8 = 254;
+    pub(crate) const COUNT_MAX: u8 = 254;
 
     /// `count` cores of one socket.
     pub fn cores(count: u8) -> Cpu {
@@ -226,11 +226,11 @@ pub enum MemoryBackend {
 
 impl MemoryBackend {
     /// QEMU's names of the kinds there are.
-    pub const TYPES: [&str; 3] =
+    pub(crate) const TYPES: [&str; 3] =
         ["memory-backend-ram", "memory-backend-file", "memory-backend-memfd"];
 
     /// The one that this is.
-    pub fn type_name(&self) -> &'static str {
+    pub(crate) fn type_name(&self) -> &'static str {
         match self {
             MemoryBackend::Anonymous { .. } => Self::TYPES[0],
             MemoryBackend::File { .. } => Self::TYPES[1],
@@ -239,7 +239,7 @@ impl MemoryBackend {
     }
 
     /// Whether other processes can have it, too.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         match self {
             MemoryBackend::Anonymous { share }
             | MemoryBackend::File { share, .. }
@@ -285,7 +285,7 @@ pub struct Chardev {
 
 impl Chardev {
     /// Only one machine at a time can have what is behind it, and opening it finds that out.
-    pub fn is_exclusive(&self) -> bool {
+    pub(crate) fn is_exclusive(&self) -> bool {
         matches!(&self.backend, ChardevBackend::Socket(_) | ChardevBackend::Pty { path: Some(_) })
     }
 }
@@ -318,11 +318,11 @@ pub enum ChardevBackend {
 
 impl ChardevBackend {
     /// QEMU's names of the kinds there are.
-    pub const TYPES: [&str; 5] =
+    pub(crate) const TYPES: [&str; 5] =
         ["chardev-null", "chardev-stdio", "chardev-file", "chardev-pty", "chardev-socket"];
 
     /// The one that this is.
-    pub fn type_name(&self) -> &'static str {
+    pub(crate) fn type_name(&self) -> &'static str {
         match self {
             ChardevBackend::Null => Self::TYPES[0],
             ChardevBackend::Stdio { .. } => Self::TYPES[1],

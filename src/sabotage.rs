@@ -41,8 +41,9 @@ pub enum Fault {
     PanicInDump,
 }
 
+#[cfg(feature = "sabotage")]
 impl Fault {
-    pub const ALL: [(Fault, &str); 15] = [
+    const ALL: [(Fault, &str); 15] = [
         (Self::DropDirtyBits, "drop-dirty-bits"),
         (Self::ReadBeforeClear, "read-before-clear"),
         (Self::WriteAsVmm, "write-as-vmm"),
@@ -63,7 +64,7 @@ impl Fault {
 
 /// Panics if this process makes that fault.
 #[inline(always)]
-pub fn panic_on(fault: Fault) {
+pub(crate) fn panic_on(fault: Fault) {
     if on(fault) {
         panic!("sabotage");
     }
@@ -72,13 +73,13 @@ pub fn panic_on(fault: Fault) {
 /// Whether this process makes that fault.
 #[cfg(not(feature = "sabotage"))]
 #[inline(always)]
-pub const fn on(_: Fault) -> bool {
+pub(crate) const fn on(_: Fault) -> bool {
     false
 }
 
 /// Whether this process makes that fault.
 #[cfg(feature = "sabotage")]
-pub fn on(fault: Fault) -> bool {
+pub(crate) fn on(fault: Fault) -> bool {
     chosen() == Some(fault)
 }
 

@@ -182,7 +182,7 @@ pub(crate) enum Short {
 
 /// The address in what `-qmp` takes, for those who connect to it: with the keys of a server behind it,
 /// or a path alone.
-pub fn monitor(text: &str) -> Result<SocketAddress, String> {
+pub(crate) fn monitor(text: &str) -> Result<SocketAddress, String> {
     const FORMS: &str = "expected unix:PATH or tcp:HOST:PORT";
     let named = ["unix:", "tcp:"].iter().any(|scheme| text.starts_with(scheme));
     let path = text.contains('/') || !text.contains(':') && !text.is_empty();

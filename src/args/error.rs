@@ -73,7 +73,7 @@ pub enum Problem {
 }
 
 impl Problem {
-    pub fn at(self, place: impl Into<String>) -> Error {
+    pub(crate) fn at(self, place: impl Into<String>) -> Error {
         Error { at: place.into(), problem: self }
     }
 }

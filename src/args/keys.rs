@@ -6,7 +6,7 @@ use crate::suggest::nearest;
 use serde_json::Value as Json;
 
 /// One key that an option knows. `T` is what the option fills in.
-pub struct Key<T> {
+pub(crate) struct Key<T> {
     pub name: &'static str,
     /// What help shows behind the `=`.
     pub value: &'static str,
@@ -15,7 +15,7 @@ pub struct Key<T> {
     shows: Option<fn(&T) -> Json>,
 }
 
-pub enum Does<T> {
+pub(crate) enum Does<T> {
     Set(fn(&mut T, &str) -> Result<(), Problem>),
     /// These values change nothing here; any other is refused for the reason given.
     Only(&'static [&'static str], &'static str),
@@ -25,7 +25,7 @@ pub enum Does<T> {
 }
 
 impl<T> Key<T> {
-    pub const fn set(
+    pub(crate) const fn set(
         name: &'static str,
         value: &'static str,
         set: fn(&mut T, &str) -> Result<(), Problem>,
@@ -34,7 +34,7 @@ impl<T> Key<T> {
     }
 
     /// One of which can be told what is set.
-    pub const fn shown(
+    pub(crate) const fn shown(
         name: &'static str,
         value: &'static str,
         set: fn(&mut T, &str) -> Result<(), Problem>,
@@ -55,7 +55,7 @@ impl<T> Key<T> {
         }
     }
 
-    pub const fn only(
+    pub(crate) const fn only(
         name: &'static str,
         accepted: &'static [&'static str],
         reason: &'static str,
@@ -63,18 +63,18 @@ impl<T> Key<T> {
         Key { name, value: accepted[0], does: Does::Only(accepted, reason), shows: None }
     }
 
-    pub const fn ignore(name: &'static str) -> Key<T> {
+    pub(crate) const fn ignore(name: &'static str) -> Key<T> {
         Key { name, value: "…", does: Does::Ignore, shows: None }
     }
 
-    pub const fn refuse(name: &'static str, reason: &'static str) -> Key<T> {
+    pub(crate) const fn refuse(name: &'static str, reason: &'static str) -> Key<T> {
         Key { name, value: "…", does: Does::Refuse(reason), shows: None }
     }
 }
 
 /// A key as others see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parameter {
+pub(crate) struct Parameter {
     pub name: &'static str,
     /// What help shows behind the `=`.
     pub value: &'static str,
@@ -82,7 +82,7 @@ pub struct Parameter {
 
 /// The types that QEMU has for what stands behind a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ParameterType {
+pub(crate) enum ParameterType {
     String,
     Boolean,
     Number,
@@ -90,16 +90,16 @@ pub enum ParameterType {
 }
 
 impl ParameterType {
-    pub const NAMES: &[&str] = &["string", "boolean", "number", "size"];
+    pub(crate) const NAMES: &[&str] = &["string", "boolean", "number", "size"];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         Self::NAMES[self as usize]
     }
 }
 
 impl Parameter {
     /// Follows from what help shows.
-    pub fn of(&self) -> ParameterType {
+    pub(crate) fn of(&self) -> ParameterType {
         match self.value {
             "on|off" | "on" | "off" => ParameterType::Boolean,
             "SIZE" => ParameterType::Size,
@@ -116,10 +116,10 @@ pub(crate) fn rows(parameters: &[Parameter]) -> Vec<String> {
 }
 
 /// A key and its value, as typed.
-pub type Pair = (String, Option<String>);
+pub(crate) type Pair = (String, Option<String>);
 
 /// An option whose value is a list of keys.
-pub struct Keys<T: 'static> {
+pub(crate) struct Keys<T: 'static> {
     /// How error messages call it: "microvm", "a socket".
     pub owner: &'static str,
     /// The key that a first word without `=` stands for.
@@ -129,23 +129,23 @@ pub struct Keys<T: 'static> {
 
 impl<T> Keys<T> {
     /// The keys that can be given.
-    pub fn parameters(&self) -> Vec<Parameter> {
+    pub(crate) fn parameters(&self) -> Vec<Parameter> {
         let shown = self.table.iter().filter(|k| !matches!(k.does, Does::Refuse(_)));
         shown.map(|k| Parameter { name: k.name, value: k.value }).collect()
     }
 
     /// The keys whose values in `target` can be known, and these.
-    pub fn values(&self, target: &T) -> Vec<(&'static str, Json)> {
+    pub(crate) fn values(&self, target: &T) -> Vec<(&'static str, Json)> {
         self.table.iter().filter_map(|key| Some((key.name, key.value_in(target)?))).collect()
     }
 
     /// The same for help: `name=value`.
-    pub fn rows(&self) -> Vec<String> {
+    pub(crate) fn rows(&self) -> Vec<String> {
         rows(&self.parameters())
     }
 
     /// Reads `text` into `target`. `option` is the option as typed.
-    pub fn read(&self, option: &str, text: &str, target: &mut T) -> Result<(), Error> {
+    pub(crate) fn read(&self, option: &str, text: &str, target: &mut T) -> Result<(), Error> {
         for (key, value) in split(text, self.implied) {
             self.set(option, &key, value.as_deref(), target)?;
         }
@@ -153,7 +153,7 @@ impl<T> Keys<T> {
     }
 
     /// A new target with `pairs` in it.
-    pub fn fill(&self, option: &str, pairs: &[Pair]) -> Result<T, Error>
+    pub(crate) fn fill(&self, option: &str, pairs: &[Pair]) -> Result<T, Error>
     where
         T: Default,
     {
@@ -165,7 +165,7 @@ impl<T> Keys<T> {
     }
 
     /// Sets one key. A key without a value is a switch turned on, or off with `no` in front.
-    pub fn set(
+    pub(crate) fn set(
         &self,
         option: &str,
         key: &str,

@@ -251,7 +251,7 @@ impl MachineDraft {
 }
 
 /// The models of processors; both are what KVM can offer on this host.
-pub const MODELS: [&str; 2] = ["host", "max"];
+pub(crate) const MODELS: [&str; 2] = ["host", "max"];
 
 /// `-cpu MODEL`. There is one model; `max` is another name for it.
 pub(crate) fn cpu(option: &str, text: &str) -> Result<(), Error> {

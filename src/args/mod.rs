@@ -15,14 +15,14 @@ mod memory;
 mod object;
 mod smp;
 mod table;
-pub mod value;
+pub(crate) mod value;
 
-pub use chardev::monitor;
-pub use error::{Error, Error as OptionError, Errors, Problem};
+pub(crate) use chardev::monitor;
+pub(crate) use error::{Error, Error as OptionError, Errors, Problem};
 pub use help::Style;
-pub use keys::{Key, Keys, Pair, Parameter, ParameterType};
-pub use machine::MODELS as CPU_MODELS;
-pub use value::size;
+pub(crate) use keys::{Key, Keys, Pair, Parameter, ParameterType};
+pub(crate) use machine::MODELS as CPU_MODELS;
+pub(crate) use value::size;
 
 use crate::config::Config;
 use crate::devices::Pluggable;
@@ -48,50 +48,48 @@ pub fn help(style: Style) -> String {
 }
 
 /// An option that takes several keys.
-pub struct Group {
+pub(crate) struct Group {
     /// QEMU's name of it.
     pub name: &'static str,
-    /// What the option does.
-    pub help: &'static str,
     pub parameters: Vec<Parameter>,
 }
 
 /// Every option that takes keys.
-pub fn groups() -> Vec<Group> {
+pub(crate) fn groups() -> Vec<Group> {
     let group = |opt: &table::Opt| match opt.keys? {
-        table::Listed::Keys(name, keys) => Some(Group { name, help: opt.help, parameters: keys() }),
+        table::Listed::Keys(name, keys) => Some(Group { name, parameters: keys() }),
         table::Listed::Words(_) => None,
     };
     table::OPTIONS.iter().filter_map(group).collect()
 }
 
 /// What `-M` can set.
-pub fn machine_parameters() -> Vec<Parameter> {
+pub(crate) fn machine_parameters() -> Vec<Parameter> {
     machine::parameters()
 }
 
 /// To what it is set.
-pub fn machine_values(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
+pub(crate) fn machine_values(config: &Config) -> Vec<(&'static str, serde_json::Value)> {
     machine::values(config).into_iter().filter(|(name, _)| *name != "type").collect()
 }
 
 /// What `-object memory-backend-…` can set.
-pub fn memory_backend_parameters() -> Vec<Parameter> {
+pub(crate) fn memory_backend_parameters() -> Vec<Parameter> {
     memory::OBJECT.parameters()
 }
 
 /// What `-object rng-…` can set.
-pub fn entropy_parameters() -> Vec<Parameter> {
+pub(crate) fn entropy_parameters() -> Vec<Parameter> {
     object::entropy_parameters()
 }
 
 /// The driver that `-device` knows by this name, available or not.
-pub fn device(driver: &str) -> Option<&'static Pluggable> {
+pub(crate) fn device(driver: &str) -> Option<&'static Pluggable> {
     device::all().find(|device| device.driver == driver)
 }
 
 /// Every type that `-object` knows, and why it cannot be had, if so.
-pub fn object_types() -> Vec<(&'static str, Option<&'static str>)> {
+pub(crate) fn object_types() -> Vec<(&'static str, Option<&'static str>)> {
     object::types().collect()
 }
 

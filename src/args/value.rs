@@ -4,7 +4,7 @@ use super::error::Problem;
 use crate::suggest::nearest;
 
 /// `on`/`off` and their older spellings.
-pub fn switch(text: &str) -> Result<bool, Problem> {
+pub(crate) fn switch(text: &str) -> Result<bool, Problem> {
     match text {
         "on" | "yes" | "true" | "y" => Ok(true),
         "off" | "no" | "false" | "n" => Ok(false),
@@ -13,7 +13,7 @@ pub fn switch(text: &str) -> Result<bool, Problem> {
 }
 
 /// `on`, `off` or `auto`; `auto` is `None`.
-pub fn switch_or_auto(text: &str) -> Result<Option<bool>, Problem> {
+pub(crate) fn switch_or_auto(text: &str) -> Result<Option<bool>, Problem> {
     match text {
         "auto" => Ok(None),
         _ => switch(text).map(Some).map_err(|_| unknown(text, &["on", "off", "auto"])),
@@ -21,7 +21,7 @@ pub fn switch_or_auto(text: &str) -> Result<Option<bool>, Problem> {
 }
 
 /// A value that is none of the few there are.
-pub fn unknown(given: &str, accepted: &[&'static str]) -> Problem {
+pub(crate) fn unknown(given: &str, accepted: &[&'static str]) -> Problem {
     Problem::UnknownValue {
         accepted: accepted.to_vec(),
         nearest: nearest(given, accepted.iter().copied()).map(String::from),
@@ -35,7 +35,7 @@ fn unsigned(text: &str) -> &str {
 }
 
 /// A number in decimal or, after `0x`, in hexadecimal.
-pub fn number(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
+pub(crate) fn number(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
     let text = unsigned(text);
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(digits) if digits.bytes().all(|b| b.is_ascii_hexdigit()) => {
@@ -47,7 +47,7 @@ pub fn number(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
     parsed.ok().filter(|n| (min..=max).contains(n)).ok_or(Problem::OutOfRange { min, max })
 }
 
-pub fn power_of_two(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
+pub(crate) fn power_of_two(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
     number(text, min, max)
         .ok()
         .filter(|n| n.is_power_of_two())
@@ -56,7 +56,7 @@ pub fn power_of_two(text: &str, min: u64, max: u64) -> Result<u64, Problem> {
 
 /// A size in bytes: digits, a fraction if wanted, and a suffix (B K M G T P E, powers of 1024). A
 /// number without a suffix counts units of `unit` bytes.
-pub fn size(text: &str, unit: u64) -> Result<u64, Problem> {
+pub(crate) fn size(text: &str, unit: u64) -> Result<u64, Problem> {
     let text = unsigned(text);
     let bytes = if text.starts_with("0x") || text.starts_with("0X") {
         number(text, 0, u64::MAX).ok().and_then(|n| n.checked_mul(unit))
@@ -101,7 +101,7 @@ fn suffix_shift(suffix: char) -> Option<u32> {
 }
 
 /// An identifier: a letter, then letters, digits, `-`, `.`, `_`.
-pub fn id(text: &str) -> Result<String, Problem> {
+pub(crate) fn id(text: &str) -> Result<String, Problem> {
     let rest = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
     match text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(rest) {
         true => Ok(text.into()),
@@ -109,7 +109,7 @@ pub fn id(text: &str) -> Result<String, Problem> {
     }
 }
 
-pub fn uuid(text: &str) -> Result<[u8; 16], Problem> {
+pub(crate) fn uuid(text: &str) -> Result<[u8; 16], Problem> {
     let groups: Vec<usize> = text.split('-').map(str::len).collect();
     if groups != [8, 4, 4, 4, 12] || !text.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-') {
         return Err(Problem::NotAUuid);

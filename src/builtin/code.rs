@@ -8,7 +8,7 @@ use std::arch::global_asm;
 global_asm!(include_str!("guest.S"), options(att_syntax, raw));
 
 /// The guest's code and constants, to be placed at [`LOAD_ADDRESS`](super::LOAD_ADDRESS). Whole pages.
-pub fn code() -> &'static [u8] {
+pub(crate) fn code() -> &'static [u8] {
     unsafe extern "C" {
         static godwit_guest_start: u8;
         static godwit_guest_end: u8;

@@ -53,11 +53,11 @@
 mod code;
 mod parameters;
 
-pub use code::code;
-pub use parameters::{Fill, ParameterError, Parameters, Pattern};
+pub(crate) use code::code;
+pub(crate) use parameters::{ParameterError, Parameters};
 
 /// Where the guest must be loaded, and where it is entered, in 32-bit mode as PVH has it.
-pub const LOAD_ADDRESS: u64 = 0x10_0000;
+pub(crate) const LOAD_ADDRESS: u64 = 0x10_0000;
 /// Guest-physical address of page 0 of the working set.
 pub const SET_ADDRESS: u64 = 0x40_0000;
 
@@ -68,7 +68,7 @@ pub const SET_ADDRESS: u64 = 0x40_0000;
 /// | 0 | ELF header |
 /// | 64 | program headers: PT_LOAD, PT_NOTE |
 /// | 176 | note XEN_ELFNOTE_PHYS32_ENTRY (18) |
-/// | 4096 | [`code`] |
+/// | 4096 | [`code()`] |
 pub fn elf() -> Vec<u8> {
     const HEADER_BYTES: u16 = 64;
     const SEGMENT_BYTES: u16 = 56;

@@ -9,7 +9,7 @@ use std::str::FromStr;
 /// The guest reads the same text by itself; this is its host-side twin, so that a slip is refused
 /// before anything starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Parameters {
+pub(crate) struct Parameters {
     /// Size of the working set.
     pub ws_mib: u32,
     /// Pages written per second by all processors together; 0 is as fast as they can.
@@ -21,7 +21,7 @@ pub struct Parameters {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Pattern {
+pub(crate) enum Pattern {
     #[default]
     Seq,
     Random,
@@ -30,7 +30,7 @@ pub enum Pattern {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fill {
+pub(crate) enum Fill {
     #[default]
     Zero,
     Text,

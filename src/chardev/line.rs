@@ -11,7 +11,7 @@ use crate::devices::{Line, LineEnd};
 
 /// What a port of the guest and its character device share. A guest loses nothing here: what finds
 /// no room stays with it.
-pub struct PortLine {
+pub(crate) struct PortLine {
     output: Arc<Output>,
     log: Option<Mutex<File>>,
     end: OnceLock<Arc<dyn LineEnd>>,

@@ -25,12 +25,11 @@ use crate::config::{self, ChardevBackend, SocketRole};
 use crate::io::socket_file::FileId;
 use crate::vmm::ChardevInfo;
 
-pub use error::Error;
-pub use line::PortLine;
-pub use output::Sink;
-pub use port::{Port, bridge};
-pub use socket::{Client, Listener, connect, describe};
-pub use terminal::Terminal;
+pub(crate) use error::Error;
+pub(crate) use line::PortLine;
+pub(crate) use port::{Port, bridge};
+pub(crate) use socket::{Client, Listener, connect, describe};
+pub(crate) use terminal::Terminal;
 
 /// An open character device.
 pub struct Chardev {
@@ -65,7 +64,7 @@ pub struct Files {
     pty: Option<Pty>,
 }
 
-pub struct Pty {
+pub(crate) struct Pty {
     /// While it is open, input does not fail for want of a user.
     _user_end: OwnedFd,
     /// The link of `path=`, removed when this is dropped if it still is ours.
@@ -81,7 +80,7 @@ impl Drop for Pty {
 }
 
 #[derive(Default)]
-pub struct Status {
+pub(crate) struct Status {
     pub connected: AtomicBool,
     pub used: AtomicBool,
 }
@@ -115,7 +114,7 @@ impl Chardev {
     }
 
     /// Tells `query-chardev` about this device for as long as the process runs.
-    pub fn info(&self) -> impl Fn() -> ChardevInfo + Send + Sync + use<> {
+    pub(crate) fn info(&self) -> impl Fn() -> ChardevInfo + Send + Sync + use<> {
         let (label, name, status) = (self.id.clone(), self.name.clone(), self.status.clone());
         let socket = matches!(self.backend, Backend::Server(_) | Backend::Client(_));
         move || {
@@ -129,12 +128,12 @@ impl Chardev {
     }
 
     /// The files that [`empty`] is for.
-    pub fn take_stale(&mut self) -> Vec<File> {
+    pub(crate) fn take_stale(&mut self) -> Vec<File> {
         std::mem::take(&mut self.stale)
     }
 
     /// Where this device keeps whether someone is connected.
-    pub fn status(&self) -> Arc<Status> {
+    pub(crate) fn status(&self) -> Arc<Status> {
         self.status.clone()
     }
 }
@@ -181,7 +180,7 @@ impl Opened {
 }
 
 /// Empties files that were opened to be written from their beginning.
-pub fn empty(stale: Vec<File>) -> io::Result<()> {
+pub(crate) fn empty(stale: Vec<File>) -> io::Result<()> {
     stale.into_iter().try_for_each(|file| file.set_len(0))
 }
 

@@ -24,7 +24,7 @@ const READER_WAIT_MAX: Duration = Duration::from_millis(20);
 /// much.
 const WRITE_BYTES: usize = 16;
 
-pub struct Output {
+pub(crate) struct Output {
     /// [`READER_WAIT_MAX`], but in tests that lose nothing on a busy machine.
     wait_max: Duration,
     state: Mutex<State>,
@@ -64,7 +64,7 @@ struct State {
 
 /// Who reads.
 #[derive(Clone, Default)]
-pub enum To {
+pub(crate) enum To {
     #[default]
     Nobody,
     /// Somebody who forgets everything.
@@ -82,7 +82,7 @@ impl Output {
 
     /// Sends everything to `to` from here on; what was not read by the last reader is lost. The
     /// number is for [`Output::take`].
-    pub fn connect(&self, to: To) -> u64 {
+    pub(crate) fn connect(&self, to: To) -> u64 {
         let mut state = self.state();
         let connection = state.connection + 1;
         *state = State { to, connection, ..State::default() };
@@ -93,12 +93,12 @@ impl Output {
         connection
     }
 
-    pub fn disconnect(&self) {
+    pub(crate) fn disconnect(&self) {
         self.connect(To::Nobody);
     }
 
     /// Waits for a part of the backlog. `None`: there is another connection now.
-    pub async fn take(&self, connection: u64) -> Option<Vec<u8>> {
+    pub(crate) async fn take(&self, connection: u64) -> Option<Vec<u8>> {
         loop {
             let filled = self.filled.notified();
             {
@@ -116,7 +116,7 @@ impl Output {
     }
 
     /// What was taken is written.
-    pub fn written(&self, connection: u64) {
+    pub(crate) fn written(&self, connection: u64) {
         let mut state = self.state();
         if state.connection == connection {
             state.in_flight = false;
@@ -134,17 +134,17 @@ impl Output {
     }
 
     /// Who is told of changes. Once.
-    pub fn on_change(&self, changed: Box<dyn Fn() + Send + Sync>) {
+    pub(crate) fn on_change(&self, changed: Box<dyn Fn() + Send + Sync>) {
         let _ = self.changed.set(changed);
     }
 
-    pub fn is_connected(&self) -> bool {
+    pub(crate) fn is_connected(&self) -> bool {
         !matches!(self.state().to, To::Nobody)
     }
 
     /// Takes as much as there is room for, without waiting; returns how much that was. With nobody
     /// connected everything is taken, and lost.
-    pub fn offer(&self, bytes: &[u8]) -> usize {
+    pub(crate) fn offer(&self, bytes: &[u8]) -> usize {
         let mut state = self.state();
         if let To::Disk(_) | To::Nobody | To::Nowhere = state.to {
             drop(state);
@@ -245,7 +245,7 @@ fn has_room(file: BorrowedFd<'_>) -> bool {
 }
 
 /// The writer's end, for a device. Never blocks for long and never fails.
-pub struct Sink {
+pub(crate) struct Sink {
     output: Arc<Output>,
     log: Option<File>,
     /// The last write to the log failed.
@@ -253,7 +253,7 @@ pub struct Sink {
 }
 
 impl Sink {
-    pub fn new(output: Arc<Output>, log: Option<File>) -> Sink {
+    pub(crate) fn new(output: Arc<Output>, log: Option<File>) -> Sink {
         Sink { output, log, losing: false }
     }
 }

@@ -20,7 +20,7 @@ use super::{Backend, Chardev, Files, Status};
 const INPUT_BYTES: usize = 256;
 
 /// The control plane's half of a serial port; the other half is the [`Sink`] in the device.
-pub struct Port {
+pub(crate) struct Port {
     backend: Backend,
     output: Arc<Output>,
     status: Arc<Status>,
@@ -32,13 +32,13 @@ pub(super) type Receiver<'a> = dyn Fn(&[u8]) -> usize + 'a;
 impl Port {
     /// Connects a port to `chardev`. Output is accepted from here on, input once [`Port::run`]
     /// runs. What is needed until a client comes is had then.
-    pub fn new(chardev: Chardev) -> io::Result<(Sink, Port)> {
+    pub(crate) fn new(chardev: Chardev) -> io::Result<(Sink, Port)> {
         let (output, log, port) = Port::open(chardev)?;
         Ok((Sink::new(output, log), port))
     }
 
     /// The same for a port that is told who is at the other end, and how much there is room for.
-    pub fn with_line(chardev: Chardev) -> io::Result<(Arc<PortLine>, Port)> {
+    pub(crate) fn with_line(chardev: Chardev) -> io::Result<(Arc<PortLine>, Port)> {
         let (output, log, port) = Port::open(chardev)?;
         if let Backend::Null = port.backend {
             output.connect(To::Nowhere);
@@ -62,13 +62,13 @@ impl Port {
     }
 
     /// [`Port::run`] for a port with a line.
-    pub async fn run_line(self, line: Arc<PortLine>) {
+    pub(crate) async fn run_line(self, line: Arc<PortLine>) {
         self.run(&|bytes| line.receive(bytes), &line.room).await;
     }
 
     /// Carries bytes for as long as the process runs. `room` is notified when the guest has room
     /// for input again.
-    pub async fn run(self, receive: &Receiver<'_>, room: &Notify) {
+    pub(crate) async fn run(self, receive: &Receiver<'_>, room: &Notify) {
         let Port { backend, output, status } = self;
         match backend {
             Backend::Null => {}
@@ -183,7 +183,7 @@ async fn drain(output: Arc<Output>, connection: u64, to: RingFile) {
 /// Makes a socket of a pair of files, for a monitor on a terminal or on the standard input and
 /// output. The task ends when the other end of the socket was closed and everything it sent is
 /// written.
-pub fn bridge(files: Files) -> io::Result<(OwnedFd, JoinHandle<()>)> {
+pub(crate) fn bridge(files: Files) -> io::Result<(OwnedFd, JoinHandle<()>)> {
     let Files { input, output, terminal, pty } = files;
     let (ours, theirs) =
         socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;

@@ -57,7 +57,7 @@ impl Listener {
     }
 
     /// As `query-chardev` writes it, without the role.
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
@@ -131,7 +131,7 @@ impl Client {
     }
 
     /// Waits for the next connection; `None` when there will be no other.
-    pub async fn next(&mut self) -> Option<OwnedFd> {
+    pub(crate) async fn next(&mut self) -> Option<OwnedFd> {
         if let Some(first) = self.first.take() {
             return Some(first);
         }
@@ -152,7 +152,7 @@ impl Client {
 }
 
 /// As `query-chardev` writes it.
-pub fn describe(address: &SocketAddress) -> String {
+pub(crate) fn describe(address: &SocketAddress) -> String {
     match address {
         SocketAddress::Unix { path } => format!("unix:{}", path.display()),
         SocketAddress::Abstract { name } => format!("unix:@{name},abstract=on"),
@@ -205,7 +205,7 @@ fn listen_tcp(host: &str, port: u16, port_to: u16, family: IpFamily) -> io::Resu
 }
 
 /// A connection to `address`; may take as long as names and hosts do.
-pub fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
+pub(crate) fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
     match address {
         SocketAddress::Unix { path } => socket_file::connect_to(path),
         SocketAddress::Abstract { name } => {

@@ -17,7 +17,7 @@ pub struct Terminal {
 impl Terminal {
     /// Hands every key to the guest, without echo; `signal` leaves Ctrl-C to us. `None` if standard
     /// input is no terminal.
-    pub fn raw(signal: bool) -> Option<Terminal> {
+    pub(crate) fn raw(signal: bool) -> Option<Terminal> {
         let stdin = io::stdin();
         if !isatty(&stdin) {
             return None;

@@ -10,13 +10,13 @@ use crate::output::undo_unfinished;
 /// Counts signals that ask for the end from when it was made. The process ends by them no longer;
 /// from the `LAST` on it does, whatever it does.
 #[derive(Clone)]
-pub struct Interrupts(Arc<AtomicU32>);
+pub(crate) struct Interrupts(Arc<AtomicU32>);
 
 /// The first asks for an orderly end, the second for one that waits for nobody.
 const LAST: u32 = 3;
 
 impl Interrupts {
-    pub fn count() -> std::io::Result<Interrupts> {
+    pub(crate) fn count() -> std::io::Result<Interrupts> {
         let count = Arc::new(AtomicU32::new(0));
         let counted = count.clone();
         on_signals(move |kind| {
@@ -27,7 +27,7 @@ impl Interrupts {
         Ok(Interrupts(count))
     }
 
-    pub fn pressed(&self) -> u32 {
+    pub(crate) fn pressed(&self) -> u32 {
         self.0.load(Ordering::Relaxed)
     }
 }

@@ -145,7 +145,7 @@ fn is_at(uri: &str, place: &str) -> bool {
 
 impl How {
     /// Sets capabilities and parameters of one side.
-    pub fn prepare(&self, client: &mut Client) -> Result<(), Error> {
+    pub(crate) fn prepare(&self, client: &mut Client) -> Result<(), Error> {
         let wanted = [
             ("events", true),
             ("xbzrle", self.xbzrle.is_some()),
@@ -188,7 +188,7 @@ fn power_of_two_below(bytes: u64) -> u64 {
 
 /// Starts a migration and follows it to its end, whatever that is. `patience`: cancel it after so
 /// long.
-pub fn start(
+pub(crate) fn start(
     source: &mut Client,
     uri: &str,
     progress: &mut Progress,
@@ -291,7 +291,7 @@ fn size_word(bytes: u64) -> String {
 }
 
 /// What happened, for people.
-pub fn summary(end: &MigrationInfo) -> Table {
+pub(crate) fn summary(end: &MigrationInfo) -> Table {
     let mut table = Table::new(["migration", "completed"]);
     let mut row = |name: &str, value: String| table.row([name.to_string(), value]);
     row("total time", end.total_ms.map_or("?".into(), milliseconds));
@@ -311,7 +311,7 @@ pub fn summary(end: &MigrationInfo) -> Table {
 }
 
 /// Over the whole migration.
-pub fn hits(xbzrle: &super::progress::Xbzrle) -> String {
+pub(crate) fn hits(xbzrle: &super::progress::Xbzrle) -> String {
     match xbzrle.pages + xbzrle.misses {
         0 => "none".into(),
         asked => per_cent(xbzrle.pages as f64 / asked as f64),

@@ -12,7 +12,7 @@ pub mod interrupt;
 pub mod migrate;
 mod progress;
 mod prompt;
-pub mod qmp;
+pub(crate) mod qmp;
 pub mod shell;
 pub mod status;
 mod table;

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 /// One answer of `query-migrate`, read.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct MigrationInfo {
+pub(crate) struct MigrationInfo {
     pub status: String,
     pub error: Option<String>,
     /// Harvests of the dirty log so far; the first round is 1.
@@ -36,7 +36,7 @@ pub struct MigrationInfo {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Xbzrle {
+pub(crate) struct Xbzrle {
     pub cache_bytes: u64,
     pub bytes: u64,
     pub pages: u64,
@@ -46,7 +46,7 @@ pub struct Xbzrle {
 }
 
 impl MigrationInfo {
-    pub fn read(answer: &Value) -> MigrationInfo {
+    pub(crate) fn read(answer: &Value) -> MigrationInfo {
         let ram = &answer["ram"];
         let count = |key: &str| ram[key].as_u64().unwrap_or(0);
         let page = match count("page-size") {
@@ -85,12 +85,12 @@ impl MigrationInfo {
     }
 
     /// No further change is to come.
-    pub fn is_over(&self) -> bool {
+    pub(crate) fn is_over(&self) -> bool {
         matches!(self.status.as_str(), "completed" | "failed" | "cancelled")
     }
 
     /// A migration that did not succeed ends without figures; those of `last`, then.
-    pub fn or_figures_of(self, last: MigrationInfo) -> MigrationInfo {
+    pub(crate) fn or_figures_of(self, last: MigrationInfo) -> MigrationInfo {
         match self.total {
             0 => MigrationInfo { status: self.status, error: self.error, ..last },
             _ => self,
@@ -98,7 +98,7 @@ impl MigrationInfo {
     }
 
     /// What of RAM needs not be sent any more, 0 to 1.
-    pub fn done(&self) -> f64 {
+    pub(crate) fn done(&self) -> f64 {
         match (self.status.as_str(), self.total) {
             ("completed", _) => 1.0,
             (_, 0) => 0.0,
@@ -107,7 +107,7 @@ impl MigrationInfo {
     }
 
     /// `round 3, 118 MiB/s, dirtied 32 MiB/s, …`
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let mut parts = vec![match self.round {
             0 => self.status.clone(),
             round => format!("round {round}"),
@@ -135,11 +135,10 @@ impl MigrationInfo {
 }
 
 /// The bar, or the lines, of one migration.
-pub struct Progress {
+pub(crate) struct Progress {
     label: String,
     bar: Option<ProgressBar>,
     last_line: Instant,
-    quiet: bool,
 }
 
 /// Between two lines where there is no terminal.
@@ -147,7 +146,7 @@ const LINE_TIME: Duration = Duration::from_secs(1);
 
 impl Progress {
     /// `label` stands in front: what moves.
-    pub fn new(label: &str) -> Progress {
+    pub(crate) fn new(label: &str) -> Progress {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar =
                 ProgressBar::with_draw_target(Some(1000), ProgressDrawTarget::stderr_with_hz(10));
@@ -160,17 +159,12 @@ impl Progress {
             bar
         });
         let past = Instant::now().checked_sub(LINE_TIME).unwrap_or_else(Instant::now);
-        Progress { label: label.into(), bar, last_line: past, quiet: false }
+        Progress { label: label.into(), bar, last_line: past }
     }
 
-    /// One that shows nothing.
-    pub fn none() -> Progress {
-        Progress { label: String::new(), bar: None, last_line: Instant::now(), quiet: true }
-    }
-
-    pub fn show(&mut self, now: &MigrationInfo) {
+    pub(crate) fn show(&mut self, now: &MigrationInfo) {
         match &self.bar {
-            _ if self.quiet || now.round == 0 => {}
+            _ if now.round == 0 => {}
             Some(bar) => {
                 bar.set_position((now.done() * 1000.0) as u64);
                 bar.set_message(now.line());
@@ -186,15 +180,14 @@ impl Progress {
     }
 
     /// A line that stays.
-    pub fn say(&self, text: &str) {
+    pub(crate) fn say(&self, text: &str) {
         match &self.bar {
-            _ if self.quiet => {}
             Some(bar) => bar.println(text),
             None => say(text),
         }
     }
 
-    pub fn finish(self) {
+    pub(crate) fn finish(self) {
         if let Some(bar) = self.bar {
             bar.finish_and_clear();
         }

@@ -29,12 +29,12 @@ use std::time::{Duration, Instant};
 pub struct Address(SocketAddress);
 
 impl Address {
-    pub fn unix(path: &Path) -> Address {
+    pub(crate) fn unix(path: &Path) -> Address {
         Address(SocketAddress::Unix { path: path.to_owned() })
     }
 
     /// The machine may be on another host.
-    pub fn is_unix(&self) -> bool {
+    pub(crate) fn is_unix(&self) -> bool {
         !matches!(self.0, SocketAddress::Tcp { .. })
     }
 }
@@ -49,7 +49,7 @@ impl FromStr for Address {
 
 impl Address {
     /// As a word of a command line. A path may have any bytes, the rest is text.
-    pub fn of_word(word: OsString) -> Result<Address, String> {
+    pub(crate) fn of_word(word: OsString) -> Result<Address, String> {
         match word.into_string() {
             Ok(text) => text.parse(),
             Err(word) => Address::of_bytes(word.as_bytes()),
@@ -119,7 +119,7 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How soon an interrupt is seen.
 const TICK: Duration = Duration::from_millis(100);
 
-pub struct Client {
+pub(crate) struct Client {
     socket: OwnedFd,
     address: Address,
     interrupts: Option<Interrupts>,
@@ -139,13 +139,13 @@ enum Heard {
 
 impl Client {
     /// Connects and negotiates.
-    pub fn connect(address: &Address) -> Result<Client, Error> {
+    pub(crate) fn connect(address: &Address) -> Result<Client, Error> {
         Client::negotiate(address, None)
     }
 
     /// The same, and whatever it waits for from then on ends by an interrupt: at once while it
     /// connects, after `GRACE` or with the next one when the machine owes an answer.
-    pub fn connect_for(address: &Address, interrupts: &Interrupts) -> Result<Client, Error> {
+    pub(crate) fn connect_for(address: &Address, interrupts: &Interrupts) -> Result<Client, Error> {
         Client::negotiate(address, Some(interrupts.clone()))
     }
 
@@ -183,7 +183,7 @@ impl Client {
     }
 
     /// Runs a command and waits for its answer.
-    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
+    pub(crate) fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
         let mut request = json!({"execute": command});
         if arguments.as_object().is_some_and(|members| !members.is_empty()) {
             request["arguments"] = arguments;
@@ -192,23 +192,23 @@ impl Client {
     }
 
     /// Sends a whole request object. `command` is its name in error messages.
-    pub fn request(&mut self, command: &str, request: &Value) -> Result<Value, Error> {
+    pub(crate) fn request(&mut self, command: &str, request: &Value) -> Result<Value, Error> {
         self.request_with(command, request, None)
     }
 
     /// Gives the machine a descriptor, under this name. Only a monitor on a unix socket can take
     /// one.
-    pub fn pass(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
+    pub(crate) fn pass(&mut self, name: &str, fd: BorrowedFd<'_>) -> Result<(), Error> {
         let request = json!({"execute": "getfd", "arguments": {"fdname": name}});
         self.request_with("getfd", &request, Some(fd)).map(drop)
     }
 
-    pub fn can_pass(&self) -> bool {
+    pub(crate) fn can_pass(&self) -> bool {
         self.address.is_unix()
     }
 
     /// The process at the other end, if it is one of this host and of our namespaces.
-    pub fn machine_process(&self) -> Option<u32> {
+    pub(crate) fn machine_process(&self) -> Option<u32> {
         if !self.can_pass() {
             return None;
         }
@@ -258,7 +258,7 @@ impl Client {
     }
 
     /// The next event, waiting up to `time` for one.
-    pub fn event(&mut self, time: Duration) -> Result<Option<Value>, Error> {
+    pub(crate) fn event(&mut self, time: Duration) -> Result<Option<Value>, Error> {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
         }
@@ -415,7 +415,7 @@ fn open_unless(address: &Address, interrupts: &Interrupts) -> io::Result<Option<
 }
 
 /// `10.0.2`, or Godwit's own version where it is one.
-pub fn version_text(version: &Value) -> String {
+pub(crate) fn version_text(version: &Value) -> String {
     let number = |part: &str| version["qemu"][part].as_u64().unwrap_or(0);
     let package = version["package"].as_str().unwrap_or("");
     match package.trim().to_lowercase().contains("godwit") {

@@ -108,7 +108,7 @@ fn converse(client: &mut Client) -> Result<(), Error> {
 }
 
 /// A line as the words of a command; a JSON object is one.
-pub fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     match line.trim_start().starts_with('{') {
         true => vec![line.to_owned()],
         false => line.split_whitespace().map(String::from).collect(),
@@ -116,7 +116,7 @@ pub fn words(line: &str) -> Vec<String> {
 }
 
 /// Runs what the words mean, by the machine's own schema.
-pub fn send(client: &mut Client, words: &[String]) -> Result<Value, Error> {
+pub(crate) fn send(client: &mut Client, words: &[String]) -> Result<Value, Error> {
     // Old machines have no schema; commands without arguments need none.
     let schema = match words.len() {
         0 | 1 => None,
@@ -126,7 +126,7 @@ pub fn send(client: &mut Client, words: &[String]) -> Result<Value, Error> {
 }
 
 /// The same with a schema that is known, if there is one.
-pub fn send_by(
+pub(crate) fn send_by(
     client: &mut Client,
     words: &[String],
     schema: Option<&Schema>,

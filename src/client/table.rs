@@ -2,16 +2,16 @@
 
 /// Rows under a heading, columns as wide as their widest cell; the first column flush left, the
 /// others flush right.
-pub struct Table {
+pub(crate) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    pub fn new<const N: usize>(heading: [&str; N]) -> Table {
+    pub(crate) fn new<const N: usize>(heading: [&str; N]) -> Table {
         Table { rows: vec![heading.map(String::from).to_vec()] }
     }
 
-    pub fn row(&mut self, cells: impl IntoIterator<Item = String>) {
+    pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }
 }

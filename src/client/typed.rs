@@ -8,11 +8,11 @@ use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 
 /// The answer of `query-qmp-schema`, by name.
-pub struct Schema(HashMap<String, Value>);
+pub(crate) struct Schema(HashMap<String, Value>);
 
 /// One that a command takes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Argument {
+pub(crate) struct Argument {
     pub name: String,
     /// Its type's name.
     pub of: String,
@@ -20,18 +20,18 @@ pub struct Argument {
 }
 
 impl Schema {
-    pub fn ask(client: &mut Client) -> Result<Schema, Error> {
+    pub(crate) fn ask(client: &mut Client) -> Result<Schema, Error> {
         Ok(Schema::of(client.execute("query-qmp-schema", json!({}))?))
     }
 
-    pub fn of(answer: Value) -> Schema {
+    pub(crate) fn of(answer: Value) -> Schema {
         let Value::Array(entries) = answer else { return Schema(HashMap::new()) };
         let named = |entry: Value| Some((entry["name"].as_str()?.to_owned(), entry));
         Schema(entries.into_iter().filter_map(named).collect())
     }
 
     /// The commands, in order.
-    pub fn commands(&self) -> Vec<&str> {
+    pub(crate) fn commands(&self) -> Vec<&str> {
         let is_command = |(_, entry): &(&String, &Value)| entry["meta-type"] == "command";
         let mut names: Vec<_> = self.0.iter().filter(is_command).map(|(name, _)| &**name).collect();
         names.sort_unstable();
@@ -39,7 +39,7 @@ impl Schema {
     }
 
     /// What a command takes, beside what is `given` already: some depend on the value of another.
-    pub fn arguments(&self, command: &str, given: &Map<String, Value>) -> Vec<Argument> {
+    pub(crate) fn arguments(&self, command: &str, given: &Map<String, Value>) -> Vec<Argument> {
         match self.0.get(command).filter(|entry| entry["meta-type"] == "command") {
             Some(entry) => self.members(text(&entry["arg-type"]), given),
             None => Vec::new(),
@@ -63,7 +63,7 @@ impl Schema {
     }
 
     /// What a value of this type can be, where that is a handful of words.
-    pub fn choices(&self, of: &str) -> Vec<&str> {
+    pub(crate) fn choices(&self, of: &str) -> Vec<&str> {
         match (of, self.0.get(of)) {
             ("bool", _) => vec!["true", "false"],
             (_, Some(entry)) => list(&entry["values"]).map(text).collect(),
@@ -72,7 +72,7 @@ impl Schema {
     }
 
     /// A type as people read it.
-    pub fn describe(&self, of: &str) -> String {
+    pub(crate) fn describe(&self, of: &str) -> String {
         let Some(entry) = self.0.get(of) else { return of.into() };
         match text(&entry["meta-type"]) {
             "enum" => list(&entry["values"]).map(text).collect::<Vec<_>>().join("|"),
@@ -88,7 +88,11 @@ impl Schema {
 
     /// Arguments from words: `NAME=VALUE`, `NAME.NAME=VALUE` for what is inside an object, or `NAME`
     /// for true. What the schema does not know goes as it looks: JSON, or text.
-    pub fn read(&self, command: &str, words: &[String]) -> Result<Map<String, Value>, String> {
+    pub(crate) fn read(
+        &self,
+        command: &str,
+        words: &[String],
+    ) -> Result<Map<String, Value>, String> {
         let mut made = Map::new();
         let object = self.0.get(command).map_or("", |entry| text(&entry["arg-type"]));
         for word in words {
@@ -168,7 +172,7 @@ impl Schema {
     }
 
     /// What a line can go on with: where the last word begins, and the words that could stand there.
-    pub fn complete(&self, line: &str) -> (usize, Vec<String>) {
+    pub(crate) fn complete(&self, line: &str) -> (usize, Vec<String>) {
         let start = line.rfind(char::is_whitespace).map_or(0, |at| at + 1);
         let (before, last) = line.split_at(start);
         let mut words = before.split_whitespace().map(String::from);

@@ -34,7 +34,7 @@ use crate::vmm::Events;
 use crate::vmm::{Exit, Vmm};
 
 use connections::Connections;
-pub use error::Error;
+pub(crate) use error::Error;
 use pidfile::Pidfile;
 
 /// Runs the machine until it ends, and gives out the process's exit status.

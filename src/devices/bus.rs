@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// What answers in a window of a bus. vCPUs call at the same time; a device has its own lock.
-pub trait Window: Send + Sync {
+pub(crate) trait Window: Send + Sync {
     /// Fills `data` from `offset` bytes into the window.
     fn read(&self, offset: u64, data: &mut [u8]);
 
@@ -22,13 +22,13 @@ pub trait Window: Send + Sync {
 /// Windows that do not overlap, in ascending order. Where nobody answers, reads float to all ones
 /// and writes are lost.
 #[derive(Default)]
-pub struct Bus {
+pub(crate) struct Bus {
     windows: Vec<(Range<u64>, Arc<dyn Window>)>,
 }
 
 impl Bus {
     /// Puts `device` at `start`; false if somebody is there already, or the window goes past the end.
-    pub fn insert(&mut self, start: u64, bytes: u64, device: Arc<dyn Window>) -> bool {
+    pub(crate) fn insert(&mut self, start: u64, bytes: u64, device: Arc<dyn Window>) -> bool {
         let Some(end) = start.checked_add(bytes) else { return false };
         let at = self.windows.partition_point(|(w, _)| w.start < start);
         let free =
@@ -42,7 +42,7 @@ impl Bus {
     }
 
     /// Fills `data`, in pieces of `size` bytes (REP INS reads the same address again and again).
-    pub fn read(&self, address: u64, size: usize, data: &mut [u8]) {
+    pub(crate) fn read(&self, address: u64, size: usize, data: &mut [u8]) {
         match self.find(address) {
             Some((offset, device)) => {
                 for piece in data.chunks_mut(size.max(1)) {
@@ -54,7 +54,7 @@ impl Bus {
     }
 
     /// Hands `data` to whoever answers, in pieces of `size` bytes.
-    pub fn write(&self, address: u64, size: usize, data: &[u8]) -> Option<DeviceRequest> {
+    pub(crate) fn write(&self, address: u64, size: usize, data: &[u8]) -> Option<DeviceRequest> {
         let (offset, device) = self.find(address)?;
         device.write_burst(offset, size.max(1), data)
     }

@@ -10,7 +10,7 @@ use crate::kvm::monotonic_ns;
 use crate::vmstate::{Layout, Visitor};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     sections: &[SectionKind::of::<TimerState>("virtual clock", only_one)],
     build,
     ..Kind::NONE
@@ -22,7 +22,7 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
 
 /// The clock.
 #[derive(Default)]
-pub struct VirtualClock(Mutex<Clock>);
+pub(crate) struct VirtualClock(Mutex<Clock>);
 
 #[derive(Default)]
 struct Clock {
@@ -33,7 +33,7 @@ struct Clock {
 
 impl VirtualClock {
     /// ns.
-    pub fn now(&self) -> i64 {
+    pub(crate) fn now(&self) -> i64 {
         self.lock().now()
     }
 
@@ -84,7 +84,7 @@ impl Device for VirtualClock {
 /// `timer`: the clocks. `cpu_clock_offset` is the virtual clock at the stop, ns: the origin of
 /// every timer and every load time in the other sections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TimerState {
+pub(crate) struct TimerState {
     pub cpu_ticks_offset: i64,
     pub cpu_clock_offset: i64,
 }

@@ -15,7 +15,7 @@ use crate::args::{Key, Keys, value};
 use serde_json::Value as Json;
 use std::sync::Arc;
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     device: Some(Pluggable {
         driver: DRIVER,
         help: "lets the guest end the process, with a status of its choice",
@@ -80,7 +80,7 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
 }
 
 /// The device.
-pub struct DebugExit(Ports);
+pub(crate) struct DebugExit(Ports);
 
 impl Device for DebugExit {
     fn reset(&self) -> Result<(), Error> {

@@ -40,13 +40,13 @@ pub trait Device: Any + Send + Sync {
 }
 
 /// An interrupt line, high or low.
-pub trait IrqLine: Send {
+pub(crate) trait IrqLine: Send {
     fn set(&self, high: bool);
 }
 
 /// What an access asks of the machine. The processor that made it stands still until it is done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DeviceRequest {
+pub(crate) enum DeviceRequest {
     /// The process ends with this status.
     Exit(i32),
 }

@@ -3,7 +3,7 @@
 use super::kind::{Kind, SectionKind, lacks};
 use crate::vmstate::{Layout, Visitor};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     type_name: "acpi-ged",
     sections: &[SectionKind::of::<GedState>("ACPI generic event device", |_, _| {
         Some(lacks("the ACPI event device, part of acpi=on"))
@@ -13,7 +13,7 @@ pub const KIND: Kind = Kind {
 
 /// `acpi-ged`: the generic event device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GedState {
+pub(crate) struct GedState {
     pub events: GedEvents,
     pub memory_hotplug: Option<GedMemoryHotplug>,
     pub cpu_hotplug: Option<GedCpuHotplug>,
@@ -34,7 +34,7 @@ impl Layout for GedState {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GedEvents {
+pub(crate) struct GedEvents {
     /// Events not yet read by the guest.
     pub sel: u32,
 }
@@ -50,7 +50,7 @@ impl Layout for GedEvents {
 
 /// No slots on a microvm, so only the selector.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GedMemoryHotplug {
+pub(crate) struct GedMemoryHotplug {
     pub state: GedMemorySelector,
 }
 
@@ -64,7 +64,7 @@ impl Layout for GedMemoryHotplug {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GedMemorySelector {
+pub(crate) struct GedMemorySelector {
     pub selector: u32,
 }
 
@@ -79,7 +79,7 @@ impl Layout for GedMemorySelector {
 
 /// No hotpluggable vCPUs on a microvm, so only selector and command.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GedCpuHotplug {
+pub(crate) struct GedCpuHotplug {
     pub state: GedCpuSelector,
 }
 
@@ -93,7 +93,7 @@ impl Layout for GedCpuHotplug {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct GedCpuSelector {
+pub(crate) struct GedCpuSelector {
     pub selector: u32,
     pub command: u8,
 }

@@ -11,7 +11,7 @@ use crate::vmstate::{Layout, Visitor};
 use kvm_bindings::kvm_ioapic_state;
 use std::sync::Arc;
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     type_name: "ioapic",
     sections: &[SectionKind::of::<IoapicState>("I/O APIC", |config, instance| match instance {
         1 => Some(lacks("a second I/O APIC, part of acpi=on")),
@@ -57,7 +57,7 @@ impl Device for Ioapic {
 
 /// `ioapic`: instance 0 is KVM's, instance 1 (with `acpi=on`) a device of its own.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct IoapicState {
+pub(crate) struct IoapicState {
     pub id: u8,
     pub ioregsel: u8,
     pub irr: u32,

@@ -12,7 +12,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 /// A kind of device, whether it can be built here or only read in streams.
-pub struct Kind {
+pub(crate) struct Kind {
     /// QEMU's name of the type, for one that is no device of `-device`; empty where it has none.
     pub type_name: &'static str,
     /// Every section that it can have in a stream.
@@ -34,7 +34,7 @@ pub struct Kind {
 
 impl Kind {
     /// Has nothing and builds nothing.
-    pub const NONE: Kind = Kind {
+    pub(crate) const NONE: Kind = Kind {
         type_name: "",
         sections: &[],
         missing: |_, _| None,
@@ -48,20 +48,20 @@ impl Kind {
 
 impl Kind {
     /// QEMU's name of the type.
-    pub fn type_name(&self) -> &'static str {
+    pub(crate) fn type_name(&self) -> &'static str {
         self.device.as_ref().map_or(self.type_name, |device| device.driver)
     }
 }
 
 /// A section that a stream lacks, or that has no place beside the others.
-pub struct Missing {
+pub(crate) struct Missing {
     pub name: String,
     pub instance: u32,
     pub why: String,
 }
 
 /// A field of a section and why its value has no place here.
-pub type Misfit = (&'static str, String);
+pub(crate) type Misfit = (&'static str, String);
 
 /// A section as streams bring it.
 pub struct SectionKind {
@@ -78,7 +78,7 @@ pub struct SectionKind {
 
 impl SectionKind {
     /// The section of the struct `T`, named as its layout is.
-    pub const fn of<T: Layout + Any + Debug + PartialEq + Send + Sync>(
+    pub(crate) const fn of<T: Layout + Any + Debug + PartialEq + Send + Sync>(
         what: &'static str,
         lacks: fn(&Config, u32) -> Option<Misfit>,
     ) -> SectionKind {
@@ -88,7 +88,7 @@ impl SectionKind {
         SectionKind { what, named, lacks, check: |_, _| Ok(()) }
     }
 
-    pub const fn checked(
+    pub(crate) const fn checked(
         mut self,
         check: fn(&dyn Section, &HostCpu) -> Result<(), Misfit>,
     ) -> SectionKind {
@@ -98,12 +98,12 @@ impl SectionKind {
 }
 
 /// For [`SectionKind::lacks`]: the machine has one device of the kind.
-pub fn only_one(_: &Config, instance: u32) -> Option<Misfit> {
+pub(crate) fn only_one(_: &Config, instance: u32) -> Option<Misfit> {
     (instance != 0).then(|| lacks("there is one of its kind only"))
 }
 
 /// For [`SectionKind::lacks`]: the machine has no such device, for this reason.
-pub fn lacks(why: &str) -> Misfit {
+pub(crate) fn lacks(why: &str) -> Misfit {
     ("name", format!("this machine has no such device: {why}"))
 }
 
@@ -128,7 +128,7 @@ impl HostCpu {
 pub(crate) type Filled = Result<Arc<dyn Properties>, OptionError>;
 
 /// A device that `-device` adds.
-pub struct Pluggable {
+pub(crate) struct Pluggable {
     /// QEMU's name of the driver.
     pub driver: &'static str,
     /// For `-device help`.
@@ -145,7 +145,7 @@ pub struct Pluggable {
 
 impl Pluggable {
     /// One that is known and cannot be had, for the reason that `refuses` gives.
-    pub const fn not_built(
+    pub(crate) const fn not_built(
         driver: &'static str,
         refuses: fn(&[config::Device]) -> Option<&'static str>,
     ) -> Pluggable {

@@ -10,7 +10,7 @@ use crate::kvm::{self, Vm};
 use crate::vmstate::{Layout, Visitor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     type_name: "kvmclock",
     sections: &[SectionKind::of::<KvmClockState>("paravirtual clock", only_one)],
     build,
@@ -107,7 +107,7 @@ fn time_at(tsc: u64, page: &[u8; 32]) -> Option<u64> {
 
 /// `kvmclock`: the guest's paravirtual clock, ns.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct KvmClockState {
+pub(crate) struct KvmClockState {
     pub clock_ns: u64,
     /// False or absent: QEMU works the time out again from the guest's own page.
     pub is_reliable: Option<bool>,

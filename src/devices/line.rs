@@ -29,4 +29,4 @@ pub trait LineEnd: Send + Sync {
 }
 
 /// By the id of the character device.
-pub type Lines = BTreeMap<String, Arc<dyn Line>>;
+pub(crate) type Lines = BTreeMap<String, Arc<dyn Line>>;

@@ -7,30 +7,32 @@
 //!
 //! The processors and the chips in the kernel are on the list like the rest; their state is KVM's.
 
-pub mod bus;
-pub mod clock;
-pub mod debug_exit;
+pub(crate) mod bus;
+pub(crate) mod clock;
+pub(crate) mod debug_exit;
 mod device;
 mod error;
-pub mod fw_cfg;
-pub mod ged;
-pub mod ioapic;
+pub(crate) mod fw_cfg;
+pub(crate) mod ged;
+pub(crate) mod ioapic;
 mod kind;
-pub mod kvmclock;
+pub(crate) mod kvmclock;
 mod line;
-pub mod pic;
+pub(crate) mod pic;
 pub mod pit;
 pub mod processors;
-pub mod rtc;
+pub(crate) mod rtc;
 mod sections;
 pub mod serial;
 mod slots;
-pub mod virtio;
-pub mod vmcoreinfo;
+pub(crate) mod virtio;
+pub(crate) mod vmcoreinfo;
 
-pub use device::{Device, DeviceRequest, IrqLine};
-pub use error::Error;
-pub use kind::{HostCpu, Kind, Misfit, Missing, Pluggable, SectionKind, lacks, only_one};
-pub use line::{Line, LineEnd, Lines};
-pub use sections::{LoadReport, Loading, Sections};
-pub use slots::{Built, Slots};
+pub(crate) use device::{Device, DeviceRequest, IrqLine};
+pub(crate) use error::Error;
+pub use kind::HostCpu;
+pub(crate) use kind::{Kind, Misfit, Missing, Pluggable, SectionKind, lacks, only_one};
+pub(crate) use line::{Line, LineEnd, Lines};
+pub(crate) use sections::Loading;
+pub use sections::{LoadReport, Sections};
+pub(crate) use slots::{Built, Slots};

@@ -12,7 +12,7 @@ use crate::vmstate::{Layout, Visitor};
 use kvm_bindings::kvm_pic_state;
 use std::sync::Arc;
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     type_name: "isa-i8259",
     sections: &[SectionKind::of::<PicState>("legacy interrupt controller", |config, instance| {
         match instance {
@@ -78,7 +78,7 @@ impl Device for Pics {
 
 /// `i8259`: instance 0 is the master, 1 the slave.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct PicState {
+pub(crate) struct PicState {
     pub last_irr: u8,
     pub irr: u8,
     pub imr: u8,

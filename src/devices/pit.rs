@@ -13,7 +13,7 @@ use crate::vmstate::{Layout, Visitor};
 use kvm_bindings::{kvm_pit_channel_state, kvm_pit_state2};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     type_name: "isa-pit",
     sections: &[SectionKind::of::<PitState>("programmable interval timer", |config, instance| {
         match wanted(config) {
@@ -35,7 +35,7 @@ pub const KIND: Kind = Kind {
 };
 
 /// Whether the machine has one; KVM makes it with its other chips.
-pub fn wanted(config: &Config) -> bool {
+pub(crate) fn wanted(config: &Config) -> bool {
     config.machine.switches.get("pit", true)
 }
 

@@ -16,7 +16,7 @@ use crate::kvm::{self, Vm};
 use crate::vmstate::Section;
 use std::sync::Arc;
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     sections: &[
         SectionKind::of::<CpuCommonState>("halted and pending interrupts of a vCPU", per_vcpu),
         SectionKind::of::<CpuState>("registers of a vCPU", per_vcpu).checked(check),
@@ -96,7 +96,7 @@ impl Processors {
     }
 
     /// Writes back what was read a moment ago, of a guest that stood still since.
-    pub fn write_back(&self, states: &[VcpuState]) -> Result<(), kvm::Error> {
+    pub(crate) fn write_back(&self, states: &[VcpuState]) -> Result<(), kvm::Error> {
         for (vcpu, state) in self.vcpus.iter().zip(states) {
             vcpu.lock().write_state(&self.vm, state, kvm::state::ForeignTsc::Accept)?;
         }

@@ -4,7 +4,7 @@ use super::kind::{Kind, SectionKind, lacks};
 use crate::args::Key;
 use crate::vmstate::{Layout, Visitor};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     type_name: "mc146818rtc",
     sections: &[SectionKind::of::<RtcState>("real-time clock and CMOS", |_, _| {
         Some(lacks("the MC146818 clock of rtc=on is not built yet"))
@@ -20,7 +20,7 @@ pub const KIND: Kind = Kind {
 /// `mc146818rtc`. Times are on the RTC's own clock (the host's real time, unless told otherwise),
 /// ns.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RtcState {
+pub(crate) struct RtcState {
     pub cmos: [u8; 128],
     pub cmos_index: u8,
     pub periodic_timer: i64,

@@ -10,11 +10,11 @@ use crate::vmstate::Section;
 pub struct Sections(Vec<(SectionHeader, Box<dyn Section>)>);
 
 impl Sections {
-    pub fn push(&mut self, name: &str, instance: u32, state: impl Section) {
+    pub(crate) fn push(&mut self, name: &str, instance: u32, state: impl Section) {
         self.insert(name, instance, Box::new(state));
     }
 
-    pub fn insert(&mut self, name: &str, instance: u32, state: Box<dyn Section>) {
+    pub(crate) fn insert(&mut self, name: &str, instance: u32, state: Box<dyn Section>) {
         let version = state.version();
         self.0.push((SectionHeader { id: 0, name: name.to_owned(), instance, version }, state));
     }
@@ -23,12 +23,12 @@ impl Sections {
         self.0.iter()
     }
 
-    pub fn contains(&self, name: &str, instance: u32) -> bool {
+    pub(crate) fn contains(&self, name: &str, instance: u32) -> bool {
         self.find(name, instance).is_some()
     }
 
     /// The section of this name and instance.
-    pub fn get<T: Section>(&self, name: &str, instance: u32) -> Option<&T> {
+    pub(crate) fn get<T: Section>(&self, name: &str, instance: u32) -> Option<&T> {
         self.find(name, instance).and_then(<dyn Section>::downcast_ref)
     }
 

@@ -16,10 +16,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const PORTS: u64 = 1 << 16;
 
 /// The devices that a [`super::Kind`] put on the board, in the order of their sections.
-pub type Built = Vec<Arc<dyn Device>>;
+pub(crate) type Built = Vec<Arc<dyn Device>>;
 
 /// What devices are built from, and what they are connected to.
-pub struct Slots<'a> {
+pub(crate) struct Slots<'a> {
     pub config: &'a Config,
     pub vm: &'a Arc<Vm>,
     pub vcpus: &'a Arc<Vec<kvm::Shared>>,
@@ -35,7 +35,7 @@ pub struct Slots<'a> {
 }
 
 impl<'a> Slots<'a> {
-    pub fn new(
+    pub(crate) fn new(
         config: &'a Config,
         vm: &'a Arc<Vm>,
         vcpus: &'a Arc<Vec<kvm::Shared>>,
@@ -49,7 +49,7 @@ impl<'a> Slots<'a> {
     }
 
     /// Puts `device` at the I/O ports from `first` on.
-    pub fn port_window(
+    pub(crate) fn port_window(
         &mut self,
         first: u64,
         ports: u64,
@@ -60,7 +60,7 @@ impl<'a> Slots<'a> {
     }
 
     /// Puts `device` at guest-physical addresses.
-    pub fn memory_window(
+    pub(crate) fn memory_window(
         &mut self,
         start: u64,
         bytes: u64,
@@ -71,21 +71,21 @@ impl<'a> Slots<'a> {
     }
 
     /// The interrupt line of this number.
-    pub fn irq(&self, gsi: u32) -> Box<dyn IrqLine> {
+    pub(crate) fn irq(&self, gsi: u32) -> Box<dyn IrqLine> {
         Box::new(Gsi { vm: self.vm.clone(), gsi })
     }
 
     /// What fw_cfg tells the guest.
-    pub fn items(&self) -> MutexGuard<'_, Items> {
+    pub(crate) fn items(&self) -> MutexGuard<'_, Items> {
         self.items.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub fn host(&self) -> HostCpu {
+    pub(crate) fn host(&self) -> HostCpu {
         HostCpu::from_cpuid(self.vm.cpuid().as_slice())
     }
 
     /// The properties of each `-device DRIVER`.
-    pub fn wanted<T: Properties>(&self, driver: &str) -> Vec<&'a T> {
+    pub(crate) fn wanted<T: Properties>(&self, driver: &str) -> Vec<&'a T> {
         let devices = self.config.devices.iter().filter(|device| device.driver == driver);
         devices.filter_map(|device| device.properties.downcast_ref()).collect()
     }

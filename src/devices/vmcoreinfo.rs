@@ -21,7 +21,7 @@ use crate::args::Keys;
 use crate::vmstate::{Layout, Visitor};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     sections: &[SectionKind::of::<VmCoreInfoState>(
         "place of the guest's crash note",
         |config, instance| match config.has_device(DRIVER) {
@@ -68,7 +68,7 @@ const BYTES: usize = 16;
 
 /// What the guest said; the section of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VmCoreInfoState {
+pub(crate) struct VmCoreInfoState {
     /// The guest has said where its note is.
     pub present: bool,
     pub host_format: u16,
@@ -128,10 +128,10 @@ impl VmCoreInfoState {
 
 /// The device.
 #[derive(Default)]
-pub struct VmCoreInfo(Mutex<VmCoreInfoState>);
+pub(crate) struct VmCoreInfo(Mutex<VmCoreInfoState>);
 
 impl VmCoreInfo {
-    pub fn state(&self) -> VmCoreInfoState {
+    pub(crate) fn state(&self) -> VmCoreInfoState {
         *self.lock()
     }
 

@@ -16,7 +16,7 @@ pub enum Codec {
 
 impl Codec {
     /// The bit that names the codec in the header's `status` and in a page's flags.
-    pub fn flag(self) -> u32 {
+    pub(crate) fn flag(self) -> u32 {
         match self {
             Codec::Zlib => 0x1,
             Codec::Lzo => 0x2,

@@ -56,7 +56,7 @@ const EFER_LMA: u64 = 1 << 10;
 
 /// How a CPU translates addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Paging {
+pub(crate) enum Paging {
     Off,
     /// Two levels of 4-byte entries; 4 MiB pages if the CPU was told so.
     Bits32 {
@@ -71,11 +71,11 @@ pub enum Paging {
 impl Cpu {
     /// Is the CPU in 64-bit or compatibility mode? CPU 0's answer decides the kind of the whole
     /// dump.
-    pub fn long_mode(&self) -> bool {
+    pub(crate) fn long_mode(&self) -> bool {
         self.efer & EFER_LMA != 0
     }
 
-    pub fn paging(&self) -> Paging {
+    pub(crate) fn paging(&self) -> Paging {
         if self.cr0 & CR0_PG == 0 {
             Paging::Off
         } else if self.long_mode() {

@@ -63,7 +63,7 @@ pub enum Status {
 
 impl Status {
     /// QMP's name.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Status::None => "none",
             Status::Active => "active",
@@ -108,7 +108,7 @@ pub enum Failure {
 }
 
 /// Called once after a dump that began writing, before the guest goes on.
-pub type Done = Box<dyn FnOnce(QueryResult, Option<&Failure>) + Send>;
+pub(crate) type Done = Box<dyn FnOnce(QueryResult, Option<&Failure>) + Send>;
 
 /// The dumps of one machine.
 pub struct Dumps {
@@ -159,18 +159,18 @@ impl Dumps {
     }
 
     /// Is a dump in progress, or about to be?
-    pub fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         let state = self.state();
         state.claimed && !state.finishing
     }
 
     /// Is a dump in progress that keeps the guest from running?
-    pub fn holds_guest(&self) -> bool {
+    pub(crate) fn holds_guest(&self) -> bool {
         let state = self.state();
         state.claimed && !state.finishing && state.live.is_none()
     }
 
-    pub fn query(&self) -> QueryResult {
+    pub(crate) fn query(&self) -> QueryResult {
         let state = self.state();
         match &state.progress {
             Some(progress) => QueryResult {
@@ -197,7 +197,7 @@ impl Dumps {
     }
 
     /// Asks the dump in progress to end.
-    pub fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         let mut state = self.state();
         state.cancelled = state.claimed;
         if let Some(progress) = &state.progress {
@@ -216,7 +216,7 @@ impl Dumps {
 
     /// Ends the dump in progress and waits for its end: with the process, or it would keep vCPUs in
     /// page faults.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.cancel();
         let mut state = self.state();
         state.ending = true;
@@ -240,7 +240,7 @@ impl Dumps {
 
 impl Claim {
     /// Its dump was cancelled before it began, or will be at once.
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         let state = self.dumps.state();
         state.cancelled || state.ending
     }

@@ -46,7 +46,7 @@ impl Dumpable for Machine {
 
 impl VmCoreInfo {
     /// What the guest said, here or before it was migrated; `None` if it said nothing.
-    pub fn said(state: &devices::VmCoreInfoState) -> Option<VmCoreInfo> {
+    pub(crate) fn said(state: &devices::VmCoreInfoState) -> Option<VmCoreInfo> {
         let said =
             VmCoreInfo { guest_format: state.guest_format, size: state.size, address: state.paddr };
         state.present.then_some(said)

@@ -41,7 +41,7 @@ impl Output {
     }
 
     /// Can it be written in any order?
-    pub fn seekable(&self) -> bool {
+    pub(crate) fn seekable(&self) -> bool {
         !matches!(self.kind, Kind::Stream)
     }
 

@@ -26,7 +26,7 @@ impl Progress {
 
     /// Asks the dump to end with [`Error::Cancelled`](super::Error::Cancelled): at its next chunk,
     /// or in the write that is blocked.
-    pub fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         self.waker.cancel();
     }
 

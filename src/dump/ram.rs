@@ -18,7 +18,7 @@ impl RamView {
     }
 
     /// Of a guest that runs: `snapshot` is of `ram` and fixed.
-    pub fn frozen(ram: &GuestRam, snapshot: Snapshot) -> Result<RamView, Error> {
+    pub(crate) fn frozen(ram: &GuestRam, snapshot: Snapshot) -> Result<RamView, Error> {
         Still::frozen(ram, snapshot).map(RamView::of)
     }
 

@@ -1,7 +1,7 @@
 //! Ranges of guest-physical memory.
 
 /// Bytes in a page of every format and of every page table here.
-pub const PAGE: usize = 4096;
+pub(crate) const PAGE: usize = 4096;
 
 /// Guest-physical addresses `start .. start + len`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -11,7 +11,7 @@ pub struct Range {
 }
 
 impl Range {
-    pub fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.start + self.len
     }
 }

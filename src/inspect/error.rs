@@ -38,7 +38,7 @@ pub enum Failure {
 
 impl Failure {
     /// With the file's name, where it is not there yet.
-    pub fn of(self, path: &Path) -> Self {
+    pub(crate) fn of(self, path: &Path) -> Self {
         match self {
             Self::Stream(known, error) if known.as_os_str().is_empty() => {
                 Self::Stream(path.to_owned(), error)

@@ -14,13 +14,13 @@ const TAIL_BYTES: u64 = 4 << 20;
 
 /// Our layouts first, then the stream's own description, then the footer.
 #[derive(Debug, Clone, Default)]
-pub struct AnyLayout {
+pub(crate) struct AnyLayout {
     described: HashMap<(String, u32), usize>,
 }
 
 impl AnyLayout {
     /// Finds the description at the end of `file`, if there is one.
-    pub fn of(file: &File) -> io::Result<Self> {
+    pub(crate) fn of(file: &File) -> io::Result<Self> {
         let bytes = file.metadata()?.len();
         let start = bytes.saturating_sub(TAIL_BYTES);
         let mut tail = vec![0; (bytes - start) as usize];

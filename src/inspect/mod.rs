@@ -16,10 +16,9 @@ mod source;
 mod text;
 mod walk;
 
-pub use error::Failure;
-pub use layouts::AnyLayout;
+pub(crate) use error::Failure;
 pub use options::Options;
-pub use report::Report;
+pub(crate) use report::Report;
 
 use std::io::{self, IsTerminal, Write};
 

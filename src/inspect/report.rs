@@ -57,7 +57,7 @@ fn is_zero(count: &u64) -> bool {
 }
 
 impl Connection {
-    pub fn push(&mut self, entry: Entry) {
+    pub(crate) fn push(&mut self, entry: Entry) {
         if self.entries.len() < ENTRIES_MAX {
             self.entries.push(entry);
         } else {
@@ -131,16 +131,6 @@ pub struct RamCounts {
     pub deltas: u64,
     pub delta_bytes: u64,
     pub flushes: u64,
-}
-
-impl RamCounts {
-    pub fn add(&mut self, other: &Self) {
-        self.zero += other.zero;
-        self.pages += other.pages;
-        self.deltas += other.deltas;
-        self.delta_bytes += other.delta_bytes;
-        self.flushes += other.flushes;
-    }
 }
 
 #[derive(Debug, Default, Serialize)]

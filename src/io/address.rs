@@ -57,7 +57,7 @@ pub enum Family {
 
 impl Family {
     /// Naming one family leaves the other out.
-    pub fn of(ipv4: Option<bool>, ipv6: Option<bool>) -> Family {
+    pub(crate) fn of(ipv4: Option<bool>, ipv6: Option<bool>) -> Family {
         match (ipv4, ipv6) {
             (Some(false), Some(false)) => Family::Neither,
             (Some(true), Some(true)) | (None, None) => Family::Any,
@@ -68,7 +68,7 @@ impl Family {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum AddressError {
+pub(crate) enum AddressError {
     #[error("unknown migration protocol: {0}")]
     UnknownProtocol(String),
     #[error("error parsing address '{0}'")]
@@ -108,7 +108,7 @@ impl Address {
     }
 
     /// From `tcp:HOST:PORT`, `unix:PATH`, `fd:NAME`, `exec:COMMAND` or `file:PATH[,offset=N]`.
-    pub fn from_uri(uri: &str) -> Result<Self, AddressError> {
+    pub(crate) fn from_uri(uri: &str) -> Result<Self, AddressError> {
         let unknown = || AddressError::UnknownProtocol(uri.to_owned());
         let (protocol, rest) = uri.split_once(':').ok_or_else(unknown)?;
         match protocol {
@@ -126,7 +126,7 @@ impl Address {
     }
 
     /// Several connections can be made to it, as multifd needs.
-    pub fn takes_several_connections(&self) -> bool {
+    pub(crate) fn takes_several_connections(&self) -> bool {
         matches!(self, Self::Tcp(_) | Self::Unix(_))
     }
 }

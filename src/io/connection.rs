@@ -39,14 +39,14 @@ impl Connection {
     }
 
     /// The same stream once more.
-    pub fn share(&self) -> Self {
+    pub(crate) fn share(&self) -> Self {
         let (fd, program) = (self.fd.clone(), self.program.clone());
         Self { fd, medium: self.medium, program, in_use: None }
     }
 
     /// What has come, as far as `bytes` has room, left where it is. `None`: nothing yet; 0: nothing
     /// will.
-    pub fn peek_now(&self, bytes: &mut [u8]) -> Result<Option<usize>> {
+    pub(crate) fn peek_now(&self, bytes: &mut [u8]) -> Result<Option<usize>> {
         let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
         // SAFETY: the buffer is borrowed for the call, and its length is given.
         let got = unsafe {
@@ -63,7 +63,7 @@ impl Connection {
 
     /// Waits until a pipe has something to read, or had a writer that is gone: one that never had a
     /// writer reads as if it had ended.
-    pub fn await_writer(&self, ring: &mut Ring) -> Result<()> {
+    pub(crate) fn await_writer(&self, ring: &mut Ring) -> Result<()> {
         if self.medium != Medium::Pipe {
             return Ok(());
         }
@@ -75,7 +75,7 @@ impl Connection {
     }
 
     /// Nothing more will come than what is there already.
-    pub fn is_hung_up(&self) -> Result<bool> {
+    pub(crate) fn is_hung_up(&self) -> Result<bool> {
         let mut polled = [rustix::event::PollFd::new(&self.fd, rustix::event::PollFlags::RDHUP)];
         let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
         let ready = rustix::event::poll(&mut polled, Some(&now)).map_err(std::io::Error::from)?;
@@ -83,13 +83,13 @@ impl Connection {
     }
 
     /// Answers can come back on it.
-    pub fn is_two_way(&self) -> bool {
+    pub(crate) fn is_two_way(&self) -> bool {
         matches!(self.medium, Medium::Tcp | Medium::Socket)
     }
 
     /// Sets how long sent bytes may stay unacknowledged before the connection counts as broken. TCP
     /// only.
-    pub fn set_user_timeout(&self, time: Duration) -> std::io::Result<()> {
+    pub(crate) fn set_user_timeout(&self, time: Duration) -> std::io::Result<()> {
         if self.medium != Medium::Tcp {
             return Ok(());
         }
@@ -107,7 +107,7 @@ impl Connection {
     }
 
     /// Ends both directions, so that a blocked peer learns of it.
-    pub fn shut_down(&self) {
+    pub(crate) fn shut_down(&self) {
         // SAFETY: shutdown has no memory arguments; on what is no socket it fails harmlessly.
         unsafe { libc::shutdown(self.fd.as_raw_fd(), libc::SHUT_RDWR) };
     }
@@ -136,7 +136,7 @@ impl Connection {
 const SEND_BUFFER_BYTES: i32 = 4 << 20;
 
 /// A descriptor that the process was started with, by number.
-pub fn inherited(name: &str) -> Option<OwnedFd> {
+pub(crate) fn inherited(name: &str) -> Option<OwnedFd> {
     let number = name.parse::<i32>().ok().filter(|number| *number > 2)?;
     let path = format!("/proc/self/fd/{number}");
     std::fs::symlink_metadata(path).ok()?;

@@ -12,37 +12,37 @@ use memmap2::MmapMut;
 use crate::memory::RamBlock;
 
 /// Pieces one write takes at most (`UIO_MAXIOV`).
-pub const PIECES_MAX: usize = 1024;
+pub(crate) const PIECES_MAX: usize = 1024;
 /// Bytes of a [`Buffer`]: a write large enough for any disk.
-pub const BUFFER_BYTES: usize = 1 << 20;
+pub(crate) const BUFFER_BYTES: usize = 1 << 20;
 
 /// Room that is filled by any threads, and parts of which are written then.
-pub struct Buffer(MmapMut);
+pub(crate) struct Buffer(MmapMut);
 
 /// Buffers, of which there are never more than so many: who wants one waits for a write to end.
-pub struct Pool {
+pub(crate) struct Pool {
     /// Not made yet.
     unmade: usize,
     given_back: Vec<Arc<Buffer>>,
 }
 
 impl Buffer {
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.0
     }
 
-    pub fn room(&mut self) -> &mut [u8] {
+    pub(crate) fn room(&mut self) -> &mut [u8] {
         &mut self.0
     }
 }
 
 impl Pool {
-    pub fn new(buffers: usize) -> Self {
+    pub(crate) fn new(buffers: usize) -> Self {
         Self { unmade: buffers, given_back: Vec::new() }
     }
 
     /// A buffer that nothing is written from, with anything in it. `None` while there is none.
-    pub fn take(&mut self) -> std::io::Result<Option<Buffer>> {
+    pub(crate) fn take(&mut self) -> std::io::Result<Option<Buffer>> {
         let free = self.given_back.iter().position(|buffer| Arc::strong_count(buffer) == 1);
         if let Some(buffer) = free.and_then(|at| Arc::into_inner(self.given_back.swap_remove(at))) {
             return Ok(Some(buffer));
@@ -55,7 +55,7 @@ impl Pool {
     }
 
     /// Gives back a buffer, which is free again once nobody holds what is returned.
-    pub fn give_back(&mut self, buffer: Buffer) -> Arc<Buffer> {
+    pub(crate) fn give_back(&mut self, buffer: Buffer) -> Arc<Buffer> {
         let buffer = Arc::new(buffer);
         self.given_back.push(buffer.clone());
         buffer
@@ -64,7 +64,7 @@ impl Pool {
 
 /// Bytes to write, in order. Reused from batch to batch, so that its buffer is allocated once.
 #[derive(Default)]
-pub struct Gather {
+pub(crate) struct Gather {
     own: Vec<u8>,
     pieces: Vec<Piece>,
     /// Own bytes up to here belong to an earlier piece.
@@ -82,7 +82,7 @@ enum Piece {
 
 impl Gather {
     /// The buffer for own bytes; what is appended to it goes out here.
-    pub fn own(&mut self) -> &mut Vec<u8> {
+    pub(crate) fn own(&mut self) -> &mut Vec<u8> {
         &mut self.own
     }
 
@@ -90,7 +90,7 @@ impl Gather {
     ///
     /// # Panics
     /// When it does not lie in the block.
-    pub fn memory(&mut self, block: &RamBlock, range: Range<u64>) {
+    pub(crate) fn memory(&mut self, block: &RamBlock, range: Range<u64>) {
         assert!(range.start <= range.end && range.end <= block.bytes());
         if !self.blocks.iter().any(|held| held.is(block)) {
             self.blocks.push(block.clone());
@@ -100,7 +100,7 @@ impl Gather {
     }
 
     /// Appends a part of a buffer, written from where it is.
-    pub fn part(&mut self, buffer: &Arc<Buffer>, range: Range<usize>) {
+    pub(crate) fn part(&mut self, buffer: &Arc<Buffer>, range: Range<usize>) {
         if !self.buffers.last().is_some_and(|held| Arc::ptr_eq(held, buffer)) {
             self.buffers.push(buffer.clone());
         }
@@ -120,20 +120,16 @@ impl Gather {
     }
 
     /// Bytes in it.
-    pub fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes + self.own.len() - self.sealed
     }
 
     /// Pieces in it, so that a caller stays below [`PIECES_MAX`].
-    pub fn pieces(&self) -> usize {
+    pub(crate) fn pieces(&self) -> usize {
         self.pieces.len() + usize::from(self.own.len() > self.sealed)
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.bytes() == 0
-    }
-
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.own.clear();
         self.pieces.clear();
         self.blocks.clear();
@@ -184,6 +180,6 @@ mod tests {
         gather.iovecs(&mut iovecs);
         assert_eq!(iovecs.iter().map(|v| v.iov_len).collect::<Vec<_>>(), [4, 32, 4]);
         gather.clear();
-        assert!(gather.is_empty());
+        assert_eq!(gather.bytes(), 0);
     }
 }

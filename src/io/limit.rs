@@ -21,16 +21,16 @@ struct Bucket {
 }
 
 /// No limit until this is dropped, whatever is set meanwhile.
-pub struct Lifted<'a>(&'a Limit);
+pub(crate) struct Lifted<'a>(&'a Limit);
 
 impl Limit {
     /// `bytes_per_second` 0 is no limit.
-    pub fn new(bytes_per_second: u64) -> Self {
+    pub(crate) fn new(bytes_per_second: u64) -> Self {
         Self(Mutex::new(Bucket { bytes_per_second, paid_until: Instant::now(), lifted: 0 }))
     }
 
     /// What is owed is paid at the new rate.
-    pub fn set(&self, bytes_per_second: u64) {
+    pub(crate) fn set(&self, bytes_per_second: u64) {
         let mut bucket = self.bucket();
         let now = Instant::now();
         let owed = bucket.paid_until.saturating_duration_since(now);
@@ -41,19 +41,19 @@ impl Limit {
         }
     }
 
-    pub fn bytes_per_second(&self) -> u64 {
+    pub(crate) fn bytes_per_second(&self) -> u64 {
         self.bucket().bytes_per_second
     }
 
     /// Lifts the limit: the guest stands still, and what is left goes as fast as it can.
-    pub fn lift(&self) -> Lifted<'_> {
+    pub(crate) fn lift(&self) -> Lifted<'_> {
         self.bucket().lifted += 1;
         Lifted(self)
     }
 
     /// How many of `wanted` bytes may leave at `now`, at least one; they are counted as sent. Or
     /// when to ask again.
-    pub fn take(&self, now: Instant, wanted: usize) -> Result<usize, Instant> {
+    pub(crate) fn take(&self, now: Instant, wanted: usize) -> Result<usize, Instant> {
         let mut bucket = self.bucket();
         if bucket.bytes_per_second == 0 || bucket.lifted > 0 {
             return Ok(wanted);
@@ -68,7 +68,7 @@ impl Limit {
     }
 
     /// Counts bytes that were not held back: what stands between pages.
-    pub fn spend(&self, now: Instant, bytes: usize) {
+    pub(crate) fn spend(&self, now: Instant, bytes: usize) {
         let mut bucket = self.bucket();
         if bucket.bytes_per_second > 0 && bucket.lifted == 0 {
             bucket.spend(now, bytes);

@@ -23,7 +23,7 @@ pub struct Listener {
 
 /// Where a listener can be reached, as `query-migrate` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BoundAddress {
+pub(crate) enum BoundAddress {
     Inet { host: String, port: u16, ipv6: bool },
     Unix(UnixName),
 }
@@ -110,21 +110,21 @@ impl Listener {
     }
 
     /// The name of a unix socket, for whoever ends the process while somebody listens.
-    pub fn file(&self) -> Weak<SocketFile> {
+    pub(crate) fn file(&self) -> Weak<SocketFile> {
         self.file.as_ref().map_or_else(Weak::new, Arc::downgrade)
     }
 
-    pub fn addresses(&self) -> &[BoundAddress] {
+    pub(crate) fn addresses(&self) -> &[BoundAddress] {
         &self.addresses
     }
 
     /// One poll for each socket, which is done when somebody connects.
-    pub fn poll(&self, ring: &mut Ring) -> Result<Vec<Token>> {
+    pub(crate) fn poll(&self, ring: &mut Ring) -> Result<Vec<Token>> {
         self.sockets.iter().map(|socket| ring.poll(socket.as_raw_fd(), libc::POLLIN)).collect()
     }
 
     /// A connection that is there already.
-    pub fn accept_now(&self) -> Result<Option<Connection>> {
+    pub(crate) fn accept_now(&self) -> Result<Option<Connection>> {
         for socket in &self.sockets {
             let mut polled = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::IN)];
             let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
@@ -150,7 +150,7 @@ impl Listener {
     }
 
     #[cfg(test)]
-    pub fn accept(&self, ring: &mut Ring) -> Result<Connection> {
+    pub(crate) fn accept(&self, ring: &mut Ring) -> Result<Connection> {
         loop {
             if let Some(connection) = self.accept_now()? {
                 return Ok(connection);

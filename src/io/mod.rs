@@ -19,31 +19,33 @@
 //! | [`listener`] | sockets that wait for a source |
 //! | `error` | why a transfer ended early, why an address could not be opened |
 
-pub mod address;
+pub(crate) mod address;
 mod aside;
-pub mod connection;
+pub(crate) mod connection;
 mod error;
-pub mod gather;
-pub mod limit;
-pub mod listener;
-pub mod name;
-pub mod program;
+pub(crate) mod gather;
+pub(crate) mod limit;
+pub(crate) mod listener;
+pub(crate) mod name;
+pub(crate) mod program;
 mod reader;
-pub mod receive;
+pub(crate) mod receive;
 mod resolve;
-pub mod ring;
-pub mod socket_file;
+pub(crate) mod ring;
+pub(crate) mod socket_file;
 pub mod transport;
-pub mod writer;
+pub(crate) mod writer;
 
-pub use address::{Address, AddressError};
+pub use address::Address;
+pub(crate) use address::AddressError;
 pub use connection::Connection;
-pub use error::{Error, OpenError, ProgramFailed, Result, reason};
-pub use gather::Gather;
-pub use limit::Limit;
+pub(crate) use error::{Error, OpenError, ProgramFailed, reason};
+pub(crate) use gather::Gather;
+pub(crate) use limit::Limit;
 pub use listener::Listener;
-pub use program::Program;
-pub use reader::SocketReader;
-pub use ring::{Ring, Waker};
-pub use transport::Descriptors;
-pub use writer::Writer;
+pub(crate) use program::Program;
+pub(crate) use reader::SocketReader;
+pub(crate) use ring::Ring;
+pub use ring::Waker;
+pub(crate) use transport::Descriptors;
+pub(crate) use writer::Writer;

@@ -17,11 +17,11 @@ use std::time::Duration;
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, stat};
 
 /// Between two looks at whether a FIFO is read now: the kernel tells nobody.
-pub const FIFO_AGAIN: Duration = Duration::from_millis(20);
+pub(crate) const FIFO_AGAIN: Duration = Duration::from_millis(20);
 
 /// How a name is opened for writing; it is made if it is not there.
 #[derive(Clone, Copy, Debug)]
-pub struct Create {
+pub(crate) struct Create {
     /// Permissions of a new file.
     pub mode: u32,
     /// Cut off what a regular file holds.
@@ -30,7 +30,7 @@ pub struct Create {
 
 /// Opens `path` for writing. `None`: it is a FIFO that nobody reads yet. A file that this process
 /// has opened for itself, guest memory above all, is refused.
-pub fn try_create(path: &Path, how: Create) -> io::Result<Option<File>> {
+pub(crate) fn try_create(path: &Path, how: Create) -> io::Result<Option<File>> {
     // Looked at by name: the lock of a pid file would end with a descriptor that is closed.
     if stat(path).is_ok_and(|is| is_our_own(&is, None)) {
         return Err(in_use());
@@ -46,7 +46,7 @@ pub fn try_create(path: &Path, how: Create) -> io::Result<Option<File>> {
 
 /// The same, waiting for a FIFO's reader on this thread until `ended` says that nobody wants it any
 /// more; then the error is `Interrupted`.
-pub fn create(path: &Path, how: Create, ended: &dyn Fn() -> bool) -> io::Result<File> {
+pub(crate) fn create(path: &Path, how: Create, ended: &dyn Fn() -> bool) -> io::Result<File> {
     loop {
         if let Some(file) = try_create(path, how)? {
             return Ok(file);
@@ -60,14 +60,14 @@ pub fn create(path: &Path, how: Create, ended: &dyn Fn() -> bool) -> io::Result<
 
 /// Opens `path` for reading. A FIFO that nobody writes reads as one that has ended, until it is
 /// ready to be read for the first time.
-pub fn open(path: &Path) -> io::Result<File> {
+pub(crate) fn open(path: &Path) -> io::Result<File> {
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     OpenOptions::new().read(true).custom_flags(flags).open(path).and_then(blocking)
 }
 
 /// Refuses to write to `fd`, which came from outside, if it is a file that this process has opened
 /// for itself.
-pub fn check_output(fd: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn check_output(fd: BorrowedFd<'_>) -> io::Result<()> {
     if is_our_own(&fstat(fd)?, Some(fd.as_raw_fd())) { Err(in_use()) } else { Ok(()) }
 }
 
@@ -104,7 +104,7 @@ fn kind(is: &Stat) -> FileType {
 
 /// A descriptor that a client sent, until it is used: its file is not ours for that.
 #[derive(Debug)]
-pub struct Sent {
+pub(crate) struct Sent {
     _number: Number,
     fd: OwnedFd,
 }
@@ -126,7 +126,7 @@ impl From<OwnedFd> for Sent {
 }
 
 impl Sent {
-    pub fn into_fd(self) -> OwnedFd {
+    pub(crate) fn into_fd(self) -> OwnedFd {
         self.fd
     }
 }

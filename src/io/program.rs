@@ -55,7 +55,7 @@ const GUARD: &str = "trap '' TERM HUP INT; read word || kill -KILL 0";
 
 impl Program {
     /// Starts `command`, whose standard streams are set.
-    pub fn start(command: &mut Command) -> std::io::Result<Self> {
+    pub(crate) fn start(command: &mut Command) -> std::io::Result<Self> {
         let mut guard = Command::new("/bin/sh")
             .args(["-c", GUARD, "godwit-exec-guard"])
             .stdin(Stdio::piped())
@@ -89,7 +89,7 @@ impl Program {
     }
 
     /// Its standard input and output, as far as they are pipes; once.
-    pub fn streams(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
+    pub(crate) fn streams(&self) -> (Option<OwnedFd>, Option<OwnedFd>) {
         let mut running = self.0.running();
         let Some(Running { command, .. }) = running.as_mut() else { return (None, None) };
         (command.stdin.take().map(OwnedFd::from), command.stdout.take().map(OwnedFd::from))
@@ -97,7 +97,7 @@ impl Program {
 
     /// Waits until it has read what is in the pipe that it reads, whose other end is `pipe`. As long
     /// as it goes on reading that may take any time, but never more than `time` for nothing.
-    pub fn read_all(&self, ring: &mut Ring, pipe: impl AsFd, time: Duration) -> Result<()> {
+    pub(crate) fn read_all(&self, ring: &mut Ring, pipe: impl AsFd, time: Duration) -> Result<()> {
         let (mut left, mut since) = (u64::MAX, Instant::now());
         loop {
             let ended = self.0.ends_within(Duration::ZERO);
@@ -119,7 +119,7 @@ impl Program {
 
     /// Reads what it still writes, which nobody wants, until it has ended, for at most `time`.
     /// Refuses a failure.
-    pub fn written_all(
+    pub(crate) fn written_all(
         &self,
         ring: &mut Ring,
         reader: &mut SocketReader,
@@ -140,7 +140,7 @@ impl Program {
     }
 
     /// Waits until it has ended, for at most `time`. Refuses a failure.
-    pub fn wait(&self, ring: &mut Ring, time: Duration) -> Result<()> {
+    pub(crate) fn wait(&self, ring: &mut Ring, time: Duration) -> Result<()> {
         let deadline = Instant::now() + time;
         let token = ring.poll(self.0.pidfd.as_raw_fd(), libc::POLLIN)?;
         let ended = loop {
@@ -162,12 +162,12 @@ impl Program {
     }
 
     /// Why its end of the pipe is closed, if it ends within `time`.
-    pub fn why_closed(&self, time: Duration) -> Option<ProgramFailed> {
+    pub(crate) fn why_closed(&self, time: Duration) -> Option<ProgramFailed> {
         self.0.ends_within(time).then(|| self.failure().unwrap_or(ProgramFailed::Unread))
     }
 
     /// Lets go of one that has ended well; what it has left running goes on.
-    pub fn release(&self) {
+    pub(crate) fn release(&self) {
         let Some(mut running) = self.0.running().take() else { return };
         let _ = running.command.wait();
         if let Some(mut word) = running.guard.stdin.take() {
@@ -178,7 +178,7 @@ impl Program {
 
     /// Ends it and all that it has started in its group: told to first, made to soon after. Nothing
     /// happens to one that was released.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.0.end();
     }
 

@@ -29,55 +29,42 @@ const LEFT_OVER_BYTES: usize = 8 << 10;
 const RECEIVE_BYTES: usize = 1 << 20;
 
 /// Reads one stream with large receives.
-pub struct SocketReader {
+pub(crate) struct SocketReader {
     fd: Arc<OwnedFd>,
     socket: bool,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
-    received: u64,
 }
 
 impl SocketReader {
-    pub fn new(fd: Arc<OwnedFd>) -> Self {
+    pub(crate) fn new(fd: Arc<OwnedFd>) -> Self {
         Self::with_buffer(fd, READ_BYTES)
     }
 
     /// With a buffer of `bytes` bytes.
-    pub fn with_buffer(fd: Arc<OwnedFd>, bytes: usize) -> Self {
+    pub(crate) fn with_buffer(fd: Arc<OwnedFd>, bytes: usize) -> Self {
         let socket = is_socket(fd.as_raw_fd());
-        Self {
-            fd,
-            socket,
-            buffer: vec![0; bytes].into_boxed_slice(),
-            start: 0,
-            end: 0,
-            received: 0,
-        }
+        Self { fd, socket, buffer: vec![0; bytes].into_boxed_slice(), start: 0, end: 0 }
     }
 
     /// What was received and not consumed.
-    pub fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         &self.buffer[self.start..self.end]
     }
 
-    pub fn consume(&mut self, bytes: usize) {
+    pub(crate) fn consume(&mut self, bytes: usize) {
         assert!(bytes <= self.end - self.start);
         self.start += bytes;
     }
 
-    /// Bytes received in all.
-    pub fn received(&self) -> u64 {
-        self.received
-    }
-
     /// Receives more: at least one byte, or [`Error::Closed`].
-    pub fn fill(&mut self, ring: &mut Ring) -> Result<usize> {
+    pub(crate) fn fill(&mut self, ring: &mut Ring) -> Result<usize> {
         self.fill_by(ring, None)
     }
 
     /// Like [`Self::fill`], for at most `time`.
-    pub fn fill_within(&mut self, ring: &mut Ring, time: Duration) -> Result<usize> {
+    pub(crate) fn fill_within(&mut self, ring: &mut Ring, time: Duration) -> Result<usize> {
         self.fill_by(ring, Some((Instant::now() + time, time)))
     }
 
@@ -101,7 +88,7 @@ impl SocketReader {
 
     /// Receives until `bytes` bytes are there to look at. The buffer grows to hold them: the caller
     /// bounds `bytes`.
-    pub fn need(&mut self, ring: &mut Ring, bytes: usize) -> Result<&[u8]> {
+    pub(crate) fn need(&mut self, ring: &mut Ring, bytes: usize) -> Result<&[u8]> {
         if bytes > self.buffer.len() {
             let mut larger = vec![0; bytes.next_power_of_two()].into_boxed_slice();
             larger[..self.end - self.start].copy_from_slice(&self.buffer[self.start..self.end]);
@@ -123,7 +110,12 @@ impl SocketReader {
     ///
     /// # Panics
     /// When it does not lie in the block.
-    pub fn read_to(&mut self, ring: &mut Ring, block: &RamBlock, range: Range<u64>) -> Result<()> {
+    pub(crate) fn read_to(
+        &mut self,
+        ring: &mut Ring,
+        block: &RamBlock,
+        range: Range<u64>,
+    ) -> Result<()> {
         assert!(range.start <= range.end && range.end <= block.bytes());
         let (address, bytes) =
             (block.host().wrapping_add(range.start as usize), (range.end - range.start) as usize);
@@ -179,10 +171,7 @@ impl SocketReader {
                 }
                 r if r < 0 => return Err(Error::from_result(r)),
                 0 => return Err(end_of(self.fd.as_raw_fd())),
-                r => {
-                    self.received += r as u64;
-                    return Ok(r as usize);
-                }
+                r => return Ok(r as usize),
             }
         }
     }

@@ -13,7 +13,7 @@ use super::error::{Error, Result};
 use super::ring::{Ring, Token};
 
 /// Receives from a socket, at most `N` bytes at a time.
-pub struct PendingReceive<const N: usize> {
+pub(crate) struct PendingReceive<const N: usize> {
     fd: Arc<OwnedFd>,
     pending: Option<Token>,
     /// The descriptor does not block and had nothing: what is pending waits for it to have.
@@ -22,12 +22,12 @@ pub struct PendingReceive<const N: usize> {
 }
 
 impl<const N: usize> PendingReceive<N> {
-    pub fn new(fd: Arc<OwnedFd>) -> Self {
+    pub(crate) fn new(fd: Arc<OwnedFd>) -> Self {
         Self { fd, pending: None, is_poll: false, buffer: Box::new([0; N]) }
     }
 
     /// What has come, empty at the stream's end. `None`: nothing yet; the ring wakes when there is.
-    pub fn poll(&mut self, ring: &mut Ring) -> Result<Option<&[u8]>> {
+    pub(crate) fn poll(&mut self, ring: &mut Ring) -> Result<Option<&[u8]>> {
         loop {
             let token = match self.pending {
                 Some(token) => token,
@@ -50,7 +50,7 @@ impl<const N: usize> PendingReceive<N> {
     }
 
     /// Takes back what is pending; must be called before the ring goes.
-    pub fn abandon(&mut self, ring: &mut Ring) {
+    pub(crate) fn abandon(&mut self, ring: &mut Ring) {
         if let Some(token) = self.pending.take() {
             ring.cancel(token);
         }

@@ -19,7 +19,7 @@ use super::error::{Error, Result};
 
 /// Operations one ring holds at most. A migration has four in flight: a send, a receive, the waker,
 /// a cancel.
-pub const ENTRIES: u32 = 64;
+pub(crate) const ENTRIES: u32 = 64;
 
 /// Token of the poll on the waker's eventfd; operations start above it.
 const WAKE: u64 = 0;
@@ -29,7 +29,7 @@ const FIRST: u64 = 2;
 
 /// One operation in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Token(u64);
+pub(crate) struct Token(u64);
 
 /// Reaches the threads that are blocked in the rings made with it.
 #[derive(Clone, Default)]
@@ -54,7 +54,7 @@ impl Waker {
     }
 
     /// Makes the rings' owners look at their parameters again.
-    pub fn wake(&self) {
+    pub(crate) fn wake(&self) {
         for event in self.events().iter().filter_map(Weak::upgrade) {
             // A full counter means that the wake-up is already on its way.
             let _ = event.write(1);
@@ -72,17 +72,17 @@ impl Waker {
     }
 
     /// Ends every wait of the ring, now and later, with [`Error::Cancelled`].
-    pub fn cancel(&self) {
+    pub(crate) fn cancel(&self) {
         self.0.cancelled.store(true, Ordering::Release);
         self.wake();
     }
 
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.0.cancelled.load(Ordering::Acquire)
     }
 }
 
-pub struct Ring {
+pub(crate) struct Ring {
     uring: IoUring,
     waker: Waker,
     event: Arc<EventFd>,
@@ -93,7 +93,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    pub fn new(waker: Waker) -> Result<Self> {
+    pub(crate) fn new(waker: Waker) -> Result<Self> {
         let uring = IoUring::builder().setup_coop_taskrun().build(ENTRIES)?;
         let event = Arc::new(EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)?);
         waker.add(&event);
@@ -110,38 +110,23 @@ impl Ring {
         Ok(ring)
     }
 
-    pub fn waker(&self) -> &Waker {
+    pub(crate) fn waker(&self) -> &Waker {
         &self.waker
     }
 
     /// How long one operation may take from now on before [`Ring::wait`] takes it back; `None` is
     /// for ever.
-    pub fn set_operation_timeout(&mut self, time: Option<Duration>) {
+    pub(crate) fn set_operation_timeout(&mut self, time: Option<Duration>) {
         self.operation_timeout = time;
     }
 
-    pub fn operation_timeout(&self) -> Option<Duration> {
-        self.operation_timeout
-    }
-
     /// Somebody wants what runs here to end.
-    pub fn is_cancelled(&self) -> bool {
+    pub(crate) fn is_cancelled(&self) -> bool {
         self.waker.is_cancelled()
     }
 
-    /// Registers memory that [`opcode::WriteFixed`] and [`opcode::ReadFixed`] name by index.
-    ///
-    /// # Safety
-    /// The memory stays mapped until the ring is dropped. It must be the program's own: registering
-    /// pins pages, so guest memory would lose its holes and part from the guest at the first
-    /// punched hole.
-    pub unsafe fn register(&self, buffers: &[libc::iovec]) -> Result<()> {
-        // SAFETY: the caller keeps the memory mapped for the ring's life.
-        Ok(unsafe { self.uring.submitter().register_buffers(buffers) }?)
-    }
-
     /// Waits in the ring for one of `events` on a descriptor.
-    pub fn poll(&mut self, fd: RawFd, events: i16) -> Result<Token> {
+    pub(crate) fn poll(&mut self, fd: RawFd, events: i16) -> Result<Token> {
         // SAFETY: a poll names no memory.
         unsafe { self.submit(opcode::PollAdd::new(types::Fd(fd), events as u32).build()) }
     }
@@ -151,7 +136,7 @@ impl Ring {
     /// # Safety
     /// All memory that `entry` names stays valid, and is used by nobody else where the kernel
     /// writes it, until the token's result was returned by this ring.
-    pub unsafe fn submit(&mut self, entry: squeue::Entry) -> Result<Token> {
+    pub(crate) unsafe fn submit(&mut self, entry: squeue::Entry) -> Result<Token> {
         let token = self.next;
         self.next += 1;
         self.push(entry.user_data(token))?;
@@ -159,13 +144,13 @@ impl Ring {
     }
 
     /// Whether the result of `token` is there.
-    pub fn is_done(&mut self, token: Token) -> bool {
+    pub(crate) fn is_done(&mut self, token: Token) -> bool {
         self.collect();
         self.finished.iter().any(|done| done.0 == token.0)
     }
 
     /// The result of `token` if it is there already.
-    pub fn ready(&mut self, token: Token) -> Option<i32> {
+    pub(crate) fn ready(&mut self, token: Token) -> Option<i32> {
         self.collect();
         let at = self.finished.iter().position(|done| done.0 == token.0)?;
         Some(self.finished.swap_remove(at).1)
@@ -174,7 +159,7 @@ impl Ring {
     /// Blocks until `token` is done. A cancel meanwhile takes the operation back and ends in
     /// [`Error::Cancelled`], the end of the operation time-out in [`Error::TimedOut`]; in any case the kernel has
     /// let go of the memory. What was moved in part by then counts as done.
-    pub fn wait(&mut self, token: Token) -> Result<i32> {
+    pub(crate) fn wait(&mut self, token: Token) -> Result<i32> {
         let deadline = self.operation_timeout.map(|time| (Instant::now() + time, time));
         loop {
             if let Some(result) = self.ready(token) {
@@ -198,7 +183,7 @@ impl Ring {
     }
 
     /// Blocks until something happened: a completion, a wake-up, or `deadline`.
-    pub fn sleep(&mut self, deadline: Option<Instant>) -> Result<()> {
+    pub(crate) fn sleep(&mut self, deadline: Option<Instant>) -> Result<()> {
         if self.is_cancelled() {
             return Err(Error::Cancelled);
         }
@@ -209,12 +194,12 @@ impl Ring {
     }
 
     /// Blocks until `deadline`; [`Waker::wake`] ends the sleep early.
-    pub fn sleep_until(&mut self, deadline: Instant) -> Result<()> {
+    pub(crate) fn sleep_until(&mut self, deadline: Instant) -> Result<()> {
         self.sleep(Some(deadline))
     }
 
     /// Takes an operation back and waits until the kernel has let go of it. Returns its result.
-    pub fn cancel(&mut self, token: Token) -> i32 {
+    pub(crate) fn cancel(&mut self, token: Token) -> i32 {
         if let Some(result) = self.ready(token) {
             return result;
         }

@@ -38,14 +38,14 @@ const TRIES: usize = 16;
 
 /// The name of a socket of ours, removed when this is dropped if it still is.
 #[derive(Debug)]
-pub struct SocketFile {
+pub(crate) struct SocketFile {
     path: PathBuf,
     id: FileId,
 }
 
 /// What a name stands for. As long as something keeps a file, no other one has its id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileId {
+pub(crate) struct FileId {
     device: u64,
     inode: u64,
 }
@@ -58,12 +58,12 @@ impl From<&Metadata> for FileId {
 
 impl FileId {
     /// Of what stands at `path` itself, links not followed.
-    pub fn at(path: &Path) -> io::Result<FileId> {
+    pub(crate) fn at(path: &Path) -> io::Result<FileId> {
         fs::symlink_metadata(path).map(|metadata| FileId::from(&metadata))
     }
 
     /// Removes `path` if it is this file.
-    pub fn remove(self, path: &Path) {
+    pub(crate) fn remove(self, path: &Path) {
         if FileId::at(path).is_ok_and(|there| there == self) {
             // Someone may have been faster.
             let _ = fs::remove_file(path);
@@ -72,7 +72,7 @@ impl FileId {
 }
 
 impl SocketFile {
-    pub fn remove(&self) {
+    pub(crate) fn remove(&self) {
         self.id.remove(&self.path);
     }
 }
@@ -85,7 +85,7 @@ impl Drop for SocketFile {
 
 /// A socket that listens at `path`. Drop the [`SocketFile`] first: an id is certain only while the
 /// socket is there.
-pub fn listen_at(path: &Path, backlog: i32) -> io::Result<(SocketFile, OwnedFd)> {
+pub(crate) fn listen_at(path: &Path, backlog: i32) -> io::Result<(SocketFile, OwnedFd)> {
     let address = address(path)?;
     let _alone = Lock::of(path);
     for _ in 0..TRIES {
@@ -104,7 +104,7 @@ pub fn listen_at(path: &Path, backlog: i32) -> io::Result<(SocketFile, OwnedFd)>
 }
 
 /// A connection to the socket at `path`.
-pub fn connect_to(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
     let socket = stream()?;
     connect(&socket, &address(path)?)?;
     Ok(socket)

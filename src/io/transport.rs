@@ -52,10 +52,10 @@ pub struct SetFd {
 }
 
 /// Names that mean a member of a set of descriptors.
-pub const FD_SET: &str = "/dev/fdset/";
+pub(crate) const FD_SET: &str = "/dev/fdset/";
 
 /// What became of an address.
-pub enum Opened {
+pub(crate) enum Opened {
     /// It names a socket, to be connected to or listened on.
     Socket,
     Connection(Connection),
@@ -65,7 +65,7 @@ pub enum Opened {
 
 /// Opens everything but sockets. Names and programs are opened on a thread of their own, so that
 /// the ring's owner can be cancelled whatever the file system does.
-pub fn open(
+pub(crate) fn open(
     ring: &mut Ring,
     address: &Address,
     direction: Direction,
@@ -111,7 +111,10 @@ fn check_given(
 }
 
 /// Waits in the ring until somebody reads the FIFO.
-pub fn await_reader(ring: &mut Ring, path: &str) -> std::result::Result<Connection, OpenError> {
+pub(crate) fn await_reader(
+    ring: &mut Ring,
+    path: &str,
+) -> std::result::Result<Connection, OpenError> {
     loop {
         let name = path.to_owned();
         let opened = aside(ring, "open", move || open_file(name, 0, Direction::Out))??;
@@ -126,7 +129,7 @@ pub fn await_reader(ring: &mut Ring, path: &str) -> std::result::Result<Connecti
 
 /// Which way a stream goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Direction {
+pub(crate) enum Direction {
     Out,
     In,
 }
@@ -205,7 +208,10 @@ fn spawn(words: &[String], direction: Direction) -> std::result::Result<Connecti
 }
 
 /// Connects to a socket address, in the ring and within its operation time-out.
-pub fn connect(ring: &mut Ring, address: &Address) -> std::result::Result<Connection, OpenError> {
+pub(crate) fn connect(
+    ring: &mut Ring,
+    address: &Address,
+) -> std::result::Result<Connection, OpenError> {
     match address {
         Address::Unix(name) => connect_to(ring, address, &SocketAddress::unix(name)?, 0),
         Address::Tcp(tcp) => {

@@ -28,7 +28,7 @@ const NO_OFFSET: u64 = u64::MAX;
 /// Writes one stream or file. `T` names a write in its failure.
 ///
 /// After a failure nothing is in flight, and the writer is of no more use.
-pub struct Writer<T = ()> {
+pub(crate) struct Writer<T = ()> {
     /// `None` once closed.
     fd: Option<Arc<OwnedFd>>,
     kind: Kind,
@@ -55,7 +55,7 @@ enum Kind {
 
 /// A write that failed, with the caller's name for it.
 #[derive(Debug)]
-pub struct Failed<T> {
+pub(crate) struct Failed<T> {
     pub what: T,
     pub error: Error,
 }
@@ -95,7 +95,7 @@ unsafe impl Send for Message {}
 
 impl<T: Copy> Writer<T> {
     /// Writes in order; what is a file from its position on.
-    pub fn new(fd: Arc<OwnedFd>, limit: Arc<Limit>) -> Self {
+    pub(crate) fn new(fd: Arc<OwnedFd>, limit: Arc<Limit>) -> Self {
         let kind = match position(fd.as_raw_fd()) {
             _ if is_socket(fd.as_raw_fd()) => Kind::Socket,
             Some(start) => Kind::File { start },
@@ -105,7 +105,7 @@ impl<T: Copy> Writer<T> {
     }
 
     /// Writes a file at positions.
-    pub fn positioned(fd: Arc<OwnedFd>) -> Self {
+    pub(crate) fn positioned(fd: Arc<OwnedFd>) -> Self {
         Self::of_kind(fd, Kind::Positioned, Arc::new(Limit::new(0)))
     }
 
@@ -115,12 +115,12 @@ impl<T: Copy> Writer<T> {
     }
 
     /// An empty gather.
-    pub fn gather(&mut self) -> Gather {
+    pub(crate) fn gather(&mut self) -> Gather {
         self.spare.pop().unwrap_or_default()
     }
 
     /// Starts writing `gather`, in a file of positions at `offset`, or queues it behind others.
-    pub fn write(
+    pub(crate) fn write(
         &mut self,
         ring: &mut Ring,
         what: T,
@@ -132,7 +132,7 @@ impl<T: Copy> Writer<T> {
     }
 
     /// Waits until the oldest write has got further; false if there is none.
-    pub fn wait(&mut self, ring: &mut Ring) -> std::result::Result<bool, Failed<T>> {
+    pub(crate) fn wait(&mut self, ring: &mut Ring) -> std::result::Result<bool, Failed<T>> {
         let Some(token) = self.writes.front_mut().and_then(|write| write.token.take()) else {
             return Ok(false);
         };
@@ -146,19 +146,19 @@ impl<T: Copy> Writer<T> {
     }
 
     /// Waits until everything has been taken by the kernel.
-    pub fn finish(&mut self, ring: &mut Ring) -> std::result::Result<(), Failed<T>> {
+    pub(crate) fn finish(&mut self, ring: &mut Ring) -> std::result::Result<(), Failed<T>> {
         while self.wait(ring)? {}
         Ok(())
     }
 
     /// Bytes the kernel has taken.
-    pub fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.sent
     }
 
     /// Takes back what is in flight. Must be called before the writer is dropped when it was not
     /// finished.
-    pub fn abandon(&mut self, ring: &mut Ring) {
+    pub(crate) fn abandon(&mut self, ring: &mut Ring) {
         // Each is kept until the kernel has let go of it.
         while let Some(write) = self.writes.front() {
             if let Some(token) = write.token {
@@ -321,7 +321,7 @@ impl<T: Copy> Writer<T> {
 impl Writer {
     /// Starts sending what is in `gather` once what was sent before is out and the limit allows, and
     /// leaves an empty one in its place.
-    pub fn send(&mut self, ring: &mut Ring, gather: &mut Gather) -> Result<()> {
+    pub(crate) fn send(&mut self, ring: &mut Ring, gather: &mut Gather) -> Result<()> {
         self.finish(ring)?;
         let empty = self.gather();
         Ok(self.write(ring, (), std::mem::replace(gather, empty), 0)?)
@@ -329,7 +329,7 @@ impl Writer {
 
     /// Sends `bytes` and waits until the kernel has them. They are few, and what stands between
     /// pages: the limit counts them, but does not hold them back.
-    pub fn write_all(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write_all(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<()> {
         self.finish(ring)?;
         let mut gather = self.gather();
         gather.own().extend_from_slice(bytes);
@@ -340,13 +340,13 @@ impl Writer {
     }
 
     /// Lets go of the stream: what is sent afterwards fails.
-    pub fn close(&mut self, ring: &mut Ring) {
+    pub(crate) fn close(&mut self, ring: &mut Ring) {
         self.abandon(ring);
         self.fd = None;
     }
 
     /// Bytes the peer's kernel has not acknowledged yet; 0 where nobody can tell.
-    pub fn unacknowledged(&self) -> usize {
+    pub(crate) fn unacknowledged(&self) -> usize {
         let mut bytes: libc::c_int = 0;
         // SAFETY: TIOCOUTQ writes one int.
         let result = unsafe { libc::ioctl(self.raw(), libc::TIOCOUTQ, &mut bytes) };

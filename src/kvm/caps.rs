@@ -11,13 +11,12 @@ use kvm_ioctls::{Cap, Kvm};
 /// Capabilities that decide how something is done. What no machine can do without is checked by
 /// [`Caps::of`].
 #[derive(Clone, Copy, Debug)]
-pub struct Caps {
+pub(crate) struct Caps {
     pub vcpus_max: u32,
     pub pit2: bool,
     pub tsc_control: bool,
     pub get_tsc_khz: bool,
     pub tsc_deadline: bool,
-    pub kvmclock_ctrl: bool,
     pub adjust_clock: bool,
     pub ioeventfd: bool,
     pub xcrs: bool,
@@ -25,7 +24,6 @@ pub struct Caps {
     pub set_identity_map: bool,
     /// Machine check banks a vCPU can have; 0 without machine checks.
     pub mce_banks: u32,
-    pub x2apic_ids: bool,
     pub triple_fault_event: bool,
     /// Bytes of an XSAVE area; 4096 on hosts without `KVM_CAP_XSAVE2`.
     pub xsave_bytes: usize,
@@ -38,7 +36,7 @@ pub struct Caps {
 }
 
 #[derive(Clone, Copy, Debug)]
-pub struct DirtyRingCap {
+pub(crate) struct DirtyRingCap {
     pub cap: u32,
     pub bytes_max: u32,
 }
@@ -46,7 +44,7 @@ pub struct DirtyRingCap {
 impl Caps {
     /// # Errors
     /// [`Error::Missing`] names the first capability without which no guest can run here.
-    pub fn of(kvm: &Kvm) -> Result<Caps, Error> {
+    pub(crate) fn of(kvm: &Kvm) -> Result<Caps, Error> {
         let needed = [
             (Cap::Irqchip, "an in-kernel interrupt controller (KVM_CAP_IRQCHIP)"),
             (Cap::UserMemory, "user memory slots (KVM_CAP_USER_MEMORY)"),
@@ -72,14 +70,12 @@ impl Caps {
             tsc_control: kvm.check_extension(Cap::TscControl),
             get_tsc_khz: kvm.check_extension(Cap::GetTscKhz),
             tsc_deadline: kvm.check_extension(Cap::TscDeadlineTimer),
-            kvmclock_ctrl: kvm.check_extension(Cap::KvmclockCtrl),
             adjust_clock: kvm.check_extension(Cap::AdjustClock),
             ioeventfd: kvm.check_extension(Cap::Ioeventfd),
             xcrs: kvm.check_extension(Cap::Xcrs),
             debugregs: kvm.check_extension(Cap::Debugregs),
             set_identity_map: kvm.check_extension(Cap::SetIdentityMapAddr),
             mce_banks: kvm.check_extension_int(Cap::Mce).max(0) as u32,
-            x2apic_ids: kvm.check_extension(Cap::X2ApicApi),
             triple_fault_event: raw(KVM_CAP_X86_TRIPLE_FAULT_EVENT) > 0,
             xsave_bytes: xsave2.max(4096),
             xsave2: xsave2 > 0,

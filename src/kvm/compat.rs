@@ -6,7 +6,7 @@ use std::fmt;
 /// False if a guest can certainly not have its TSC rate here, so that no RAM has to move to find
 /// out. Without scaling KVM can still make a counter faster than it is, by correcting it at each
 /// entry: it is asked when the state is applied.
-pub fn may_run_at(rates: TscRates, scales: bool) -> bool {
+pub(crate) fn may_run_at(rates: TscRates, scales: bool) -> bool {
     let unknown = rates.guest_khz == 0 || rates.host_khz == 0;
     unknown || scales || rates.guest_khz >= rates.host_khz || rates.are_close()
 }
@@ -48,7 +48,7 @@ impl fmt::Display for Lack {
 }
 
 /// The first feature that `theirs` has and `ours` lacks.
-pub fn first_lack(theirs: &[[u32; 7]], ours: &[[u32; 7]]) -> Option<Lack> {
+pub(crate) fn first_lack(theirs: &[[u32; 7]], ours: &[[u32; 7]]) -> Option<Lack> {
     let find = |table: &[[u32; 7]], function, index| {
         table
             .iter()

@@ -31,7 +31,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Ranges given to [`DirtyLog::clear`] start on multiples of this (KVM's rule: whole 64-bit words).
-pub const CLEAR_ALIGN_PAGES: u64 = 64;
+pub(crate) const CLEAR_ALIGN_PAGES: u64 = 64;
 
 /// A dirty log that is switched on. Dropping it switches it off.
 pub struct DirtyLog {
@@ -55,7 +55,7 @@ enum Kind {
 impl DirtyLog {
     /// Switches logging on. One log at a time: a second one would clear bits that the first still
     /// needs.
-    pub fn start(vm: Arc<Vm>) -> Result<DirtyLog, Error> {
+    pub(crate) fn start(vm: Arc<Vm>) -> Result<DirtyLog, Error> {
         let pages = vm.ram().main().pages();
         let protect = vm.caps().manual_dirty_protect;
         let kind = match vm.rings() {

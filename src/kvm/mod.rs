@@ -5,8 +5,8 @@
 
 pub(crate) mod advice;
 mod caps;
-pub mod compat;
-pub mod dirty;
+pub(crate) mod compat;
+pub(crate) mod dirty;
 mod error;
 mod ioctl;
 mod msrs;
@@ -16,9 +16,9 @@ mod tsc;
 mod vcpu;
 mod vm;
 
-pub use caps::Caps;
-pub use dirty::DirtyLog;
+pub(crate) use caps::Caps;
+pub(crate) use dirty::DirtyLog;
 pub use error::Error;
-pub use tsc::TscRates;
-pub use vcpu::{Exit, Shared, Vcpu, monotonic_ns, thread_id};
-pub use vm::{Vm, check, redirections};
+pub(crate) use tsc::TscRates;
+pub(crate) use vcpu::{Exit, Shared, Vcpu, monotonic_ns, thread_id};
+pub(crate) use vm::{Vm, check, redirections};

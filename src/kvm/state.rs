@@ -37,12 +37,12 @@ pub struct VcpuState {
 }
 
 impl VcpuState {
-    pub fn msr(&self, index: u32) -> Option<u64> {
+    pub(crate) fn msr(&self, index: u32) -> Option<u64> {
         self.msrs.iter().find(|(i, _)| *i == index).map(|(_, value)| *value)
     }
 
     /// Replaces the value of an MSR, or adds it at the end.
-    pub fn set_msr(&mut self, index: u32, value: u64) {
+    pub(crate) fn set_msr(&mut self, index: u32, value: u64) {
         match self.msrs.iter_mut().find(|(i, _)| *i == index) {
             Some((_, v)) => *v = value,
             None => self.msrs.push((index, value)),
@@ -63,7 +63,7 @@ pub enum ForeignTsc {
 
 /// What was not written as it was in the state.
 #[derive(Clone, Debug, Default)]
-pub struct Unwritten {
+pub(crate) struct Unwritten {
     /// MSRs that KVM refused, with the values they should have had.
     pub msrs: Vec<(u32, u64)>,
     pub tsc: Option<TscRates>,
@@ -78,7 +78,7 @@ const NEVER_WRITTEN: [u32; 2] = [
 
 impl Vcpu {
     /// Reads everything. The last exit must have been completed.
-    pub fn read_state(&self, vm: &Vm) -> Result<VcpuState, Error> {
+    pub(crate) fn read_state(&self, vm: &Vm) -> Result<VcpuState, Error> {
         let (fd, caps) = (self.fd(), vm.caps());
         // MP state first: reading it makes KVM accept pending INIT and SIPI, which changes
         // registers.
@@ -107,7 +107,7 @@ impl Vcpu {
 
     /// Writes everything, in the order KVM wants. The clock and the shared chips follow once all
     /// vCPUs are written.
-    pub fn write_state(
+    pub(crate) fn write_state(
         &self,
         vm: &Vm,
         state: &VcpuState,

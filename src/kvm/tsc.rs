@@ -11,7 +11,7 @@ pub struct TscRates {
 
 impl TscRates {
     /// Within what KVM takes for the same rate: 250 ppm, its module's `tsc_tolerance_ppm`.
-    pub fn are_close(&self) -> bool {
+    pub(crate) fn are_close(&self) -> bool {
         u64::from(self.host_khz.abs_diff(self.guest_khz))
             <= u64::from(self.host_khz) * 250 / 1_000_000
     }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU8, Ordering, fence};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Why a vCPU left the guest.
-pub enum Exit<'a> {
+pub(crate) enum Exit<'a> {
     /// A signal, or `immediate_exit`.
     Interrupted,
     /// IN: `data` is to be filled, `size` bytes for each of `data.len() / size` reads.
@@ -59,9 +59,8 @@ pub enum Exit<'a> {
 }
 
 /// A vCPU in the kernel. Whoever holds it exclusively may run it.
-pub struct Vcpu {
+pub(crate) struct Vcpu {
     fd: VcpuFd,
-    index: u32,
 }
 
 /// Gets a vCPU out of `KVM_RUN`, from another thread, together with a signal to the thread that
@@ -95,15 +94,11 @@ impl Kick {
 }
 
 impl Vcpu {
-    pub(super) fn new(fd: VcpuFd, index: u32) -> Vcpu {
-        Vcpu { fd, index }
+    pub(super) fn new(fd: VcpuFd) -> Vcpu {
+        Vcpu { fd }
     }
 
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-
-    pub fn fd(&self) -> &VcpuFd {
+    pub(crate) fn fd(&self) -> &VcpuFd {
         &self.fd
     }
 
@@ -116,7 +111,7 @@ impl Vcpu {
     /// Lets KVM make what it makes at the first run: newer ones start a thread, which counts as one
     /// of this process. Without it every run fails with EAGAIN, as it may for a moment otherwise, and
     /// a guest would stand still and be called running.
-    pub fn prepare(&mut self) -> Result<(), Error> {
+    pub(crate) fn prepare(&mut self) -> Result<(), Error> {
         self.fd.set_kvm_immediate_exit(1);
         match self.fd.run().err().map(|e| e.errno()) {
             None | Some(libc::EINTR) => Ok(()),
@@ -130,7 +125,7 @@ impl Vcpu {
     /// Finishes the last exit, so that the registers can be read: an IN's value is in its register
     /// only after the next `KVM_RUN`. Exits that this brings up (the rest of a long access) go to
     /// `f`.
-    pub fn complete(&mut self, mut f: impl FnMut(Exit<'_>) -> bool) {
+    pub(crate) fn complete(&mut self, mut f: impl FnMut(Exit<'_>) -> bool) {
         self.fd.set_kvm_immediate_exit(1);
         loop {
             match self.run() {
@@ -151,18 +146,18 @@ impl Vcpu {
     /// without ACPI masks LINT0 for a moment after it started the PIT, and a tick that arrives just
     /// then would be the last one for ever. Setting the state that the vCPU has is the cheapest
     /// call that makes it look.
-    pub fn look_for_interrupts(&self) {
+    pub(crate) fn look_for_interrupts(&self) {
         // KVM refuses only states that a vCPU cannot have.
         let _ = self.fd.set_mp_state(kvm_mp_state { mp_state: KVM_MP_STATE_RUNNABLE });
     }
 
     /// An NMI, delivered when the guest runs next.
-    pub fn nmi(&self) -> Result<(), Error> {
+    pub(crate) fn nmi(&self) -> Result<(), Error> {
         self.fd.nmi().map_err(Error::call("KVM_NMI"))
     }
 
     /// The NMI button is pressed: delivered if LINT1 takes NMIs.
-    pub fn external_nmi(&self) -> Result<(), Error> {
+    pub(crate) fn external_nmi(&self) -> Result<(), Error> {
         const LINT1: usize = 0x360;
         const MASKED: u32 = 1 << 16;
         const MODE_NMI: u32 = 4;
@@ -172,44 +167,44 @@ impl Vcpu {
     }
 
     /// The guest-physical address behind a virtual one, by the page tables that are loaded now.
-    pub fn translate(&self, address: u64) -> Result<Option<u64>, Error> {
+    pub(crate) fn translate(&self, address: u64) -> Result<Option<u64>, Error> {
         let found = self.fd.translate_gva(address).map_err(Error::call("KVM_TRANSLATE"))?;
         Ok((found.valid != 0).then_some(found.physical_address))
     }
 
-    pub fn lapic(&self) -> Result<kvm_lapic_state, Error> {
+    pub(crate) fn lapic(&self) -> Result<kvm_lapic_state, Error> {
         self.fd.get_lapic().map_err(Error::call("KVM_GET_LAPIC"))
     }
 
-    pub fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<(), Error> {
+    pub(crate) fn set_lapic(&self, lapic: &kvm_lapic_state) -> Result<(), Error> {
         self.fd.set_lapic(lapic).map_err(Error::call("KVM_SET_LAPIC"))
     }
 
-    pub fn sregs(&self) -> Result<kvm_sregs, Error> {
+    pub(crate) fn sregs(&self) -> Result<kvm_sregs, Error> {
         self.fd.get_sregs().map_err(Error::call("KVM_GET_SREGS"))
     }
 
-    pub fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), Error> {
+    pub(crate) fn set_sregs(&self, sregs: &kvm_sregs) -> Result<(), Error> {
         self.fd.set_sregs(sregs).map_err(Error::call("KVM_SET_SREGS"))
     }
 
-    pub fn set_regs(&self, regs: &kvm_regs) -> Result<(), Error> {
+    pub(crate) fn set_regs(&self, regs: &kvm_regs) -> Result<(), Error> {
         self.fd.set_regs(regs).map_err(Error::call("KVM_SET_REGS"))
     }
 
     /// Writes MSRs; returns those that KVM refused.
-    pub fn write_msrs(&self, values: &[(u32, u64)]) -> Result<Vec<(u32, u64)>, Error> {
+    pub(crate) fn write_msrs(&self, values: &[(u32, u64)]) -> Result<Vec<(u32, u64)>, Error> {
         msrs::write(&self.fd, values)
     }
 
     /// The kvmclock page tells the guest that it stood still, so that its watchdogs keep quiet.
     /// Refused (and needless) while the guest does not use kvmclock.
-    pub fn announce_pause(&self) {
+    pub(crate) fn announce_pause(&self) {
         let _ = self.fd.kvmclock_ctrl();
     }
 
     /// Runs the guest until it needs something, or is kicked.
-    pub fn run(&mut self) -> Exit<'_> {
+    pub(crate) fn run(&mut self) -> Exit<'_> {
         let failed = self.fd.run().err().map(|e| e.errno());
         let run = self.fd.get_kvm_run();
         if run.exit_reason == KVM_EXIT_DIRTY_RING_FULL && failed.is_none() {
@@ -307,13 +302,13 @@ fn suberror_name(suberror: u32) -> &'static str {
 }
 
 /// Kernel thread id of the caller.
-pub fn thread_id() -> i32 {
+pub(crate) fn thread_id() -> i32 {
     // SAFETY: gettid takes nothing and cannot fail.
     unsafe { libc::gettid() }
 }
 
 /// `CLOCK_MONOTONIC` in ns: the clock that KVM's PIT counts from.
-pub fn monotonic_ns() -> i64 {
+pub(crate) fn monotonic_ns() -> i64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the kernel fills one timespec. This clock exists everywhere, so that the call cannot
     // fail.
@@ -322,31 +317,31 @@ pub fn monotonic_ns() -> i64 {
 }
 
 /// A vCPU that one thread runs and others stop.
-pub struct Shared {
+pub(crate) struct Shared {
     vcpu: Mutex<Vcpu>,
     kick: Kick,
 }
 
 impl Shared {
-    pub fn new(mut vcpu: Vcpu) -> Shared {
+    pub(crate) fn new(mut vcpu: Vcpu) -> Shared {
         let kick = vcpu.kick();
         Shared { vcpu: Mutex::new(vcpu), kick }
     }
 
     /// The vCPU's thread holds it while the guest runs; whoever gets it otherwise knows that the
     /// vCPU stands still.
-    pub fn lock(&self) -> MutexGuard<'_, Vcpu> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Vcpu> {
         self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next or current `KVM_RUN` returns. Write the request first, send the thread a signal
     /// afterwards.
-    pub fn kick(&self) {
+    pub(crate) fn kick(&self) {
         self.kick.set();
     }
 
     /// `KVM_RUN` runs the guest again. Read requests only afterwards.
-    pub fn rearm(&self) {
+    pub(crate) fn rearm(&self) {
         self.kick.rearm();
     }
 }

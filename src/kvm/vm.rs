@@ -49,7 +49,12 @@ pub struct Vm {
 
 impl Vm {
     /// Makes the VM with its interrupt controllers, and gives it `ram`.
-    pub fn new(config: &config::Kvm, pit: bool, cpus: u32, ram: GuestRam) -> Result<Vm, Error> {
+    pub(crate) fn new(
+        config: &config::Kvm,
+        pit: bool,
+        cpus: u32,
+        ram: GuestRam,
+    ) -> Result<Vm, Error> {
         let (kvm, caps) = open_for(config, cpus)?;
         let fd = kvm.create_vm().map_err(Error::call("KVM_CREATE_VM"))?;
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
@@ -72,11 +77,11 @@ impl Vm {
         Ok(vm)
     }
 
-    pub fn caps(&self) -> &Caps {
+    pub(crate) fn caps(&self) -> &Caps {
         &self.caps
     }
 
-    pub fn ram(&self) -> &GuestRam {
+    pub(crate) fn ram(&self) -> &GuestRam {
         &self.ram
     }
 
@@ -90,7 +95,7 @@ impl Vm {
     }
 
     /// Rate of the vCPUs' time stamp counters; 0 where KVM does not tell.
-    pub fn tsc_khz(&self) -> u32 {
+    pub(crate) fn tsc_khz(&self) -> u32 {
         self.tsc_khz.load(Ordering::Relaxed)
     }
 
@@ -99,7 +104,7 @@ impl Vm {
     }
 
     /// The MSRs that belong to a vCPU's state here.
-    pub fn msr_list(&self) -> &[u32] {
+    pub(crate) fn msr_list(&self) -> &[u32] {
         &self.msr_list
     }
 
@@ -109,7 +114,7 @@ impl Vm {
 
     /// Makes room in the dirty rings, for a vCPU that left the guest because its ring is full;
     /// returns how many entries became free.
-    pub fn drain_rings(&self) -> Result<u32, Error> {
+    pub(crate) fn drain_rings(&self) -> Result<u32, Error> {
         match &self.rings {
             Some(rings) => rings.collect(&self.fd, &self.ram),
             None => Ok(0),
@@ -118,14 +123,14 @@ impl Vm {
 
     /// A ring is full and stays full although nothing in it can be taken: KVM and we have lost each
     /// other. Every harvest fails from here on.
-    pub fn give_up_rings(&self) {
+    pub(crate) fn give_up_rings(&self) {
         if let Some(rings) = &self.rings {
             rings.give_up();
         }
     }
 
-    /// Makes vCPU `index`, whose APIC has `apic_id`, and which sees the CPUID table `cpuid`.
-    pub fn create_vcpu(&self, index: u32, apic_id: u32, cpuid: &CpuId) -> Result<Vcpu, Error> {
+    /// Makes a vCPU whose APIC has `apic_id` and which sees the CPUID table `cpuid`.
+    pub(crate) fn create_vcpu(&self, apic_id: u32, cpuid: &CpuId) -> Result<Vcpu, Error> {
         let fd = self.fd.create_vcpu(apic_id.into()).map_err(Error::call("KVM_CREATE_VCPU"))?;
         fd.set_cpuid2(cpuid).map_err(Error::call("KVM_SET_CPUID2"))?;
         if self.mce_cap != 0 {
@@ -137,11 +142,11 @@ impl Vm {
         if self.caps.get_tsc_khz {
             self.set_tsc_khz(fd.get_tsc_khz().unwrap_or(0));
         }
-        Ok(Vcpu::new(fd, index))
+        Ok(Vcpu::new(fd))
     }
 
     /// Drives an interrupt line of PIC and IOAPIC.
-    pub fn set_irq(&self, gsi: u32, level: bool) {
+    pub(crate) fn set_irq(&self, gsi: u32, level: bool) {
         // The only errors are a missing chip and a GSI without a route; neither can happen to a
         // built machine.
         let _ = self.fd.set_irq_line(gsi, level);
@@ -149,7 +154,7 @@ impl Vm {
 
     /// Makes KVM ring `bell`, an eventfd, when a vCPU writes to this guest-physical address, instead
     /// of leaving the guest. False: this KVM cannot, and the write is an access like any other.
-    pub fn ring_on_write(&self, gpa: u64, bell: impl AsFd) -> Result<bool, Error> {
+    pub(crate) fn ring_on_write(&self, gpa: u64, bell: impl AsFd) -> Result<bool, Error> {
         if !self.caps.ioeventfd {
             return Ok(false);
         }
@@ -167,31 +172,31 @@ impl Vm {
     }
 
     /// Reads a PIC: 0 is the master, 1 the slave.
-    pub fn read_pic(&self, number: u32) -> Result<kvm_pic_state, Error> {
+    pub(crate) fn read_pic(&self, number: u32) -> Result<kvm_pic_state, Error> {
         let chip = self.irqchip(number & 1)?;
         // SAFETY: chips 0 and 1 are PICs, so that the kernel filled this member.
         Ok(unsafe { chip.chip.pic })
     }
 
-    pub fn write_pic(&self, number: u32, state: &kvm_pic_state) -> Result<(), Error> {
+    pub(crate) fn write_pic(&self, number: u32, state: &kvm_pic_state) -> Result<(), Error> {
         let mut chip = kvm_irqchip { chip_id: number & 1, ..Default::default() };
         chip.chip.pic = *state;
         self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))
     }
 
-    pub fn read_ioapic(&self) -> Result<kvm_ioapic_state, Error> {
+    pub(crate) fn read_ioapic(&self) -> Result<kvm_ioapic_state, Error> {
         // SAFETY: chip 2 is the IOAPIC.
         Ok(unsafe { self.irqchip(KVM_IRQCHIP_IOAPIC)?.chip.ioapic })
     }
 
-    pub fn write_ioapic(&self, state: &kvm_ioapic_state) -> Result<(), Error> {
+    pub(crate) fn write_ioapic(&self, state: &kvm_ioapic_state) -> Result<(), Error> {
         let mut chip = kvm_irqchip { chip_id: KVM_IRQCHIP_IOAPIC, ..Default::default() };
         chip.chip.ioapic = *state;
         self.fd.set_irqchip(&chip).map_err(Error::call("KVM_SET_IRQCHIP"))
     }
 
     /// Zeros if the machine has no PIT.
-    pub fn read_pit(&self) -> Result<kvm_pit_state2, Error> {
+    pub(crate) fn read_pit(&self) -> Result<kvm_pit_state2, Error> {
         if !self.has_pit {
             return Ok(kvm_pit_state2::default());
         }
@@ -199,7 +204,7 @@ impl Vm {
     }
 
     /// Writes the PIT alone, which also forgets ticks that piled up while the guest stood still.
-    pub fn write_pit(&self, pit: &kvm_pit_state2) -> Result<(), Error> {
+    pub(crate) fn write_pit(&self, pit: &kvm_pit_state2) -> Result<(), Error> {
         if !self.has_pit {
             return Ok(());
         }
@@ -207,7 +212,7 @@ impl Vm {
     }
 
     /// kvmclock's time.
-    pub fn clock(&self) -> Result<kvm_clock_data, Error> {
+    pub(crate) fn clock(&self) -> Result<kvm_clock_data, Error> {
         if !self.caps.adjust_clock {
             return Ok(kvm_clock_data::default());
         }
@@ -215,7 +220,7 @@ impl Vm {
     }
 
     /// Sets kvmclock to `ns`: guest time goes on where it stood still.
-    pub fn set_clock(&self, ns: u64) -> Result<(), Error> {
+    pub(crate) fn set_clock(&self, ns: u64) -> Result<(), Error> {
         if !self.caps.adjust_clock {
             return Ok(());
         }
@@ -300,7 +305,7 @@ fn isa_routes() -> KvmIrqRouting {
 }
 
 /// Finds out whether KVM is there and runs so many vCPUs.
-pub fn check(config: &config::Kvm, cpus: u32) -> Result<(), Error> {
+pub(crate) fn check(config: &config::Kvm, cpus: u32) -> Result<(), Error> {
     open_for(config, cpus).map(drop)
 }
 
@@ -326,7 +331,7 @@ fn open(path: &Path) -> Result<Kvm, Error> {
 }
 
 /// The redirection table of an I/O APIC, each entry as the number it is for the guest.
-pub fn redirections(ioapic: &kvm_ioapic_state) -> [u64; IOAPIC_PINS as usize] {
+pub(crate) fn redirections(ioapic: &kvm_ioapic_state) -> [u64; IOAPIC_PINS as usize] {
     // SAFETY: both fields of the union are eight bytes of plain integers, so that every value is a
     // number.
     ioapic.redirtbl.map(|entry| unsafe { entry.bits })

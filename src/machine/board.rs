@@ -13,7 +13,7 @@ use crate::memory::{self, GuestRam};
 use std::any::Any;
 
 /// Every kind of device, in the order in which QEMU has their sections.
-pub static PARTS: &[&Kind] = &[
+pub(crate) static PARTS: &[&Kind] = &[
     &clock::KIND,
     &fw_cfg::KIND,
     &processors::KIND,

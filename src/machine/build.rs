@@ -29,7 +29,7 @@ const MTRR_ENABLED_WRITE_BACK: u64 = 0x806;
 impl Machine {
     /// Finds out whether KVM, kernel and initrd are there and fit, by looking alone: nothing outside
     /// of this process is touched, and little memory.
-    pub fn check(config: &Config) -> Result<(), Error> {
+    pub(crate) fn check(config: &Config) -> Result<(), Error> {
         let cpus = u32::from(config.cpu.count);
         kvm::check(&config.kvm, cpus)?;
         if let Some(boot) = &config.boot {
@@ -140,7 +140,7 @@ fn start_kernel(
 fn create_vcpus(vm: &Vm, cpus: &Cpu) -> Result<Vec<Vcpu>, kvm::Error> {
     let create = |index| {
         let cpuid = cpuid::for_vcpu(vm.cpuid(), &cpus.topology, index, vm.caps());
-        vm.create_vcpu(index, cpus.topology.apic_id(index), &cpuid)
+        vm.create_vcpu(cpus.topology.apic_id(index), &cpuid)
     };
     (0..cpus.count.into()).map(create).collect()
 }

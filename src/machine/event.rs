@@ -17,7 +17,7 @@ pub enum StopCause {
 
 impl StopCause {
     /// As QMP writes them; `none` is QEMU's, and never sent.
-    pub const NAMES: &[&str] = &[
+    pub(crate) const NAMES: &[&str] = &[
         "none",
         StopCause::HostError.name(),
         StopCause::HostQmpQuit.name(),
@@ -63,10 +63,11 @@ pub enum Panic {
 
 impl Panic {
     /// As QMP writes them.
-    pub const NAMES: &[&str] = &[Panic::Pause.name(), Panic::Poweroff.name(), Panic::Run.name()];
+    pub(crate) const NAMES: &[&str] =
+        &[Panic::Pause.name(), Panic::Poweroff.name(), Panic::Run.name()];
 
     /// As QMP writes it.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Panic::Pause => "pause",
             Panic::Poweroff => "poweroff",

@@ -53,7 +53,7 @@ impl Machine {
     /// From here on the state of a guest that stands still is read to be handed over. It stays as
     /// it is until [`Machine::hand_back`], or [`Machine::set_state`] says where it went. False:
     /// somebody stopped it meanwhile, so that it does not go on at the target.
-    pub fn hold_to_leave(&self) -> bool {
+    pub(crate) fn hold_to_leave(&self) -> bool {
         let mut control = self.control();
         let stopped = control.put_off.contains(&PutOff::Stop);
         self.hold(&mut control, Some(Hold::HandOver { stopped }));
@@ -108,7 +108,7 @@ impl Machine {
     /// Keeps the guest as it is for a dump: stops one that runs (state `save-vm`), and puts off
     /// resets and the guest's own reset and shutdown until [`Machine::thaw`]. False: it stood still
     /// already. One at a time.
-    pub fn freeze(&self) -> Result<bool, Error> {
+    pub(crate) fn freeze(&self) -> Result<bool, Error> {
         let mut control = self.control();
         if let Ruling::Refused(why) = moment::rule(Request::Dump, control.moment()) {
             return Err(Error::Moment(why));
@@ -125,7 +125,7 @@ impl Machine {
 
     /// Ends [`Machine::freeze`], which returned `ran`. A guest that ran goes on, unless its state
     /// has changed since.
-    pub fn thaw(&self, ran: bool) -> Result<(), ContRefused> {
+    pub(crate) fn thaw(&self, ran: bool) -> Result<(), ContRefused> {
         let mut control = self.control();
         let goes_on = ran && control.state == RunState::SaveVm;
         self.settle(&mut control);

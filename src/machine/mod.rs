@@ -19,22 +19,20 @@ mod global_state;
 mod life_cycle;
 pub mod load;
 pub mod moment;
-pub mod objects;
+pub(crate) mod objects;
 mod put_off;
 mod run_state;
 pub mod save;
 mod throttle;
 mod translate;
 
-pub use crate::arch::x86_64::boot::BootError;
-pub use board::PARTS;
+pub(crate) use board::PARTS;
 pub use error::{ContRefused, Error};
-pub use event::{Event, Panic, StopCause};
-pub use moment::{Moment, Request, Ruling};
-pub use objects::{Object, ObjectType, object_types};
+pub(crate) use event::Panic;
+pub use event::{Event, StopCause};
+pub(crate) use moment::{Moment, Request, Ruling};
+pub(crate) use objects::{Object, ObjectType, object_types};
 pub use run_state::RunState;
-
-pub use crate::kvm::monotonic_ns;
 
 use crate::arch::x86_64::boot::Images;
 use crate::arch::x86_64::topology::Position;
@@ -140,7 +138,7 @@ impl Machine {
     }
 
     /// `system_powerdown`: there is no button on this board, so that only the event is seen.
-    pub fn powerdown(&self) {
+    pub(crate) fn powerdown(&self) {
         (self.events)(Event::Powerdown);
     }
 

@@ -138,7 +138,7 @@ impl Moment {
     ];
 
     /// As far as the run state tells.
-    pub fn of(state: RunState) -> Moment {
+    pub(crate) fn of(state: RunState) -> Moment {
         match state {
             RunState::InMigrate => Moment::Arriving,
             RunState::FinishMigrate => Moment::Switching,

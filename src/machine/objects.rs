@@ -34,7 +34,7 @@ pub struct Object {
 }
 
 /// What a value is called in QEMU.
-pub fn property_type(value: &Json) -> &'static str {
+pub(crate) fn property_type(value: &Json) -> &'static str {
     match value {
         Json::Bool(_) => "bool",
         Json::Number(_) => "int",
@@ -61,7 +61,7 @@ impl Object {
     }
 
     /// A tree with nothing in it.
-    pub fn root() -> Object {
+    pub(crate) fn root() -> Object {
         let mut root = Object::of(CONTAINER);
         for name in ["backend", "objects", "chardevs"] {
             root.add(name, Object::of(CONTAINER));
@@ -78,12 +78,12 @@ impl Object {
         self.add(format!("device[{}]", self.children.len()), child);
     }
 
-    pub fn child(&self, name: &str) -> Option<&Object> {
+    pub(crate) fn child(&self, name: &str) -> Option<&Object> {
         self.children.iter().find(|(known, _)| known == name).map(|(_, child)| child)
     }
 
     /// A property by its name; children are no properties here.
-    pub fn property(&self, name: &str) -> Option<Json> {
+    pub(crate) fn property(&self, name: &str) -> Option<Json> {
         if name == "type" {
             return Some(self.type_name.into());
         }
@@ -92,7 +92,7 @@ impl Object {
 
     /// The object at `path`, which begins at the root with `/`, or anywhere without; and where that
     /// is. `None` also if there are several.
-    pub fn find(&self, path: &str) -> Option<(String, &Object)> {
+    pub(crate) fn find(&self, path: &str) -> Option<(String, &Object)> {
         let names: Vec<&str> = path.split('/').filter(|name| !name.is_empty()).collect();
         if path.starts_with('/') {
             let found = names.iter().try_fold(self, |object, name| object.child(name))?;
@@ -119,11 +119,11 @@ impl Object {
 const CONTAINER: &str = "container";
 const MACHINE: &str = "microvm-machine";
 /// The only model of processors there is.
-pub const CPU: &str = "host-x86_64-cpu";
+pub(crate) const CPU: &str = "host-x86_64-cpu";
 
 impl Machine {
     /// The tree as it is now.
-    pub fn objects(&self) -> Object {
+    pub(crate) fn objects(&self) -> Object {
         let config = self.config();
         let mut root = Object::root();
         let mut machine = Object::of(MACHINE);
@@ -197,7 +197,7 @@ impl Machine {
     }
 
     /// What the processors can do, and what they cannot.
-    pub fn cpu_features(&self) -> Vec<(&'static str, bool)> {
+    pub(crate) fn cpu_features(&self) -> Vec<(&'static str, bool)> {
         let topology = &self.config().cpu.topology;
         let cpuid = cpuid::for_vcpu(self.vm().cpuid(), topology, 0, self.vm().caps());
         features::features(cpuid.as_slice())
@@ -210,13 +210,13 @@ const TRANSPORT_LAST: usize = 7;
 
 /// Places that are taken.
 #[derive(Default)]
-pub struct Buses {
+pub(crate) struct Buses {
     transports: usize,
 }
 
 impl Buses {
     /// Those that the devices in `root` have.
-    pub fn of(root: &Object) -> Buses {
+    pub(crate) fn of(root: &Object) -> Buses {
         let machine = root.child("machine");
         let all = ["peripheral", "peripheral-anon"].into_iter();
         let all = all.filter_map(|name| machine?.child(name)).flat_map(|of| &of.children);
@@ -224,7 +224,7 @@ impl Buses {
     }
 
     /// Where a device of this driver goes, in QEMU's words; empty for nowhere.
-    pub fn take(&mut self, driver: &str) -> String {
+    pub(crate) fn take(&mut self, driver: &str) -> String {
         match args::device(driver).map_or("", |device| device.bus) {
             TRANSPORT => {
                 self.transports += 1;
@@ -250,7 +250,7 @@ fn memory(config: &Config) -> Object {
 
 /// A type that objects have.
 #[derive(Clone, Debug)]
-pub struct ObjectType {
+pub(crate) struct ObjectType {
     pub name: &'static str,
     /// Empty for none.
     pub parent: &'static str,
@@ -268,19 +268,19 @@ impl ObjectType {
     }
 
     /// Whether it is `other`, or comes of it.
-    pub fn implements(&self, types: &[ObjectType], other: &str) -> bool {
+    pub(crate) fn implements(&self, types: &[ObjectType], other: &str) -> bool {
         let parent = || types.iter().find(|of| of.name == self.parent);
         self.name == other || parent().is_some_and(|parent| parent.implements(types, other))
     }
 
     /// Objects of this type stand on the board.
-    pub fn is_device(&self, types: &[ObjectType]) -> bool {
+    pub(crate) fn is_device(&self, types: &[ObjectType]) -> bool {
         self.implements(types, DEVICE)
     }
 }
 
 /// What QEMU calls the type of such a value.
-pub fn parameter_type(parameter: &Parameter) -> &'static str {
+pub(crate) fn parameter_type(parameter: &Parameter) -> &'static str {
     match parameter.of() {
         ParameterType::Boolean => "bool",
         ParameterType::Number | ParameterType::Size => "int",
@@ -289,7 +289,7 @@ pub fn parameter_type(parameter: &Parameter) -> &'static str {
 }
 
 /// Every type of which this program can have objects, and what these come of.
-pub fn object_types() -> Vec<ObjectType> {
+pub(crate) fn object_types() -> Vec<ObjectType> {
     let roots = [
         (OBJECT, ""),
         ("machine", OBJECT),

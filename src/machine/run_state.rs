@@ -24,7 +24,7 @@ pub enum RunState {
 
 impl RunState {
     /// Every state, in QEMU's order.
-    pub const ALL: [RunState; 16] = [
+    pub(crate) const ALL: [RunState; 16] = [
         RunState::Debug,
         RunState::InMigrate,
         RunState::InternalError,
@@ -44,7 +44,7 @@ impl RunState {
     ];
 
     /// The names of all, in the same order.
-    pub const NAMES: [&str; 16] = {
+    pub(crate) const NAMES: [&str; 16] = {
         let mut names = [""; 16];
         let mut at = 0;
         while at < names.len() {
@@ -55,7 +55,7 @@ impl RunState {
     };
 
     /// As QMP and the `globalstate` section write it.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             RunState::Debug => "debug",
             RunState::InMigrate => "inmigrate",
@@ -76,7 +76,7 @@ impl RunState {
         }
     }
 
-    pub fn from_name(name: &str) -> Option<RunState> {
+    pub(crate) fn from_name(name: &str) -> Option<RunState> {
         RunState::ALL.into_iter().find(|s| s.name() == name)
     }
 

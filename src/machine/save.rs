@@ -8,7 +8,7 @@ use crate::stream::SectionKind;
 use crate::vmstate::Description;
 
 /// The machine type that every stream names.
-pub const MACHINE: &str = "microvm";
+pub(crate) const MACHINE: &str = "microvm";
 
 impl Machine {
     /// Reads the state of all devices, of a guest that stands still. `run_state` is what it did

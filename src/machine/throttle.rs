@@ -31,11 +31,6 @@ impl Machine {
         }
     }
 
-    /// What [`Machine::set_throttle`] was told last.
-    pub fn throttle(&self) -> u8 {
-        self.cpus.throttle_percent.load(Ordering::Relaxed)
-    }
-
     fn start_throttle(&self) -> Option<(Arc<AtomicBool>, JoinHandle<()>)> {
         let end = Arc::new(AtomicBool::new(false));
         let (cpus, over) = (self.cpus.clone(), end.clone());

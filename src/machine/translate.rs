@@ -5,7 +5,11 @@ use super::{Error, Machine};
 impl Machine {
     /// The guest-physical addresses behind virtual ones (`None`: not mapped), as vCPU `index`
     /// translates them now. The guest is held for that moment, which nobody is told.
-    pub fn translate(&self, index: u32, addresses: &[u64]) -> Result<Vec<Option<u64>>, Error> {
+    pub(crate) fn translate(
+        &self,
+        index: u32,
+        addresses: &[u64],
+    ) -> Result<Vec<Option<u64>>, Error> {
         let control = self.control();
         if control.gone {
             return Err(Error::Gone);

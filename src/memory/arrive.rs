@@ -18,7 +18,7 @@ impl RamBlock {
     ///
     /// # Panics
     /// When they do not lie in the block.
-    pub fn fill(&self, offset: u64, pieces: &mut [IoSlice<'_>]) -> Result<(), Error> {
+    pub(crate) fn fill(&self, offset: u64, pieces: &mut [IoSlice<'_>]) -> Result<(), Error> {
         let losses = self.losses();
         self.backing().fill(offset, pieces).map_err(|source| self.full(offset, source))?;
         self.check_losses(losses)
@@ -29,7 +29,7 @@ impl RamBlock {
     ///
     /// # Panics
     /// When the page does not lie in the block.
-    pub fn apply_delta(
+    pub(crate) fn apply_delta(
         &self,
         offset: u64,
         delta: &[u8],
@@ -45,7 +45,7 @@ impl RamBlock {
 
     /// Makes a range (bytes, whole pages) zero without touching what is zero already, holes above
     /// all.
-    pub fn clear(&self, range: Range<u64>) -> Result<(), Error> {
+    pub(crate) fn clear(&self, range: Range<u64>) -> Result<(), Error> {
         let losses = self.losses();
         let mut at = range.start;
         while let Some(data) = self.first_data(at..range.end)? {
@@ -63,7 +63,7 @@ impl RamBlock {
 
     /// Makes memory and page tables for a whole range (bytes) at once: a fault for each page would
     /// cost half as much as copying to it.
-    pub fn populate(&self, range: Range<u64>) -> Result<(), Error> {
+    pub(crate) fn populate(&self, range: Range<u64>) -> Result<(), Error> {
         match self.backing().advise(range.clone(), libc::MADV_POPULATE_WRITE) {
             // A kernel that does not know this (before 5.14) takes the faults.
             Err(e)

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// Where a part of a block appears in the guest's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Region {
+pub(crate) struct Region {
     /// Guest physical address of the first byte.
     pub gpa: u64,
     /// Offset of that byte in the block.
@@ -45,7 +45,7 @@ impl RamBlock {
     }
 
     /// Whether both are the same block.
-    pub fn is(&self, other: &RamBlock) -> bool {
+    pub(crate) fn is(&self, other: &RamBlock) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
@@ -61,48 +61,48 @@ impl RamBlock {
     }
 
     /// The descriptor behind the block, unless it is private anonymous memory.
-    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.inner.backing.fd()
     }
 
     /// Where the block starts in [`RamBlock::fd`].
-    pub fn file_offset(&self) -> u64 {
+    pub(crate) fn file_offset(&self) -> u64 {
         self.inner.backing.file_offset()
     }
 
     /// Whether what the guest writes reaches the descriptor.
-    pub fn is_shared(&self) -> bool {
+    pub(crate) fn is_shared(&self) -> bool {
         self.inner.backing.is_shared()
     }
 
     /// Bytes of one page of the backend: 4096, or more on hugetlbfs. Discarding works in these
     /// units.
-    pub fn page_bytes(&self) -> u64 {
+    pub(crate) fn page_bytes(&self) -> u64 {
         self.inner.backing.page_bytes()
     }
 
     /// Where the guest sees the block, ascending. Empty for a block that is only kept.
-    pub fn regions(&self) -> &[Region] {
+    pub(crate) fn regions(&self) -> &[Region] {
         &self.inner.regions
     }
 
     /// The first range at or after `from` (bytes into the block) that may hold something else than
     /// zeros; `None` if only holes follow. Asking is reading: clear the dirty bits of the range
     /// first. Touches no page.
-    pub fn next_data(&self, from: u64) -> Result<Option<Range<u64>>, Error> {
+    pub(crate) fn next_data(&self, from: u64) -> Result<Option<Range<u64>>, Error> {
         self.inner.backing.next_data(from).map_err(|source| self.hole_error(source))
     }
 
     /// Where the first data in a range (bytes) begin, by [`RamBlock::next_data`]'s rules, at a cost
     /// that does not grow with the data, nor, beyond the range, with the hole.
-    pub fn first_data(&self, range: Range<u64>) -> Result<Option<u64>, Error> {
+    pub(crate) fn first_data(&self, range: Range<u64>) -> Result<Option<u64>, Error> {
         self.inner.backing.first_data(range).map_err(|source| self.hole_error(source))
     }
 
     /// Says which pages of a range (bytes) were ever touched, by their offset, at a cost of the
     /// range's length alone. False: this memory cannot tell, and [`RamBlock::next_data`] is to be
     /// asked.
-    pub fn touched(&self, range: Range<u64>, say: impl FnMut(u64)) -> Result<bool, Error> {
+    pub(crate) fn touched(&self, range: Range<u64>, say: impl FnMut(u64)) -> Result<bool, Error> {
         self.inner.backing.touched(range, say).map_err(|source| self.hole_error(source))
     }
 
@@ -110,7 +110,7 @@ impl RamBlock {
     /// ascending. `known` is what the last answer brought beyond the range, which spares questions
     /// of who asks for range after range; it holds data only: a hole must be asked for again each
     /// time. Asking is reading: clear the dirty bits of the range first. Touches no page.
-    pub fn data_in(
+    pub(crate) fn data_in(
         &self,
         range: Range<u64>,
         known: &mut Range<u64>,
@@ -148,25 +148,25 @@ impl RamBlock {
 
     /// True if all of a range (bytes, whole pages) is in memory, and so has no hole, at a cost that
     /// is small beside that of reading it. False says nothing.
-    pub fn is_in_memory(&self, range: Range<u64>) -> bool {
+    pub(crate) fn is_in_memory(&self, range: Range<u64>) -> bool {
         self.inner.backing.is_in_memory(range)
     }
 
     /// Whether [`RamBlock::fill`] writes a range through the descriptor, and so beats writing to
     /// [`RamBlock::host`].
-    pub fn is_filled_by_descriptor(&self, range: &Range<u64>) -> bool {
+    pub(crate) fn is_filled_by_descriptor(&self, range: &Range<u64>) -> bool {
         self.inner.backing.is_filled_by_descriptor(range)
     }
 
     /// Whether a range is known to have page tables and memory, so that writing there takes no
     /// fault.
-    pub fn is_mapped(&self, range: &Range<u64>) -> bool {
+    pub(crate) fn is_mapped(&self, range: &Range<u64>) -> bool {
         self.inner.backing.is_mapped(range)
     }
 
     /// Keeps huge pages away, for tests that ask which pages are there.
     #[cfg(test)]
-    pub fn small_pages(&self) {
+    pub(crate) fn small_pages(&self) {
         let _ = self.inner.backing.advise(0..self.bytes(), libc::MADV_NOHUGEPAGE);
     }
 
@@ -175,7 +175,7 @@ impl RamBlock {
     }
 
     /// All pages that are not holes, by [`RamBlock::next_data`].
-    pub fn data_pages(&self) -> Result<PageSet, Error> {
+    pub(crate) fn data_pages(&self) -> Result<PageSet, Error> {
         let mut set = PageSet::new(self.pages());
         let mut at = 0;
         while let Some(data) = self.next_data(at)? {
@@ -186,14 +186,8 @@ impl RamBlock {
     }
 
     /// True if the page is a hole, and so reads as zero.
-    pub fn is_hole(&self, page: u64) -> Result<bool, Error> {
+    pub(crate) fn is_hole(&self, page: u64) -> Result<bool, Error> {
         Ok(self.first_data(page * PAGE_BYTES..(page + 1) * PAGE_BYTES)?.is_none())
-    }
-
-    /// Gives pages back to the host; they are holes afterwards. `range` is in bytes, in units of
-    /// [`RamBlock::page_bytes`]. Does not mark pages dirty.
-    pub fn discard(&self, range: Range<u64>) -> Result<(), Error> {
-        self.inner.backing.discard(range).map_err(|source| self.hole_error(source))
     }
 
     /// Guest physical address of a byte of the block.
@@ -204,19 +198,19 @@ impl RamBlock {
     }
 
     /// Offset in the block of a guest physical address.
-    pub fn offset(&self, gpa: u64) -> Option<u64> {
+    pub(crate) fn offset(&self, gpa: u64) -> Option<u64> {
         let region = self.regions().iter().find(|r| (r.gpa..r.gpa + r.bytes).contains(&gpa))?;
         Some(region.offset + (gpa - region.gpa))
     }
 
     /// How many pages went away under the hands of who read or wrote them: nothing reads right if
     /// the number moves meanwhile, see [`RamBlock::check_losses`]. Costs one load.
-    pub fn losses(&self) -> u64 {
+    pub(crate) fn losses(&self) -> u64 {
         self.inner.backing.watched().count()
     }
 
     /// Fails if pages were lost since there were `before`.
-    pub fn check_losses(&self, before: u64) -> Result<(), Error> {
+    pub(crate) fn check_losses(&self, before: u64) -> Result<(), Error> {
         if self.losses() == before {
             return Ok(());
         }
@@ -224,12 +218,12 @@ impl RamBlock {
     }
 
     /// Why the host cannot supply the page at `offset`.
-    pub fn missing(&self, offset: u64) -> Error {
+    pub(crate) fn missing(&self, offset: u64) -> Error {
         self.full(offset, self.inner.backing.why_missing(offset))
     }
 
     /// The error of a host that did not supply memory at `offset`.
-    pub fn full(&self, offset: u64, source: io::Error) -> Error {
+    pub(crate) fn full(&self, offset: u64, source: io::Error) -> Error {
         match source.kind() {
             io::ErrorKind::UnexpectedEof => self.hole_error(source),
             _ => Error::Full { block: self.label(), offset, source },
@@ -291,7 +285,7 @@ mod tests {
                 (first(0..5), first(7..600), first(601..4096), first(4096..9000)),
                 (None, None, None, None)
             );
-            ram.main().discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
+            ram.main().inner.backing.discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
             assert_eq!(ram.main().data_pages().unwrap().iter().collect::<Vec<_>>(), [6, 600]);
             let mut byte = [9];
             ram.read(5 * PAGE_BYTES, &mut byte).unwrap();
@@ -344,7 +338,7 @@ mod tests {
             assert_eq!(main.data_pages().unwrap().iter().collect::<Vec<_>>(), [5, 6]);
             assert_eq!(main.first_data(0..main.bytes()).unwrap(), Some(5 * PAGE_BYTES));
             assert!(!main.is_hole(6).unwrap());
-            main.discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
+            main.inner.backing.discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
             assert_eq!(main.data_pages().unwrap().iter().collect::<Vec<_>>(), [6]);
         }
     }

@@ -100,7 +100,7 @@ impl Drop for Watched {
 
 /// From now on SIGBUS in guest memory is survived and counted. Elsewhere it ends the process with a
 /// reason on stderr and exit status 1.
-pub fn survive_missing_pages() -> std::io::Result<()> {
+pub(crate) fn survive_missing_pages() -> std::io::Result<()> {
     register_signal_handler(libc::SIGBUS, on_bus_error).map_err(Into::into)
 }
 

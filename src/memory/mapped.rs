@@ -16,7 +16,7 @@ const RANGES_MAX: usize = 1024;
 impl RamBlock {
     /// Maps the memory that is there already, until `stop` is set, and remembers it, for a target
     /// that has time before its guest comes. No memory is added.
-    pub fn map_what_is_there(&self, stop: &AtomicBool) {
+    pub(crate) fn map_what_is_there(&self, stop: &AtomicBool) {
         if self.has_to_map() {
             let backing = self.backing();
             backing.note_mapped(map(backing, stop));
@@ -24,14 +24,14 @@ impl RamBlock {
     }
 
     /// Whether memory can be there that has no page tables: not that of an anonymous block.
-    pub fn has_to_map(&self) -> bool {
+    pub(crate) fn has_to_map(&self) -> bool {
         !self.backing().is_noted() && self.backing().is_shared_tmpfs()
     }
 
     /// Maps the memory that is there already on a thread of its own, which takes only time that
     /// nobody else wants. No memory is added. Nothing ends the thread but its work and the end of
     /// the process, so that memory that is to be discarded then is left alone.
-    pub fn map_in_background(&self) {
+    pub(crate) fn map_in_background(&self) {
         let all = 0..self.bytes();
         let nothing_to_do = self.is_mapped(&all) || matches!(self.first_data(all), Ok(None));
         if !self.backing().is_shared_tmpfs()

@@ -24,15 +24,15 @@ mod snapshot;
 mod uffd;
 mod watch;
 
-pub use block::{RamBlock, Region};
+pub(crate) use block::{RamBlock, Region};
 pub use error::Error;
-pub use full::survive_missing_pages;
-pub use pages::{PAGE_BYTES, PageSet};
+pub(crate) use full::survive_missing_pages;
+pub(crate) use pages::PAGE_BYTES;
+pub use pages::PageSet;
 pub(crate) use ram::layout;
 pub use ram::{GuestRam, Mem};
 pub use snapshot::{POOL_BYTES, Snapshot};
-pub use uffd::Unavailable;
-pub use watch::WriteGuard;
+pub(crate) use uffd::Unavailable;
 
 /// RAM with this backend.
 #[cfg(test)]

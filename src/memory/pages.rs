@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 /// Bytes of a guest page, and the unit of every [`PageSet`].
-pub const PAGE_BYTES: u64 = 4096;
+pub(crate) const PAGE_BYTES: u64 = 4096;
 
 /// A set of page numbers below a fixed bound, kept as words of 64 so that joining and walking sets
 /// costs a few instructions per 256 KiB of guest RAM.
@@ -23,13 +23,13 @@ impl PageSet {
     }
 
     /// Every page below `bound`.
-    pub fn full(bound: u64) -> PageSet {
+    pub(crate) fn full(bound: u64) -> PageSet {
         PageSet::from_words(vec![u64::MAX; words_for(bound)], bound)
     }
 
     /// A set from words whose lowest bit is the lowest page. Bits past `bound` are dropped, missing
     /// words are empty.
-    pub fn from_words(mut words: Vec<u64>, bound: u64) -> PageSet {
+    pub(crate) fn from_words(mut words: Vec<u64>, bound: u64) -> PageSet {
         words.resize(words_for(bound), 0);
         let mut set = PageSet { words, bound };
         set.trim();
@@ -37,22 +37,18 @@ impl PageSet {
     }
 
     /// One past the highest page that could be a member.
-    pub fn bound(&self) -> u64 {
+    pub(crate) fn bound(&self) -> u64 {
         self.bound
     }
 
     /// The words; bit `b` of word `w` is page `64 * w + b`.
-    pub fn words(&self) -> &[u64] {
+    pub(crate) fn words(&self) -> &[u64] {
         &self.words
     }
 
     /// How many pages are members. Walks all words.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|&w| w == 0)
     }
 
     /// False for pages past the bound.
@@ -73,7 +69,8 @@ impl PageSet {
     }
 
     /// True if `page` was a member.
-    pub fn remove(&mut self, page: u64) -> bool {
+    #[cfg(any(test, feature = "sabotage"))]
+    pub(crate) fn remove(&mut self, page: u64) -> bool {
         if page >= self.bound {
             return false;
         }
@@ -84,12 +81,12 @@ impl PageSet {
     }
 
     /// Adds every page of `pages`; the part past the bound is ignored.
-    pub fn insert_range(&mut self, pages: Range<u64>) {
+    pub(crate) fn insert_range(&mut self, pages: Range<u64>) {
         self.for_words(pages, |word, mask| *word |= mask);
     }
 
     /// Removes every page of `pages`.
-    pub fn remove_range(&mut self, pages: Range<u64>) {
+    pub(crate) fn remove_range(&mut self, pages: Range<u64>) {
         self.for_words(pages, |word, mask| *word &= !mask);
     }
 
@@ -97,7 +94,7 @@ impl PageSet {
     ///
     /// # Panics
     /// If the bounds differ: silently dropping a tail would lose pages.
-    pub fn union_with(&mut self, other: &PageSet) {
+    pub(crate) fn union_with(&mut self, other: &PageSet) {
         assert_eq!(self.bound, other.bound, "sets of different blocks joined");
         for (a, b) in self.words.iter_mut().zip(&other.words) {
             *a |= b;
@@ -108,7 +105,8 @@ impl PageSet {
     ///
     /// # Panics
     /// If the bounds differ.
-    pub fn subtract(&mut self, other: &PageSet) {
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn subtract(&mut self, other: &PageSet) {
         assert_eq!(self.bound, other.bound, "sets of different blocks subtracted");
         for (a, b) in self.words.iter_mut().zip(&other.words) {
             *a &= !b;
@@ -117,24 +115,19 @@ impl PageSet {
 
     /// Adds the pages of `word`, the members 64·`index` to 64·`index`+63. Bits past the bound are
     /// dropped.
-    pub fn union_word(&mut self, index: usize, word: u64) {
+    pub(crate) fn union_word(&mut self, index: usize, word: u64) {
         if let Some(w) = self.words.get_mut(index) {
             *w |= word;
         }
         self.trim();
     }
 
-    /// Takes the members of word `index` out of the set and returns them.
-    pub fn take_word(&mut self, index: usize) -> u64 {
-        self.words.get_mut(index).map_or(0, std::mem::take)
-    }
-
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.words.fill(0);
     }
 
     /// The lowest member at or above `from`.
-    pub fn next(&self, from: u64) -> Option<u64> {
+    pub(crate) fn next(&self, from: u64) -> Option<u64> {
         let mut index = (from / 64) as usize;
         let mut word = self.words.get(index)? & (u64::MAX << (from % 64));
         while word == 0 {
@@ -145,7 +138,7 @@ impl PageSet {
     }
 
     /// The lowest page at or above `from` that is not a member, at most the bound.
-    pub fn next_absent(&self, from: u64) -> u64 {
+    pub(crate) fn next_absent(&self, from: u64) -> u64 {
         let mut index = (from / 64) as usize;
         let Some(&first) = self.words.get(index) else { return self.bound };
         let mut word = !first & (u64::MAX << (from % 64));
@@ -160,12 +153,12 @@ impl PageSet {
     }
 
     /// Members in ascending order.
-    pub fn iter(&self) -> Iter<'_> {
+    pub(crate) fn iter(&self) -> Iter<'_> {
         Iter { words: &self.words, index: 0, word: self.words.first().copied().unwrap_or(0) }
     }
 
     /// Maximal runs of members in ascending order.
-    pub fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         let mut at = 0;
         std::iter::from_fn(move || {
             let start = self.next(at)?;
@@ -256,7 +249,7 @@ mod tests {
     #[test]
     fn empty_bound_is_harmless() {
         let set = PageSet::full(0);
-        assert!(set.is_empty() && set.iter().next().is_none() && set.ranges().next().is_none());
+        assert!(set.count() == 0 && set.iter().next().is_none() && set.ranges().next().is_none());
         assert_eq!(set.next_absent(0), 0);
     }
 

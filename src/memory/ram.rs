@@ -64,7 +64,7 @@ impl GuestRam {
     /// # Errors
     /// [`Error::Map`] where it cannot be mapped, [`Error::PageSize`] where it is no whole number of
     /// pages, or none.
-    pub fn of_file(name: &str, file: File) -> Result<GuestRam, Error> {
+    pub(crate) fn of_file(name: &str, file: File) -> Result<GuestRam, Error> {
         GuestRam::over(name, Backing::of_file(file)?)
     }
 
@@ -77,7 +77,7 @@ impl GuestRam {
     }
 
     /// The blocks, the guest's RAM first.
-    pub fn blocks(&self) -> &[RamBlock] {
+    pub(crate) fn blocks(&self) -> &[RamBlock] {
         self.inner.with_kept.get().map_or(&self.inner.main, Vec::as_slice)
     }
 
@@ -86,13 +86,13 @@ impl GuestRam {
         &self.inner.main[0]
     }
 
-    pub fn block(&self, name: &str) -> Option<&RamBlock> {
+    pub(crate) fn block(&self, name: &str) -> Option<&RamBlock> {
         self.blocks().iter().find(|b| b.name() == name)
     }
 
     /// The block `name`, made if it is not there: memory that belongs to no device here (`pc.bios`)
     /// and is kept because a stream brought it. One such block at most; the guest does not see it.
-    pub fn keep_block(&self, name: &str, bytes: u64) -> Result<&RamBlock, Error> {
+    pub(crate) fn keep_block(&self, name: &str, bytes: u64) -> Result<&RamBlock, Error> {
         if self.block(name).is_none() && self.inner.with_kept.get().is_none() {
             if bytes > KEPT_BYTES_MAX {
                 return Err(Error::BlockTooLarge { name: name.into(), bytes });
@@ -106,7 +106,7 @@ impl GuestRam {
     }
 
     /// vm-memory's view, by guest address.
-    pub fn mem(&self) -> &Mem {
+    pub(crate) fn mem(&self) -> &Mem {
         &self.inner.mem
     }
 
@@ -136,7 +136,7 @@ impl GuestRam {
     /// Announces that this process will write `bytes` bytes at `gpa` by another way than
     /// [`GuestRam::write`]: through [`GuestRam::mem`], or by DMA, which holds the guard from before
     /// its submission until its completion. Memory that is not there is not asked for.
-    pub fn ask_to_write(&self, gpa: u64, bytes: u64) -> WriteGuard<'_> {
+    pub(crate) fn ask_to_write(&self, gpa: u64, bytes: u64) -> WriteGuard<'_> {
         let main = self.main();
         let region = main.regions().iter().find(|r| (r.gpa..r.gpa + r.bytes).contains(&gpa));
         let range = region.map_or(0..0, |region| {
@@ -176,7 +176,8 @@ impl GuestRam {
 
     /// Marks pages that were written through a raw pointer (`bytes` from `offset` in the main
     /// block).
-    pub fn mark(&self, offset: u64, bytes: u64) {
+    #[allow(dead_code, reason = "for devices whose I/O the kernel writes into guest memory")]
+    pub(crate) fn mark(&self, offset: u64, bytes: u64) {
         for (region, map) in self.main().regions().iter().zip(self.mem().iter()) {
             let start = offset.max(region.offset);
             let end = (offset + bytes).min(region.offset + region.bytes);
@@ -189,7 +190,7 @@ impl GuestRam {
 
     /// Adds the pages of the main block that this process wrote since the last call to `into`, and
     /// forgets them.
-    pub fn take_vmm_dirty(&self, into: &mut PageSet) {
+    pub(crate) fn take_vmm_dirty(&self, into: &mut PageSet) {
         for (region, map) in self.main().regions().iter().zip(self.mem().iter()) {
             let first = (region.offset / PAGE_BYTES) as usize / 64;
             for (i, word) in map.bitmap().get_and_reset().into_iter().enumerate() {
@@ -292,7 +293,7 @@ mod tests {
             assert_eq!(dirty.iter().collect::<Vec<_>>(), [3, 4]);
             dirty.clear();
             ram.take_vmm_dirty(&mut dirty);
-            assert!(dirty.is_empty());
+            assert!(dirty.count() == 0);
         }
     }
 

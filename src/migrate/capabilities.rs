@@ -13,10 +13,10 @@ macro_rules! capabilities {
         use Capability::*;
 
         impl Capability {
-            pub const ALL: &[Capability] = &[$($capability),+];
+            pub(crate) const ALL: &[Capability] = &[$($capability),+];
 
             /// The names of all, in the same order.
-            pub const NAMES: &[&str] = &[$($name),+];
+            pub(crate) const NAMES: &[&str] = &[$($name),+];
 
             /// What each does, in the same order.
             const DOES: &[&str] = &[$($does),+];
@@ -59,17 +59,17 @@ capabilities! {
 
 impl Capability {
     /// As QMP writes it.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         Self::NAMES[self as usize]
     }
 
-    pub fn from_name(name: &str) -> Option<Self> {
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|capability| capability.name() == name)
     }
 }
 
 /// What each capability does, for people, a line each.
-pub fn help() -> String {
+pub(crate) fn help() -> String {
     let line = |(name, does): (&&str, &&str)| format!("  {name:<28}{does}\n");
     Capability::NAMES.iter().zip(Capability::DOES).map(line).collect()
 }
@@ -90,12 +90,12 @@ pub enum CapabilityError {
 pub struct Capabilities(u32);
 
 impl Capabilities {
-    pub fn has(self, capability: Capability) -> bool {
+    pub(crate) fn has(self, capability: Capability) -> bool {
         self.0 & (1 << capability as u8) != 0
     }
 
     /// Every capability with its state.
-    pub fn states(self) -> impl Iterator<Item = (Capability, bool)> {
+    pub(crate) fn states(self) -> impl Iterator<Item = (Capability, bool)> {
         Capability::ALL.iter().map(move |&capability| (capability, self.has(capability)))
     }
 

@@ -14,7 +14,7 @@ const ROUNDS_BELOW_LIMIT_MAX: u32 = 8;
 
 /// What is known when a round has ended.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Remainder {
+pub(crate) struct Remainder {
     /// Bytes of pages that would travel if the guest stopped now.
     pub left: u64,
     /// The same when this round began.
@@ -29,7 +29,7 @@ pub struct Remainder {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub(crate) enum Decision {
     /// Send another round with the guest running.
     Iterate,
     /// Stop the guest and send the rest.
@@ -37,7 +37,7 @@ pub enum Decision {
 }
 
 /// How long the guest would stand still for `left` bytes.
-pub fn predicted_downtime(left: u64, bandwidth: f64) -> Option<Duration> {
+pub(crate) fn predicted_downtime(left: u64, bandwidth: f64) -> Option<Duration> {
     if left == 0 {
         return Some(Duration::ZERO);
     }
@@ -46,13 +46,13 @@ pub fn predicted_downtime(left: u64, bandwidth: f64) -> Option<Duration> {
 
 impl Remainder {
     /// How long the guest would stand still, its state included.
-    pub fn downtime(&self) -> Option<Duration> {
+    pub(crate) fn downtime(&self) -> Option<Duration> {
         Some(predicted_downtime(self.left, self.bandwidth)? + self.state)
     }
 
     /// What the limit leaves for pages. Waiting makes the state no faster, so where that takes most
     /// of the limit or more, a little is left all the same: else it would never end.
-    pub fn for_pages(&self) -> Duration {
+    pub(crate) fn for_pages(&self) -> Duration {
         for_pages(self.downtime_limit, self.state)
     }
 
@@ -63,12 +63,12 @@ impl Remainder {
 }
 
 /// What `limit` leaves for pages when the state takes so long.
-pub fn for_pages(limit: Duration, state: Duration) -> Duration {
+pub(crate) fn for_pages(limit: Duration, state: Duration) -> Duration {
     limit.saturating_sub(state).max(limit.min(SHORT))
 }
 
 /// Stops where another round would not shrink what is left, not merely below the limit.
-pub fn decide(round: &Remainder) -> Decision {
+pub(crate) fn decide(round: &Remainder) -> Decision {
     let Some(downtime) = predicted_downtime(round.left, round.bandwidth) else {
         return Decision::Iterate;
     };
@@ -84,27 +84,36 @@ pub fn decide(round: &Remainder) -> Decision {
 }
 
 /// What is left does not shrink from round to round, and is too much to stop for.
-pub fn is_stuck(round: &Remainder) -> bool {
+pub(crate) fn is_stuck(round: &Remainder) -> bool {
     round.is_too_much() && round.left as f64 > round.left_before as f64 * STUCK
 }
 
 /// Whether later rounds will be stuck, seen from the first: the guest was found to dirty `set`
 /// bytes, at `dirty_rate` bytes per second or more, which is more than the connection takes, and
 /// they are too many to stop for.
-pub fn will_be_stuck(set: u64, dirty_rate: f64, bandwidth: f64, downtime_limit: Duration) -> bool {
+pub(crate) fn will_be_stuck(
+    set: u64,
+    dirty_rate: f64,
+    bandwidth: f64,
+    downtime_limit: Duration,
+) -> bool {
     let too_long = predicted_downtime(set, bandwidth).is_some_and(|time| time > downtime_limit);
     too_long && dirty_rate >= bandwidth
 }
 
 /// Predicted time until the end: what is left, and what is dirtied meanwhile, at the present rates.
-pub fn predicted_end(left: u64, dirty_bytes_per_second: f64, bandwidth: f64) -> Option<Duration> {
+pub(crate) fn predicted_end(
+    left: u64,
+    dirty_bytes_per_second: f64,
+    bandwidth: f64,
+) -> Option<Duration> {
     let net = bandwidth - dirty_bytes_per_second;
     (net > 0.0).then(|| Duration::from_secs_f64((left as f64 / net).min(1e9)))
 }
 
 /// auto-converge's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ThrottleRules {
+pub(crate) struct ThrottleRules {
     pub trigger_threshold: u8,
     pub initial: u8,
     pub increment: u8,
@@ -115,13 +124,13 @@ pub struct ThrottleRules {
 /// auto-converge: how much the guest is slowed, decided once a period by what was dirtied and what
 /// was sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Throttle {
+pub(crate) struct Throttle {
     percent: u8,
     strikes: u8,
 }
 
 /// A period is at least this long.
-pub const THROTTLE_PERIOD: Duration = Duration::from_secs(1);
+pub(crate) const THROTTLE_PERIOD: Duration = Duration::from_secs(1);
 /// Strikes before the guest is throttled for the first time, as in QEMU. Later steps take one: a
 /// second of waiting per step is caution enough, and the guest suffers longer from a slow approach
 /// than from the step itself.
@@ -129,18 +138,18 @@ const STRIKES: u8 = 2;
 
 impl Throttle {
     /// Per cent of its time that each vCPU sleeps.
-    pub fn percent(&self) -> u8 {
+    pub(crate) fn percent(&self) -> u8 {
         self.percent
     }
 
     /// The first round has shown that the guest is too fast: the next period over the threshold
     /// decides.
-    pub fn foresee(&mut self) {
+    pub(crate) fn foresee(&mut self) {
         self.strikes = STRIKES - 1;
     }
 
     /// One period is over; true if the percentage changed.
-    pub fn period(&mut self, dirtied: u64, sent: u64, rules: &ThrottleRules) -> bool {
+    pub(crate) fn period(&mut self, dirtied: u64, sent: u64, rules: &ThrottleRules) -> bool {
         let threshold = sent / 100 * u64::from(rules.trigger_threshold);
         if dirtied <= threshold {
             return false;

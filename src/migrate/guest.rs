@@ -11,7 +11,7 @@ use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader};
 
 /// Name of the machine type in the stream.
-pub const MACHINE: &str = "microvm";
+pub(crate) const MACHINE: &str = "microvm";
 
 pub trait Migratable: Send + Sync {
     fn ram(&self) -> &GuestRam;

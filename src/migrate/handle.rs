@@ -59,7 +59,7 @@ pub enum Refused {
 }
 
 /// What an incoming migration's failure means for the process.
-pub type OnFailure = Arc<dyn Fn(&str) + Send + Sync>;
+pub(crate) type OnFailure = Arc<dyn Fn(&str) + Send + Sync>;
 
 pub struct Handle {
     guest: Arc<dyn Migratable>,
@@ -209,14 +209,14 @@ impl Handle {
 
     /// The process ends, while its threads may still be at work: what they have outside of it goes,
     /// the commands behind `exec:` streams and the name of a socket that a guest is waited for at.
-    pub fn end(&self) {
+    pub(crate) fn end(&self) {
         self.socket_file().upgrade().iter().for_each(|file| file.remove());
         let programs = [self.outgoing().program.take(), self.feeder().take()];
         programs.iter().flatten().for_each(Program::end);
     }
 
     /// `migrate-continue`.
-    pub fn go_on(&self, from: &str) -> Result<(), Refused> {
+    pub(crate) fn go_on(&self, from: &str) -> Result<(), Refused> {
         let outgoing = self.outgoing();
         let status = outgoing.progress.status();
         if status.name() != from {
@@ -231,7 +231,7 @@ impl Handle {
     }
 
     /// Starts to wait for a guest at `address`.
-    pub fn incoming(
+    pub(crate) fn incoming(
         &self,
         address: &Address,
         exit_on_error: bool,
@@ -324,15 +324,15 @@ impl Handle {
     }
 
     /// An outgoing migration is under way.
-    pub fn is_busy(&self) -> bool {
+    pub(crate) fn is_busy(&self) -> bool {
         self.outgoing().progress.status().is_running()
     }
 
-    pub fn capabilities(&self) -> Capabilities {
+    pub(crate) fn capabilities(&self) -> Capabilities {
         self.settings.capabilities()
     }
 
-    pub fn set_capabilities(&self, changes: &[(Capability, bool)]) -> Result<(), Refused> {
+    pub(crate) fn set_capabilities(&self, changes: &[(Capability, bool)]) -> Result<(), Refused> {
         if self.is_busy() {
             return Err(Refused::InProgress);
         }
@@ -346,11 +346,11 @@ impl Handle {
         Ok(())
     }
 
-    pub fn parameters(&self) -> Parameters {
+    pub(crate) fn parameters(&self) -> Parameters {
         self.settings.parameters()
     }
 
-    pub fn set_parameters(&self, changes: &Map<String, Value>) -> Result<(), Refused> {
+    pub(crate) fn set_parameters(&self, changes: &Map<String, Value>) -> Result<(), Refused> {
         // Locked, so that of two changes at a time none is lost.
         let outgoing = self.outgoing();
         let before = self.settings.parameters();

@@ -14,20 +14,21 @@
 //! | [`progress`] | counters and figures, and `query-migrate` |
 
 pub mod capabilities;
-pub mod converge;
+pub(crate) mod converge;
 pub mod guest;
 pub mod guest_error;
 mod handle;
 pub mod incoming;
 mod machine;
-pub mod outgoing;
-pub mod parameters;
-pub mod progress;
+pub(crate) mod outgoing;
+pub(crate) mod parameters;
+pub(crate) mod progress;
 pub mod settings;
-pub mod status;
+pub(crate) mod status;
 
-pub use handle::{Handle, OnFailure, Parts, Refused};
-pub use status::Event;
+pub(crate) use handle::Refused;
+pub use handle::{Handle, Parts};
+pub(crate) use status::Event;
 
 #[cfg(test)]
 mod moments;

@@ -14,7 +14,7 @@ use super::status::{Lifecycle, Listener, Status};
 /// What sending threads count. Plain sums: they are read for people, and by the migration's thread
 /// between rounds.
 #[derive(Default)]
-pub struct Counters {
+pub(crate) struct Counters {
     /// Bytes handed to the kernel on all channels.
     pub transferred: AtomicU64,
     /// Of these, on other channels than the main one.
@@ -44,22 +44,22 @@ struct Meter {
 const METER_PERIOD: Duration = Duration::from_millis(100);
 
 impl Counters {
-    pub fn add(counter: &AtomicU64, amount: u64) {
+    pub(crate) fn add(counter: &AtomicU64, amount: u64) {
         counter.fetch_add(amount, Ordering::Relaxed);
     }
 
-    pub fn get(counter: &AtomicU64) -> u64 {
+    pub(crate) fn get(counter: &AtomicU64) -> u64 {
         counter.load(Ordering::Relaxed)
     }
 
     /// Takes pages off what remains.
-    pub fn settle(&self, pages: u64) {
+    pub(crate) fn settle(&self, pages: u64) {
         let less = |left: u64| Some(left.saturating_sub(pages));
         let _ = self.remaining.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 
     /// Brings the throughput up to date; cheap enough for every batch.
-    pub fn tick(&self) {
+    pub(crate) fn tick(&self) {
         let Ok(mut meter) = self.meter.try_lock() else { return };
         let now = Instant::now();
         let bytes = Self::get(&self.transferred);
@@ -91,7 +91,7 @@ impl Counters {
 
 /// What the migration's thread knows.
 #[derive(Clone, Debug, Default)]
-pub struct Figures {
+pub(crate) struct Figures {
     pub started: Option<Instant>,
     pub setup: Duration,
     /// Set when the migration has ended.
@@ -117,28 +117,28 @@ pub struct Figures {
 
 /// One outgoing migration as others see it.
 #[derive(Default)]
-pub struct Progress {
+pub(crate) struct Progress {
     pub life: Lifecycle,
     pub counters: Counters,
     figures: Mutex<Figures>,
 }
 
 impl Progress {
-    pub fn new(listener: Listener) -> Self {
+    pub(crate) fn new(listener: Listener) -> Self {
         Self { life: Lifecycle::new(listener), ..Self::default() }
     }
 
-    pub fn figures(&self) -> MutexGuard<'_, Figures> {
+    pub(crate) fn figures(&self) -> MutexGuard<'_, Figures> {
         self.figures.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         self.life.status()
     }
 
     /// Members of `query-migrate`. `total-time` stands at the top level, as the specification's
     /// text and QEMU have it, and inside `ram`, as the specification's examples show it.
-    pub fn report(&self) -> Map<String, Value> {
+    pub(crate) fn report(&self) -> Map<String, Value> {
         let status = self.status();
         let figures = self.figures().clone();
         let mut out = Map::new();
@@ -252,7 +252,7 @@ fn xbzrle_json(stats: &Stats) -> Value {
 }
 
 /// The sums of several caches as one.
-pub fn sum_stats(all: impl IntoIterator<Item = Stats>) -> Option<Stats> {
+pub(crate) fn sum_stats(all: impl IntoIterator<Item = Stats>) -> Option<Stats> {
     all.into_iter().reduce(|sum, next| Stats {
         cache_size: sum.cache_size + next.cache_size,
         bytes: sum.bytes + next.bytes,
@@ -266,7 +266,7 @@ pub fn sum_stats(all: impl IntoIterator<Item = Stats>) -> Option<Stats> {
 
 /// What is known about how fast pages go, from the rounds so far.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Pace {
+pub(crate) struct Pace {
     /// Seconds one page takes; 0 is not known.
     pub seconds_per_page: f64,
 }
@@ -276,18 +276,18 @@ const PAGES_TO_LEARN: u64 = 256;
 
 impl Pace {
     /// A round of `pages` pages that travelled took `time`.
-    pub fn learn(&mut self, pages: u64, time: Duration) {
+    pub(crate) fn learn(&mut self, pages: u64, time: Duration) {
         if pages >= PAGES_TO_LEARN || self.seconds_per_page == 0.0 && pages > 0 {
             self.seconds_per_page = time.as_secs_f64() / pages as f64;
         }
     }
 
     /// Bytes of pages per second, as [`converge`] takes it.
-    pub fn bandwidth(&self) -> f64 {
+    pub(crate) fn bandwidth(&self) -> f64 {
         if self.seconds_per_page > 0.0 { 4096.0 / self.seconds_per_page } else { 0.0 }
     }
 
-    pub fn downtime(&self, pages: u64) -> Option<Duration> {
+    pub(crate) fn downtime(&self, pages: u64) -> Option<Duration> {
         converge::predicted_downtime(pages * 4096, self.bandwidth())
     }
 }

@@ -22,7 +22,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    pub fn has(&self, capability: Capability) -> bool {
+    pub(crate) fn has(&self, capability: Capability) -> bool {
         self.capabilities().has(capability)
     }
 

@@ -19,7 +19,7 @@ pub enum Status {
 }
 
 impl Status {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Setup => "setup",
@@ -34,7 +34,7 @@ impl Status {
     }
 
     /// A migration is under way.
-    pub fn is_running(self) -> bool {
+    pub(crate) fn is_running(self) -> bool {
         matches!(
             self,
             Self::Setup | Self::Active | Self::PreSwitchover | Self::Device | Self::Cancelling
@@ -45,7 +45,7 @@ impl Status {
     ///
     /// What is being cancelled can still fail (nobody knows who has the guest) or complete (the
     /// target had it already), but never go on.
-    pub fn may_become(self, next: Self) -> bool {
+    pub(crate) fn may_become(self, next: Self) -> bool {
         use Status::*;
         match self {
             None => next == Setup,
@@ -69,11 +69,11 @@ pub enum Event {
 
 /// Hears events. Called while the status is locked, so that they come in the order of the moves:
 /// it must not ask for the status.
-pub type Listener = Arc<dyn Fn(Event) + Send + Sync>;
+pub(crate) type Listener = Arc<dyn Fn(Event) + Send + Sync>;
 
 /// The life of one outgoing migration. Its status moves as [`Status::may_become`] has it, whoever
 /// asks and whenever, and a cancel counts until the guest is given away, not a moment longer.
-pub struct Lifecycle {
+pub(crate) struct Lifecycle {
     state: Mutex<State>,
     listener: Listener,
 }
@@ -88,28 +88,28 @@ struct State {
 }
 
 impl Lifecycle {
-    pub fn new(listener: Listener) -> Self {
+    pub(crate) fn new(listener: Listener) -> Self {
         Self { state: Mutex::default(), listener }
     }
 
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         self.lock().status
     }
 
     /// Goes to `next` and tells it. False, and nothing happens, where that may not follow.
-    pub fn enter(&self, next: Status) -> bool {
+    pub(crate) fn enter(&self, next: Status) -> bool {
         self.go(&mut self.lock(), next)
     }
 
     /// Begins to cancel. False: nothing is under way, it is being cancelled already, or the guest
     /// is given away.
-    pub fn cancel(&self) -> bool {
+    pub(crate) fn cancel(&self) -> bool {
         let mut state = self.lock();
         !state.committed && self.go(&mut state, Status::Cancelling)
     }
 
     /// The point of no return, after which a cancel has no effect. False: it was cancelled before.
-    pub fn commit(&self) -> bool {
+    pub(crate) fn commit(&self) -> bool {
         let mut state = self.lock();
         state.committed = state.status != Status::Cancelling;
         state.given_away = state.committed;
@@ -118,15 +118,15 @@ impl Lifecycle {
 
     /// From here on the guest may run elsewhere, but a cancel still ends the wait for the word that
     /// it does.
-    pub fn give_away(&self) {
+    pub(crate) fn give_away(&self) {
         self.lock().given_away = true;
     }
 
-    pub fn is_given_away(&self) -> bool {
+    pub(crate) fn is_given_away(&self) -> bool {
         self.lock().given_away
     }
 
-    pub fn tell_pass(&self, pass: u64) {
+    pub(crate) fn tell_pass(&self, pass: u64) {
         (self.listener)(Event::Pass(pass));
     }
 

@@ -20,7 +20,7 @@ mod read;
 mod source;
 mod still;
 
-pub use extent::Extent;
+pub(crate) use extent::Extent;
 pub(crate) use hash::hash_ram;
 pub(crate) use mask::{CHUNK_PAGES, ChunkMask, and, and_not, chunk_of, count, mask_ranges, or};
 pub(crate) use read::read;

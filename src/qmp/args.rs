@@ -17,70 +17,66 @@ impl<'a> Args<'a> {
         Args { members }
     }
 
-    pub fn get(self, name: &str) -> Option<&'a Value> {
+    pub(crate) fn get(self, name: &str) -> Option<&'a Value> {
         self.members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    pub fn has(self, name: &str) -> bool {
+    pub(crate) fn has(self, name: &str) -> bool {
         self.get(name).is_some()
     }
 
     /// A string, or the chosen value of an enumeration.
-    pub fn text(self, name: &str) -> &'a str {
+    pub(crate) fn text(self, name: &str) -> &'a str {
         self.text_if_given(name).unwrap_or_else(|| missing(name))
     }
 
     /// `None` if absent (or `null`, where the schema allows that).
-    pub fn text_if_given(self, name: &str) -> Option<&'a str> {
+    pub(crate) fn text_if_given(self, name: &str) -> Option<&'a str> {
         self.get(name).and_then(Value::as_str)
     }
 
-    pub fn bool(self, name: &str) -> bool {
+    pub(crate) fn bool(self, name: &str) -> bool {
         self.bool_if_given(name).unwrap_or_else(|| missing(name))
     }
 
-    pub fn bool_if_given(self, name: &str) -> Option<bool> {
+    pub(crate) fn bool_if_given(self, name: &str) -> Option<bool> {
         match self.get(name) {
             Some(Value::Bool(value)) => Some(*value),
             _ => None,
         }
     }
 
-    pub fn int(self, name: &str) -> i64 {
+    pub(crate) fn int(self, name: &str) -> i64 {
         self.int_if_given(name).unwrap_or_else(|| missing(name))
     }
 
-    pub fn int_if_given(self, name: &str) -> Option<i64> {
+    pub(crate) fn int_if_given(self, name: &str) -> Option<i64> {
         self.get(name).and_then(Value::as_i64)
     }
 
     /// Of the unsigned types; negative numbers have wrapped.
-    pub fn unsigned(self, name: &str) -> u64 {
+    pub(crate) fn unsigned(self, name: &str) -> u64 {
         self.unsigned_if_given(name).unwrap_or_else(|| missing(name))
     }
 
-    pub fn unsigned_if_given(self, name: &str) -> Option<u64> {
+    pub(crate) fn unsigned_if_given(self, name: &str) -> Option<u64> {
         self.get(name).and_then(wrapping_u64)
     }
 
-    pub fn number_if_given(self, name: &str) -> Option<f64> {
-        self.get(name).and_then(Value::as_f64)
-    }
-
     /// An object inside.
-    pub fn object_if_given(self, name: &str) -> Option<Args<'a>> {
+    pub(crate) fn object_if_given(self, name: &str) -> Option<Args<'a>> {
         match self.get(name) {
             Some(Value::Object(members)) => Some(Args { members }),
             _ => None,
         }
     }
 
-    pub fn object(self, name: &str) -> Args<'a> {
+    pub(crate) fn object(self, name: &str) -> Args<'a> {
         self.object_if_given(name).unwrap_or_else(|| missing(name))
     }
 
     /// A list of anything; empty if absent.
-    pub fn list(self, name: &str) -> &'a [Value] {
+    pub(crate) fn list(self, name: &str) -> &'a [Value] {
         match self.get(name) {
             Some(Value::Array(items)) => items,
             _ => &[],
@@ -88,7 +84,7 @@ impl<'a> Args<'a> {
     }
 
     /// A list of objects; empty if absent.
-    pub fn objects(self, name: &str) -> impl Iterator<Item = Args<'a>> {
+    pub(crate) fn objects(self, name: &str) -> impl Iterator<Item = Args<'a>> {
         self.list(name).iter().filter_map(|item| match item {
             Value::Object(members) => Some(Args { members }),
             _ => None,

@@ -40,24 +40,24 @@ pub struct Error {
 
 impl Error {
     /// Class `GenericError`, which is nearly always the right one.
-    pub fn generic(desc: impl ToString) -> Error {
+    pub(crate) fn generic(desc: impl ToString) -> Error {
         Error { class: Class::GenericError, desc: desc.to_string() }
     }
 
-    pub fn command_not_found(desc: impl ToString) -> Error {
+    pub(crate) fn command_not_found(desc: impl ToString) -> Error {
         Error { class: Class::CommandNotFound, desc: desc.to_string() }
     }
 
-    pub fn device_not_found(desc: impl ToString) -> Error {
+    pub(crate) fn device_not_found(desc: impl ToString) -> Error {
         Error { class: Class::DeviceNotFound, desc: desc.to_string() }
     }
 
-    pub fn device_not_active(desc: impl ToString) -> Error {
+    pub(crate) fn device_not_active(desc: impl ToString) -> Error {
         Error { class: Class::DeviceNotActive, desc: desc.to_string() }
     }
 
     /// The value of member `error` of an answer.
-    pub fn to_json(&self) -> Json {
+    pub(crate) fn to_json(&self) -> Json {
         json!({"class": self.class.name(), "desc": self.desc})
     }
 }

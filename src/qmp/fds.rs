@@ -24,17 +24,17 @@ pub struct MonitorFds {
 
 impl MonitorFds {
     /// Descriptors that came with a request; they take the place of those that nobody claimed.
-    pub fn arrived(&self, fds: Vec<OwnedFd>) {
+    pub(crate) fn arrived(&self, fds: Vec<OwnedFd>) {
         *lock(&self.pending) = fds.into_iter().map(Sent::from).collect();
     }
 
     /// The client left.
-    pub fn drop_pending(&self) {
+    pub(crate) fn drop_pending(&self) {
         lock(&self.pending).clear();
     }
 
     /// The first of the pending descriptors; the others are closed.
-    pub fn claim(&self) -> Result<Sent, Error> {
+    pub(crate) fn claim(&self) -> Result<Sent, Error> {
         let pending = std::mem::take(&mut *lock(&self.pending));
         pending
             .into_iter()
@@ -43,12 +43,12 @@ impl MonitorFds {
     }
 
     /// Gives a descriptor a name; one that had it before is closed.
-    pub fn name(&self, name: &str, fd: Sent) {
+    pub(crate) fn name(&self, name: &str, fd: Sent) {
         lock(&self.named).insert(name.to_owned(), fd);
     }
 
     /// `closefd`.
-    pub fn close(&self, name: &str) -> Result<(), Error> {
+    pub(crate) fn close(&self, name: &str) -> Result<(), Error> {
         let closed = lock(&self.named).remove(name);
         closed
             .map(drop)
@@ -57,7 +57,7 @@ impl MonitorFds {
 
     /// Takes a named descriptor away for good, as `migrate fd:NAME` and `dump-guest-memory fd:NAME`
     /// do.
-    pub fn take(&self, name: &str) -> Result<OwnedFd, Error> {
+    pub(crate) fn take(&self, name: &str) -> Result<OwnedFd, Error> {
         lock(&self.named).remove(name).map(Sent::into_fd).ok_or_else(|| {
             Error::generic(format_args!("File descriptor named '{name}' has not been found"))
         })

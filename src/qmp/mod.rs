@@ -24,11 +24,8 @@ mod session;
 mod version;
 mod wire;
 
-pub use args::Args;
-pub use error::{Class, Error};
+pub use error::Error;
 pub use fds::{Monitor, MonitorFds};
 pub use introspect::schema as introspection;
-pub use outbox::Outbox;
 pub use server::Server;
-pub use session::{Item, Job, Message, Session};
-pub use version::version;
+pub use session::{Item, Session};

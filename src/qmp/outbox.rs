@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use super::{events, json};
 use crate::vmm::Listener;
 
-pub struct Outbox {
+pub(crate) struct Outbox {
     pretty: bool,
     queue: Mutex<Queue>,
     /// Wakes the one who writes.
@@ -49,10 +49,10 @@ impl Queue {
 }
 
 impl Outbox {
-    pub const REQUESTS_PAUSE_BYTES: usize = 256 << 10;
-    pub const OVERRUN_BYTES: usize = 16 << 20;
+    pub(crate) const REQUESTS_PAUSE_BYTES: usize = 256 << 10;
+    pub(crate) const OVERRUN_BYTES: usize = 16 << 20;
 
-    pub fn new(pretty: bool) -> Outbox {
+    pub(crate) fn new(pretty: bool) -> Outbox {
         Outbox {
             pretty,
             queue: Mutex::default(),
@@ -63,7 +63,7 @@ impl Outbox {
     }
 
     /// Says how to cut the connection when the client is given up.
-    pub fn on_overrun(&self, hang_up: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn on_overrun(&self, hang_up: impl Fn() + Send + Sync + 'static) {
         let _ = self.hang_up.set(Box::new(hang_up));
     }
 
@@ -72,7 +72,7 @@ impl Outbox {
     }
 
     /// An answer or a greeting.
-    pub fn push(&self, message: &impl Serialize) {
+    pub(crate) fn push(&self, message: &impl Serialize) {
         let bytes = self.format(message);
         self.append(&bytes);
     }
@@ -97,16 +97,12 @@ impl Outbox {
     }
 
     /// From here on events are delivered.
-    pub fn negotiated(&self) {
+    pub(crate) fn negotiated(&self) {
         self.queue().negotiated = true;
     }
 
-    pub fn is_closed(&self) -> bool {
-        self.queue().closed
-    }
-
     /// The client is gone.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         let mut queue = self.queue();
         queue.closed = true;
         queue.bytes = Vec::new();
@@ -116,7 +112,7 @@ impl Outbox {
     }
 
     /// Gives the client up, whatever it has not read.
-    pub fn hang_up(&self) {
+    pub(crate) fn hang_up(&self) {
         self.close();
         if let Some(hang_up) = self.hang_up.get() {
             hang_up();
@@ -124,13 +120,13 @@ impl Outbox {
     }
 
     /// No more is coming; [`Outbox::take`] ends once all is written.
-    pub fn finish(&self) {
+    pub(crate) fn finish(&self) {
         self.queue().finished = true;
         self.filled.notify_one();
     }
 
     /// Waits until there is something to write, and takes all of it. `None`: there will be no more.
-    pub async fn take(&self) -> Option<Vec<u8>> {
+    pub(crate) async fn take(&self) -> Option<Vec<u8>> {
         loop {
             {
                 let mut queue = self.queue();
@@ -151,7 +147,7 @@ impl Outbox {
     }
 
     /// `count` of the bytes taken were written.
-    pub fn written(&self, count: usize) {
+    pub(crate) fn written(&self, count: usize) {
         let mut queue = self.queue();
         queue.in_flight -= count;
         let room = queue.waiting() <= Self::REQUESTS_PAUSE_BYTES;
@@ -162,12 +158,12 @@ impl Outbox {
     }
 
     /// Waits until all is written, or nothing can be.
-    pub async fn flushed(&self) {
+    pub(crate) async fn flushed(&self) {
         self.drained_to(0).await;
     }
 
     /// Waits until another request may be taken. `false`: the connection was closed.
-    pub async fn has_room(&self) -> bool {
+    pub(crate) async fn has_room(&self) -> bool {
         self.drained_to(Self::REQUESTS_PAUSE_BYTES).await
     }
 
@@ -221,7 +217,7 @@ mod tests {
         for _ in 0..1_000_000 {
             outbox.event(&json!({"event": "RESUME", "data": {}}));
         }
-        assert!(outbox.is_closed());
+        assert!(outbox.queue().closed);
         assert!(outbox.queue().bytes.capacity() == 0);
     }
 }

@@ -18,18 +18,18 @@ pub struct Member {
 }
 
 /// A member that has to be there.
-pub const fn required(name: &'static str, of: Type) -> Member {
+pub(crate) const fn required(name: &'static str, of: Type) -> Member {
     Member { name, optional: false, of, meaning: "" }
 }
 
 /// A member that may be left out; `null` is still the wrong type for it.
-pub const fn optional(name: &'static str, of: Type) -> Member {
+pub(crate) const fn optional(name: &'static str, of: Type) -> Member {
     Member { name, optional: true, of, meaning: "" }
 }
 
 impl Member {
     /// Says what it means, for `godwit qmp --help COMMAND`.
-    pub const fn means(self, meaning: &'static str) -> Member {
+    pub(crate) const fn means(self, meaning: &'static str) -> Member {
         Member { meaning, ..self }
     }
 }
@@ -70,16 +70,16 @@ pub struct Shape {
 }
 
 impl Shape {
-    pub const fn of(members: &'static [Member]) -> Shape {
+    pub(crate) const fn of(members: &'static [Member]) -> Shape {
         Shape { members, union: None, open: false }
     }
 
-    pub const fn open(members: &'static [Member]) -> Shape {
+    pub(crate) const fn open(members: &'static [Member]) -> Shape {
         Shape { members, union: None, open: true }
     }
 
     /// With members that depend on the value of one.
-    pub const fn tagged(members: &'static [Member], union: Union) -> Shape {
+    pub(crate) const fn tagged(members: &'static [Member], union: Union) -> Shape {
         Shape { members, union: Some(union), open: false }
     }
 }
@@ -94,7 +94,7 @@ pub struct Union {
 
 impl Union {
     /// The values that the tag can have in `shape`, which this is part of.
-    pub fn cases(&self, shape: &Shape) -> &'static [&'static str] {
+    pub(crate) fn cases(&self, shape: &Shape) -> &'static [&'static str] {
         let tag = shape.members.iter().find(|member| member.name == self.tag);
         match tag.map(|member| member.of) {
             Some(Type::Enum(values)) => values,
@@ -112,7 +112,7 @@ impl Type {
 
 /// Checks `object` against `shape`, named `path` in complaints (empty for the arguments
 /// themselves).
-pub fn check(object: &[(String, Value)], shape: &Shape, path: &str) -> Result<(), Error> {
+pub(crate) fn check(object: &[(String, Value)], shape: &Shape, path: &str) -> Result<(), Error> {
     let mut known = Vec::new();
     check_members(object, shape, path, &mut known)?;
     match object.iter().find(|(name, _)| !known.contains(&name.as_str())) {

@@ -46,7 +46,7 @@ pub struct Job {
 }
 
 impl Job {
-    pub fn finish(id: Option<Value>, answer: Result<Json, Error>) -> Message {
+    pub(crate) fn finish(id: Option<Value>, answer: Result<Json, Error>) -> Message {
         Message { body: answer, id }
     }
 }
@@ -84,13 +84,13 @@ impl Session {
     }
 
     /// What the server says first.
-    pub fn greeting(&self) -> Json {
+    pub(crate) fn greeting(&self) -> Json {
         let capabilities: &[&str] = if self.oob_offered { &["oob"] } else { &[] };
         json!({"QMP": {"version": version(), "capabilities": capabilities}})
     }
 
     /// Whether the client asked for out-of-band execution.
-    pub fn oob(&self) -> bool {
+    pub(crate) fn oob(&self) -> bool {
         self.state == State::Commanding { oob: true }
     }
 

@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 pub(crate) const QEMU_VERSION: (u32, u32, u32) = (10, 0, 2);
 
 /// The answer of `query-version`, which is also in the greeting.
-pub fn version() -> Json {
+pub(crate) fn version() -> Json {
     let (major, minor, micro) = QEMU_VERSION;
     json!({
         "qemu": {"micro": micro, "minor": minor, "major": major},

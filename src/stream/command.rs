@@ -41,7 +41,7 @@ const DISCARD_RANGES_MAX: usize = 12;
 
 impl Command {
     /// The command's number.
-    pub fn number(&self) -> u16 {
+    pub(crate) fn number(&self) -> u16 {
         match self {
             Self::OpenReturnPath => 1,
             Self::Ping(_) => 2,
@@ -59,7 +59,7 @@ impl Command {
     }
 
     /// The command's name in QEMU's spelling.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::OpenReturnPath => "OPEN_RETURN_PATH",
             Self::Ping(_) => "PING",
@@ -80,7 +80,7 @@ impl Command {
     ///
     /// # Panics
     /// When a discard has more than twelve ranges, the most QEMU puts in one command.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         out.push(0x08);
         out.extend_from_slice(&self.number().to_be_bytes());
         let length_at = out.len();
@@ -118,7 +118,7 @@ impl Command {
     }
 
     /// Decodes a command's number and data; `offset` is where the data begin, for messages.
-    pub fn parse(number: u16, data: &[u8], offset: u64) -> Result<Self, Error> {
+    pub(crate) fn parse(number: u16, data: &[u8], offset: u64) -> Result<Self, Error> {
         let refuse = |field: &str, problem| {
             Err(Error::new(format!("command {number}"), field, offset, problem))
         };

@@ -51,15 +51,15 @@ use super::cursor::Cursor;
 use super::error::{Error, Problem};
 
 /// The value of the PING that asks.
-pub const PING: u32 = 0x4757_5431;
+pub(crate) const PING: u32 = 0x4757_5431;
 /// Number of the command and of the return path message: "GW".
-pub const NUMBER: u16 = 0x4757;
+pub(crate) const NUMBER: u16 = 0x4757;
 /// The only version. A newer one may add kinds and feature bits, never change them.
-pub const VERSION: u16 = 1;
+pub(crate) const VERSION: u16 = 1;
 /// CPUID leaves or MSRs at most; KVM has about a hundred of each.
 const LIST_MAX: usize = 1024;
 /// Bytes of one Records frame at most.
-pub const RECORDS_BYTES_MAX: u32 = 64 << 20;
+pub(crate) const RECORDS_BYTES_MAX: u32 = 64 << 20;
 
 bitflags::bitflags! {
     /// What a Godwit can do beyond QEMU's stream. Unknown bits are ignored; a bit never changes its
@@ -111,18 +111,18 @@ pub struct Rehearsal {
 
 /// An answer from target to source.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub(crate) enum Answer {
     Offer { features: Features, channels: u8, ram_is_zero: bool, rehearsal: Rehearsal },
     Refused(String),
     Loaded,
 }
 
 /// Bytes of a Run, Zero frame: command header and data.
-pub const RANGE_FRAME_BYTES: usize = 5 + 18;
+pub(crate) const RANGE_FRAME_BYTES: usize = 5 + 18;
 
 impl Frame {
     /// Appends the frame as a command.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         match self {
             // The two that are written for every megabyte, without an allocation.
             Self::Run { block, offset, bytes } => write_range(out, 2, *block, *offset, *bytes),
@@ -168,7 +168,7 @@ impl Frame {
     }
 
     /// Decodes the data of a command [`NUMBER`]; `offset` is where they begin, for messages.
-    pub fn parse(data: &[u8], offset: u64) -> Result<Self, Error> {
+    pub(crate) fn parse(data: &[u8], offset: u64) -> Result<Self, Error> {
         let mut cursor = Cursor::new(data);
         let frame = Self::take(&mut cursor).filter(|_| cursor.at() == data.len());
         frame.ok_or_else(|| {
@@ -219,7 +219,7 @@ impl Requirements {
 
 impl Answer {
     /// The data of a return path message [`NUMBER`].
-    pub fn data(&self) -> Vec<u8> {
+    pub(crate) fn data(&self) -> Vec<u8> {
         match self {
             Self::Offer { features, channels, ram_is_zero, rehearsal } => {
                 let mut data = vec![1];
@@ -242,7 +242,7 @@ impl Answer {
     }
 
     /// `None`: of a kind this version does not know.
-    pub fn parse(data: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(data: &[u8]) -> Option<Self> {
         let mut cursor = Cursor::new(data);
         match cursor.u8()? {
             1 => {

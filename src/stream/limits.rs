@@ -3,7 +3,7 @@
 /// `QEVM`.
 pub const MAGIC: u32 = 0x5145_564d;
 /// The only version spoken; 2 is an old format without sections.
-pub const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 3;
 /// The target page of x86, the unit of every RAM record.
 pub const PAGE_BYTES: usize = 4096;
 /// More RAM blocks than any machine has. Each costs the sender at least ten bytes, so a limit must

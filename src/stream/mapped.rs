@@ -13,10 +13,6 @@ use super::cursor::Cursor;
 use super::error::{Error, Problem};
 use super::limits::PAGE_BYTES;
 
-/// Pages begin at a multiple of this in files written by QEMU and by us; a reader asks only for
-/// whole pages.
-pub const PAGES_ALIGN: u64 = 1 << 20;
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MappedHeader {
     pub bitmap_offset: u64,
@@ -24,30 +20,16 @@ pub struct MappedHeader {
 }
 
 impl MappedHeader {
-    pub const BYTES: usize = 28;
+    pub(crate) const BYTES: usize = 28;
 
     /// Bytes of the bitmap of a block: whole 64-bit words.
-    pub fn bitmap_bytes(block_bytes: u64) -> u64 {
+    pub(crate) fn bitmap_bytes(block_bytes: u64) -> u64 {
         (block_bytes / PAGE_BYTES as u64).div_ceil(64) * 8
-    }
-
-    /// The header for a block of `block_bytes` whose header stands at `at` in the file.
-    pub fn place(at: u64, block_bytes: u64) -> Self {
-        let bitmap_offset = at + Self::BYTES as u64;
-        let end = bitmap_offset + Self::bitmap_bytes(block_bytes);
-        Self { bitmap_offset, pages_offset: end.next_multiple_of(PAGES_ALIGN) }
-    }
-
-    pub fn write(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&1u32.to_be_bytes());
-        for word in [PAGE_BYTES as u64, self.bitmap_offset, self.pages_offset] {
-            out.extend_from_slice(&word.to_be_bytes());
-        }
     }
 
     /// Reads a header that stands at `at` in the file, for a block of `block_bytes`. The bitmap
     /// lies behind the header and before the pages, and the pages end below 2^63.
-    pub fn parse(bytes: &[u8], at: u64, block_bytes: u64) -> Result<Self, Error> {
+    pub(crate) fn parse(bytes: &[u8], at: u64, block_bytes: u64) -> Result<Self, Error> {
         let refuse = |field: &str, ahead, problem| {
             Err(Error::new("section ram, mapped-ram header", field, at + ahead, problem))
         };
@@ -92,23 +74,25 @@ impl MappedHeader {
 mod tests {
     use super::*;
 
+    fn bytes(header: MappedHeader) -> Vec<u8> {
+        let words = [PAGE_BYTES as u64, header.bitmap_offset, header.pages_offset];
+        let words = words.iter().flat_map(|word| word.to_be_bytes());
+        1u32.to_be_bytes().into_iter().chain(words).collect()
+    }
+
     #[test]
     fn headers_stand_where_they_were_recorded() {
-        let first = MappedHeader::place(0x70, 16 << 20);
-        assert_eq!(first, MappedHeader { bitmap_offset: 0x8c, pages_offset: 0x10_0000 });
-        let second = MappedHeader::place(0x110_0010, 64 << 10);
-        assert_eq!(second, MappedHeader { bitmap_offset: 0x110_002c, pages_offset: 0x120_0000 });
-        let mut out = Vec::new();
-        first.write(&mut out);
-        assert_eq!(MappedHeader::parse(&out, 0x70, 16 << 20), Ok(first));
+        let first = MappedHeader { bitmap_offset: 0x8c, pages_offset: 0x10_0000 };
+        assert_eq!(MappedHeader::parse(&bytes(first), 0x70, 16 << 20), Ok(first));
+        let second = MappedHeader { bitmap_offset: 0x110_002c, pages_offset: 0x120_0000 };
+        assert_eq!(MappedHeader::parse(&bytes(second), 0x110_0010, 64 << 10), Ok(second));
     }
 
     #[test]
     fn headers_that_overlap_or_overflow_are_refused() {
         let parse = |bitmap_offset, pages_offset, bytes| {
-            let mut out = Vec::new();
-            MappedHeader { bitmap_offset, pages_offset }.write(&mut out);
-            MappedHeader::parse(&out, 0x70, bytes)
+            let header = self::bytes(MappedHeader { bitmap_offset, pages_offset });
+            MappedHeader::parse(&header, 0x70, bytes)
         };
         assert!(parse(0x8c, 0x1000, 1 << 20).is_ok());
         assert!(parse(0x10, 0x1000, 1 << 20).is_err());

@@ -44,21 +44,22 @@ mod cursor;
 mod error;
 pub mod godwit;
 mod limits;
-pub mod mapped;
-pub mod multifd;
-pub mod ram;
+pub(crate) mod mapped;
+pub(crate) mod multifd;
+pub(crate) mod ram;
 mod reader;
-pub mod return_path;
+pub(crate) mod return_path;
 mod writer;
 
-pub use command::Command;
+pub(crate) use command::Command;
 pub use cursor::Step;
 pub(crate) use cursor::put_pstr;
 pub use error::{Error, Problem};
 pub use limits::{
     BLOCKS_MAX, DESCRIPTION_BYTES_MAX, MAGIC, PACKAGE_BYTES_MAX, PAGE_BYTES, PAYLOAD_BYTES_MAX,
-    VERSION,
 };
-pub use ram::{ListedBlock, PageAt, RamParser, RamWriter, Record};
-pub use reader::{Extent, Item, Layouts, NoDevices, RAM_VERSION, Reader};
-pub use writer::{Configuration, SectionHeader, SectionKind, description, end_of_states, package};
+pub(crate) use ram::{ListedBlock, PageAt};
+pub use ram::{RamWriter, Record};
+pub(crate) use reader::{Extent, Layouts};
+pub use reader::{Item, Reader};
+pub use writer::{Configuration, SectionHeader, SectionKind, description, end_of_states};

@@ -15,14 +15,14 @@ use super::cursor::{Cursor, Step, put_pstr};
 use super::error::{Error, Problem};
 
 /// The longest counted data of a message.
-pub const DATA_BYTES_MAX: usize = 512;
+pub(crate) const DATA_BYTES_MAX: usize = 512;
 /// Stands behind a bitmap of received pages.
-pub const BITMAP_END: u64 = 0x0123_4567_89ab_cdef;
+pub(crate) const BITMAP_END: u64 = 0x0123_4567_89ab_cdef;
 /// The longest bitmap accepted: that of 16 TiB.
-pub const BITMAP_BYTES_MAX: u64 = 1 << 29;
+pub(crate) const BITMAP_BYTES_MAX: u64 = 1 << 29;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Reply {
+pub(crate) enum Reply {
     Shut(u32),
     Pong(u32),
     /// `block` is `None` when it is the one asked for last.
@@ -49,7 +49,7 @@ pub enum Reply {
 
 impl Reply {
     /// The message's name in QEMU's spelling.
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Shut(_) => "SHUT",
             Self::Pong(_) => "PONG",
@@ -67,7 +67,7 @@ impl Reply {
     ///
     /// # Panics
     /// When private data are longer than [`DATA_BYTES_MAX`].
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         let kind: u16 = match self {
             Self::Shut(_) => 1,
             Self::Pong(_) => 2,
@@ -106,7 +106,7 @@ impl Reply {
 
     /// Reads one message off the front of `input`; `offset` is where it begins, for messages of
     /// refusal.
-    pub fn parse(input: &[u8], offset: u64) -> Result<Step<Self>, Error> {
+    pub(crate) fn parse(input: &[u8], offset: u64) -> Result<Step<Self>, Error> {
         let mut cursor = Cursor::new(input);
         let (Some(kind), Some(length)) = (cursor.u16(), cursor.u16()) else {
             return Ok(Step::Need(4));

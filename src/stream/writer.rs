@@ -1,6 +1,5 @@
 //! Writing the outer framing: header, configuration, sections, end.
 
-use super::Command;
 use super::cursor::put_pstr;
 use super::limits::{MAGIC, VERSION};
 
@@ -58,7 +57,7 @@ pub enum SectionKind {
 }
 
 impl SectionKind {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Start => "START",
             Self::Part => "PART",
@@ -117,12 +116,6 @@ pub fn description(out: &mut Vec<u8>, json: &str) {
     out.push(0x06);
     out.extend_from_slice(&(json.len() as u32).to_be_bytes());
     out.extend_from_slice(json.as_bytes());
-}
-
-/// Appends a package: a nested list of sections and commands in one piece.
-pub fn package(out: &mut Vec<u8>, nested: &[u8]) {
-    Command::Packaged(nested.len() as u32).write(out);
-    out.extend_from_slice(nested);
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json, json};
 use tokio::sync::Notify;
 
 /// Who wants to hear of events: a client of QMP.
-pub trait Listener: Send + Sync {
+pub(crate) trait Listener: Send + Sync {
     /// Takes an event, unless it is too early for it. Never waits.
     fn event(&self, event: &Json);
 }
@@ -47,7 +47,7 @@ impl Events {
     }
 
     /// Every event goes to `client` from now on, as long as it exists.
-    pub fn subscribe<L: Listener + 'static>(&self, client: &Arc<L>) {
+    pub(crate) fn subscribe<L: Listener + 'static>(&self, client: &Arc<L>) {
         let mut clients = lock(&self.clients);
         clients.retain(|client| client.strong_count() > 0);
         let client = Arc::downgrade(client);
@@ -76,7 +76,7 @@ impl Events {
     }
 
     /// Sends what was held back when its time has come; runs for ever.
-    pub async fn send_late(&self) {
+    pub(crate) async fn send_late(&self) {
         loop {
             let next =
                 lock(&self.limited).values().filter(|s| s.held.is_some()).map(|s| s.next).min();

@@ -19,7 +19,7 @@ pub struct Exit {
 impl Exit {
     /// Announces SHUTDOWN and asks the control plane to end the process with `status`. The first to
     /// ask wins, later ones are not heard.
-    pub fn shutdown(&self, events: &Events, cause: StopCause, status: i32) {
+    pub(crate) fn shutdown(&self, events: &Events, cause: StopCause, status: i32) {
         let _alone = self.announcing.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if self.is_requested() {
             return;

@@ -12,7 +12,7 @@ use crate::io::transport::{FD_SET, SetFd};
 
 /// Why a set could not be changed; the texts are QEMU's.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum FdSetError {
+pub(crate) enum FdSetError {
     #[error("Parameter 'fdset-id' expects a non-negative value")]
     NegativeId,
     #[error("File descriptor named 'fdset-id:{0}' not found")]
@@ -43,7 +43,7 @@ struct Member {
 impl FdSets {
     /// Adds to set `id`, or to a new one with the lowest free id. Gives out the id and the
     /// descriptor's number.
-    pub fn add(
+    pub(crate) fn add(
         &self,
         id: Option<i64>,
         fd: Sent,
@@ -64,7 +64,7 @@ impl FdSets {
     }
 
     /// Removes one descriptor or all of a set.
-    pub fn remove(&self, id: i64, number: Option<i64>) -> Result<(), FdSetError> {
+    pub(crate) fn remove(&self, id: i64, number: Option<i64>) -> Result<(), FdSetError> {
         let mut sets = self.reap();
         let named = || match number {
             Some(number) => FdSetError::NoFd { id, number },
@@ -83,7 +83,7 @@ impl FdSets {
     }
 
     /// The answer of `query-fdsets`: newest ids first.
-    pub fn list(&self) -> Json {
+    pub(crate) fn list(&self) -> Json {
         let sets = self.reap();
         sets.iter()
             .rev()
@@ -96,7 +96,7 @@ impl FdSets {
 
     /// Duplicates a member of the set that `path`, `/dev/fdset/N`, names: the one whose access mode
     /// is exactly that of `flags` (`O_RDONLY`, `O_WRONLY`, `O_RDWR`, and `O_DIRECT` or not).
-    pub fn open(&self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
+    pub(crate) fn open(&self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
         const COMPARED: i32 = libc::O_ACCMODE | libc::O_DIRECT;
         let id =
             path.strip_prefix(FD_SET).filter(|id| id.starts_with(|c: char| c.is_ascii_digit()));

@@ -14,9 +14,10 @@ use crate::dump::Dumps;
 use crate::machine::Error;
 use crate::machine::moment::{self, Moment, Request, Ruling};
 
-pub use events::{Events, Listener};
+pub use events::Events;
+pub(crate) use events::Listener;
 pub use exit::Exit;
-pub use fd_sets::{FdSetError, FdSets};
+pub(crate) use fd_sets::{FdSetError, FdSets};
 pub use guest::Controllable;
 
 /// The whole VMM as commands see it: one per process, shared by every monitor.
@@ -62,7 +63,7 @@ impl Vmm {
 
     /// Refuses a request that has no place at this moment; see [`moment`]. What is for later is
     /// left to whoever remembers it.
-    pub fn admit(&self, request: Request) -> Result<(), Error> {
+    pub(crate) fn admit(&self, request: Request) -> Result<(), Error> {
         let moment = self.guest.moment();
         // Dumps and migrations are asked only where it matters: that may take a while.
         let matters = |other| moment::rule(request, other) != moment::rule(request, moment);
@@ -82,7 +83,7 @@ impl Vmm {
     }
 
     /// Sets whether the guest starts by itself after it arrived by migration.
-    pub fn set_autostart(&self, yes: bool) {
+    pub(crate) fn set_autostart(&self, yes: bool) {
         self.autostart.store(yes, Ordering::SeqCst);
     }
 }

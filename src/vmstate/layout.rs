@@ -3,7 +3,7 @@
 use crate::stream::Problem;
 
 /// A number in the stream.
-pub trait Scalar: Copy + Default + PartialEq + std::fmt::Debug {
+pub(crate) trait Scalar: Copy + Default + PartialEq + std::fmt::Debug {
     const BYTES: usize;
     /// The type's name in the description.
     const TYPE: &'static str;
@@ -52,7 +52,7 @@ impl Scalar for bool {
 }
 
 /// A struct of the stream: its name, version and field table.
-pub trait Layout: Clone + Default {
+pub(crate) trait Layout: Clone + Default {
     /// The description's name for it; the names of its subsections begin with it.
     const NAME: &'static str;
     const VERSION: u32;
@@ -77,7 +77,7 @@ pub trait Layout: Clone + Default {
 }
 
 /// What walks a field table. Names are QEMU's, for messages and for the description.
-pub trait Visitor: Sized {
+pub(crate) trait Visitor: Sized {
     type Stop;
 
     /// Walks a struct's own table.

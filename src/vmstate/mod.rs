@@ -3,7 +3,7 @@
 //!
 //! Each section is one plain struct and **one field table**: the method [`Layout::fields`] (and
 //! [`Layout::subsections`]) names every field once, in the order of the stream. Three visitors walk
-//! the same table, so that they cannot drift apart: [`read`] fills a struct from bytes,
+//! the same table, so that they cannot drift apart: [`read()`] fills a struct from bytes,
 //! [`write`](fn@write) makes the bytes, [`Description`] makes the JSON text that QEMU puts at the
 //! end of a stream.
 //!
@@ -23,8 +23,8 @@ mod show;
 mod write;
 
 pub use describe::Description;
-pub use layout::{Layout, Scalar, Visitor};
-pub use read::{Stop, read};
-pub use section::Section;
-pub use show::{Row, rows};
-pub use write::write;
+pub(crate) use layout::{Layout, Visitor};
+pub(crate) use read::{Stop, read};
+pub(crate) use section::Section;
+pub(crate) use show::{Row, rows};
+pub(crate) use write::write;

@@ -12,7 +12,12 @@ pub enum Stop {
 }
 
 impl Stop {
-    pub fn refused(header: &SectionHeader, field: &str, offset: u64, problem: Problem) -> Stop {
+    pub(crate) fn refused(
+        header: &SectionHeader,
+        field: &str,
+        offset: u64,
+        problem: Problem,
+    ) -> Stop {
         let error = Error::new(format!("section {header}"), field, offset, problem);
         Stop::Refused(Box::new(error))
     }
@@ -27,7 +32,7 @@ impl Stop {
 ///
 /// # Errors
 /// [`Stop::Short`] when `input` ends too early; with `whole` that is a refusal too.
-pub fn read<T: Layout>(
+pub(crate) fn read<T: Layout>(
     state: &mut T,
     header: &SectionHeader,
     input: &[u8],

@@ -14,7 +14,7 @@ pub trait Section: Any + Debug + Send + Sync {
     /// The description's name for it.
     fn name(&self) -> &'static str;
 
-    /// Fills it from the payload at the front of `input`; as [`super::read`], which see, after
+    /// Fills it from the payload at the front of `input`; as [`super::read()`], which see, after
     /// looking at the version.
     fn read(
         &mut self,
@@ -85,7 +85,7 @@ impl<T: Layout + Any + Debug + PartialEq + Send + Sync> Section for T {
 }
 
 impl dyn Section {
-    pub fn downcast_ref<T: Section>(&self) -> Option<&T> {
+    pub(crate) fn downcast_ref<T: Section>(&self) -> Option<&T> {
         (self as &dyn Any).downcast_ref()
     }
 

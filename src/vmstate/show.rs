@@ -20,13 +20,13 @@ pub struct Row {
 }
 
 impl Row {
-    pub fn is_subsection(&self) -> bool {
+    pub(crate) fn is_subsection(&self) -> bool {
         self.value.is_empty()
     }
 }
 
 /// Every field of the struct, in the order of the stream.
-pub fn rows<T: Layout>(state: &T) -> Vec<Row> {
+pub(crate) fn rows<T: Layout>(state: &T) -> Vec<Row> {
     let mut show = Show { rows: Vec::new(), at: 0, depth: 0, path: String::new() };
     let Ok(()) = show.body(&mut state.clone());
     show.rows

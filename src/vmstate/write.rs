@@ -5,7 +5,7 @@ use crate::stream::{Problem, put_pstr};
 use std::convert::Infallible;
 
 /// Appends one struct, subsections included.
-pub fn write<T: Layout>(state: &T, out: &mut Vec<u8>) {
+pub(crate) fn write<T: Layout>(state: &T, out: &mut Vec<u8>) {
     let Ok(()) = Writer { out }.body(&mut state.clone());
 }
 

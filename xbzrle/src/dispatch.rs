@@ -202,7 +202,7 @@ impl Path {
         self == Path::Scalar || live.addr().is_multiple_of(64)
     }
 
-    /// [`decode`](crate::decode) on this path.
+    /// [`decode()`](crate::decode()) on this path.
     // Inlined with all it calls: a call costs half of what a delta of four bytes does.
     #[inline(always)]
     pub fn decode<const N: usize>(

@@ -168,7 +168,7 @@ pub fn decode<const N: usize>(delta: &[u8], page: &mut [u8; N]) -> Result<(), De
 ///
 /// # Errors
 ///
-/// As [`decode`].
+/// As [`decode()`].
 ///
 /// # Safety
 ///

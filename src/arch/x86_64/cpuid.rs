@@ -24,7 +24,7 @@ const INVARIANT_TSC: u32 = 1 << 8;
 /// The table of vCPU `index`, as QEMU's microvm shows it.
 ///
 /// Nested virtualization (VMX, SVM) is left out: its state cannot be moved yet.
-pub fn for_vcpu(supported: &CpuId, topology: &Topology, index: u32, caps: &Caps) -> CpuId {
+pub(crate) fn for_vcpu(supported: &CpuId, topology: &Topology, index: u32, caps: &Caps) -> CpuId {
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()

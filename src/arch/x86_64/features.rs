@@ -79,7 +79,7 @@ const WORDS: &[Word] = &[
 ];
 
 /// Every feature that has a name, and whether a processor with this CPUID table has it.
-pub fn features(cpuid: &[kvm_cpuid_entry2]) -> Vec<(&'static str, bool)> {
+pub(crate) fn features(cpuid: &[kvm_cpuid_entry2]) -> Vec<(&'static str, bool)> {
     let mut all = Vec::new();
     for word in WORDS {
         let entry = cpuid.iter().find(|e| e.function == word.leaf && e.index == word.subleaf);

@@ -5,7 +5,7 @@ use kvm_bindings::kvm_lapic_state;
 
 /// `apic`: a local APIC. Not carried: current count, LVT CMCI, the upper half of its base address.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ApicState {
+pub(crate) struct ApicState {
     pub base: u32,
     pub id: u8,
     pub arb_id: u8,
@@ -65,7 +65,7 @@ impl Layout for ApicState {
 
 /// A vCPU that waits for its start-up interrupt; not used with KVM's own APIC.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ApicSipi {
+pub(crate) struct ApicSipi {
     pub vector: i32,
     pub waiting: i32,
 }
@@ -110,7 +110,7 @@ fn put(lapic: &mut kvm_lapic_state, at: usize, value: u32) {
 }
 
 /// The stream's local APIC. `now` is the virtual clock, ns.
-pub fn apic(lapic: &kvm_lapic_state, base: u64, now: i64) -> ApicState {
+pub(crate) fn apic(lapic: &kvm_lapic_state, base: u64, now: i64) -> ApicState {
     let group = |at: usize| std::array::from_fn(|i| get(lapic, at + 16 * i));
     // KVM gives an x2APIC's id in full only if asked to.
     let id = match get(lapic, ID) {
@@ -151,7 +151,7 @@ pub fn apic(lapic: &kvm_lapic_state, base: u64, now: i64) -> ApicState {
 
 /// Puts the stream's local APIC over `lapic`, which holds a fresh one: what the stream does not
 /// carry stays.
-pub fn from_apic(apic: &ApicState, lapic: &mut kvm_lapic_state) {
+pub(crate) fn from_apic(apic: &ApicState, lapic: &mut kvm_lapic_state) {
     put(lapic, ID, u32::from(apic.id) << 24);
     put(lapic, TPR, apic.tpr.into());
     put(lapic, LDR, u32::from(apic.log_dest) << 24);

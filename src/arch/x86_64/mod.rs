@@ -3,12 +3,12 @@
 //!
 //! Apart from `boot`, which writes guest memory, pure: numbers in, numbers out.
 
-pub mod boot;
+pub(crate) mod boot;
 pub mod cpu;
-pub mod cpuid;
-pub mod features;
-pub mod lapic;
-pub mod msrs;
-pub mod registers;
-pub mod topology;
-pub mod xsave;
+pub(crate) mod cpuid;
+pub(crate) mod features;
+pub(crate) mod lapic;
+pub(crate) mod msrs;
+pub(crate) mod registers;
+pub(crate) mod topology;
+pub(crate) mod xsave;

@@ -75,7 +75,6 @@ macro_rules! element {
     };
 }
 
-pub const TSC: u32 = 0x10;
 const MTRR_FIXED: [u32; 11] =
     [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
 
@@ -201,7 +200,7 @@ fn arrays(table: &mut Vec<Entry>) {
 
 /// Copies every MSR that KVM gave and the stream has a place for. What is at its default makes no
 /// subsection.
-pub fn to_cpu(vcpu: &VcpuState, cpu: &mut CpuState) {
+pub(crate) fn to_cpu(vcpu: &VcpuState, cpu: &mut CpuState) {
     for entry in table() {
         let fixed = (entry.get)(&CpuState::default(), entry.element).is_some();
         match vcpu.msr(entry.index) {
@@ -220,7 +219,7 @@ pub fn to_cpu(vcpu: &VcpuState, cpu: &mut CpuState) {
 /// Sets every MSR of the table in `vcpu`, which holds what a fresh vCPU of this host has. One that
 /// this host does not list is set only if its value says something; KVM's refusal is reported
 /// later.
-pub fn from_cpu(cpu: &CpuState, physical_bits: u32, vcpu: &mut VcpuState) {
+pub(crate) fn from_cpu(cpu: &CpuState, physical_bits: u32, vcpu: &mut VcpuState) {
     let address = if physical_bits < 64 { (1 << physical_bits) - 1 } else { u64::MAX };
     for entry in table() {
         let mut value = (entry.get)(cpu, entry.element).unwrap_or(entry.default);

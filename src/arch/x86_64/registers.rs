@@ -139,7 +139,7 @@ fn hflags(cpu: &CpuState) -> u32 {
 }
 
 /// The stream's registers of a vCPU that stands still.
-pub fn to_section(vcpu: &VcpuState, layout: &XsaveLayout) -> CpuState {
+pub(crate) fn to_section(vcpu: &VcpuState, layout: &XsaveLayout) -> CpuState {
     let mut cpu = general(vcpu);
     clear_real_mode_dpl(&mut cpu);
     cpu.hflags = hflags(&cpu);
@@ -152,7 +152,7 @@ pub fn to_section(vcpu: &VcpuState, layout: &XsaveLayout) -> CpuState {
 }
 
 /// General, segment, control and debug registers.
-pub fn general(vcpu: &VcpuState) -> CpuState {
+pub(crate) fn general(vcpu: &VcpuState) -> CpuState {
     let (regs, sregs) = (&vcpu.regs, &vcpu.sregs);
     let mut cpu = CpuState {
         regs: [
@@ -221,7 +221,7 @@ fn events_to_section(vcpu: &VcpuState, cpu: &mut CpuState) {
 }
 
 /// Refuses state that this machine has no place for.
-pub fn check(cpu: &CpuState) -> Result<(), Misfit> {
+pub(crate) fn check(cpu: &CpuState) -> Result<(), Misfit> {
     let more = &cpu.more;
     let nested =
         more.nested_state.as_ref().is_some_and(|n| n.state.vmx.is_some() || n.state.svm.is_some());
@@ -252,7 +252,7 @@ pub fn check(cpu: &CpuState) -> Result<(), Misfit> {
 
 /// Puts the stream's registers into `vcpu`, which holds what a fresh vCPU of this host has. `tpr`
 /// is the local APIC's task priority and `apic_base` its address.
-pub fn from_section(
+pub(crate) fn from_section(
     cpu: &CpuState,
     (apic_base, tpr): (u32, u8),
     layout: &XsaveLayout,

@@ -18,21 +18,21 @@ fn bits(count: u8) -> u32 {
 
 impl Topology {
     /// Bits of an APIC id below the core's.
-    pub fn core_shift(&self) -> u32 {
+    pub(crate) fn core_shift(&self) -> u32 {
         bits(self.threads)
     }
 
     /// Bits of an APIC id below the socket's.
-    pub fn socket_shift(&self) -> u32 {
+    pub(crate) fn socket_shift(&self) -> u32 {
         bits(self.threads) + bits(self.cores)
     }
 
     /// Processors in one socket.
-    pub fn per_socket(&self) -> u32 {
+    pub(crate) fn per_socket(&self) -> u32 {
         u32::from(self.cores) * u32::from(self.threads)
     }
 
-    pub fn position(&self, index: u32) -> Position {
+    pub(crate) fn position(&self, index: u32) -> Position {
         let (cores, threads) = (u32::from(self.cores), u32::from(self.threads));
         Position {
             socket: index / (cores * threads),
@@ -42,7 +42,7 @@ impl Topology {
     }
 
     /// The APIC id of processor `index`, which is its number in KVM, too.
-    pub fn apic_id(&self, index: u32) -> u32 {
+    pub(crate) fn apic_id(&self, index: u32) -> u32 {
         let Position { socket, core, thread } = self.position(index);
         socket << self.socket_shift() | core << self.core_shift() | thread
     }
@@ -50,7 +50,7 @@ impl Topology {
 
 impl Cpu {
     /// The APIC ids of all processors, ascending.
-    pub fn apic_ids(&self) -> impl Iterator<Item = u32> + use<> {
+    pub(crate) fn apic_ids(&self) -> impl Iterator<Item = u32> + use<> {
         let topology = self.topology;
         (0..u32::from(self.count)).map(move |index| topology.apic_id(index))
     }

@@ -35,7 +35,7 @@ pub struct XsaveLayout {
 }
 
 impl XsaveLayout {
-    pub fn from_cpuid(entries: &[kvm_cpuid_entry2]) -> Self {
+    pub(crate) fn from_cpuid(entries: &[kvm_cpuid_entry2]) -> Self {
         let mut layout = Self::default();
         for entry in entries.iter().filter(|entry| entry.function == 0xd) {
             // A component in an area of its own (supervisor state) has bit 0 of ECX set and no
@@ -87,7 +87,7 @@ fn u64_at(area: &[u8], at: usize) -> u64 {
 }
 
 /// Copies the registers of `area`, which has at least 4096 bytes.
-pub fn to_cpu(area: &[u8], layout: &XsaveLayout, cpu: &mut CpuState) {
+pub(crate) fn to_cpu(area: &[u8], layout: &XsaveLayout, cpu: &mut CpuState) {
     cpu.fpuc = u16_at(area, FCW);
     cpu.fpus = u16_at(area, FSW);
     cpu.fptag = area[FTW].into();
@@ -165,7 +165,11 @@ fn amx(area: &[u8], layout: &XsaveLayout) -> Amx {
 ///
 /// # Errors
 /// The name of a set of registers that the guest used and this host does not have.
-pub fn from_cpu(cpu: &CpuState, layout: &XsaveLayout, area: &mut [u8]) -> Result<(), &'static str> {
+pub(crate) fn from_cpu(
+    cpu: &CpuState,
+    layout: &XsaveLayout,
+    area: &mut [u8],
+) -> Result<(), &'static str> {
     area[FCW..FCW + 2].copy_from_slice(&cpu.fpuc.to_le_bytes());
     area[FSW..FSW + 2].copy_from_slice(&cpu.fpus.to_le_bytes());
     area[FTW] = cpu.fptag as u8;

@@ -17,7 +17,7 @@ use super::qmp::{Address, Client};
 use super::table::Table;
 use super::terminal::{say, show};
 use clap::Args;
-pub use error::Error;
+pub(crate) use error::Error;
 use guest::{Evidence, SerialLog};
 use running::Running;
 use serde_json::json;

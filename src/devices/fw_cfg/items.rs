@@ -30,7 +30,7 @@ const FILE_NAME_BYTES: usize = 56;
 const VERSION: u32 = 3;
 
 /// An item that the guest may write. Its length never changes.
-pub trait Writable: Send + Sync {
+pub(crate) trait Writable: Send + Sync {
     fn content(&self) -> Vec<u8>;
 
     /// Takes `data`, which the guest wrote at `offset`; it lies within the item.
@@ -53,21 +53,21 @@ impl Item {
 
 /// What there is to ask for.
 #[derive(Default)]
-pub struct Items {
+pub(crate) struct Items {
     pub(super) by_key: BTreeMap<u16, Item>,
     files: Vec<(String, u16, u32)>,
 }
 
 impl Items {
     /// The items every guest may expect: signature and version.
-    pub fn new() -> Items {
+    pub(crate) fn new() -> Items {
         let mut items = Items::default();
         items.add(key::SIGNATURE, b"QEMU".to_vec());
         items.add(key::ID, VERSION.to_le_bytes().to_vec());
         items
     }
 
-    pub fn add(&mut self, key: u16, data: Vec<u8>) {
+    pub(crate) fn add(&mut self, key: u16, data: Vec<u8>) {
         self.by_key.insert(key, Item::Fixed(data));
     }
 
@@ -75,7 +75,7 @@ impl Items {
     ///
     /// # Panics
     /// If the name has 56 bytes or more.
-    pub fn add_file(&mut self, name: &str, data: Vec<u8>) {
+    pub(crate) fn add_file(&mut self, name: &str, data: Vec<u8>) {
         self.add_named(name, Item::Fixed(data));
     }
 
@@ -83,7 +83,7 @@ impl Items {
     ///
     /// # Panics
     /// As [`Items::add_file`].
-    pub fn add_writable_file(&mut self, name: &str, item: Arc<dyn Writable>) {
+    pub(crate) fn add_writable_file(&mut self, name: &str, item: Arc<dyn Writable>) {
         self.add_named(name, Item::Writable(item));
     }
 

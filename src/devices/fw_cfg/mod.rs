@@ -13,8 +13,8 @@
 mod items;
 mod section;
 
-pub use items::{Items, Writable};
-pub use section::{FwCfgAcpi, FwCfgDma, FwCfgState};
+pub(crate) use items::{Items, Writable};
+pub(crate) use section::FwCfgState;
 
 use super::bus::Window;
 use super::{
@@ -24,7 +24,7 @@ use crate::memory::GuestRam;
 use items::Item;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     type_name: "fw_cfg_io",
     sections: &[SectionKind::of::<FwCfgState>("firmware configuration interface", only_one)],
     build,
@@ -55,7 +55,7 @@ const DMA_SELECT: u32 = 8;
 const DMA_WRITE: u32 = 16;
 
 /// The device.
-pub struct FwCfg {
+pub(crate) struct FwCfg {
     items: Arc<Mutex<Items>>,
     selection: Mutex<Selection>,
     ram: GuestRam,
@@ -77,7 +77,7 @@ impl Selection {
 }
 
 impl FwCfg {
-    pub fn new(items: Arc<Mutex<Items>>, ram: GuestRam) -> FwCfg {
+    pub(crate) fn new(items: Arc<Mutex<Items>>, ram: GuestRam) -> FwCfg {
         FwCfg { items, selection: Mutex::new(Selection::NONE), ram }
     }
 

@@ -5,7 +5,7 @@ use crate::vmstate::{Layout, Visitor};
 
 /// `fw_cfg`: which item the guest reads, and where.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct FwCfgState {
+pub(crate) struct FwCfgState {
     pub cur_entry: u16,
     pub cur_offset: u32,
     pub dma: Option<FwCfgDma>,
@@ -30,7 +30,7 @@ impl Layout for FwCfgState {
 
 /// The only subsection whose version is 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FwCfgDma {
+pub(crate) struct FwCfgDma {
     pub dma_addr: u64,
 }
 
@@ -44,7 +44,7 @@ impl Layout for FwCfgDma {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FwCfgAcpi {
+pub(crate) struct FwCfgAcpi {
     pub table_bytes: u64,
     pub linker_bytes: u64,
     pub rsdp_bytes: u64,

@@ -10,11 +10,9 @@
 mod registers;
 mod section;
 
-pub use section::{
-    FifoTimeout, RecvFifo, SerialFifo, SerialPoll, SerialState, SerialTsr, SerialUart, XmitFifo,
-};
+pub(crate) use section::SerialState;
 
-pub use registers::Registers;
+pub(crate) use registers::Registers;
 
 use super::bus::Window;
 use super::{
@@ -33,7 +31,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub const KIND: Kind = Kind {
+pub(crate) const KIND: Kind = Kind {
     type_name: "isa-serial",
     sections: &[SectionKind::of::<SerialState>(
         "16550 serial port",
@@ -93,7 +91,7 @@ struct Port {
 }
 
 impl Serial {
-    pub fn new(irq: Box<dyn IrqLine>, sink: Box<dyn Write + Send>) -> Serial {
+    pub(crate) fn new(irq: Box<dyn IrqLine>, sink: Box<dyn Write + Send>) -> Serial {
         let (regs, received) = (Registers::default(), VecDeque::with_capacity(FIFO_BYTES));
         Serial {
             port: Mutex::new(Port { regs, received, irq, irq_high: false, sink }),

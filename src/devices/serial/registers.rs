@@ -37,7 +37,7 @@ pub(super) const MSR_CHANGES: u8 = 0x0f;
 
 /// All registers of the port, in the terms of QEMU's `serial` section.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registers {
+pub(crate) struct Registers {
     pub divider: u16,
     pub rbr: u8,
     pub ier: u8,

@@ -8,7 +8,7 @@ const IIR_LOW: u8 = 6;
 
 /// The section: QEMU wraps the port's own struct, of the same name, in one of the ISA device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SerialState {
+pub(crate) struct SerialState {
     pub uart: SerialUart,
 }
 
@@ -23,7 +23,7 @@ impl Layout for SerialState {
 
 /// Registers; each subsection is there only if its part is not as after a reset.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct SerialUart {
+pub(crate) struct SerialUart {
     pub divider: u16,
     pub rbr: u8,
     pub ier: u8,
@@ -73,7 +73,7 @@ impl Layout for SerialUart {
 
 /// A byte on its way out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SerialTsr {
+pub(crate) struct SerialTsr {
     pub retry: u32,
     pub thr: u8,
     pub tsr: u8,
@@ -92,7 +92,7 @@ impl Layout for SerialTsr {
 
 /// A ring of sixteen bytes: `num` of them from `head` on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SerialFifo {
+pub(crate) struct SerialFifo {
     pub data: [u8; 16],
     pub head: u32,
     pub num: u32,
@@ -100,14 +100,14 @@ pub struct SerialFifo {
 
 impl SerialFifo {
     /// Holds `bytes`, at most sixteen, from its start on.
-    pub fn holding(bytes: &[u8]) -> Self {
+    pub(crate) fn holding(bytes: &[u8]) -> Self {
         let mut fifo = Self { num: bytes.len() as u32, ..Self::default() };
         fifo.data[..bytes.len()].copy_from_slice(bytes);
         fifo
     }
 
     /// What it holds, oldest first.
-    pub fn contents(&self) -> Vec<u8> {
+    pub(crate) fn contents(&self) -> Vec<u8> {
         (0..self.num.min(16))
             .map(|i| self.data[(self.head.wrapping_add(i) % 16) as usize])
             .collect()
@@ -130,7 +130,7 @@ impl Layout for SerialFifo {
 macro_rules! fifo_subsections {
     ($($name:ident = $section:literal, $field:literal;)*) => {$(
         #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-        pub struct $name(pub SerialFifo);
+        pub(crate) struct $name(pub SerialFifo);
 
         impl Layout for $name {
             const NAME: &'static str = $section;
@@ -150,7 +150,7 @@ fifo_subsections! {
 
 /// When the character timeout strikes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct FifoTimeout(pub i64);
+pub(crate) struct FifoTimeout(pub i64);
 
 impl Layout for FifoTimeout {
     const NAME: &'static str = "serial/fifo_timeout_timer";
@@ -163,7 +163,7 @@ impl Layout for FifoTimeout {
 
 /// Polling of the modem lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SerialPoll {
+pub(crate) struct SerialPoll {
     pub poll_msl: i32,
     pub timer: i64,
 }

@@ -68,7 +68,7 @@ fn version(legacy: bool) -> u32 {
 
 /// The state of a transport: what a driver has written, and what it is shown.
 #[derive(Debug, Default)]
-pub struct Registers {
+pub(crate) struct Registers {
     pub legacy: bool,
     pub offered: u64,
     pub host_features_sel: u32,
@@ -89,7 +89,7 @@ pub struct Registers {
 
 /// What the transport has to do about a write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub(crate) enum Effect {
     Nothing,
     /// The device starts over.
     Reset,
@@ -104,13 +104,13 @@ pub enum Effect {
 }
 
 impl Registers {
-    pub fn new(legacy: bool, offered: u64) -> Registers {
+    pub(crate) fn new(legacy: bool, offered: u64) -> Registers {
         Registers { legacy, offered, ..Registers::default() }
     }
 
     /// The driver starts over: status, features and interrupts go; what it told the transport about
     /// itself stays, as in QEMU (Linux says its page size once).
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         let Registers { legacy, offered, host_features_sel, guest_features_sel, .. } = *self;
         *self = Registers {
             host_features_sel,
@@ -122,17 +122,17 @@ impl Registers {
         };
     }
 
-    pub fn has(&self, feature: u64) -> bool {
+    pub(crate) fn has(&self, feature: u64) -> bool {
         self.features & feature != 0
     }
 
     /// The driver uses the device, and may.
-    pub fn is_live(&self) -> bool {
+    pub(crate) fn is_live(&self) -> bool {
         self.status & DRIVER_OK != 0 && !self.broken
     }
 
     /// The driver has done what it must not: from here on nothing is done but for a reset.
-    pub fn break_down(&mut self) {
+    pub(crate) fn break_down(&mut self) {
         self.broken = true;
         if self.has(VERSION_1) {
             self.status |= NEEDS_RESET;
@@ -141,14 +141,14 @@ impl Registers {
     }
 
     /// Tells a driver that is ready that the configuration has changed.
-    pub fn config_changed(&mut self) {
+    pub(crate) fn config_changed(&mut self) {
         if self.status & DRIVER_OK != 0 {
             self.generation = self.generation.wrapping_add(1);
             self.isr |= ISR_QUEUE | ISR_CONFIG;
         }
     }
 
-    pub fn read(&self, offset: u64, queues: &[Queue], model: &dyn Model) -> u32 {
+    pub(crate) fn read(&self, offset: u64, queues: &[Queue], model: &dyn Model) -> u32 {
         let queue = queues.get(usize::from(self.queue_sel));
         let modern = !self.legacy;
         match u32::try_from(offset).unwrap_or(u32::MAX) {
@@ -172,7 +172,7 @@ impl Registers {
         }
     }
 
-    pub fn write(&mut self, offset: u64, value: u32, queues: &mut [Queue]) -> Effect {
+    pub(crate) fn write(&mut self, offset: u64, value: u32, queues: &mut [Queue]) -> Effect {
         let Ok(offset) = u32::try_from(offset) else { return Effect::Nothing };
         match offset {
             at::VIRTIO_MMIO_DEVICE_FEATURES_SEL => self.host_features_sel = (value != 0).into(),

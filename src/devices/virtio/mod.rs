@@ -22,9 +22,9 @@ mod state;
 mod transport;
 mod worker;
 
-pub use parts::*;
-pub use section::*;
-pub use transport::Transport;
+pub(crate) use parts::*;
+pub(crate) use section::*;
+pub(crate) use transport::Transport;
 
 use super::bus::Window;
 use super::{
@@ -46,7 +46,7 @@ const NOT_BUILT: &str = "this virtio device is not built yet";
 const NO_PACKED: &str = "packed rings are not built; write packed=off";
 const NO_IOMMU: &str = "there is no IOMMU; write iommu_platform=off";
 
-pub const TRANSPORT: Kind = Kind {
+pub(crate) const TRANSPORT: Kind = Kind {
     machine: &[Key::set("auto-kernel-cmdline", "on|off", |switches, text| {
         switches.set(AUTO_CMDLINE, value::switch(text)?);
         Ok(())
@@ -60,9 +60,9 @@ pub const TRANSPORT: Kind = Kind {
     build,
     ..Kind::NONE
 };
-pub const BLOCK: Kind = not_built!(VirtioKind::Block, "virtio-blk-device");
-pub const NET: Kind = not_built!(VirtioKind::Net, "virtio-net-device");
-pub const CONSOLE: Kind = Kind {
+pub(crate) const BLOCK: Kind = not_built!(VirtioKind::Block, "virtio-blk-device");
+pub(crate) const NET: Kind = not_built!(VirtioKind::Net, "virtio-net-device");
+pub(crate) const CONSOLE: Kind = Kind {
     sections: &[section_kind!(VirtioKind::Console, |config, _| {
         lacks_driver(config, console::CONTROLLER)
     })],
@@ -77,9 +77,10 @@ pub const CONSOLE: Kind = Kind {
     complete: console::complete,
     ..Kind::NONE
 };
-pub const VIRTCONSOLE: Kind = port!(console::CONSOLE, "a console on a virtio-serial-device");
-pub const VIRTSERIALPORT: Kind = port!(console::PORT, "a named port on a virtio-serial-device");
-pub const RNG: Kind = Kind {
+pub(crate) const VIRTCONSOLE: Kind = port!(console::CONSOLE, "a console on a virtio-serial-device");
+pub(crate) const VIRTSERIALPORT: Kind =
+    port!(console::PORT, "a named port on a virtio-serial-device");
+pub(crate) const RNG: Kind = Kind {
     sections: &[section_kind!(VirtioKind::Rng, |config, _| lacks_driver(config, rng::DRIVER))],
     device: Some(Pluggable {
         driver: rng::DRIVER,
@@ -92,7 +93,7 @@ pub const RNG: Kind = Kind {
     complete: rng::complete,
     ..Kind::NONE
 };
-pub const BALLOON: Kind = not_built!(VirtioKind::Balloon, "virtio-balloon-device");
+pub(crate) const BALLOON: Kind = not_built!(VirtioKind::Balloon, "virtio-balloon-device");
 
 const AUTO_CMDLINE: &str = "auto-kernel-cmdline";
 const FORCE_LEGACY: &str = "virtio-mmio.force-legacy";
@@ -196,7 +197,7 @@ fn of<T: Properties>(properties: &dyn Properties) -> &T {
 
 /// What a device offers of its rings' features.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingFeatures(u64);
+pub(crate) struct RingFeatures(u64);
 
 impl Default for RingFeatures {
     fn default() -> RingFeatures {
@@ -205,11 +206,11 @@ impl Default for RingFeatures {
 }
 
 impl RingFeatures {
-    pub fn indirect_desc(&mut self, text: &str) -> Result<(), Problem> {
+    pub(crate) fn indirect_desc(&mut self, text: &str) -> Result<(), Problem> {
         self.switch(INDIRECT_DESC, text)
     }
 
-    pub fn event_idx(&mut self, text: &str) -> Result<(), Problem> {
+    pub(crate) fn event_idx(&mut self, text: &str) -> Result<(), Problem> {
         self.switch(EVENT_IDX, text)
     }
 

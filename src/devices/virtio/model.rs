@@ -9,7 +9,7 @@ use std::time::Instant;
 
 /// A kind of device. Its transport calls it under a lock, which a vCPU may wait for: nothing here
 /// blocks, and one call does a bounded amount of work.
-pub trait Model: Send {
+pub(crate) trait Model: Send {
     fn kind(&self) -> VirtioKind;
 
     /// The device's number in the virtio specification.
@@ -63,7 +63,7 @@ pub(super) type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// What follows a [`Model::serve`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
+pub(crate) enum Next {
     /// Nothing, until something happens.
     Wait,
     /// There is more to do; others may have the lock first.
@@ -72,7 +72,7 @@ pub enum Next {
 
 /// Something outside of the guest that is waited for.
 #[derive(Clone, Debug, Default)]
-pub struct Wait {
+pub(crate) struct Wait {
     /// Something to be read here.
     pub readable: Option<Arc<File>>,
     pub until: Option<Instant>,

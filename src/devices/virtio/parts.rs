@@ -11,7 +11,7 @@ const PORTS_MAX: u64 = 511;
 
 /// The device's own state, by kind.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub enum VirtioDevice {
+pub(crate) enum VirtioDevice {
     Block(BlockState),
     Net(Box<NetState>),
     Console(ConsoleState),
@@ -50,18 +50,18 @@ impl VirtioDevicePart<'_> {
 
 /// A request that stopped on an error: 49,168 bytes of QEMU's own, little-endian, kept as they are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Element {
+pub(crate) struct Element {
     pub queue: u32,
     pub bytes: Vec<u8>,
 }
 
 impl Element {
-    pub const BYTES: usize = 49_168;
+    pub(crate) const BYTES: usize = 49_168;
 }
 
 /// A disk: requests in flight, normally none.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BlockState {
+pub(crate) struct BlockState {
     pub requests: Vec<Element>,
 }
 
@@ -92,7 +92,7 @@ impl BlockState {
 
 /// A network card.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetState {
+pub(crate) struct NetState {
     pub mac: [u8; 6],
     pub tx_waiting: u32,
     pub mergeable_rx_bufs: u32,
@@ -191,7 +191,7 @@ impl Layout for NetState {
 
 /// A transmit queue that waits to be looked at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TxWaiting(pub u32);
+pub(crate) struct TxWaiting(pub u32);
 
 impl Layout for TxWaiting {
     const NAME: &'static str = "virtio-net-queue-tx_waiting";
@@ -204,7 +204,7 @@ impl Layout for TxWaiting {
 
 /// Receive-side scaling.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetRss {
+pub(crate) struct NetRss {
     pub enabled: bool,
     pub redirect: bool,
     pub populate_hash: bool,
@@ -248,7 +248,7 @@ impl Layout for NetRss {
 
 /// A console: virtio-serial with its ports.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ConsoleState {
+pub(crate) struct ConsoleState {
     pub cols: u16,
     pub rows: u16,
     pub max_ports: u32,
@@ -275,7 +275,7 @@ impl Layout for ConsoleState {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PortsMapWord(pub u32);
+pub(crate) struct PortsMapWord(pub u32);
 
 impl Layout for PortsMapWord {
     const NAME: &'static str = "ports_map";
@@ -287,7 +287,7 @@ impl Layout for PortsMapWord {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ConsolePort {
+pub(crate) struct ConsolePort {
     pub id: u32,
     pub guest_connected: u8,
     pub host_connected: u8,
@@ -317,7 +317,7 @@ impl Layout for ConsolePort {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct BalloonState {
+pub(crate) struct BalloonState {
     pub num_pages: u32,
     pub actual: u32,
     pub free_page_report: Option<BalloonReport>,
@@ -341,7 +341,7 @@ impl Layout for BalloonState {
 
 /// Reporting of free pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct BalloonReport {
+pub(crate) struct BalloonReport {
     pub command_id: u32,
     pub status: u32,
 }

@@ -18,7 +18,7 @@ pub(super) const CHAIN_MAX: usize = SIZE_MAX as usize;
 
 /// What a driver did that no driver may do.
 #[derive(Debug, thiserror::Error)]
-pub enum Fault {
+pub(crate) enum Fault {
     #[error("{0} is no queue size: a power of two up to {SIZE_MAX} is")]
     Size(u32),
     #[error("the ring is not aligned, or not in memory (descriptors at {0:#x})")]
@@ -35,9 +35,6 @@ pub enum Fault {
     Buffer { gpa: u64, bytes: u32 },
     #[error(transparent)]
     Memory(#[from] memory::Error),
-    /// Of a kind of device.
-    #[error("{0}")]
-    Request(&'static str),
 }
 
 impl From<virtio_queue::Error> for Fault {
@@ -48,7 +45,7 @@ impl From<virtio_queue::Error> for Fault {
 
 /// A buffer of the guest's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
+pub(crate) struct Buffer {
     pub gpa: u64,
     /// Not zero.
     pub bytes: u32,
@@ -56,7 +53,7 @@ pub struct Buffer {
 
 /// Buffers that the guest gave together. All of them are memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Chain {
+pub(crate) struct Chain {
     pub head: u16,
     /// For the device to read.
     pub readable: Vec<Buffer>,
@@ -65,16 +62,21 @@ pub struct Chain {
 }
 
 impl Chain {
-    pub fn writable_bytes(&self) -> u64 {
+    pub(crate) fn writable_bytes(&self) -> u64 {
         self.writable.iter().map(|buffer| u64::from(buffer.bytes)).sum()
     }
 
-    pub fn readable_bytes(&self) -> u64 {
+    pub(crate) fn readable_bytes(&self) -> u64 {
         self.readable.iter().map(|buffer| u64::from(buffer.bytes)).sum()
     }
 
     /// Reads into `into` from byte `at` on; returns how much there was.
-    pub fn read(&self, ram: &GuestRam, at: usize, into: &mut [u8]) -> Result<usize, memory::Error> {
+    pub(crate) fn read(
+        &self,
+        ram: &GuestRam,
+        at: usize,
+        into: &mut [u8],
+    ) -> Result<usize, memory::Error> {
         let (mut skip, mut filled) = (at, 0);
         for buffer in &self.readable {
             let bytes = buffer.bytes as usize;
@@ -93,7 +95,7 @@ impl Chain {
     }
 
     /// In which buffer to be read byte `at` lies, and where in it.
-    pub fn position(&self, at: usize) -> (u32, u64) {
+    pub(crate) fn position(&self, at: usize) -> (u32, u64) {
         let mut rest = at as u64;
         for (index, buffer) in self.readable.iter().enumerate() {
             if rest < u64::from(buffer.bytes) {
@@ -105,7 +107,7 @@ impl Chain {
     }
 
     /// Writes as much of `data` as there is room for, from the beginning; returns how much that was.
-    pub fn write(&self, ram: &GuestRam, data: &[u8]) -> Result<u32, memory::Error> {
+    pub(crate) fn write(&self, ram: &GuestRam, data: &[u8]) -> Result<u32, memory::Error> {
         let mut rest = data;
         for buffer in &self.writable {
             let (part, behind) = rest.split_at(rest.len().min(buffer.bytes as usize));
@@ -121,7 +123,7 @@ impl Chain {
 
 /// A queue.
 #[derive(Debug)]
-pub struct Queue {
+pub(crate) struct Queue {
     /// What the device proposes; 0: there is no such queue.
     pub size_default: u16,
     /// As the driver wrote it.
@@ -148,7 +150,7 @@ pub struct Queue {
 const ALIGN_DEFAULT: u32 = 4096;
 
 impl Queue {
-    pub fn new(size_default: u16) -> Queue {
+    pub(crate) fn new(size_default: u16) -> Queue {
         Queue {
             size_default,
             size: size_default.into(),
@@ -166,13 +168,13 @@ impl Queue {
     }
 
     /// As after power-on, but for the addresses that a modern driver wrote and did not use yet.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         let mmio = VirtioMmioQueue { enabled: false, ..self.mmio };
         *self = Queue { mmio, ..Queue::new(self.size_default) };
     }
 
     /// Puts avail and used ring where a legacy driver expects them: behind the descriptors.
-    pub fn place_legacy(&mut self, desc: u64) {
+    pub(crate) fn place_legacy(&mut self, desc: u64) {
         let size = u64::from(self.size);
         let align = u64::from(self.align.max(1));
         self.desc = desc;
@@ -183,7 +185,7 @@ impl Queue {
     }
 
     /// Takes over what a modern driver wrote (QueueReady).
-    pub fn place_modern(&mut self) {
+    pub(crate) fn place_modern(&mut self) {
         let word = |[low, high]: [u32; 2]| u64::from(high) << 32 | u64::from(low);
         // A size that no queue has is not taken, as by a legacy transport: no section could have it.
         if (1..=SIZE_MAX).contains(&self.mmio.size) {
@@ -201,17 +203,17 @@ impl Queue {
     }
 
     /// Whether the driver has given it a ring.
-    pub fn is_set_up(&self) -> bool {
+    pub(crate) fn is_set_up(&self) -> bool {
         self.desc != 0
     }
 
     /// Whether its ring was looked at.
-    pub fn is_in_use(&self) -> bool {
+    pub(crate) fn is_in_use(&self) -> bool {
         self.ring.is_some()
     }
 
     /// Looks at the ring for the first time: it must be where memory is.
-    pub fn start(&mut self, ram: &GuestRam, event_idx: bool) -> Result<(), Fault> {
+    pub(crate) fn start(&mut self, ram: &GuestRam, event_idx: bool) -> Result<(), Fault> {
         let size = u16::try_from(self.size).ok().filter(|size| *size <= SIZE_MAX);
         let size = size.filter(|size| size.is_power_of_two()).ok_or(Fault::Size(self.size))?;
         let mut ring = Ring::new(SIZE_MAX)?;
@@ -236,7 +238,7 @@ impl Queue {
 
     /// The next chain that the guest has made available. `None`: there is none, and the guest will
     /// say so when there is.
-    pub fn pop(&mut self, ram: &GuestRam) -> Result<Option<Chain>, Fault> {
+    pub(crate) fn pop(&mut self, ram: &GuestRam) -> Result<Option<Chain>, Fault> {
         let used = self.used_bytes();
         let Some(ring) = &mut self.ring else { return Ok(None) };
         loop {
@@ -260,14 +262,14 @@ impl Queue {
     }
 
     /// Takes back the last [`Queue::pop`].
-    pub fn unpop(&mut self) {
+    pub(crate) fn unpop(&mut self) {
         if let Some(ring) = &mut self.ring {
             ring.go_to_previous_position();
         }
     }
 
     /// Gives a chain back to the guest, of which the first `written` bytes to be written were.
-    pub fn push(&mut self, ram: &GuestRam, head: u16, written: u32) -> Result<(), Fault> {
+    pub(crate) fn push(&mut self, ram: &GuestRam, head: u16, written: u32) -> Result<(), Fault> {
         let used = self.used_bytes();
         let Some(ring) = &mut self.ring else { return Ok(()) };
         let _leave = ram.ask_to_write(self.used, used);
@@ -277,13 +279,17 @@ impl Queue {
     }
 
     /// Whether something was given back since [`Queue::wants_interrupt`] was last asked.
-    pub fn has_news(&self) -> bool {
+    pub(crate) fn has_news(&self) -> bool {
         self.has_news
     }
 
     /// Whether the guest wants an interrupt for what was given back since it was last asked.
     /// `on_empty`: it also wants one when nothing is left to be done.
-    pub fn wants_interrupt(&mut self, ram: &GuestRam, on_empty: bool) -> Result<bool, Fault> {
+    pub(crate) fn wants_interrupt(
+        &mut self,
+        ram: &GuestRam,
+        on_empty: bool,
+    ) -> Result<bool, Fault> {
         self.has_news = false;
         let Some(ring) = &mut self.ring else { return Ok(false) };
         // What was given back must be seen before the guest's wishes are read.
@@ -313,7 +319,7 @@ impl Queue {
     }
 
     /// The queue as a section has it.
-    pub fn save(&self) -> VirtioQueue {
+    pub(crate) fn save(&self) -> VirtioQueue {
         VirtioQueue {
             size: self.size,
             align: self.align,
@@ -322,12 +328,12 @@ impl Queue {
         }
     }
 
-    pub fn save_ring(&self) -> VirtioRing {
+    pub(crate) fn save_ring(&self) -> VirtioRing {
         VirtioRing { avail: self.avail, used: self.used }
     }
 
     /// Takes what a section brings. A legacy ring lies where its descriptors say.
-    pub fn load(&mut self, from: &VirtioQueue, ring: Option<VirtioRing>) {
+    pub(crate) fn load(&mut self, from: &VirtioQueue, ring: Option<VirtioRing>) {
         self.size = from.size;
         self.align = from.align;
         match ring {
@@ -342,7 +348,7 @@ impl Queue {
 
     /// Of a ring that was loaded: what was taken and not given back, and what is still to be taken,
     /// are no more than fit into it.
-    pub fn check_positions(&self, ram: &GuestRam) -> Result<(), String> {
+    pub(crate) fn check_positions(&self, ram: &GuestRam) -> Result<(), String> {
         let Some(ring) = &self.ring else { return Ok(()) };
         let found = |index: Result<std::num::Wrapping<u16>, _>| index.map_or(0, |index| index.0);
         let available = found(ring.avail_idx(ram.mem(), Ordering::Acquire));

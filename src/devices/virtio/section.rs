@@ -9,7 +9,7 @@ use crate::vmstate::{Layout, Visitor};
 
 /// The kinds of device a microvm has.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum VirtioKind {
+pub(crate) enum VirtioKind {
     Block,
     Net,
     Console,
@@ -19,9 +19,10 @@ pub enum VirtioKind {
 }
 
 impl VirtioKind {
-    pub const ALL: [Self; 5] = [Self::Block, Self::Net, Self::Console, Self::Rng, Self::Balloon];
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Block, Self::Net, Self::Console, Self::Rng, Self::Balloon];
 
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Block => "virtio-blk",
             Self::Net => "virtio-net",
@@ -32,11 +33,11 @@ impl VirtioKind {
     }
 
     /// Name of the section of such a device on the transport at this address.
-    pub fn section_at(self, transport: u64) -> String {
+    pub(crate) fn section_at(self, transport: u64) -> String {
         format!("virtio-mmio@{transport:016x}/{}", self.name())
     }
 
-    pub const fn what(self) -> &'static str {
+    pub(crate) const fn what(self) -> &'static str {
         match self {
             Self::Block => "virtio disk",
             Self::Net => "virtio network card",
@@ -47,7 +48,7 @@ impl VirtioKind {
     }
 
     /// Version of the section.
-    pub fn version(self) -> u32 {
+    pub(crate) fn version(self) -> u32 {
         match self {
             Self::Block => 2,
             Self::Net => 11,
@@ -66,7 +67,7 @@ const NET_CTRL_GUEST_OFFLOADS: u32 = 1 << 2;
 
 /// A whole section.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct VirtioState {
+pub(crate) struct VirtioState {
     pub kind: VirtioKind,
     payload: VirtioPayload,
 }
@@ -86,7 +87,7 @@ impl std::ops::DerefMut for VirtioState {
 }
 
 impl VirtioState {
-    pub fn new(kind: VirtioKind) -> Self {
+    pub(crate) fn new(kind: VirtioKind) -> Self {
         let device = match kind {
             VirtioKind::Block => VirtioDevice::Block(BlockState::default()),
             VirtioKind::Net => VirtioDevice::Net(Box::default()),
@@ -98,7 +99,7 @@ impl VirtioState {
     }
 
     /// The empty state for a section name.
-    pub fn named(idstr: &str) -> Option<Self> {
+    pub(crate) fn named(idstr: &str) -> Option<Self> {
         let (address, device) = idstr.strip_prefix("virtio-mmio@")?.split_once('/')?;
         let hex = address.len() == 16 && address.bytes().all(|byte| byte.is_ascii_hexdigit());
         let kind =
@@ -127,7 +128,7 @@ impl Layout for VirtioState {
 
 /// What stands in the section.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct VirtioPayload {
+pub(crate) struct VirtioPayload {
     pub host_features_sel: u32,
     pub guest_features_sel: u32,
     pub guest_page_shift: u32,
@@ -189,7 +190,7 @@ impl Layout for VirtioPayload {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VirtioQueue {
+pub(crate) struct VirtioQueue {
     pub size: u32,
     pub align: u32,
     pub desc: u64,
@@ -217,7 +218,7 @@ macro_rules! queue_arrays {
     ($($(#[$doc:meta])* $name:ident[$entry:ident] = $section:literal;)*) => {$(
         $(#[$doc])*
         #[derive(Debug, Clone, Default, PartialEq, Eq)]
-        pub struct $name(pub Vec<$entry>);
+        pub(crate) struct $name(pub Vec<$entry>);
 
         impl Layout for $name {
             const NAME: &'static str = $section;
@@ -252,7 +253,7 @@ queue_arrays! {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VirtioRing {
+pub(crate) struct VirtioRing {
     pub avail: u64,
     pub used: u64,
 }
@@ -268,7 +269,7 @@ impl Layout for VirtioRing {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VirtioRingSize(pub u32);
+pub(crate) struct VirtioRingSize(pub u32);
 
 impl Layout for VirtioRingSize {
     const NAME: &'static str = "ringsize_state";
@@ -280,7 +281,7 @@ impl Layout for VirtioRingSize {
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VirtioPackedRing {
+pub(crate) struct VirtioPackedRing {
     pub last_avail_idx: u16,
     pub last_avail_wrap: bool,
     pub used_idx: u16,
@@ -303,7 +304,7 @@ impl Layout for VirtioPackedRing {
 
 /// What the transport adds: one subsection in a subsection.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VirtioExtra {
+pub(crate) struct VirtioExtra {
     pub mmio: VirtioMmioHolder,
 }
 
@@ -317,7 +318,7 @@ impl Layout for VirtioExtra {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VirtioMmioHolder {
+pub(crate) struct VirtioMmioHolder {
     pub state: Option<VirtioMmioState>,
 }
 
@@ -336,7 +337,7 @@ impl Layout for VirtioMmioHolder {
 
 /// Registers of a modern transport.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct VirtioMmioState {
+pub(crate) struct VirtioMmioState {
     pub guest_features: [u32; 2],
     pub queues: Vec<VirtioMmioQueue>,
 }
@@ -353,7 +354,7 @@ impl Layout for VirtioMmioState {
 
 /// Addresses are two words, low first.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct VirtioMmioQueue {
+pub(crate) struct VirtioMmioQueue {
     pub size: u16,
     pub enabled: bool,
     pub desc: [u32; 2],

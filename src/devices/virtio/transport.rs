@@ -28,7 +28,7 @@ use virtio_bindings::virtio_mmio::VIRTIO_MMIO_CONFIG;
 const CONFIG: u64 = VIRTIO_MMIO_CONFIG as u64;
 
 /// The device.
-pub struct Transport {
+pub(crate) struct Transport {
     /// Dropped first: its thread uses the rest.
     worker: Worker,
     inner: Arc<Inner>,
@@ -57,7 +57,7 @@ pub(super) struct State {
 
 impl Transport {
     /// A transport whose window is at `address`, with its worker waiting for the machine to run.
-    pub fn new(
+    pub(crate) fn new(
         address: u64,
         registers: Registers,
         mut model: Box<dyn Model>,
@@ -86,12 +86,8 @@ impl Transport {
     }
 
     /// What a notification rings; for KVM.
-    pub fn bell(&self) -> &Bell {
+    pub(crate) fn bell(&self) -> &Bell {
         &self.inner.bell
-    }
-
-    pub fn address(&self) -> u64 {
-        self.inner.address
     }
 }
 

@@ -15,18 +15,18 @@ use std::time::Instant;
 const STACK_BYTES: usize = 256 << 10;
 
 /// Wakes the worker, from any thread and from the kernel.
-pub struct Bell {
+pub(crate) struct Bell {
     fd: OwnedFd,
     ends: AtomicBool,
 }
 
 impl Bell {
-    pub fn new() -> io::Result<Bell> {
+    pub(crate) fn new() -> io::Result<Bell> {
         let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Bell { fd, ends: AtomicBool::new(false) })
     }
 
-    pub fn ring(&self) {
+    pub(crate) fn ring(&self) {
         // Fails only where it has been rung 2^64 - 2 times and not been heard.
         let _ = rustix::io::write(&self.fd, &1u64.to_ne_bytes());
     }

@@ -1,14 +1,14 @@
 //! The two headers of a kdump file.
 //!
-//! `disk_dump_header`, 64 bits [32 bits where it differs]:
+//! `disk_dump_header`, 64 bits (32 bits where it differs):
 //!
 //! | offset | bytes | field |
 //! | --- | --- | --- |
 //! | 0 | 8 | `"KDUMP   "` |
 //! | 8 | 4 | version 6 |
 //! | 12 | 6 x 65 | utsname: sysname, nodename, release, version, machine, domainname |
-//! | 408 [404] | 16 [8] | time stamp, 0 |
-//! | 424 [412] | 4 | status: the codec's bit |
+//! | 408 (404) | 16 (8) | time stamp, 0 |
+//! | 424 (412) | 4 | status: the codec's bit |
 //! | +4 | 4 | block size 4096 |
 //! | +8 | 4 | blocks of the sub header and the notes |
 //! | +12 | 4 | blocks of both bitmaps |
@@ -16,7 +16,7 @@
 //! | +20 | 4 x 4 | total, device and written blocks, current CPU: 0 |
 //! | +36 | 4 | CPUs |
 //!
-//! `kdump_sub_header`, 104 [80] bytes; "long" is 8 [4] bytes, the others say it:
+//! `kdump_sub_header`, 104 (80) bytes; "long" is 8 (4) bytes, the others say it:
 //!
 //! | field | bytes |
 //! | --- | --- |

@@ -2,8 +2,8 @@
 //!
 //! | block of 4096 bytes | what |
 //! | --- | --- |
-//! | 0 | [`header::dump_header`] |
-//! | 1.. | [`header::sub_header`], then the notes |
+//! | 0 | [`header::Header::dump_header`] |
+//! | 1.. | [`header::Header::sub_header`], then the notes |
 //! | then | bitmap 1 (pages that exist), bitmap 2 (pages in the file); equal here, since nothing is filtered |
 //! | then | page descriptors, 24 bytes each, in page order |
 //! | then | page data, unaligned: one page of zeros that all zero pages share, then the pages, as they were read |

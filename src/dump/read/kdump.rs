@@ -120,7 +120,7 @@ impl<'f> Kdump<'f> {
     }
 
     /// Where the data of the `index`-th page stands, and how long it is.
-    pub fn data(&self, index: usize) -> Result<(u64, u64), BadFile> {
+    pub(crate) fn data(&self, index: usize) -> Result<(u64, u64), BadFile> {
         let at = self.descriptors_at + 24 * index as u64;
         Ok((number::<8>(self.file, at)?, number::<4>(self.file, at + 8)?))
     }

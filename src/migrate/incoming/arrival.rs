@@ -24,32 +24,32 @@ struct ArrivalState {
 }
 
 impl Arrival {
-    pub fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         self.lock().status
     }
 
     /// Takes the one turn there is; false if it was taken.
-    pub fn begin(&self) -> bool {
+    pub(crate) fn begin(&self) -> bool {
         !self.started.swap(true, Ordering::SeqCst)
     }
 
     /// Another attempt may be made.
-    pub fn reopen(&self) {
+    pub(crate) fn reopen(&self) {
         self.started.store(false, Ordering::SeqCst);
     }
 
-    pub fn set(&self, status: Status, error: Option<String>) {
+    pub(crate) fn set(&self, status: Status, error: Option<String>) {
         let mut state = self.lock();
         state.status = status;
         state.error = error;
     }
 
-    pub fn listening(&self, addresses: &[BoundAddress]) {
+    pub(crate) fn listening(&self, addresses: &[BoundAddress]) {
         self.lock().addresses = addresses.to_vec();
     }
 
     /// Members of `query-migrate`.
-    pub fn report(&self) -> Map<String, Value> {
+    pub(crate) fn report(&self) -> Map<String, Value> {
         let state = self.lock();
         let mut out = Map::new();
         if state.status == Status::None {

@@ -41,10 +41,10 @@ use channels::Channels;
 use main_channel::MainChannel;
 use return_path::ReturnPath;
 
-pub use super::guest::MACHINE;
+pub(crate) use super::guest::MACHINE;
 pub use accept::Origin;
 pub use arrival::Arrival;
-pub use error::Error;
+pub(crate) use error::Error;
 
 /// How long to wait for a command to end whose stream has ended, to know how.
 const COMMAND_ENDS: Duration = Duration::from_millis(500);

@@ -9,7 +9,7 @@ use crate::{memory, stream};
 
 /// Why a migration failed.
 #[derive(Debug, thiserror::Error)]
-pub enum Error {
+pub(crate) enum Error {
     #[error(transparent)]
     Open(#[from] OpenError),
     #[error(transparent)]
@@ -55,7 +55,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub fn is_cancel(&self) -> bool {
+    pub(crate) fn is_cancel(&self) -> bool {
         matches!(
             self,
             Self::Io(io::Error::Cancelled) | Self::Open(OpenError::Io(io::Error::Cancelled))

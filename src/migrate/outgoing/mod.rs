@@ -33,16 +33,16 @@ use super::capabilities::Capability;
 use super::status::Status;
 use crate::io::{Ring, transport};
 use crate::machine::RunState;
-pub use error::Error;
+pub(crate) use error::Error;
 use error::guarded;
 use handover::Outcome;
 use peer::Peer;
 use rounds::Rounds;
-pub use source::{Destination, Source};
+pub(crate) use source::{Destination, Source};
 
 impl Source {
     /// Runs the migration to its end. The progress tells the outcome.
-    pub fn run(&self, destination: Destination) {
+    pub(crate) fn run(&self, destination: Destination) {
         let started = Instant::now();
         self.progress.figures().started = Some(started);
         let result = guarded(|| self.migrate(destination, started));

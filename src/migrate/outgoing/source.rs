@@ -11,7 +11,7 @@ use crate::migrate::settings::Settings;
 use crate::migrate::status::Status;
 
 /// Where to.
-pub enum Destination {
+pub(crate) enum Destination {
     Address(Address),
     /// Opened already: `fd:`, `exec:`, `file:`.
     Open(Connection),
@@ -20,7 +20,7 @@ pub enum Destination {
 }
 
 /// One outgoing migration.
-pub struct Source {
+pub(crate) struct Source {
     pub guest: Arc<dyn Migratable>,
     pub settings: Arc<Settings>,
     pub progress: Arc<Progress>,
@@ -33,16 +33,16 @@ pub struct Source {
 
 impl Source {
     /// Goes on to `status`, or ends because of a cancel.
-    pub fn enter(&self, status: Status) -> Result<(), Error> {
+    pub(crate) fn enter(&self, status: Status) -> Result<(), Error> {
         self.progress.life.enter(status).then_some(()).ok_or(io::Error::Cancelled.into())
     }
 
     /// The point of no return, or the end because of a cancel.
-    pub fn commit(&self) -> Result<(), Error> {
+    pub(crate) fn commit(&self) -> Result<(), Error> {
         self.progress.life.commit().then_some(()).ok_or(io::Error::Cancelled.into())
     }
 
-    pub fn tell_pass(&self) {
+    pub(crate) fn tell_pass(&self) {
         let mut figures = self.progress.figures();
         figures.dirty_sync_count += 1;
         let pass = figures.dirty_sync_count;

@@ -6,7 +6,7 @@ use super::row::Row;
 
 /// A type as QMP has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Bool,
     U8,
     U32,

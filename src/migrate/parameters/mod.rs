@@ -10,7 +10,7 @@ mod row;
 
 use serde_json::{Map, Value};
 
-pub use kind::{Kind, ParameterError};
+pub(crate) use kind::{Kind, ParameterError};
 use row::{Acts, Limits, Row, row};
 
 /// Bytes of a page, the least xbzrle cache.
@@ -33,7 +33,7 @@ macro_rules! parameters {
         }
 
         /// In the order in which they are listed.
-        pub const TABLE: &[Row] = &[$(
+        pub(crate) const TABLE: &[Row] = &[$(
             row::<$type>($name, $limits, Acts::$acts, $does, |parameters| {
                 kind::Field::slot(&mut parameters.$field)
             }),
@@ -161,7 +161,7 @@ impl Parameters {
     }
 
     /// Whether a migration with these can be made here. They may be set all the same, as in QEMU.
-    pub fn check_built(&self) -> Result<(), ParameterError> {
+    pub(crate) fn check_built(&self) -> Result<(), ParameterError> {
         let refused =
             |name, value: &str| ParameterError::NotBuilt { name, value: value.to_owned() };
         if !self.tls_creds.is_empty() {
@@ -174,7 +174,7 @@ impl Parameters {
     }
 
     /// As `query-migrate-parameters` shows them.
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let mut copy = self.clone();
         let shown = TABLE.iter().filter_map(|row| {
             let value = (row.slot)(&mut copy).get()?;
@@ -185,7 +185,7 @@ impl Parameters {
 }
 
 /// What each parameter does, for people: a line each, with its default and when a change acts.
-pub fn help() -> String {
+pub(crate) fn help() -> String {
     let defaults = Parameters::default().to_json();
     let lines = TABLE.iter().map(|row| {
         let default = match &defaults[row.name] {

@@ -4,7 +4,7 @@ use super::Parameters;
 use super::kind::{Field, Kind, ParameterError, Slot};
 
 /// One parameter.
-pub struct Row {
+pub(crate) struct Row {
     pub name: &'static str,
     pub kind: Kind,
     pub(super) limits: Limits,
@@ -33,7 +33,7 @@ pub(crate) enum Limits {
 
 /// When a change acts. All may be changed at any time, as in QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Acts {
+pub(crate) enum Acts {
     /// At once, on a migration that runs, too.
     Now,
     /// On the migrations that start from then on.
@@ -43,7 +43,7 @@ pub enum Acts {
 }
 
 impl Acts {
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Acts::Now => "now",
             Acts::Start => "start",

@@ -9,7 +9,7 @@ use crate::qmp::json::{Reader, Value};
 use crate::qmp::schema::{self, Shape, Type, Union, optional, required};
 
 /// One of the list.
-pub static CHANNEL: Shape = Shape::of(&[
+pub(crate) static CHANNEL: Shape = Shape::of(&[
     required("channel-type", Type::Enum(&["main", "cpr"])),
     required("addr", Type::Object(&ADDRESS)),
 ]);
@@ -23,7 +23,7 @@ static ADDRESS: Shape = Shape::tagged(
 static EXEC: Shape = Shape::of(&[required("args", Type::List(&Type::Text))]);
 static FILE: Shape = Shape::of(&[required("filename", Type::Text), required("offset", Type::U64)]);
 /// Where a socket is, or listens.
-pub static SOCKET_ADDRESS: Shape = Shape::tagged(
+pub(crate) static SOCKET_ADDRESS: Shape = Shape::tagged(
     &[required("type", Type::Enum(&["inet", "unix", "vsock", "fd"]))],
     Union {
         tag: "type",
@@ -51,13 +51,13 @@ static FD: Shape = Shape::of(&[required("str", Type::Text)]);
 
 /// Which way the guest goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub(crate) enum Way {
     Out,
     In,
 }
 
 /// From `uri` and `channels`, of which exactly one must be there; an empty list counts as absent.
-pub fn address(args: Args<'_>, way: Way) -> Result<Address, AddressError> {
+pub(crate) fn address(args: Args<'_>, way: Way) -> Result<Address, AddressError> {
     let channels: Vec<Args<'_>> = args.objects("channels").collect();
     match (args.text_if_given("uri"), channels.is_empty()) {
         (Some(uri), true) => Address::from_uri(uri),
@@ -121,7 +121,7 @@ fn read_socket(address: Args<'_>) -> Result<Address, AddressError> {
 }
 
 /// From the command line: a URI, or one channel as a JSON object.
-pub fn incoming(text: &str) -> Result<Address, Error> {
+pub(crate) fn incoming(text: &str) -> Result<Address, Error> {
     if !text.starts_with('{') {
         return Address::from_uri(text).map_err(Error::generic);
     }

@@ -11,7 +11,7 @@ use crate::machine::moment::{self, Moment, Request, Ruling};
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     Command::new("dump-guest-memory", Run::Waiting(dump_guest_memory)).arguments(&DUMP).does(
         "Writes the guest's memory and registers to a file; the guest stands still meanwhile.",
     ),
@@ -36,7 +36,7 @@ static DUMP: Shape = Shape::of(&[
     optional("x-live", Type::Bool)
         .means("let the guest run on; the file holds the moment of the start"),
 ]);
-pub static RESULT: Shape = Shape::of(&[
+pub(crate) static RESULT: Shape = Shape::of(&[
     required("status", Type::Enum(&["none", "active", "completed", "failed"])),
     required("completed", Type::U64),
     required("total", Type::U64),

@@ -19,7 +19,7 @@ use crate::qmp::error::Error;
 use crate::qmp::schema::Type;
 use crate::vmm::FdSets;
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     Command::new("migrate", Run::Waiting(migrate))
         .arguments(&shapes::MIGRATE)
         .does("Begins to move the guest to another process; query-migrate tells how it goes."),
@@ -119,7 +119,7 @@ impl Descriptors for ClientFds<'_> {
 }
 
 /// Descriptors that the process was started with, for `-incoming`.
-pub struct InheritedFds;
+pub(crate) struct InheritedFds;
 
 impl Descriptors for InheritedFds {
     fn take(&mut self, name: &str) -> Option<OwnedFd> {

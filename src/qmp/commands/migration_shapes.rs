@@ -11,25 +11,25 @@ const FROM_URI: Member = optional("uri", Type::Text)
 const FROM_CHANNELS: Member = optional("channels", Type::List(&ONE_CHANNEL))
     .means("the same as objects, instead of uri: a list of one channel");
 
-pub static MIGRATE: Shape = Shape::of(&[
+pub(crate) static MIGRATE: Shape = Shape::of(&[
     FROM_URI,
     FROM_CHANNELS,
     optional("detach", Type::Bool).means("taken, and without effect: the answer never waits"),
     optional("resume", Type::Bool).means("go on with a paused postcopy, which is not built in"),
 ]);
-pub static INCOMING: Shape = Shape::of(&[
+pub(crate) static INCOMING: Shape = Shape::of(&[
     FROM_URI,
     FROM_CHANNELS,
     optional("exit-on-error", Type::Bool)
         .means("end the process if the guest fails to arrive (true)"),
 ]);
-pub static URI: Shape = Shape::of(&[required("uri", Type::Text).means("where to listen")]);
-pub static CONTINUE: Shape = Shape::of(&[
+pub(crate) static URI: Shape = Shape::of(&[required("uri", Type::Text).means("where to listen")]);
+pub(crate) static CONTINUE: Shape = Shape::of(&[
     required("state", Type::Enum(STATES)).means("the state that it waits in: pre-switchover")
 ]);
 
 /// QEMU's whole enumeration.
-pub static STATES: &[&str] = &[
+pub(crate) static STATES: &[&str] = &[
     "none",
     "setup",
     "cancelling",
@@ -47,19 +47,19 @@ pub static STATES: &[&str] = &[
     "wait-unplug",
 ];
 
-pub static CAPABILITIES: Shape =
+pub(crate) static CAPABILITIES: Shape =
     Shape::of(&[required("capabilities", Type::List(&Type::Object(&CAPABILITY)))
         .means("those that change, each with its new state")]);
-pub static CAPABILITY: Shape = Shape::of(&[
+pub(crate) static CAPABILITY: Shape = Shape::of(&[
     required("capability", Type::Enum(Capability::NAMES)),
     required("state", Type::Bool),
 ]);
 
 /// What can be set.
-pub static PARAMETERS: Shape = Shape::of(&SETTABLE);
+pub(crate) static PARAMETERS: Shape = Shape::of(&SETTABLE);
 static SETTABLE: [Member; TABLE.len()] = members(Type::TextOrNull);
 /// What is set.
-pub static CURRENT: Shape = Shape::of(&SET);
+pub(crate) static CURRENT: Shape = Shape::of(&SET);
 static SET: [Member; TABLE.len()] = members(Type::Text);
 
 /// A member for each row of the table of parameters.
@@ -99,18 +99,19 @@ static BITMAP: Shape = Shape::of(&[
 ]);
 static TRANSFORM: Shape = Shape::of(&[optional("persistent", Type::Bool)]);
 
-pub static YANK: Shape = Shape::of(&[required("instances", Type::List(&Type::Object(&INSTANCE)))
-    .means("what to cut, of what query-yank lists")]);
-pub static INSTANCE: Shape = Shape::tagged(
+pub(crate) static YANK: Shape =
+    Shape::of(&[required("instances", Type::List(&Type::Object(&INSTANCE)))
+        .means("what to cut, of what query-yank lists")]);
+pub(crate) static INSTANCE: Shape = Shape::tagged(
     &[required("type", Type::Enum(&["block-node", "chardev", "migration"]))],
     Union { tag: "type", branches: &[("block-node", &BLOCK_NODE), ("chardev", &CHARDEV)] },
 );
 static BLOCK_NODE: Shape = Shape::of(&[required("node-name", Type::Text)]);
 static CHARDEV: Shape = Shape::of(&[required("id", Type::Text)]);
 
-pub static CACHE_SIZE: Shape =
+pub(crate) static CACHE_SIZE: Shape =
     Shape::of(&[required("value", Type::Int).means("bytes, rounded down to a power of two")]);
-pub static ANNOUNCE: Shape = Shape::of(&[
+pub(crate) static ANNOUNCE: Shape = Shape::of(&[
     required("initial", Type::Int).means("milliseconds to the second announcement"),
     required("max", Type::Int).means("milliseconds between two at most"),
     required("rounds", Type::Int).means("how many there are"),
@@ -120,7 +121,7 @@ pub static ANNOUNCE: Shape = Shape::of(&[
 ]);
 
 /// The answer of `query-migrate`.
-pub static REPORT: Shape = Shape::of(&[
+pub(crate) static REPORT: Shape = Shape::of(&[
     optional("status", Type::Enum(STATES)),
     optional("ram", Type::Object(&RAM)),
     optional("xbzrle-cache", Type::Object(&XBZRLE)),

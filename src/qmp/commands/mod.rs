@@ -50,16 +50,16 @@
 //! [`Vmm`].
 
 mod absent;
-pub mod channels;
+pub(crate) mod channels;
 mod descriptors;
-pub mod dump;
+pub(crate) mod dump;
 mod file;
 mod human;
 mod machine;
 mod memory;
-pub mod migration;
-pub mod migration_shapes;
-pub mod objects;
+pub(crate) mod migration;
+pub(crate) mod migration_shapes;
+pub(crate) mod objects;
 mod protocol;
 mod runstate;
 
@@ -90,9 +90,9 @@ static SUBJECTS: &[&[Command]] = &[
 ];
 
 /// The one command that exists before the negotiation, and not after it.
-pub const NEGOTIATION: &str = "qmp_capabilities";
+pub(crate) const NEGOTIATION: &str = "qmp_capabilities";
 
-pub type Answer = Result<Json, Error>;
+pub(crate) type Answer = Result<Json, Error>;
 
 /// What a command is called with.
 #[derive(Clone, Copy)]
@@ -127,11 +127,11 @@ pub enum Run {
 }
 
 /// No members.
-pub static NOTHING: Shape = Shape::of(&[]);
+pub(crate) static NOTHING: Shape = Shape::of(&[]);
 
 impl Command {
     /// A command without arguments that answers with an empty object.
-    pub const fn new(name: &'static str, run: Run) -> Command {
+    pub(crate) const fn new(name: &'static str, run: Run) -> Command {
         Command {
             name,
             does: "",
@@ -143,23 +143,23 @@ impl Command {
     }
 
     /// Says what it does, for `godwit qmp --help`.
-    pub const fn does(self, does: &'static str) -> Command {
+    pub(crate) const fn does(self, does: &'static str) -> Command {
         Command { does, ..self }
     }
 
-    pub const fn returns(self, returns: Type) -> Command {
+    pub(crate) const fn returns(self, returns: Type) -> Command {
         Command { returns, ..self }
     }
 
-    pub const fn arguments(self, arguments: &'static Shape) -> Command {
+    pub(crate) const fn arguments(self, arguments: &'static Shape) -> Command {
         Command { arguments, ..self }
     }
 
-    pub const fn at(self, run: Run) -> Command {
+    pub(crate) const fn at(self, run: Run) -> Command {
         Command { run, ..self }
     }
 
-    pub const fn oob(self) -> Command {
+    pub(crate) const fn oob(self) -> Command {
         Command { oob: true, ..self }
     }
 

@@ -12,7 +12,7 @@ use crate::machine::{Object, ObjectType, object_types};
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
-pub static COMMANDS: &[Command] = &[
+pub(crate) static COMMANDS: &[Command] = &[
     Command::new("qom-list", Run::Now(list))
         .arguments(&PATH)
         .returns(Type::List(&Type::Object(&PROPERTY)))

@@ -17,7 +17,8 @@ mod write;
 
 pub use parser::SyntaxError;
 pub use value::Value;
-pub use write::{line, pretty_lines};
+pub use write::line;
+pub(crate) use write::pretty_lines;
 
 use lexer::{Lexer, Outcome};
 use parser::Tokens;

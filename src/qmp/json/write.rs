@@ -15,7 +15,7 @@ pub fn line(value: &impl Serialize) -> Vec<u8> {
 }
 
 /// `value` over several lines, indented by four columns.
-pub fn pretty_lines(value: &impl Serialize) -> Vec<u8> {
+pub(crate) fn pretty_lines(value: &impl Serialize) -> Vec<u8> {
     finish(value, Pretty(PrettyFormatter::with_indent(b"    ")))
 }
 

@@ -33,7 +33,7 @@ pub enum CodecError {
 /// Inside a stream zlib-rs fails to change the level, and zstd ignores it. So one that is set while
 /// a migration runs begins another after the packet then being made, in a way that the reader of
 /// the first, a QEMU too, goes on to read.
-pub enum Compressor {
+pub(crate) enum Compressor {
     /// The other stream has no header: to the reader its blocks are more of the first. They refer
     /// to nothing before them.
     Zlib { stream: Compress, level: u8 },
@@ -42,15 +42,15 @@ pub enum Compressor {
 }
 
 impl Compressor {
-    pub fn zlib(level: u8) -> Self {
+    pub(crate) fn zlib(level: u8) -> Self {
         Self::Zlib { stream: Compress::new(Compression::new(level.into()), true), level }
     }
 
-    pub fn zstd(level: u8) -> Result<Self, CodecError> {
+    pub(crate) fn zstd(level: u8) -> Result<Self, CodecError> {
         Ok(Self::Zstd { stream: zstd_stream(level)?, level })
     }
 
-    pub fn method(&self) -> Method {
+    pub(crate) fn method(&self) -> Method {
         match self {
             Self::Zlib { .. } => Method::Zlib,
             Self::Zstd { .. } => Method::Zstd,
@@ -59,7 +59,7 @@ impl Compressor {
 
     /// Appends the next part of the stream, which holds all of `pages`; how many bytes it has. The
     /// parts after it are made with `level`.
-    pub fn pack(
+    pub(crate) fn pack(
         &mut self,
         pages: &[u8],
         level: u8,
@@ -117,14 +117,14 @@ fn zstd_stream(level: u8) -> Result<CCtx<'static>, CodecError> {
 
 /// Takes pages out of a channel's compressed packets.
 #[derive(Default)]
-pub struct Decompressor {
+pub(crate) struct Decompressor {
     zlib: Option<Decompress>,
     zstd: Option<Decoder<'static>>,
 }
 
 impl Decompressor {
     /// Fills `pages` from `data`, all of it.
-    pub fn unpack(
+    pub(crate) fn unpack(
         &mut self,
         method: Method,
         data: &[u8],

@@ -13,8 +13,7 @@
 mod codec;
 mod packet;
 
-pub use codec::{CodecError, Compressor, Decompressor};
-pub use packet::{
-    HELLO_BYTES, Hello, MAGIC, Method, PACKET_BYTES, PACKET_DATA_BYTES_MAX, PACKET_PAGES_MAX,
-    Packet,
+pub(crate) use codec::{CodecError, Compressor, Decompressor};
+pub(crate) use packet::{
+    HELLO_BYTES, Hello, MAGIC, Method, PACKET_BYTES, PACKET_PAGES_MAX, Packet,
 };

@@ -4,13 +4,13 @@ use crate::stream::cursor::Cursor;
 use crate::stream::error::{Error, Problem};
 use crate::stream::limits::PAGE_BYTES;
 
-pub const MAGIC: u32 = 0x1122_3344;
-pub const HELLO_BYTES: usize = 64;
-pub const PACKET_BYTES: usize = 1344;
+pub(crate) const MAGIC: u32 = 0x1122_3344;
+pub(crate) const HELLO_BYTES: usize = 64;
+pub(crate) const PACKET_BYTES: usize = 1344;
 /// 512 KiB of pages.
-pub const PACKET_PAGES_MAX: usize = 128;
+pub(crate) const PACKET_PAGES_MAX: usize = 128;
 /// No compressor makes 512 KiB larger than this.
-pub const PACKET_DATA_BYTES_MAX: u32 = 1 << 20;
+pub(crate) const PACKET_DATA_BYTES_MAX: u32 = 1 << 20;
 
 /// How a channel's data are packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Method {
     }
 
     /// The value of parameter `multifd-compression`.
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::None => "none",
             Self::Zlib => "zlib",
@@ -56,14 +56,14 @@ impl Method {
 
 /// The first 64 bytes of a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Hello {
+pub(crate) struct Hello {
     /// The source's VM, zeros when it has no UUID.
     pub uuid: [u8; 16],
     pub channel: u8,
 }
 
 impl Hello {
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         let start = out.len();
         out.extend_from_slice(&MAGIC.to_be_bytes());
         out.extend_from_slice(&1u32.to_be_bytes());
@@ -72,7 +72,7 @@ impl Hello {
         out.resize(start + HELLO_BYTES, 0);
     }
 
-    pub fn parse(bytes: &[u8; HELLO_BYTES]) -> Result<Self, Error> {
+    pub(crate) fn parse(bytes: &[u8; HELLO_BYTES]) -> Result<Self, Error> {
         check_magic(&mut Cursor::new(bytes), "multifd hello", 0)?;
         Ok(Self { uuid: bytes[8..24].try_into().expect("sixteen bytes"), channel: bytes[24] })
     }
@@ -80,7 +80,7 @@ impl Hello {
 
 /// A packet's header. `offsets` hold the normal pages first, then the zero pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Packet {
+pub(crate) struct Packet {
     /// No pages: the channel has sent all of this round.
     pub sync: bool,
     pub method: Method,
@@ -93,17 +93,17 @@ pub struct Packet {
 }
 
 impl Packet {
-    pub fn normal_pages(&self) -> &[u64] {
+    pub(crate) fn normal_pages(&self) -> &[u64] {
         &self.offsets[..self.normal as usize]
     }
 
-    pub fn zero_pages(&self) -> &[u64] {
+    pub(crate) fn zero_pages(&self) -> &[u64] {
         &self.offsets[self.normal as usize..]
     }
 
     /// # Panics
     /// When there are more than 128 pages or the block's name is longer than 255 bytes.
-    pub fn write(&self, out: &mut Vec<u8>) {
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
         assert!(
             self.offsets.len() <= PACKET_PAGES_MAX && self.block.len() < 256,
             "a packet has room for it"
@@ -128,7 +128,7 @@ impl Packet {
 
     /// Reads a header that stands at `offset` of its channel. Whether offsets lie inside the block
     /// is for the caller to check, who knows the block; that they are page aligned is checked here.
-    pub fn parse(bytes: &[u8; PACKET_BYTES], offset: u64) -> Result<Self, Error> {
+    pub(crate) fn parse(bytes: &[u8; PACKET_BYTES], offset: u64) -> Result<Self, Error> {
         let refuse = |field: &str, ahead, problem| {
             Err(Error::new("multifd packet", field, offset + ahead, problem))
         };

@@ -22,20 +22,20 @@ mod qemu_records;
 mod tests;
 mod writer;
 
-pub use parser::RamParser;
-pub use qemu_records::QemuRecords;
+pub(crate) use parser::RamParser;
+pub(crate) use qemu_records::QemuRecords;
 pub use writer::RamWriter;
 
 use super::limits::PAGE_BYTES;
 use super::mapped::MappedHeader;
 
-pub const FLAG_ZERO: u64 = 0x002;
-pub const FLAG_MEM_SIZE: u64 = 0x004;
-pub const FLAG_PAGE: u64 = 0x008;
-pub const FLAG_EOS: u64 = 0x010;
-pub const FLAG_CONTINUE: u64 = 0x020;
-pub const FLAG_XBZRLE: u64 = 0x040;
-pub const FLAG_MULTIFD_FLUSH: u64 = 0x200;
+pub(crate) const FLAG_ZERO: u64 = 0x002;
+pub(crate) const FLAG_MEM_SIZE: u64 = 0x004;
+pub(crate) const FLAG_PAGE: u64 = 0x008;
+pub(crate) const FLAG_EOS: u64 = 0x010;
+pub(crate) const FLAG_CONTINUE: u64 = 0x020;
+pub(crate) const FLAG_XBZRLE: u64 = 0x040;
+pub(crate) const FLAG_MULTIFD_FLUSH: u64 = 0x200;
 const FLAGS: u64 = PAGE_BYTES as u64 - 1;
 
 /// Which page: `block` counts in the order of [`RamParser::blocks`], `offset` is in bytes and page
@@ -81,7 +81,7 @@ pub enum Record<'a> {
 
 impl Record<'_> {
     /// Whether the record says what one page holds.
-    pub fn is_page(&self) -> bool {
+    pub(crate) fn is_page(&self) -> bool {
         matches!(self, Self::Zero { .. } | Self::Page { .. } | Self::Delta { .. })
     }
 }
@@ -101,7 +101,7 @@ pub struct ListedBlock {
 
 /// What the capabilities of the connection add to the block list.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RamRules {
+pub(crate) struct RamRules {
     /// `x-ignore-shared`: each block tells its guest-physical address.
     pub ignore_shared: bool,
     /// `mapped-ram`: each block has a header, and no page travels as a record.

@@ -14,7 +14,7 @@ const FLAG_ZERO_AGAIN: u64 = FLAG_ZERO | FLAG_CONTINUE;
 
 /// Reads records off the front of a buffer. Remembers the block list and the block named last.
 #[derive(Debug, Clone, Default)]
-pub struct RamParser {
+pub(crate) struct RamParser {
     rules: RamRules,
     blocks: Vec<ListedBlock>,
     last: Option<u32>,
@@ -25,39 +25,39 @@ pub struct RamParser {
 }
 
 impl RamParser {
-    pub fn new(rules: RamRules) -> Self {
+    pub(crate) fn new(rules: RamRules) -> Self {
         Self { rules, ..Self::default() }
     }
 
     /// A parser for a stream that goes on with blocks listed earlier (a resumed postcopy).
-    pub fn with_blocks(rules: RamRules, blocks: Vec<ListedBlock>) -> Self {
+    pub(crate) fn with_blocks(rules: RamRules, blocks: Vec<ListedBlock>) -> Self {
         Self { rules, blocks, ..Self::default() }
     }
 
     /// The blocks listed so far.
-    pub fn blocks(&self) -> &[ListedBlock] {
+    pub(crate) fn blocks(&self) -> &[ListedBlock] {
         &self.blocks
     }
 
     /// Bytes consumed, for the offsets in messages.
-    pub fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
     /// Says that bytes were consumed elsewhere (between sections), or skipped over.
-    pub fn set_offset(&mut self, offset: u64) {
+    pub(crate) fn set_offset(&mut self, offset: u64) {
         self.offset = offset;
     }
 
     /// Forgets the block named last: the next page record must name its own.
-    pub fn forget_last_block(&mut self) {
+    pub(crate) fn forget_last_block(&mut self) {
         self.last = None;
     }
 
     /// Reads one record. `Need` says how many bytes of input the next record takes at least, never
     /// more than 4,360; nothing is consumed then.
     #[inline]
-    pub fn next<'a>(&mut self, input: &'a [u8]) -> Result<Step<Record<'a>>, Error> {
+    pub(crate) fn next<'a>(&mut self, input: &'a [u8]) -> Result<Step<Record<'a>>, Error> {
         if let Some((word, rest)) = input.split_first_chunk::<8>() {
             let word = u64::from_be_bytes(*word);
             // The two commonest records, first: a page or a zero page of the same block.
@@ -86,7 +86,7 @@ impl RamParser {
     /// Appends records to `out` until the input or `limit` is used up, or one comes that ends or
     /// interrupts the page records (anything but a page, zero page or delta), which is appended
     /// last. Returns the bytes consumed.
-    pub fn batch<'a>(
+    pub(crate) fn batch<'a>(
         &mut self,
         input: &'a [u8],
         limit: usize,

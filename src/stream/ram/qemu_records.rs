@@ -7,14 +7,14 @@ use crate::stream::{PAGE_BYTES, put_pstr};
 
 /// QEMU's records of pages that are numbered block after block, in the order of the list in
 /// the stream. Each batch names its block again.
-pub struct QemuRecords {
+pub(crate) struct QemuRecords {
     /// Name, number of the first page.
     blocks: Vec<(String, u64)>,
 }
 
 impl QemuRecords {
     /// `blocks` are (name, pages).
-    pub fn new<'a>(blocks: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
+    pub(crate) fn new<'a>(blocks: impl IntoIterator<Item = (&'a str, u64)>) -> Self {
         let mut first = 0;
         let mut named = Vec::new();
         for (name, pages) in blocks {

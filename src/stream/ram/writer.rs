@@ -30,7 +30,7 @@ impl RamWriter {
 
     /// The word and, where the block changes, the block's name: what stands before the data of a
     /// page record. `kind` is [`FLAG_ZERO`], [`FLAG_PAGE`] or [`FLAG_XBZRLE`].
-    pub fn page_header(
+    pub(crate) fn page_header(
         &mut self,
         out: &mut Vec<u8>,
         kind: u64,
@@ -80,12 +80,7 @@ impl RamWriter {
         out.extend_from_slice(&FLAG_EOS.to_be_bytes());
     }
 
-    pub fn flush(out: &mut Vec<u8>) {
+    pub(crate) fn flush(out: &mut Vec<u8>) {
         out.extend_from_slice(&FLAG_MULTIFD_FLUSH.to_be_bytes());
-    }
-
-    /// The next record names its block again.
-    pub fn forget_last_block(&mut self) {
-        self.last = None;
     }
 }

@@ -93,7 +93,7 @@ impl<L: Layouts> Reader<L> {
     }
 
     /// Behind [`Frame::Run`]: its bytes are taken from the input elsewhere. Says how many they are.
-    pub fn take_run(&mut self) -> u64 {
+    pub(crate) fn take_run(&mut self) -> u64 {
         let State::Run { left, .. } = self.state else { return 0 };
         self.state = State::Between;
         self.ram.set_offset(self.offset() + left);

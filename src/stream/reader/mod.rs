@@ -15,8 +15,6 @@ mod tail;
 #[cfg(test)]
 mod tests;
 
-pub use sections::RAM_VERSION;
-
 use super::cursor::Step;
 use super::error::{Error, Problem};
 use super::godwit::Frame;
@@ -49,7 +47,7 @@ pub trait Layouts {
 
 /// For channels, on which no device travels.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct NoDevices;
+pub(crate) struct NoDevices;
 
 impl Layouts for NoDevices {
     fn extent(&mut self, section: &SectionHeader, _: &[u8], offset: u64) -> Result<Extent, Error> {
@@ -160,17 +158,10 @@ impl<L: Layouts> Reader<L> {
 
     /// A reader of the second connection of a postcopy that was interrupted: no header, no block
     /// list, section ids as before.
-    pub fn resumed(self) -> Self {
+    pub(crate) fn resumed(self) -> Self {
         let mut ram = RamParser::with_blocks(self.rules.clone(), self.ram.blocks().to_vec());
         ram.set_offset(0);
         Self { state: State::Between, ram, package_end: None, ..self }
-    }
-
-    /// The stream begins at this offset of its file; offsets in messages and in mapped-ram headers
-    /// count from the file's start.
-    pub fn at_file_offset(mut self, offset: u64) -> Self {
-        self.ram.set_offset(offset);
-        self
     }
 
     /// Offset of the next byte to be given to [`Reader::next`].
@@ -184,12 +175,12 @@ impl<L: Layouts> Reader<L> {
     }
 
     /// What was given to [`Reader::new`].
-    pub fn layouts(&mut self) -> &mut L {
+    pub(crate) fn layouts(&mut self) -> &mut L {
         &mut self.layouts
     }
 
     /// True among RAM records, where [`Reader::ram_batch`] may be used.
-    pub fn in_ram(&self) -> bool {
+    pub(crate) fn in_ram(&self) -> bool {
         match self.state {
             State::Ram { .. } => true,
             State::Records { end } => self.offset() < end,
@@ -198,12 +189,12 @@ impl<L: Layouts> Reader<L> {
     }
 
     /// True where the stream may end.
-    pub fn may_end(&self) -> bool {
+    pub(crate) fn may_end(&self) -> bool {
         matches!(self.state, State::Tail | State::Finished)
     }
 
     /// What is being read, for a message about a stream that ends too early.
-    pub fn place(&self) -> &str {
+    pub(crate) fn place(&self) -> &str {
         &self.name
     }
 
@@ -323,7 +314,7 @@ impl<L: Layouts> Reader<L> {
 impl Reader<NoDevices> {
     /// A reader of a channel beside the main one, behind its hello. `blocks` are those that the main
     /// channel listed.
-    pub fn of_channel(blocks: Vec<ListedBlock>) -> Self {
+    pub(crate) fn of_channel(blocks: Vec<ListedBlock>) -> Self {
         let ram = RamParser::with_blocks(RamRules::default(), blocks);
         Self {
             ram,

@@ -10,7 +10,7 @@ use crate::stream::{SectionHeader, SectionKind};
 use std::sync::Arc;
 
 /// The only version of section `ram`.
-pub const RAM_VERSION: u32 = 4;
+pub(crate) const RAM_VERSION: u32 = 4;
 
 impl<L: Layouts> Reader<L> {
     pub(super) fn header<'a>(&mut self, input: &'a [u8]) -> Result<Step<Item<'a>>, Error> {

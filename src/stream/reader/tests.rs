@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::stream::ram::RamWriter;
-use crate::stream::{description, end_of_states, package};
+use crate::stream::{description, end_of_states};
 
 /// Devices of four bytes.
 struct Four;
@@ -47,7 +47,8 @@ fn sample() -> Vec<u8> {
     let mut nested = Vec::new();
     device(&mut nested);
     Command::PostcopyRun.write(&mut nested);
-    package(&mut out, &nested);
+    Command::Packaged(nested.len() as u32).write(&mut out);
+    out.extend_from_slice(&nested);
     end_of_states(&mut out);
     description(&mut out, "{}");
     out

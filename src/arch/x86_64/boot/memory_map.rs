@@ -45,7 +45,7 @@ pub(crate) fn ranges(regions: &[Region], cpus: u32) -> Vec<Range> {
 
 /// The fw_cfg file `etc/e820`: RAM only, as QEMU gives it. Each entry is le64 start, le64 bytes,
 /// le32 kind.
-pub fn e820_file(ram: &GuestRam) -> Vec<u8> {
+pub(crate) fn e820_file(ram: &GuestRam) -> Vec<u8> {
     let regions = ram.main().regions().iter();
     regions.flat_map(|r| entry(Range { start: r.gpa, bytes: r.bytes, kind: RAM })).collect()
 }

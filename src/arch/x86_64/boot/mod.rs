@@ -23,9 +23,9 @@ mod pvh;
 mod registers;
 mod room;
 
-pub use error::BootError;
-pub use memory_map::e820_file;
-pub use registers::Entry;
+pub(crate) use error::BootError;
+pub(crate) use memory_map::e820_file;
+pub(crate) use registers::Entry;
 
 use crate::config::{Boot, Cpu, Kernel};
 use crate::memory::{GuestRam, layout};
@@ -38,7 +38,7 @@ use std::path::Path;
 
 /// What the guest starts from, open for as long as the machine lives: a reset needs it again, and
 /// must not fail because a file was removed or replaced, or because no descriptor is left.
-pub struct Images {
+pub(crate) struct Images {
     boot: Boot,
     /// `None`: the guest inside this binary.
     kernel: Option<File>,
@@ -46,7 +46,7 @@ pub struct Images {
 }
 
 impl Images {
-    pub fn open(boot: &Boot) -> Result<Images, BootError> {
+    pub(crate) fn open(boot: &Boot) -> Result<Images, BootError> {
         let kernel = match &boot.kernel {
             Kernel::Builtin => None,
             Kernel::File(path) => Some(open(path)?),
@@ -57,12 +57,12 @@ impl Images {
 
     /// Whether [`Images::load`] would work with so much RAM, which need not be there yet: everything
     /// is there and fits. Writes nothing.
-    pub fn check(&mut self, ram_bytes: u64, cpus: &Cpu) -> Result<(), BootError> {
+    pub(crate) fn check(&mut self, ram_bytes: u64, cpus: &Cpu) -> Result<(), BootError> {
         self.load_into(&Room { ram: None, regions: layout(ram_bytes) }, cpus).map(drop)
     }
 
     /// Puts everything into guest RAM, and says where the first vCPU starts.
-    pub fn load(&mut self, ram: &GuestRam, cpus: &Cpu) -> Result<Entry, BootError> {
+    pub(crate) fn load(&mut self, ram: &GuestRam, cpus: &Cpu) -> Result<Entry, BootError> {
         self.load_into(&Room { ram: Some(ram), regions: ram.main().regions().to_vec() }, cpus)
     }
 

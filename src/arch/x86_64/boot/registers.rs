@@ -5,7 +5,7 @@ use kvm_bindings::{kvm_dtable, kvm_regs, kvm_segment, kvm_sregs};
 
 /// Where and how the first vCPU starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Entry {
+pub(crate) enum Entry {
     /// 32-bit protected mode without paging.
     Pvh { entry: u32, start_info: u32 },
     /// Long mode, everything mapped one to one.
@@ -33,7 +33,7 @@ const PRESENT_WRITABLE: u64 = 3;
 const LARGE: u64 = 0x80;
 
 impl Entry {
-    pub fn regs(self) -> kvm_regs {
+    pub(crate) fn regs(self) -> kvm_regs {
         let mut regs = kvm_regs { rflags: RFLAGS, ..Default::default() };
         match self {
             Entry::Pvh { entry, start_info } => {
@@ -45,7 +45,7 @@ impl Entry {
     }
 
     /// Changes the registers of a vCPU after reset into what the protocol wants.
-    pub fn set_sregs(self, sregs: &mut kvm_sregs) {
+    pub(crate) fn set_sregs(self, sregs: &mut kvm_sregs) {
         let long = matches!(self, Entry::Linux64 { .. });
         sregs.cs = segment(CODE, 0xb, long);
         let data = segment(DATA, 0x3, false);

@@ -4,7 +4,7 @@ use crate::vmstate::{Layout, Visitor};
 
 /// `cpu_common`: under KVM both are elsewhere (MP state, events) and 0 here.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct CpuCommonState {
+pub(crate) struct CpuCommonState {
     pub halted: u32,
     pub interrupt_request: u32,
     pub exception_index: Option<i32>,
@@ -33,7 +33,7 @@ impl Layout for CpuCommonState {
 /// `kvm-tpr-opt`: patching of TPR accesses in 32-bit guests. All zero here; kept so that a stream
 /// passes through whole.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TprOptState {
+pub(crate) struct TprOptState {
     pub rom: TprRom,
     pub state: u32,
     pub real_tpr_addr: u32,
@@ -57,7 +57,7 @@ impl Layout for TprOptState {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TprRom {
+pub(crate) struct TprRom {
     pub vaddr: u32,
     pub fixup_start: u32,
     pub fixup_end: u32,
@@ -88,7 +88,7 @@ impl Layout for TprRom {
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct TprHandlers {
+pub(crate) struct TprHandlers {
     pub set_tpr: u32,
     pub set_tpr_eax: u32,
     pub get_tpr: [u32; 8],

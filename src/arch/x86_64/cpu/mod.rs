@@ -7,12 +7,12 @@ mod nested;
 mod state;
 mod subsections;
 
-pub use common::*;
-pub use enlightenment::*;
-pub use monitor::*;
-pub use nested::*;
-pub use state::*;
-pub use subsections::CpuMore;
+pub(crate) use common::*;
+pub(crate) use enlightenment::*;
+pub(crate) use monitor::*;
+pub(crate) use nested::*;
+pub(crate) use state::*;
+pub(crate) use subsections::CpuMore;
 
 use crate::vmstate::{Layout, Visitor};
 
