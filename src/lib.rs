@@ -37,6 +37,7 @@ pub mod client;
 pub mod config;
 pub mod control;
 pub mod devices;
+pub mod dirty_rate;
 pub mod dump;
 pub mod inspect;
 pub mod io;

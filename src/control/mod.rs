@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::aside::aside;
 use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
+use crate::dirty_rate::Meter;
 use crate::dump::Dumps;
 use crate::io::Address;
 use crate::machine::{Event, Machine, Outside, StopCause};
@@ -97,6 +98,7 @@ async fn live(
     vmm.identity = config.identity.clone();
     let dumps = Dumps::new(machine.clone());
     vmm.dumps = Some(dumps.clone());
+    vmm.meter = Some(Meter::new(machine.clone()));
     vmm.set_autostart(!config.start_paused);
     let migration = migrations(config, &machine, &vmm);
     vmm.migration = Some(migration.clone());

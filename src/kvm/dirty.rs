@@ -29,6 +29,7 @@ use crate::memory::{GuestRam, PageSet};
 use kvm_bindings::KVM_DIRTY_LOG_INITIALLY_SET;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Ranges given to [`DirtyLog::clear`] start on multiples of this (KVM's rule: whole 64-bit words).
 pub(crate) const CLEAR_ALIGN_PAGES: u64 = 64;
@@ -54,8 +55,35 @@ enum Kind {
 
 impl DirtyLog {
     /// Switches logging on. One log at a time: a second one would clear bits that the first still
-    /// needs.
+    /// needs. So this waits until the one there is has ended, which [`DirtyLog::wanted_within`]
+    /// tells.
     pub(crate) fn start(vm: Arc<Vm>) -> Result<DirtyLog, Error> {
+        vm.turn().take();
+        DirtyLog::start_in_turn(vm)
+    }
+
+    /// The same for who would not wait; `None` while there is another log.
+    pub(crate) fn try_start(vm: Arc<Vm>) -> Result<Option<DirtyLog>, Error> {
+        if !vm.turn().try_take() {
+            return Ok(None);
+        }
+        DirtyLog::start_in_turn(vm).map(Some)
+    }
+
+    fn start_in_turn(vm: Arc<Vm>) -> Result<DirtyLog, Error> {
+        // From here on it ends with its turn, whatever fails.
+        let mut log = DirtyLog::off(vm);
+        if let Some(rings) = log.vm.rings() {
+            // Entries from before are part of the first round anyway.
+            rings.collect(log.vm.fd(), log.vm.ram())?;
+            rings.forget();
+        }
+        log.vm.begin_logging()?;
+        log.on = true;
+        Ok(log)
+    }
+
+    fn off(vm: Arc<Vm>) -> DirtyLog {
         let pages = vm.ram().main().pages();
         let protect = vm.caps().manual_dirty_protect;
         let kind = match vm.rings() {
@@ -66,13 +94,13 @@ impl DirtyLog {
         let kvm_starts_full =
             kind == Kind::ManualBitmap && protect & u64::from(KVM_DIRTY_LOG_INITIALLY_SET) != 0;
         let owed = if kvm_starts_full { PageSet::new(pages) } else { PageSet::full(pages) };
-        if let Some(rings) = vm.rings() {
-            // Entries from before are part of the first round anyway.
-            rings.collect(vm.fd(), vm.ram())?;
-            rings.forget();
-        }
-        vm.log_dirty(true)?;
-        Ok(DirtyLog { vm, kind, owed, words: Vec::new(), on: true })
+        DirtyLog { vm, kind, owed, words: Vec::new(), on: false }
+    }
+
+    /// Waits for `time`, or until somebody else wants a log, which is true: who only measures ends
+    /// its own then.
+    pub(crate) fn wanted_within(&self, time: Duration) -> bool {
+        self.vm.turn().wanted_within(time)
     }
 
     /// Adds to `into` every page written since it was last cleared (or, without manual protection,
@@ -147,7 +175,7 @@ impl DirtyLog {
     /// Switches logging off.
     pub fn stop(mut self) -> Result<(), Error> {
         self.on = false;
-        self.vm.log_dirty(false)
+        self.vm.end_logging()
     }
 
     fn read_bitmaps(&mut self, ram: &GuestRam, into: &mut PageSet) -> Result<(), Error> {
@@ -169,7 +197,43 @@ impl DirtyLog {
 impl Drop for DirtyLog {
     fn drop(&mut self) {
         if self.on {
-            let _ = self.vm.log_dirty(false);
+            let _ = self.vm.end_logging();
         }
+        self.vm.turn().give();
+    }
+}
+
+/// How many pages each vCPU dirties, counted by its ring. Goes beside a [`DirtyLog`] and others of
+/// its kind: what it collects stays there for the log. While there is one, KVM logs.
+pub(crate) struct RingCounts {
+    vm: Arc<Vm>,
+}
+
+impl RingCounts {
+    /// Switches logging on, if it is not.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] on a machine without rings.
+    pub(crate) fn start(vm: Arc<Vm>) -> Result<RingCounts, Error> {
+        if vm.rings().is_none() {
+            return Err(Error::Missing(
+                "dirty rings of this machine (-accel kvm,dirty-ring-size=)",
+            ));
+        }
+        vm.begin_logging()?;
+        Ok(RingCounts { vm })
+    }
+
+    /// Collects the rings, and tells how many pages each vCPU has dirtied since it was made, by
+    /// their number. A page counts again when it is written after it was collected.
+    pub(crate) fn dirtied(&self) -> Result<Vec<u64>, Error> {
+        self.vm.drain_rings()?;
+        Ok(self.vm.rings().map_or_else(Vec::new, super::rings::Rings::taken))
+    }
+}
+
+impl Drop for RingCounts {
+    fn drop(&mut self) {
+        let _ = self.vm.end_logging();
     }
 }

@@ -8,7 +8,7 @@ use kvm_bindings::{
     kvm_clear_dirty_log__bindgen_ty_1, kvm_dirty_gfn, kvm_dirty_log, kvm_dirty_log__bindgen_ty_1,
 };
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_mut_ref, ioctl_with_ref};
@@ -19,6 +19,7 @@ ioctl_iow_nr!(KVM_X86_SETUP_MCE, KVMIO, 0x9c, u64);
 ioctl_ior_nr!(KVM_X86_GET_MCE_CAP_SUPPORTED, KVMIO, 0x9d, u64);
 ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
 ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
+ioctl_io_nr!(KVM_GET_STATS_FD, KVMIO, 0xce);
 
 /// Reads the dirty bits of a slot of `pages` pages into `words`. With manual protection they stay
 /// set in KVM.
@@ -84,6 +85,15 @@ pub(crate) fn reset_dirty_rings(vm: &impl AsRawFd) -> io::Result<u32> {
             return Err(error);
         }
     }
+}
+
+/// A file with the statistics of a VM or a vCPU. A vCPU that runs is waited for.
+pub(crate) fn stats_fd(of: &impl AsRawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes no argument.
+    let fd = unsafe { ioctl(of, KVM_GET_STATS_FD()) };
+    check(fd)?;
+    // SAFETY: the descriptor was just made and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Machine check capabilities of the host's KVM.

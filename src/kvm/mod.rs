@@ -12,13 +12,16 @@ mod ioctl;
 mod msrs;
 mod rings;
 pub mod state;
+mod stats;
 mod tsc;
+mod turn;
 mod vcpu;
 mod vm;
 
 pub(crate) use caps::Caps;
-pub(crate) use dirty::DirtyLog;
+pub(crate) use dirty::{DirtyLog, RingCounts};
 pub use error::Error;
+pub(crate) use stats::{Statistic, StatisticKind, Unit};
 pub(crate) use tsc::TscRates;
 pub(crate) use vcpu::{Exit, Shared, Vcpu, monotonic_ns, thread_id};
 pub(crate) use vm::{Vm, check, redirections};

@@ -20,6 +20,8 @@ pub(crate) struct Rings {
 
 struct Collected {
     rings: Vec<Ring>,
+    /// Entries taken from each so far: how often its vCPU wrote a page that was clean.
+    taken: Vec<u64>,
     pages: PageSet,
 }
 
@@ -35,7 +37,8 @@ impl Rings {
         let mut cap = kvm_enable_cap { cap: ring.cap, ..Default::default() };
         cap.args[0] = u64::from(entries * entry_bytes);
         vm.enable_cap(&cap).map_err(Error::call("KVM_ENABLE_CAP(KVM_CAP_DIRTY_LOG_RING)"))?;
-        let collected = Collected { rings: Vec::new(), pages: PageSet::new(pages) };
+        let collected =
+            Collected { rings: Vec::new(), taken: Vec::new(), pages: PageSet::new(pages) };
         Ok(Rings { entries, overflowed: AtomicBool::new(false), inner: Mutex::new(collected) })
     }
 
@@ -43,7 +46,9 @@ impl Rings {
     pub(super) fn add(&self, vcpu: &VcpuFd) -> Result<(), Error> {
         let ring = Ring::map(vcpu.as_raw_fd(), self.entries)
             .map_err(Error::raw("mmap of a dirty ring"))?;
-        self.lock().rings.push(ring);
+        let mut inner = self.lock();
+        inner.rings.push(ring);
+        inner.taken.push(0);
         Ok(())
     }
 
@@ -51,10 +56,11 @@ impl Rings {
     /// Returns how many entries became free.
     pub(super) fn collect(&self, vm: &VmFd, ram: &GuestRam) -> Result<u32, Error> {
         let mut inner = self.lock();
-        let Collected { rings, pages } = &mut *inner;
+        let Collected { rings, taken, pages } = &mut *inner;
         let regions = ram.main().regions();
-        for ring in rings {
+        for (ring, taken) in rings.iter_mut().zip(taken) {
             let kept_free = ring.drain(|slot, page| {
+                *taken += 1;
                 // The address space id is in the upper half; there is only one without SMM.
                 if let Some(region) = regions.get((slot & 0xffff) as usize) {
                     let page = region.offset / PAGE_BYTES + page;
@@ -68,6 +74,21 @@ impl Rings {
             }
         }
         ioctl::reset_dirty_rings(vm).map_err(Error::raw("KVM_RESET_DIRTY_RINGS"))
+    }
+
+    /// Entries of one ring.
+    pub(super) fn entries(&self) -> u32 {
+        self.entries
+    }
+
+    /// How many entries were taken from the ring of each vCPU since it was made.
+    pub(super) fn taken(&self) -> Vec<u64> {
+        self.lock().taken.clone()
+    }
+
+    /// The same of one vCPU.
+    pub(super) fn taken_from(&self, vcpu: usize) -> u64 {
+        self.lock().taken[vcpu]
     }
 
     /// Whether a ring has lost pages.

@@ -6,6 +6,8 @@
 use super::caps::Caps;
 use super::error::Error;
 use super::rings::Rings;
+use super::stats::{Statistic, Stats};
+use super::turn::Turn;
 use super::vcpu::Vcpu;
 use super::{ioctl, msrs};
 use crate::config;
@@ -23,6 +25,7 @@ use std::os::fd::{AsFd, FromRawFd, IntoRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use vmm_sys_util::eventfd::EventFd;
 
 /// Three pages for real mode on Intel and one for its page table, below the IOAPIC (QEMU's
@@ -43,6 +46,13 @@ pub struct Vm {
     /// Dropped before `ram`: slots must not outlive what they map. (They die with `fd`.)
     rings: Option<Rings>,
     ram: GuestRam,
+    /// Who wants KVM to log which pages are written.
+    logging: Mutex<u32>,
+    /// Whose the log is.
+    turn: Turn,
+    stats: Option<Stats>,
+    /// Of each vCPU, taken before it runs: while it does, KVM gives them to nobody.
+    vcpu_stats: Mutex<Vec<Option<Stats>>>,
     /// The guest's TSC rate, 0 where KVM does not tell.
     tsc_khz: AtomicU32,
 }
@@ -70,7 +80,22 @@ impl Vm {
         };
         let has_pit = pit && caps.pit2;
         let tsc_khz = AtomicU32::new(0);
-        let vm = Vm { fd, caps, cpuid, msr_list, mce_cap, has_pit, rings, ram, tsc_khz };
+        let stats = Stats::of(&fd);
+        let vm = Vm {
+            fd,
+            caps,
+            cpuid,
+            msr_list,
+            mce_cap,
+            has_pit,
+            rings,
+            ram,
+            logging: Mutex::new(0),
+            turn: Turn::default(),
+            stats,
+            vcpu_stats: Mutex::default(),
+            tsc_khz,
+        };
         vm.enable_caps()?;
         vm.map_slots(0)?;
         vm.create_chips()?;
@@ -139,10 +164,25 @@ impl Vm {
         if let Some(rings) = &self.rings {
             rings.add(&fd)?;
         }
+        self.vcpu_stats().push(Stats::of(&fd));
         if self.caps.get_tsc_khz {
             self.set_tsc_khz(fd.get_tsc_khz().unwrap_or(0));
         }
         Ok(Vcpu::new(fd))
+    }
+
+    /// What KVM counted of the VM; nothing where it does not count.
+    pub(crate) fn statistics(&self) -> Result<Vec<Statistic>, Error> {
+        read_stats(self.stats.as_ref())
+    }
+
+    /// The same of vCPU `index`, which may be running.
+    pub(crate) fn vcpu_statistics(&self, index: usize) -> Result<Vec<Statistic>, Error> {
+        read_stats(self.vcpu_stats().get(index).and_then(Option::as_ref))
+    }
+
+    fn vcpu_stats(&self) -> MutexGuard<'_, Vec<Option<Stats>>> {
+        self.vcpu_stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Drives an interrupt line of PIC and IOAPIC.
@@ -166,9 +206,42 @@ impl Vm {
         registered.map(|()| true).map_err(Error::call("KVM_IOEVENTFD"))
     }
 
-    /// Makes KVM log which pages vCPUs write, or stop it.
-    pub(super) fn log_dirty(&self, on: bool) -> Result<(), Error> {
-        self.map_slots(if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 })
+    /// Makes KVM log which pages vCPUs write. It goes on until each who asked for it has asked for
+    /// its end.
+    pub(super) fn begin_logging(&self) -> Result<(), Error> {
+        let mut users = self.logging.lock().unwrap_or_else(PoisonError::into_inner);
+        if *users == 0 {
+            self.map_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
+        }
+        *users += 1;
+        Ok(())
+    }
+
+    /// The end of [`Vm::begin_logging`].
+    pub(super) fn end_logging(&self) -> Result<(), Error> {
+        let mut users = self.logging.lock().unwrap_or_else(PoisonError::into_inner);
+        *users -= 1;
+        if *users == 0 { self.map_slots(0) } else { Ok(()) }
+    }
+
+    /// Whether KVM logs which pages vCPUs write, which costs the guest time.
+    pub fn is_logging(&self) -> bool {
+        *self.logging.lock().unwrap_or_else(PoisonError::into_inner) > 0
+    }
+
+    pub(super) fn turn(&self) -> &Turn {
+        &self.turn
+    }
+
+    /// Entries of each vCPU's dirty ring; `None` without rings.
+    pub(crate) fn ring_entries(&self) -> Option<u32> {
+        self.rings.as_ref().map(Rings::entries)
+    }
+
+    /// How many pages vCPU `index` was seen to dirty, of what its ring held when rings were last
+    /// collected; 0 without rings.
+    pub(crate) fn dirtied_by(&self, index: usize) -> u64 {
+        self.rings.as_ref().map_or(0, |rings| rings.taken_from(index))
     }
 
     /// Reads a PIC: 0 is the master, 1 the slave.
@@ -281,6 +354,11 @@ impl Vm {
         }
         Ok(())
     }
+}
+
+fn read_stats(stats: Option<&Stats>) -> Result<Vec<Statistic>, Error> {
+    let read = stats.map_or_else(|| Ok(Vec::new()), Stats::read);
+    read.map_err(Error::raw("reading KVM's statistics"))
 }
 
 /// PC wiring, as QEMU has it: ISA interrupts reach both chips, except that the timer (0) arrives at

@@ -4,7 +4,7 @@ use super::board::Board;
 use super::cpus::{Cpus, Threads, VcpuRequest};
 use super::gate::Gate;
 use super::throttle::Throttle;
-use super::{Control, Error, Machine, Outside, RunState, VcpuInfo};
+use super::{Control, Error, Machine, Outside, RunState, VcpuInfo, limit};
 use crate::arch::x86_64::boot::{self, Images};
 use crate::arch::x86_64::cpuid;
 use crate::config::{Config, Cpu};
@@ -64,6 +64,8 @@ impl Machine {
             gate: Gate::new(count as usize),
             vcpus,
             throttle_percent: AtomicU8::new(0),
+            limits: std::iter::repeat_with(Default::default).take(count as usize).collect(),
+            limit_period_ms: AtomicU64::new(limit::PERIOD.as_millis() as u64),
             losses: AtomicU64::new(0),
             request: Box::new(move |request| {
                 raised.fetch_add(1, Ordering::SeqCst);
@@ -99,6 +101,7 @@ impl Machine {
             request_done: Condvar::new(),
             threads: Mutex::new(threads),
             throttle: Mutex::new(Throttle::default()),
+            limits: Mutex::default(),
             actions: Mutex::new(config.actions),
             started: Once::new(),
         });

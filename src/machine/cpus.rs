@@ -2,6 +2,7 @@
 
 use super::board::{Board, UnhandledExit};
 use super::gate::{Gate, Pass, request};
+use super::limit::Limit;
 use super::{Error, StopCause};
 use crate::devices::DeviceRequest;
 use crate::kvm::{self, Vcpu, Vm};
@@ -72,6 +73,10 @@ pub(crate) struct Cpus {
     pub gate: Gate,
     pub vcpus: Arc<Vec<kvm::Shared>>,
     pub throttle_percent: AtomicU8,
+    /// What each vCPU may dirty.
+    pub limits: Vec<Limit>,
+    /// Over how long their rates are taken.
+    pub limit_period_ms: AtomicU64,
     /// Pages of guest memory lost that the guest was stopped for.
     pub losses: AtomicU64,
     /// Called on a vCPU thread, which holds no lock then.
@@ -177,7 +182,12 @@ impl Cpus {
                     return None;
                 }
                 if asked & request::THROTTLE != 0 {
-                    self.gate.nap(index, nap_time(self.throttle_percent.load(Ordering::Relaxed)));
+                    let percent = self.throttle_percent.load(Ordering::Relaxed);
+                    self.gate.nap(index, nap_time(percent), || true);
+                    continue;
+                }
+                if asked & request::PAY != 0 {
+                    self.pay(index);
                     continue;
                 }
             }
@@ -209,6 +219,7 @@ impl Cpus {
                     if let Some(why) = why {
                         return Some(VcpuRequest::Broken { vcpu: index as u32, why });
                     }
+                    self.pay(index);
                     continue;
                 }
                 // KVM keeps HLT to itself; if it ever does not, going in again waits there.

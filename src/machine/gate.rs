@@ -12,6 +12,8 @@ pub(crate) mod request {
     pub(crate) const NMI: u32 = 2;
     /// Sleep for the time that auto-converge wants.
     pub(crate) const THROTTLE: u32 = 4;
+    /// Stand still for what was dirtied above the limit.
+    pub(crate) const PAY: u32 = 8;
 }
 
 /// Requests to one vCPU. They are written before the vCPU is kicked.
@@ -131,11 +133,11 @@ impl Gate {
         self.changed.notify_all();
     }
 
-    /// Sleeps for `time`, or until the gate closes.
-    pub(crate) fn nap(&self, index: usize, time: Duration) {
+    /// Sleeps for `time`, or until the gate closes, or until [`Gate::wake`] finds that it need not.
+    pub(crate) fn nap(&self, index: usize, time: Duration, must: impl Fn() -> bool) {
         let end = Instant::now() + time;
         let mut state = self.lock();
-        while state.open && !state.quit {
+        while state.open && !state.quit && must() {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() || state.places[index].held {
                 return;
@@ -143,6 +145,12 @@ impl Gate {
             let waited = self.changed.wait_timeout(state, left);
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Makes all who sleep look whether they still must.
+    pub(crate) fn wake(&self) {
+        let _state = self.lock();
+        self.changed.notify_all();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

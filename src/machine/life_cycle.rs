@@ -287,6 +287,7 @@ impl Machine {
     /// Ends the vCPU threads; the machine is dead afterwards. Emits nothing.
     pub fn quit(&self) {
         self.set_throttle(0);
+        self.end_limits();
         let mut control = self.control();
         if control.gone {
             return;

@@ -17,6 +17,7 @@ mod event;
 mod gate;
 mod global_state;
 mod life_cycle;
+mod limit;
 pub mod load;
 pub mod moment;
 pub(crate) mod objects;
@@ -30,6 +31,7 @@ pub(crate) use board::PARTS;
 pub use error::{ContRefused, Error};
 pub(crate) use event::Panic;
 pub use event::{Event, StopCause};
+pub(crate) use limit::{DirtyLimit, LimitCost};
 pub(crate) use moment::{Moment, Request, Ruling};
 pub(crate) use objects::{Object, ObjectType, object_types};
 pub use run_state::RunState;
@@ -86,6 +88,7 @@ pub struct Machine {
     clock: Arc<VirtualClock>,
     threads: Mutex<Threads>,
     throttle: Mutex<throttle::Throttle>,
+    limits: Mutex<limit::Limits>,
     /// What happens after a guest's reset, changed by `set-action`.
     actions: Mutex<crate::config::Actions>,
     /// The guest has run here.
@@ -160,7 +163,7 @@ impl Machine {
         &self.cpus.vm
     }
 
-    /// Switches the dirty log on. One at a time.
+    /// Switches the dirty log on. One at a time: this waits until the one there is has ended.
     pub fn start_dirty_log(&self) -> Result<DirtyLog, Error> {
         Ok(DirtyLog::start(self.vm().clone())?)
     }

@@ -53,7 +53,7 @@ capabilities! {
     ZeroCopySend "zero-copy-send" refused "Sending without a copy is not built in.";
     PostcopyPreempt "postcopy-preempt" refused "Postcopy is not built in.";
     SwitchoverAck "switchover-ack" built "Wait for the target's consent before the guest is stopped.";
-    DirtyLimit "dirty-limit" refused "Slowing down single vCPUs is not built in.";
+    DirtyLimit "dirty-limit" built "Slow down those vCPUs that dirty memory too fast; needs dirty-ring-size.";
     MappedRam "mapped-ram" refused "Files with pages at fixed places are not built in.";
 }
 
@@ -81,6 +81,10 @@ pub enum CapabilityError {
     NotBuilt(Capability),
     #[error("Capability 'switchover-ack' requires capability 'return-path'")]
     AckNeedsReturnPath,
+    #[error("dirty-limit conflicts with auto-converge either of then available currently")]
+    TwoThrottles,
+    #[error("dirty-limit requires KVM with accelerator property 'dirty-ring-size' set")]
+    NeedsRing,
     #[error("Multifd must be set before incoming starts")]
     MultifdTooLate,
 }
@@ -115,6 +119,9 @@ impl Capabilities {
         }
         if result.has(SwitchoverAck) && !result.has(ReturnPath) {
             return Err(CapabilityError::AckNeedsReturnPath);
+        }
+        if result.has(DirtyLimit) && result.has(AutoConverge) {
+            return Err(CapabilityError::TwoThrottles);
         }
         Ok(result)
     }
@@ -152,6 +159,7 @@ mod tests {
         let both = none.with(&[(SwitchoverAck, true), (ReturnPath, true)]).unwrap();
         assert!(both.with(&[(ReturnPath, false)]).is_err());
         assert_eq!(none.with(&[(Xbzrle, true), (Xbzrle, false)]), Ok(none));
+        assert!(none.with(&[(DirtyLimit, true), (AutoConverge, true)]).is_err());
         let xbzrle_multifd = none.with(&[(Xbzrle, true), (Multifd, true)]).unwrap();
         assert!(xbzrle_multifd.has(Xbzrle) && xbzrle_multifd.has(Multifd));
     }

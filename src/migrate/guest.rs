@@ -2,10 +2,11 @@
 //! memory with a thread that dirties it in its place.
 
 use std::ops::Range;
+use std::time::Duration;
 
 use super::guest_error::GuestError;
 use crate::kvm::state::ForeignTsc;
-use crate::machine::RunState;
+use crate::machine::{LimitCost, RunState};
 use crate::memory::{GuestRam, PageSet};
 use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader};
@@ -23,6 +24,19 @@ pub trait Migratable: Send + Sync {
     fn set_state(&self, to: RunState);
     /// Per cent of its time that each vCPU sleeps.
     fn set_throttle(&self, percent: u8);
+    /// Whether vCPUs can be limited by what they dirty.
+    fn has_dirty_rings(&self) -> bool {
+        false
+    }
+    /// Limits what each vCPU may dirty, in MiB per second, with rates taken over `period`; 0 ends
+    /// it.
+    fn limit_dirt(&self, _mib: u64, _period: Duration) -> Result<(), GuestError> {
+        Ok(())
+    }
+    /// What that costs, while there is a limit.
+    fn limit_cost(&self) -> Option<LimitCost> {
+        None
+    }
     /// Starts logging which pages are written. The log ends when it is dropped.
     fn start_dirty_log(&self) -> Result<Box<dyn DirtyLog>, GuestError>;
     /// What this guest needs of a host.

@@ -337,6 +337,9 @@ impl Handle {
             return Err(Refused::InProgress);
         }
         let result = self.settings.capabilities().with(changes)?;
+        if result.has(Capability::DirtyLimit) && !self.guest.has_dirty_rings() {
+            return Err(CapabilityError::NeedsRing.into());
+        }
         let multifd_changes =
             result.has(Capability::Multifd) != self.settings.has(Capability::Multifd);
         if multifd_changes && self.arrival.status().is_running() {

@@ -11,7 +11,7 @@ use crate::devices::{HostCpu, Sections};
 use crate::kvm::{self, compat, state::ForeignTsc};
 use crate::machine::load::Loader;
 use crate::machine::save::write_sections;
-use crate::machine::{Machine, RunState};
+use crate::machine::{LimitCost, Machine, RunState};
 use crate::memory::{GuestRam, PageSet};
 use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader, Step};
@@ -45,6 +45,18 @@ impl Migratable for Machine {
 
     fn set_throttle(&self, percent: u8) {
         self.set_throttle(percent);
+    }
+
+    fn has_dirty_rings(&self) -> bool {
+        self.vm().ring_entries().is_some()
+    }
+
+    fn limit_dirt(&self, mib: u64, period: Duration) -> Result<(), GuestError> {
+        Ok(self.limit_dirt_to_leave(mib, period)?)
+    }
+
+    fn limit_cost(&self) -> Option<LimitCost> {
+        self.limit_cost()
     }
 
     fn start_dirty_log(&self) -> Result<Box<dyn guest::DirtyLog>, GuestError> {

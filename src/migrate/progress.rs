@@ -10,6 +10,7 @@ use xbzrle::cache::Stats;
 
 use super::converge;
 use super::status::{Lifecycle, Listener, Status};
+use crate::machine::LimitCost;
 
 /// What sending threads count. Plain sums: they are read for people, and by the migration's thread
 /// between rounds.
@@ -106,6 +107,8 @@ pub(crate) struct Figures {
     /// Pages per second.
     pub dirty_rate: u64,
     pub throttle: u8,
+    /// What dirty-limit costs the guest, while it is held back.
+    pub limit: Option<LimitCost>,
     pub xbzrle: Option<Stats>,
     pub error: Option<String>,
     pub predicted_end: Option<Duration>,
@@ -180,6 +183,11 @@ impl Progress {
         }
         if figures.throttle > 0 {
             out.insert("cpu-throttle-percentage".into(), json!(figures.throttle));
+        }
+        if let Some(cost) = &figures.limit {
+            let us = |time: Duration| json!(time.as_micros() as u64);
+            out.insert("dirty-limit-throttle-time-per-round".into(), us(cost.nap));
+            out.insert("dirty-limit-ring-full-time".into(), us(cost.ring_full));
         }
         out.insert("x-godwit".into(), own(&figures));
         out

@@ -28,7 +28,8 @@ pub(crate) fn hash_ram(ram: &GuestRam) -> Result<u64, Error> {
     Ok(sum)
 }
 
-fn hash_page(number: u64, bytes: &[u8; PAGE_BYTES as usize]) -> u64 {
+/// A hash of a page's place and content.
+pub(crate) fn hash_page(number: u64, bytes: &[u8; PAGE_BYTES as usize]) -> u64 {
     // Four lanes, so that the multiplications overlap.
     let mut lanes =
         [number ^ 1, number ^ 2, number ^ 3, number ^ 4].map(|seed| seed.wrapping_mul(MULTIPLIER));

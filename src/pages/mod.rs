@@ -21,7 +21,7 @@ mod source;
 mod still;
 
 pub(crate) use extent::Extent;
-pub(crate) use hash::hash_ram;
+pub(crate) use hash::{hash_page, hash_ram};
 pub(crate) use mask::{CHUNK_PAGES, ChunkMask, and, and_not, chunk_of, count, mask_ranges, or};
 pub(crate) use read::read;
 pub(crate) use source::{PageSource, sources};

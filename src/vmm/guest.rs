@@ -1,7 +1,8 @@
 //! The machine, as far as QMP's own commands need one.
 
 use crate::config::Actions;
-use crate::machine::{ContRefused, Error, Machine, Moment, Object, RunState, VcpuInfo};
+use crate::kvm::Statistic;
+use crate::machine::{ContRefused, DirtyLimit, Error, Machine, Moment, Object, RunState, VcpuInfo};
 use crate::memory;
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
@@ -25,6 +26,22 @@ pub trait Controllable: Send + Sync {
     /// What its processors can do, and what they cannot.
     fn cpu_features(&self) -> Vec<(&'static str, bool)> {
         Vec::new()
+    }
+    /// Whether vCPUs have rings that count the pages they dirty.
+    fn has_dirty_rings(&self) -> bool {
+        false
+    }
+    /// Limits what a vCPU, or each, may dirty, in MiB per second; 0 ends it.
+    fn limit_dirt(&self, _vcpu: Option<u32>, _mib: u64) -> Result<(), Error> {
+        Ok(())
+    }
+    /// The vCPUs that have a limit.
+    fn dirty_limits(&self) -> Vec<DirtyLimit> {
+        Vec::new()
+    }
+    /// What the kernel counted, of the whole machine or of one vCPU.
+    fn statistics(&self, _vcpu: Option<u32>) -> Result<Vec<Statistic>, Error> {
+        Ok(Vec::new())
     }
     fn ram_bytes(&self) -> u64;
     /// Copies guest-physical memory; holes, and what is not RAM, read as zeros.
@@ -74,6 +91,25 @@ impl Controllable for Machine {
 
     fn cpu_features(&self) -> Vec<(&'static str, bool)> {
         self.cpu_features()
+    }
+
+    fn has_dirty_rings(&self) -> bool {
+        self.vm().ring_entries().is_some()
+    }
+
+    fn limit_dirt(&self, vcpu: Option<u32>, mib: u64) -> Result<(), Error> {
+        self.limit_dirt(vcpu, mib)
+    }
+
+    fn dirty_limits(&self) -> Vec<DirtyLimit> {
+        self.dirty_limits()
+    }
+
+    fn statistics(&self, vcpu: Option<u32>) -> Result<Vec<Statistic>, Error> {
+        Ok(match vcpu {
+            None => self.vm().statistics()?,
+            Some(index) => self.vm().vcpu_statistics(index as usize)?,
+        })
     }
 
     fn ram_bytes(&self) -> u64 {

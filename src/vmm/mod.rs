@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::config::Identity;
+use crate::dirty_rate::Meter;
 use crate::dump::Dumps;
 use crate::machine::Error;
 use crate::machine::moment::{self, Moment, Request, Ruling};
@@ -34,6 +35,8 @@ pub struct Vmm {
     pub chardevs: Box<dyn Fn() -> Vec<ChardevInfo> + Send + Sync>,
     /// Absent where there is no machine to dump.
     pub dumps: Option<Arc<Dumps>>,
+    /// Absent where there is no machine to measure.
+    pub meter: Option<Arc<Meter>>,
     /// Absent where there is no machine to migrate.
     pub migration: Option<Arc<crate::migrate::Handle>>,
 }
@@ -57,6 +60,7 @@ impl Vmm {
             autostart: Arc::new(AtomicBool::new(true)),
             chardevs: Box::new(Vec::new),
             dumps: None,
+            meter: None,
             migration: None,
         }
     }

@@ -254,6 +254,37 @@ fn a_throttled_guest_counts_slower_and_still_stops_at_once() {
     g.machine.set_throttle(0);
 }
 
+/// KVM logs, which costs the guest time, for as long as somebody measures or limits, and no longer.
+#[test]
+fn the_log_ends_with_who_asked_for_it() {
+    use godwit::dirty_rate::{Meter, Mode, Status, Wanted};
+    for ring in [None, Some(4096)] {
+        let dir = dir();
+        let mut config = config(&dir, &guest::counter(), 16, 1);
+        config.kvm.dirty_ring_entries = ring;
+        let g = Guest::build(&config);
+        let vm = g.machine.vm();
+        let meter = Meter::new(g.machine.clone());
+        let mode = if ring.is_some() { Mode::DirtyRing } else { Mode::DirtyBitmap };
+        let time = Duration::from_millis(200);
+        meter.start(Wanted { mode, time, sample_pages: None }).unwrap();
+        assert!(vm.is_logging());
+        let limited = g.machine.limit_dirt(None, 5);
+        assert_eq!(limited.is_ok(), ring.is_some());
+        wait(|| meter.report().status == Status::Measured, || format!("{:?}", meter.report()));
+        if ring.is_some() {
+            assert!(vm.is_logging(), "the limit goes on");
+            assert_eq!(g.machine.dirty_limits().len(), 1);
+            g.machine.limit_dirt(Some(0), 0).unwrap();
+        }
+        assert!(!vm.is_logging());
+        let sampled =
+            Wanted { mode: Mode::PageSampling, ..Wanted { mode, time, sample_pages: None } };
+        meter.start(sampled).unwrap();
+        assert!(!vm.is_logging());
+    }
+}
+
 /// Runs a guest that writes 1024 pages in turn, and copies what the dirty log brings as a migration
 /// does. Returns the pages of the copy that are not what the guest has in the end.
 fn missed_pages(ring: Option<u32>) -> Result<Vec<usize>, kvm::Error> {

@@ -6,11 +6,13 @@ mod behaviour;
 #[path = "../common/mod.rs"]
 mod common;
 mod descriptors;
+mod dirty;
 mod fake;
 mod objects;
 mod process;
 mod random;
 mod replay;
 mod schema;
+mod stats;
 mod threads;
 mod waiting;

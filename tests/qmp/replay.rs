@@ -258,7 +258,7 @@ fn same(want: &Value, got: &Value, fds: &HashMap<i64, i64>) -> bool {
             want.len() == got.keys().filter(|name| !name.starts_with("x-godwit-")).count()
                 && want.iter().all(|(name, want)| match (name.as_str(), got.get(name)) {
                     (_, None) => false,
-                    ("timestamp" | "package" | "thread-id", Some(_)) => true,
+                    ("timestamp" | "package" | "thread-id" | "start-time", Some(_)) => true,
                     ("fd", Some(got)) => fds.get(&want.as_i64().unwrap()) == got.as_i64().as_ref(),
                     ("desc", Some(got)) => same_text(want, got, fds),
                     (_, Some(got)) => same(want, got, fds),

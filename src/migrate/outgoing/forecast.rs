@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::peer::Peer;
+use super::rounds::slows;
 use super::source::Source;
 use crate::memory::PAGE_BYTES;
 use crate::migrate::capabilities::Capability;
@@ -49,7 +50,7 @@ impl Forecast {
         let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
         if converge::will_be_stuck(pages * PAGE_BYTES, dirty_rate, bandwidth, limit) {
             self.sees_no_end.store(true, Ordering::Relaxed);
-            if !source.settings.has(Capability::AutoConverge) {
+            if !slows(source) {
                 let mut figures = source.progress.figures();
                 figures.dirty_rate = rate;
                 figures.advice = Some(advice(source, self.cache_bytes, pages));

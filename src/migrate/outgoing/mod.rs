@@ -47,9 +47,13 @@ impl Source {
         self.progress.figures().started = Some(started);
         let result = guarded(|| self.migrate(destination, started));
         self.guest.set_throttle(0);
+        if let Err(error) = self.guest.limit_dirt(0, Duration::ZERO) {
+            tracing::warn!("vCPUs stay limited after the migration: {error}");
+        }
         let mut figures = self.progress.figures();
         figures.total = Some(started.elapsed());
         figures.throttle = 0;
+        figures.limit = None;
         drop(figures);
         let last = match result {
             Ok(()) => Status::Completed,

@@ -243,7 +243,7 @@ impl Rounds {
         if self.number > rounds_to_judge {
             // What short rounds look like in the beginning says nothing.
             let judged = figures.started.is_some_and(|started| started.elapsed() >= FORECAST_AFTER);
-            let slowed = source.settings.has(Capability::AutoConverge);
+            let slowed = slows(source);
             let stuck = judged && !slowed && converge::is_stuck(&round);
             figures.advice = stuck.then(|| advice(source, peer.cache_bytes(), left));
             figures.predicted_end = figures.predicted_end.filter(|_| !stuck);
@@ -270,19 +270,42 @@ impl Rounds {
     fn rates(&mut self, source: &Source, left: u64, time: Duration) {
         let counters = &source.progress.counters;
         source.progress.figures().dirty_rate = (left as f64 / time.as_secs_f64().max(1e-6)) as u64;
-        if !source.settings.has(Capability::AutoConverge) {
+        if !slows(source) {
             return;
         }
         let sent = Counters::get(&counters.transferred);
-        if let Some(percent) = self.throttle.round(left * PAGE_BYTES, sent, source) {
+        let changed = self.throttle.round(left * PAGE_BYTES, sent, source);
+        if source.settings.has(Capability::DirtyLimit) {
+            self.limit_dirt(source);
+        } else if let Some(percent) = changed {
             source.guest.set_throttle(percent);
             source.progress.figures().throttle = percent;
         }
     }
 
+    /// From the moment on at which auto-converge would begin, no vCPU dirties more than the limit.
+    fn limit_dirt(&self, source: &Source) {
+        if !self.throttle.has_begun() {
+            return;
+        }
+        let parameters = source.settings.parameters();
+        let period = Duration::from_millis(parameters.x_vcpu_dirty_limit_period);
+        // Without, the guest is not slowed down, and the migration takes longer.
+        if let Err(error) = source.guest.limit_dirt(parameters.vcpu_dirty_limit, period) {
+            tracing::warn!("vCPUs are not limited: {error}");
+        }
+        source.progress.figures().limit = source.guest.limit_cost();
+    }
+
     fn owed_pages(&self) -> u64 {
         self.owed.iter().map(PageSet::count).sum()
     }
+}
+
+/// Whether a guest that is too fast is slowed down.
+pub(super) fn slows(source: &Source) -> bool {
+    let ways = [Capability::AutoConverge, Capability::DirtyLimit];
+    ways.into_iter().any(|way| source.settings.has(way))
 }
 
 fn show_caches(source: &Source, peer: &mut Peer) {
@@ -333,6 +356,10 @@ impl Throttler {
         if foreseen {
             self.throttle.foresee();
         }
+    }
+
+    fn has_begun(&self) -> bool {
+        self.throttle.percent() > 0
     }
 
     /// The new percentage if it changes.

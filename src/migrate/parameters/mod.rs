@@ -118,11 +118,11 @@ parameters! {
     block_bitmap_mapping: Option<Vec<Value>> = None, "block-bitmap-mapping", Limits::None, Never,
         "Other names for dirty bitmaps, whose migration is not built in.";
     x_vcpu_dirty_limit_period: u64 = 1000, "x-vcpu-dirty-limit-period",
-        between(1, 1000, "expects a value between 1 and 1000"), Never,
-        "Milliseconds between measurements for dirty-limit, which is not built in.";
+        between(1, 1000, "expects a value between 1 and 1000"), Now,
+        "dirty-limit: milliseconds between measurements of how fast vCPUs dirty memory.";
     vcpu_dirty_limit: u64 = 1, "vcpu-dirty-limit",
-        between(1, u64::MAX, "must be greater than 1 MB/s"), Never,
-        "MiB per second that a vCPU may dirty with dirty-limit.";
+        between(1, u64::MAX, "must be greater than 1 MB/s"), Now,
+        "dirty-limit: MiB per second that a vCPU may dirty once the guest is too fast.";
     mode: &'static str = "normal", "mode",
         Limits::Choice(&["normal", "cpr-reboot", "cpr-transfer"]), Start,
         "Only normal is built in: in another mode no migration starts.";

@@ -219,6 +219,11 @@ fn query_chardev_backends(_call: Call<'_>) -> Answer {
     Ok(ChardevBackend::TYPES.map(name).to_vec().into())
 }
 
+/// Where vCPU number `at` is in the tree of objects.
+pub(super) fn vcpu_path(at: usize) -> String {
+    format!("/machine/unattached/device[{at}]")
+}
+
 fn query_cpus_fast(call: Call<'_>) -> Answer {
     let vcpus = call.vmm.guest.vcpus();
     let entry = |(at, vcpu): (usize, &crate::machine::VcpuInfo)| {
@@ -226,7 +231,7 @@ fn query_cpus_fast(call: Call<'_>) -> Answer {
         json!({
             "cpu-index": vcpu.index,
             "thread-id": vcpu.thread_id,
-            "qom-path": format!("/machine/unattached/device[{at}]"),
+            "qom-path": vcpu_path(at),
             "props": {"socket-id": socket, "core-id": core, "thread-id": thread},
             "target": ARCH,
         })

@@ -130,6 +130,8 @@ pub(crate) static REPORT: Shape = Shape::of(&[
     optional("downtime", Type::U64),
     optional("setup-time", Type::U64),
     optional("cpu-throttle-percentage", Type::U8),
+    optional("dirty-limit-throttle-time-per-round", Type::U64),
+    optional("dirty-limit-ring-full-time", Type::U64),
     optional("error-desc", Type::Text),
     optional("blocked-reasons", Type::List(&Type::Text)),
     optional("socket-address", Type::List(&Type::Object(&SOCKET_ADDRESS))),

@@ -52,6 +52,7 @@
 mod absent;
 pub(crate) mod channels;
 mod descriptors;
+mod dirty;
 pub(crate) mod dump;
 mod file;
 mod human;
@@ -62,6 +63,7 @@ pub(crate) mod migration_shapes;
 pub(crate) mod objects;
 mod protocol;
 mod runstate;
+mod stats;
 
 use std::sync::Arc;
 
@@ -84,6 +86,8 @@ static SUBJECTS: &[&[Command]] = &[
     objects::COMMANDS,
     absent::COMMANDS,
     memory::COMMANDS,
+    dirty::COMMANDS,
+    stats::COMMANDS,
     descriptors::COMMANDS,
     dump::COMMANDS,
     migration::COMMANDS,
