@@ -178,6 +178,9 @@ impl Cpus {
                 if asked & request::NMI != 0 {
                     let _ = vcpu.external_nmi();
                 }
+                if asked & request::ANSWER != 0 {
+                    self.gate.answer(index);
+                }
                 if asked & request::PARK != 0 {
                     return None;
                 }

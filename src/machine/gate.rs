@@ -14,6 +14,8 @@ pub(crate) mod request {
     pub(crate) const THROTTLE: u32 = 4;
     /// Stand still for what was dirtied above the limit.
     pub(crate) const PAY: u32 = 8;
+    /// Answer a roll call.
+    pub(crate) const ANSWER: u32 = 16;
 }
 
 /// Requests to one vCPU. They are written before the vCPU is kicked.
@@ -59,6 +61,8 @@ struct Place {
     /// It stays there even though the gate is open: the guest asked for something that must happen
     /// first.
     held: bool,
+    /// It was called at a roll call and has not answered yet.
+    called: bool,
 }
 
 /// What a thread learns at the gate.
@@ -111,6 +115,37 @@ impl Gate {
         }
     }
 
+    /// How long it takes until each vCPU that runs has left the guest for a moment, at most `most`.
+    /// That is what closing the gate takes, tried without closing it.
+    pub(crate) fn roll_call(&self, kick: impl Fn(usize), most: Duration) -> Duration {
+        let started = Instant::now();
+        let mut state = self.lock();
+        for (index, requests) in self.requests.iter().enumerate() {
+            if !state.places[index].parked {
+                state.places[index].called = true;
+                requests.add(request::ANSWER);
+                kick(index);
+            }
+        }
+        loop {
+            let left = most.saturating_sub(started.elapsed());
+            let all_are_here = state.places.iter().all(|p| p.parked || !p.called);
+            if all_are_here || left.is_zero() {
+                break;
+            }
+            let waited = self.changed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        state.places.iter_mut().for_each(|place| place.called = false);
+        started.elapsed().min(most)
+    }
+
+    /// vCPU `index` has left the guest for a roll call.
+    pub(crate) fn answer(&self, index: usize) {
+        self.lock().places[index].called = false;
+        self.changed.notify_all();
+    }
+
     /// Opens the gate for all, those held included.
     pub(crate) fn open(&self) {
         let mut state = self.lock();
@@ -155,5 +190,45 @@ impl Gate {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn a_roll_call_waits_for_those_that_run_and_for_no_longer_than_it_is_told() {
+        const LONG: Duration = Duration::from_secs(20);
+        const SHORT: Duration = Duration::from_millis(5);
+        let gate = Arc::new(Gate::new(2));
+        let parked = |index| {
+            let gate = gate.clone();
+            std::thread::spawn(move || gate.pass(index) == Pass::Quit)
+        };
+        // Nobody is at the gate yet, and nobody answers.
+        assert_eq!(gate.roll_call(|_| {}, SHORT), SHORT);
+        let threads = [parked(0), parked(1)];
+        gate.close(|_| {});
+        // All stand still already: nobody is called.
+        assert!(gate.roll_call(|_| panic!("a parked vCPU was kicked"), LONG) < LONG);
+        gate.open();
+        let answers = |index: usize| {
+            let gate = gate.clone();
+            move || {
+                while gate.requests[index].take() & request::ANSWER == 0 {
+                    std::thread::yield_now();
+                }
+                gate.answer(index);
+            }
+        };
+        let running = threads.map(|thread| thread.join().unwrap());
+        assert_eq!(running, [false, false]);
+        let threads = [std::thread::spawn(answers(0)), std::thread::spawn(answers(1))];
+        assert!(gate.roll_call(|_| {}, LONG) < LONG);
+        for thread in threads {
+            thread.join().unwrap();
+        }
     }
 }

@@ -46,19 +46,39 @@ impl RamBlock {
     /// Makes a range (bytes, whole pages) zero without touching what is zero already, holes above
     /// all.
     pub(crate) fn clear(&self, range: Range<u64>) -> Result<(), Error> {
+        /// Asked about at once.
+        const PART_BYTES: u64 = 256 * PAGE_BYTES;
         let losses = self.losses();
         let mut at = range.start;
         while let Some(data) = self.first_data(at..range.end)? {
-            let page = self.page(data / PAGE_BYTES * PAGE_BYTES);
-            // SAFETY: a whole page of the block's mapping.
-            unsafe {
-                if !xbzrle::is_zero_live(page, PAGE) {
-                    page.write_bytes(0, PAGE);
-                }
+            let data = data / PAGE_BYTES * PAGE_BYTES;
+            let part = data..range.end.min(data + PART_BYTES);
+            at = part.end;
+            if self.touched(part.clone(), |page| self.clear_page(page))? {
+                continue;
             }
-            at = (data / PAGE_BYTES + 1) * PAGE_BYTES;
+            // Where data end would take as long as there are pages behind the range.
+            if self.is_in_memory(part.clone()) {
+                part.step_by(PAGE).for_each(|page| self.clear_page(page));
+                continue;
+            }
+            let mut next = part.start;
+            while let Some(data) = self.first_data(next..part.end)? {
+                self.clear_page(data / PAGE_BYTES * PAGE_BYTES);
+                next = (data / PAGE_BYTES + 1) * PAGE_BYTES;
+            }
         }
         self.check_losses(losses)
+    }
+
+    fn clear_page(&self, offset: u64) {
+        let page = self.page(offset);
+        // SAFETY: a whole page of the block's mapping.
+        unsafe {
+            if !xbzrle::is_zero_live(page, PAGE) {
+                page.write_bytes(0, PAGE);
+            }
+        }
     }
 
     /// Makes memory and page tables for a whole range (bytes) at once: a fault for each page would

@@ -19,6 +19,8 @@ pub trait Migratable: Send + Sync {
     fn run_state(&self) -> RunState;
     /// Stops every vCPU; true if the guest ran.
     fn stop(&self, to: RunState) -> Result<bool, GuestError>;
+    /// How long that takes, tried without stopping them.
+    fn stop_time(&self) -> Duration;
     fn cont(&self) -> Result<(), GuestError>;
     /// Changes the state of a guest that stands still.
     fn set_state(&self, to: RunState);

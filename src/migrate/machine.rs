@@ -35,6 +35,10 @@ impl Migratable for Machine {
         })
     }
 
+    fn stop_time(&self) -> Duration {
+        self.stop_time()
+    }
+
     fn cont(&self) -> Result<(), GuestError> {
         Ok(self.hand_back()?)
     }

@@ -90,6 +90,19 @@ impl Counters {
     }
 }
 
+/// The downtime's parts, one after the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DowntimeParts {
+    /// The vCPUs and devices come to rest.
+    pub stop: Duration,
+    /// Their state is read.
+    pub save: Duration,
+    /// The last pages are found and taken by the connection.
+    pub pages: Duration,
+    /// The target takes the rest, loads the state, and says that the guest runs.
+    pub hand_over: Duration,
+}
+
 /// What the migration's thread knows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Figures {
@@ -98,6 +111,8 @@ pub(crate) struct Figures {
     /// Set when the migration has ended.
     pub total: Option<Duration>,
     pub downtime: Option<Duration>,
+    /// Where the downtime went.
+    pub downtime_parts: DowntimeParts,
     pub expected_downtime: Duration,
     /// The part of it that is the same however few pages are left.
     pub state_time: Duration,
@@ -229,7 +244,8 @@ impl Progress {
 /// Member `x-godwit`: what QEMU has no name for. `round` counts from 1; times are in ms;
 /// `predicted-state-time` is the part of `predicted-downtime` that no round makes shorter;
 /// `predicted-end` is absent where dirt comes faster than it goes, and then `advice` says what
-/// would help; `xbzrle-cache-error` says why the cache has not the size that was asked for.
+/// would help; `xbzrle-cache-error` says why the cache has not the size that was asked for;
+/// `downtime-parts`, in microseconds, says at the end where the downtime went.
 fn own(figures: &Figures) -> Value {
     let mut own = Map::new();
     own.insert("round".into(), json!(figures.dirty_sync_count));
@@ -243,6 +259,14 @@ fn own(figures: &Figures) -> Value {
     }
     if let Some(error) = &figures.cache_error {
         own.insert("xbzrle-cache-error".into(), json!(error));
+    }
+    if figures.downtime.is_some() {
+        let DowntimeParts { stop, save, pages, hand_over } = figures.downtime_parts;
+        let us = |time: Duration| time.as_micros() as u64;
+        let parts = json!({
+            "stop": us(stop), "save": us(save), "pages": us(pages), "hand-over": us(hand_over),
+        });
+        own.insert("downtime-parts".into(), parts);
     }
     Value::Object(own)
 }

@@ -120,6 +120,10 @@ impl Migratable for FakeGuest {
         *self.state.lock().unwrap()
     }
 
+    fn stop_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
     fn stop(&self, to: RunState) -> Result<bool, GuestError> {
         if self.idle {
             return Ok(std::mem::replace(&mut *self.state.lock().unwrap(), to) == RunState::Running);

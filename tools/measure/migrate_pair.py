@@ -98,6 +98,7 @@ def main():
         if 'xbzrle-cache' in i: r['xbzrle'] = i['xbzrle-cache']
         for name in own: r[name + '_own_mib'] = own[name] >> 10
         if advice: r['advice'] = advice
+        if parts := i.get('x-godwit', {}).get('downtime-parts'): r['downtime_parts_us'] = parts
         if foreseen is not None: r['foreseen_ms'] = foreseen
         if 'error-desc' in i: r['error'] = i['error-desc']
         for name, pr in zip(('src', 'dst'), procs):

@@ -264,6 +264,30 @@ mod tests {
     }
 
     #[test]
+    fn zeros_reach_every_page_that_has_data_and_no_other() {
+        // Pages that have data: all, none, alternating in places, runs across the parts asked about.
+        let wholly: fn(u64) -> bool = |_| true;
+        for has_data in [wholly, |_| false, |page| page % 3 == 1, |page| !(90..140).contains(&page)]
+        {
+            let (ram, blocks) = blocks();
+            let pages: Vec<u64> = (0..256).filter(|page| has_data(*page)).collect();
+            for page in &pages {
+                ram.write(page * PAGE_BYTES, &[*page as u8 | 1; 4096]).unwrap();
+            }
+            blocks.zero(0, 5 * PAGE_BYTES, 240 * PAGE_BYTES).unwrap();
+            for page in 0..256 {
+                if has_data(page) {
+                    let mut bytes = [9; 4096];
+                    ram.read(page * PAGE_BYTES, &mut bytes).unwrap();
+                    let kept = if (5..245).contains(&page) { 0 } else { page as u8 | 1 };
+                    assert_eq!(bytes, [kept; 4096], "page {page}");
+                }
+            }
+            assert_eq!(ram.main().data_pages().unwrap().iter().collect::<Vec<_>>(), pages);
+        }
+    }
+
+    #[test]
     fn ranges_outside_and_unaligned_are_refused() {
         let (_ram, blocks) = blocks();
         for (block, offset, bytes) in [

@@ -97,16 +97,19 @@ impl Source {
         let _lifted = self.settings.limit.lift();
         let stopped_at = Instant::now();
         let ran = self.guest.stop(RunState::FinishMigrate)?;
+        self.progress.figures().downtime_parts.stop = stopped_at.elapsed();
         let result = guarded(|| self.finish(peer, &mut rounds, ran)).or_else(|error| match error {
             Error::Panicked(_) if self.progress.life.is_given_away() => {
                 Ok(handover::indeterminate(error))
             }
             error => Err(error),
         });
+        // Before the rounds' memory and threads go, for which no guest waits.
+        let downtime = stopped_at.elapsed();
         drop(rounds);
         match result {
             Ok(Outcome::HandedOver) => {
-                self.progress.figures().downtime = Some(stopped_at.elapsed());
+                self.progress.figures().downtime = Some(downtime);
                 self.guest.set_state(RunState::PostMigrate);
                 Ok(())
             }
@@ -131,11 +134,18 @@ impl Source {
         if peer.return_path.is_some() || peer.program.is_some() {
             peer.set_operation_timeout(time);
         }
+        let started = Instant::now();
         let state = self.guest.save(ran)?;
+        let saved = Instant::now();
         rounds
             .last(self, peer)
             .map_err(|error| peer.silent(error, "the last pages, before GO", time))?;
-        handover::hand_over(self, peer, state.as_ref())
+        let sent = Instant::now();
+        let outcome = handover::hand_over(self, peer, state.as_ref());
+        let parts = &mut self.progress.figures().downtime_parts;
+        (parts.save, parts.pages, parts.hand_over) =
+            (saved - started, sent - saved, sent.elapsed());
+        outcome
     }
 
     fn resume(&self, ran: bool, before: RunState) {

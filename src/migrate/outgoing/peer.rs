@@ -50,6 +50,8 @@ pub(super) struct Peer {
     pub target_is_zero: bool,
     /// What the state of such a guest takes at the target.
     pub rehearsal: Rehearsal,
+    /// The shortest time from a PING to its PONG behind all pages.
+    round_trip: Option<Duration>,
     /// SWITCHOVER_ACK has come: the target agrees to the guest being stopped.
     agreed: bool,
     connections: Vec<Connection>,
@@ -63,6 +65,11 @@ pub(super) struct Peer {
 const COMMAND_ENDS: Duration = Duration::from_millis(500);
 /// How long a round waits for SWITCHOVER_ACK before pages dirtied meanwhile are sent.
 const AGREEMENT_POLL: Duration = Duration::from_millis(20);
+
+/// The value of a PING that asks whether all pages so far were taken.
+const CATCH_UP: u32 = 2;
+/// A target that answers within this time had nothing left to do.
+const NO_LAG: Duration = Duration::from_millis(1);
 
 impl Peer {
     /// Opens the stream and finds out who is there. No RAM has moved when this returns, and the
@@ -91,6 +98,7 @@ impl Peer {
             features: Features::empty(),
             target_is_zero: false,
             rehearsal: Rehearsal::default(),
+            round_trip: None,
             agreed: false,
             connections: vec![connection],
             cache_wanted: 0,
@@ -304,12 +312,15 @@ impl Peer {
 
     /// What the guest stands still for beside its pages: it is stopped, its state is read and sent,
     /// read and loaded there, and the guest started. That takes three times what one reading and
-    /// loading took at the target, as measured with 1 to 16 vCPUs. `bandwidth`, in bytes per
-    /// second, is the connection's, 0 where it is not known: a limit says nothing of it.
+    /// loading took at the target, as measured with 1 to 16 vCPUs, and the way there and back: once
+    /// for the state, and between two Godwits once for GO. `bandwidth`, in bytes per second, is the
+    /// connection's, 0 where it is not known: a limit says nothing of it.
     pub(super) fn state_time(&self, bandwidth: f64) -> Duration {
         let Rehearsal { us, bytes } = self.rehearsal;
         let sent = converge::predicted_downtime(bytes.into(), bandwidth).unwrap_or_default();
-        Duration::from_micros(3 * u64::from(us)) + sent
+        let trips = if self.features.contains(Features::COMMIT) { 2 } else { 1 };
+        let way = self.round_trip.unwrap_or_default() * trips;
+        Duration::from_micros(3 * u64::from(us)) + sent + way
     }
 
     /// The channels that carry pages.
@@ -368,6 +379,31 @@ impl Peer {
             self.check()?;
         }
         Ok(self.agreed)
+    }
+
+    /// Waits, with the guest running, until the target has taken all that was sent: what it has
+    /// before it yet is no part of what is left here, and the guest would stand still for it. False:
+    /// that took so long that pages dirtied meanwhile should go first, and the next time will be
+    /// shorter. True at once where nobody answers.
+    pub(super) fn catches_up(&mut self, source: &Source) -> Result<bool, Error> {
+        if self.return_path.is_none() {
+            return Ok(true);
+        }
+        let mut out = Vec::new();
+        Command::Ping(CATCH_UP).write(&mut out);
+        let started = Instant::now();
+        self.main.send_bytes(&source.progress.counters, true, &out)?;
+        let timeout = Duration::from_millis(source.settings.parameters().x_godwit_peer_timeout);
+        loop {
+            match self.wait("the target's word that it has taken all pages so far", timeout)? {
+                Reply::Pong(CATCH_UP) => break,
+                Reply::Shut(_) => return Err(Error::TargetFailed),
+                _ => {}
+            }
+        }
+        let took = started.elapsed();
+        let before = self.round_trip.replace(self.round_trip.map_or(took, |trip| trip.min(took)));
+        Ok(took <= NO_LAG || before.is_some_and(|before| took > before * 3 / 4))
     }
 
     /// A time-out by the name of what was waited for; the whole time, not what was left of it.

@@ -28,6 +28,9 @@ const FIRST_CLEAR_PAGES: u64 = (1 << 30) / PAGE_BYTES;
 /// Pages that go at this share of the limit or faster are held back by the limit.
 const LIMITED: f64 = 0.7;
 
+/// How often it is tried what stopping the vCPUs takes: they do not always come at once.
+const STOPS_TRIED: usize = 3;
+
 pub(super) struct Rounds {
     log: Box<dyn DirtyLog>,
     pool: ThreadPool,
@@ -39,6 +42,8 @@ pub(super) struct Rounds {
     number: u32,
     /// Owed to the next round, by block.
     owed: Vec<PageSet>,
+    /// What stopping the vCPUs takes.
+    stop_time: Duration,
     #[cfg(feature = "sabotage")]
     swap: super::sabotage::Swap,
 }
@@ -89,6 +94,7 @@ impl Rounds {
             throttle: Throttler::new(),
             number: 0,
             owed,
+            stop_time: (0..STOPS_TRIED).map(|_| source.guest.stop_time()).max().unwrap_or_default(),
             #[cfg(feature = "sabotage")]
             swap: super::sabotage::Swap::new(source.guest.ram())?,
         })
@@ -117,7 +123,10 @@ impl Rounds {
             let left = self.owed_pages();
             let decision = self.decide(source, peer, left, left_before, rounds_below_limit);
             source.progress.counters.remaining.store(left, Ordering::Relaxed);
-            if decision == Decision::SwitchOver && peer.agrees_to_switch_over(source)? {
+            if decision == Decision::SwitchOver
+                && peer.agrees_to_switch_over(source)?
+                && peer.catches_up(source)?
+            {
                 if sabotage::on(Fault::NoFinalHarvest) {
                     // Long enough that the guest surely writes something between the last harvest
                     // and its stop.
@@ -264,7 +273,7 @@ impl Rounds {
             0 => pace,
             told => told as f64,
         };
-        peer.state_time(bandwidth)
+        self.stop_time + peer.state_time(bandwidth)
     }
 
     fn rates(&mut self, source: &Source, left: u64, time: Duration) {

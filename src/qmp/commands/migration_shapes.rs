@@ -177,4 +177,12 @@ static OWN: Shape = Shape::of(&[
     optional("predicted-end", Type::U64),
     optional("advice", Type::Text),
     optional("xbzrle-cache-error", Type::Text),
+    optional("downtime-parts", Type::Object(&DOWNTIME_PARTS)),
+]);
+/// In microseconds.
+static DOWNTIME_PARTS: Shape = Shape::of(&[
+    required("stop", Type::U64),
+    required("save", Type::U64),
+    required("pages", Type::U64),
+    required("hand-over", Type::U64),
 ]);
