@@ -45,13 +45,49 @@ pub struct Config {
     pub notices: Vec<String>,
 }
 
-/// What `-M` says of the machine `microvm`. `acpi=off` is the only variant there is so far.
+/// What `-M` says of the machine `microvm`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MachineOptions {
     /// Which parts it has, as far as that was said; the parts themselves know what they are without.
     pub switches: Switches,
     /// Leave the JSON description out of migration streams.
     pub suppress_vmdesc: bool,
+    pub oem: Oem,
+}
+
+/// Who is named in ACPI tables as their maker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Oem {
+    /// At most 6 bytes.
+    pub id: String,
+    /// At most 8 bytes.
+    pub table_id: String,
+}
+
+impl Default for Oem {
+    /// As in QEMU.
+    fn default() -> Oem {
+        Oem { id: "BOCHS ".into(), table_id: "BXPC    ".into() }
+    }
+}
+
+impl Oem {
+    /// Whose program made the tables; as in QEMU.
+    pub(crate) const CREATOR: &[u8; 4] = b"BXPC";
+
+    pub(crate) fn id(&self) -> [u8; 6] {
+        padded(&self.id)
+    }
+
+    pub(crate) fn table_id(&self) -> [u8; 8] {
+        padded(&self.table_id)
+    }
+}
+
+/// With zeros behind it.
+fn padded<const N: usize>(text: &str) -> [u8; N] {
+    let mut bytes = text.bytes();
+    std::array::from_fn(|_| bytes.next().unwrap_or(0))
 }
 
 /// Parts that were switched on or off, by the name of the property.
@@ -59,8 +95,16 @@ pub struct MachineOptions {
 pub struct Switches(BTreeMap<&'static str, bool>);
 
 impl Switches {
-    pub(crate) fn set(&mut self, name: &'static str, on: bool) {
+    pub fn set(&mut self, name: &'static str, on: bool) {
         self.0.insert(name, on);
+    }
+
+    /// `None` takes back what was said.
+    pub fn say(&mut self, name: &'static str, on: Option<bool>) {
+        match on {
+            Some(on) => self.set(name, on),
+            None => drop(self.0.remove(name)),
+        }
     }
 
     /// What was said, as QEMU shows it: `on`, `off`, or `auto` for nothing.

@@ -18,7 +18,7 @@
 //!
 //! ```
 //! // A command line becomes a machine's configuration, or all its faults at once.
-//! let words = "-M microvm,acpi=off -m 64 -kernel builtin".split(' ').map(Into::into);
+//! let words = "-M microvm -m 64 -kernel builtin".split(' ').map(Into::into);
 //! let Ok(godwit::args::Request::Run(config)) = godwit::args::parse(words) else { panic!() };
 //! assert_eq!(config.memory.bytes, 64 << 20);
 //! ```

@@ -23,7 +23,7 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Try it, with nothing but this binary and /dev/kvm:
-  godwit run -M microvm,acpi=off -kernel builtin -append ws=64
+  godwit run -M microvm -kernel builtin -append ws=64
   godwit demo";
 
 const STYLES: Styles = Styles::styled()

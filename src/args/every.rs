@@ -11,6 +11,10 @@ const GOOD: &str = "-M microvm,acpi=off -kernel K";
 /// An option, a key of it if it has keys, and two endings of a good line that differ in it.
 #[rustfmt::skip]
 const CHANGES: &[(&str, &str, &str, &str)] = &[
+    ("M", "acpi", "", "-M acpi=on"),
+    ("M", "ioapic2", "", "-M ioapic2=off"),
+    ("M", "x-oem-id", "", "-M x-oem-id=ME"),
+    ("M", "x-oem-table-id", "", "-M x-oem-table-id=MINE"),
     ("M", "pic", "", "-M pic=off"),
     ("M", "pit", "", "-M pit=off"),
     ("M", "isa-serial", "", "-M isa-serial=off"),
@@ -106,16 +110,14 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
 #[rustfmt::skip]
 const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("M", "type", &["microvm"], "there is one machine"),
-    ("M", "acpi", &["off"], "the machine has no ACPI yet, and must be asked for without"),
     ("M", "accel", &["kvm", "kvm:tcg"], "there is one accelerator"),
     ("M", "rtc", &["off", "auto"], "there is no MC146818"),
     ("M", "kernel-irqchip", &["on"], "interrupt controllers are KVM's"),
     ("M", "x-option-roms", &["on", "off"], "there is no firmware that would run them"),
-    ("M", "ioapic2", &["off", "auto"], "the second IOAPIC comes with ACPI"),
     ("M", "graphics", &["off"], "there is no display"),
     ("M", "pcie", &["off", "auto"], "there is no PCI"),
     ("M", "usb", &["off"], "there is no USB"),
-    ("M", "hmat", &["off"], "there are no ACPI tables"),
+    ("M", "hmat", &["off"], "there is no such ACPI table"),
     ("M", "smm", &["off", "auto"], "microvm has none"),
     ("M", "aux-ram-share", &["off"], "there is no RAM but the guest's"),
     ("M", "bus-lock-ratelimit", &["0"], "bus locks are not watched"),

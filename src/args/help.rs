@@ -24,7 +24,7 @@ const INDENT: usize = 10;
 
 pub(crate) fn page(style: Style) -> String {
     let mut page = format!(
-        "Run a guest, with QEMU's own options.\n\n{} godwit run -M microvm,acpi=off -kernel FILE [OPTION…]\n",
+        "Run a guest, with QEMU's own options.\n\n{} godwit run -M microvm -kernel FILE [OPTION…]\n",
         style.bold("Usage:")
     );
     for (section, title) in Section::ALL {
@@ -37,8 +37,8 @@ pub(crate) fn page(style: Style) -> String {
         };
     }
     page += &format!(
-        "\n{}\n  godwit run -M microvm,acpi=off -m 256 -kernel builtin -append 'ws=64 rate=2000' -serial stdio\n  godwit \
-         run -M microvm,acpi=off -m 2G -smp 2 -kernel vmlinuz -initrd initrd.img -append console=ttyS0 \\\n      -serial \
+        "\n{}\n  godwit run -M microvm -m 256 -kernel builtin -append 'ws=64 rate=2000' -serial stdio\n  godwit \
+         run -M microvm -m 2G -smp 2 -kernel vmlinuz -initrd initrd.img -append console=ttyS0 \\\n      -serial \
          stdio -qmp unix:/run/guest.qmp,server=on,wait=off\n",
         style.bold("Examples:")
     );

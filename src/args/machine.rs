@@ -13,8 +13,6 @@ use std::path::PathBuf;
 #[derive(Default)]
 pub(crate) struct MachineDraft {
     pub named: bool,
-    /// `acpi=` as far as it was given.
-    pub acpi: Option<bool>,
     pub options: MachineOptions,
     pub devices: Vec<Device>,
     pub kvm: Kvm,
@@ -23,8 +21,6 @@ pub(crate) struct MachineDraft {
     pub dump: Option<bool>,
 }
 
-const ACPI_REFUSED: &str = "ACPI and its event device are not built yet; write acpi=off";
-const NO_ACPI_TABLES: &str = "names ACPI tables, which there are none of with acpi=off";
 const NO_DEVICE_TREE: &str = "device trees are not built: x86 kernels need none";
 const USERSPACE_IRQCHIP: &str =
     "interrupt controllers are KVM's own here; only kernel-irqchip=on can be had";
@@ -40,18 +36,6 @@ const MACHINE: Keys<MachineDraft> = Keys {
                 _ => Err(Problem::Refused("Godwit has one machine: microvm")),
             }
         }),
-        Key::shown(
-            "acpi",
-            "off",
-            |m, v| match value::switch_or_auto(v)? {
-                Some(false) => {
-                    m.acpi = Some(false);
-                    Ok(())
-                }
-                Some(true) | None => Err(Problem::Refused(ACPI_REFUSED)),
-            },
-            |_| "off".into(),
-        ),
         Key::shown(
             "memory-backend",
             "ID",
@@ -83,8 +67,24 @@ const MACHINE: Keys<MachineDraft> = Keys {
             "belongs to replacing the process in place, which is not built yet",
         ),
         Key::only("bus-lock-ratelimit", &["0"], "bus locks are not watched; write 0"),
-        Key::refuse("x-oem-id", NO_ACPI_TABLES),
-        Key::refuse("x-oem-table-id", NO_ACPI_TABLES),
+        Key::shown(
+            "x-oem-id",
+            "NAME",
+            |m, v| {
+                m.options.oem.id = at_most(v, 6, "at most 6 bytes")?;
+                Ok(())
+            },
+            |m| m.options.oem.id.as_str().into(),
+        ),
+        Key::shown(
+            "x-oem-table-id",
+            "NAME",
+            |m, v| {
+                m.options.oem.table_id = at_most(v, 8, "at most 8 bytes")?;
+                Ok(())
+            },
+            |m| m.options.oem.table_id.as_str().into(),
+        ),
         Key::refuse("boot", "there is no firmware: -kernel starts the guest directly"),
         Key::refuse("memory", "write -m SIZE"),
         Key::refuse("dtb", NO_DEVICE_TREE),
@@ -97,7 +97,7 @@ const MACHINE: Keys<MachineDraft> = Keys {
         Key::only("graphics", &["off"], "there is no display; write graphics=off"),
         Key::only("pcie", &["off", "auto"], "PCI Express is not built; write pcie=off"),
         Key::only("usb", &["off"], "USB is not built; write usb=off"),
-        Key::only("hmat", &["off"], "memory attribute tables come with ACPI; write hmat=off"),
+        Key::only("hmat", &["off"], "memory attribute tables are not built; write hmat=off"),
         Key::only("smm", &["off", "auto"], "microvm has no system management mode; write smm=off"),
         Key::refuse("firmware", "there is no firmware: -kernel starts the guest directly"),
         Key::refuse("kernel", "write -kernel FILE"),
@@ -175,10 +175,21 @@ pub(crate) fn read(option: &str, text: &str, draft: &mut MachineDraft) -> Result
                 let switches = &mut draft.options.switches;
                 keys_of(part).set(option, &key, value.as_deref(), switches)?;
             }
-            None => MACHINE.set(option, &key, value.as_deref(), draft)?,
+            None => MACHINE.set(option, &key, value.as_deref(), draft).map_err(or_a_parts)?,
         }
     }
     Ok(())
+}
+
+/// A property that there is not may be nearest to one of a part.
+fn or_a_parts(mut error: Error) -> Error {
+    if let Problem::UnknownKey { nearest: found, .. } = &mut error.problem {
+        let parts = PARTS.iter().flat_map(|part| part.machine).map(|known| known.name);
+        let names = MACHINE.table.iter().map(|known| known.name).chain(parts);
+        let typed = error.at.rsplit_once(' ').map_or("", |(_, typed)| typed);
+        *found = nearest(typed.split('=').next().unwrap_or(typed), names).map(String::from);
+    }
+    error
 }
 
 /// What can be written behind `-global`.
@@ -230,6 +241,10 @@ pub(crate) fn into(text: &str, place: &mut bool) -> Result<(), Problem> {
     Ok(())
 }
 
+fn at_most(text: &str, bytes: usize, what: &'static str) -> Result<String, Problem> {
+    if text.len() <= bytes { Ok(text.into()) } else { Err(Problem::Malformed(what)) }
+}
+
 fn into_some(text: &str, place: &mut Option<bool>) -> Result<(), Problem> {
     *place = Some(value::switch(text)?);
     Ok(())
@@ -238,14 +253,11 @@ fn into_some(text: &str, place: &mut Option<bool>) -> Result<(), Problem> {
 impl MachineDraft {
     /// What the machine is, if what was asked for can be had.
     pub(crate) fn options(&self) -> Result<MachineOptions, Error> {
-        match (self.named, self.acpi) {
-            (true, Some(false)) => Ok(self.options.clone()),
-            (true, _) => Err(Problem::Refused(
-                "means ACPI, whose event device is not built yet; write -M microvm,acpi=off",
-            )
-            .at("-M microvm")),
-            (false, _) => Err(Problem::Refused("no machine is named; write -M microvm,acpi=off")
-                .at(String::new())),
+        match self.named {
+            true => Ok(self.options.clone()),
+            false => {
+                Err(Problem::Refused("no machine is named; write -M microvm").at(String::new()))
+            }
         }
     }
 }

@@ -137,7 +137,7 @@ const NO_REMOVED: &str = "QEMU itself no longer has it";
 pub(crate) const OPTIONS: &[Opt] = {
     use Section::*;
     &[
-        set(Machine, &["M", "machine"], "microvm,acpi=off[,…]", "the machine; -M help lists its properties",
+        set(Machine, &["M", "machine"], "microvm[,…]", "the machine; -M help lists its properties",
             |d, o, v| machine::read(o, v, &mut d.machine)).group("machine", machine::parameters),
         set(Machine, &["accel"], "kvm[,dirty-ring-size=N]", "use KVM, logging dirty pages in bitmaps, or in rings of N entries",
             |d, o, v| machine::KVM.read(o, v, &mut d.machine)).group("accel", || machine::KVM.parameters()),

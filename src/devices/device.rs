@@ -25,6 +25,9 @@ pub trait Device: Any + Send + Sync {
         Ok(())
     }
 
+    /// Somebody presses the power button (`system_powerdown`), also of a guest that stands still.
+    fn power_button(&self) {}
+
     /// What can be read of it, for people and tools (`qom-get`).
     fn properties(&self) -> Vec<(&'static str, Json)> {
         Vec::new()
@@ -49,4 +52,8 @@ pub(crate) trait IrqLine: Send {
 pub(crate) enum DeviceRequest {
     /// The process ends with this status.
     Exit(i32),
+    /// The machine starts over.
+    Reset,
+    /// The guest has switched itself off.
+    Shutdown,
 }

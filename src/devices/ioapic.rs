@@ -1,11 +1,11 @@
-//! The I/O APIC in the kernel. (A second one, with `acpi=on`, would be a device of its own.)
+//! The I/O APIC in the kernel. (The second one, with `acpi=on`, is `second_ioapic`.)
 
 use super::device::Device;
 use super::error::Error;
 use super::kind::{Kind, SectionKind, lacks, only_one};
+use super::second_ioapic;
 use super::sections::{Loading, Sections};
 use super::slots::{Built, Slots};
-use crate::args::Key;
 use crate::kvm::{self, Vm};
 use crate::vmstate::{Layout, Visitor};
 use kvm_bindings::kvm_ioapic_state;
@@ -14,14 +14,10 @@ use std::sync::Arc;
 pub(crate) const KIND: Kind = Kind {
     type_name: "ioapic",
     sections: &[SectionKind::of::<IoapicState>("I/O APIC", |config, instance| match instance {
-        1 => Some(lacks("a second I/O APIC, part of acpi=on")),
+        1 if second_ioapic::wanted(config) => None,
+        1 => Some(lacks("the second I/O APIC of acpi=on and ioapic2=on")),
         _ => only_one(config, instance),
     })],
-    machine: &[Key::only(
-        "ioapic2",
-        &["off", "auto"],
-        "the second IOAPIC comes with ACPI; write ioapic2=off",
-    )],
     build,
     ..Kind::NONE
 };

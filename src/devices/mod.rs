@@ -7,6 +7,7 @@
 //!
 //! The processors and the chips in the kernel are on the list like the rest; their state is KVM's.
 
+pub(crate) mod acpi;
 pub(crate) mod bus;
 pub(crate) mod clock;
 pub(crate) mod debug_exit;
@@ -22,6 +23,7 @@ pub(crate) mod pic;
 pub mod pit;
 pub mod processors;
 pub(crate) mod rtc;
+pub(crate) mod second_ioapic;
 mod sections;
 pub mod serial;
 mod slots;

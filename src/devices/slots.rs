@@ -1,5 +1,6 @@
 //! The board while it is put together: what devices are built from and where they are put.
 
+use super::acpi::Place;
 use super::bus::{Bus, Window};
 use super::clock::VirtualClock;
 use super::device::{Device, IrqLine};
@@ -7,6 +8,8 @@ use super::error::Error;
 use super::fw_cfg::Items;
 use super::kind::HostCpu;
 use super::line::Lines;
+use super::second_ioapic::SecondIoapic;
+use crate::arch::x86_64::acpi::SECOND_IOAPIC_GSI;
 use crate::config::{Config, Properties};
 use crate::kvm::{self, Vm};
 use std::io::Write;
@@ -32,6 +35,10 @@ pub(crate) struct Slots<'a> {
     pub ports: Bus,
     pub mmio: Bus,
     pub(super) items: Arc<Mutex<Items>>,
+    /// What ACPI says of the devices, each with its place.
+    pub(super) described: Vec<(Place, Vec<u8>)>,
+    /// The lines from 24 on, where there are any.
+    pub(super) second_ioapic: Option<Arc<SecondIoapic>>,
 }
 
 impl<'a> Slots<'a> {
@@ -45,7 +52,19 @@ impl<'a> Slots<'a> {
     ) -> Slots<'a> {
         let (ports, mmio) = (Bus::default(), Bus::default());
         let items = Arc::new(Mutex::new(Items::new()));
-        Slots { config, vm, vcpus, clock, console, lines, ports, mmio, items }
+        Slots {
+            config,
+            vm,
+            vcpus,
+            clock,
+            console,
+            lines,
+            ports,
+            mmio,
+            items,
+            described: Vec::new(),
+            second_ioapic: None,
+        }
     }
 
     /// Puts `device` at the I/O ports from `first` on.
@@ -72,7 +91,15 @@ impl<'a> Slots<'a> {
 
     /// The interrupt line of this number.
     pub(crate) fn irq(&self, gsi: u32) -> Box<dyn IrqLine> {
-        Box::new(Gsi { vm: self.vm.clone(), gsi })
+        match (&self.second_ioapic, gsi.checked_sub(SECOND_IOAPIC_GSI)) {
+            (Some(ioapic), Some(pin)) => Box::new(ioapic.line(pin)),
+            _ => Box::new(Gsi { vm: self.vm.clone(), gsi }),
+        }
+    }
+
+    /// Adds the AML of a device to what ACPI tells the guest, if it tells anything.
+    pub(crate) fn describe(&mut self, place: Place, aml: Vec<u8>) {
+        self.described.push((place, aml));
     }
 
     /// What fw_cfg tells the guest.

@@ -16,7 +16,7 @@ use kvm_bindings::{
     CpuId, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, KVM_CAP_X86_TRIPLE_FAULT_EVENT,
     KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE,
     KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, KvmIrqRouting,
-    kvm_clock_data, kvm_enable_cap, kvm_ioapic_state, kvm_irq_routing_entry, kvm_irqchip,
+    kvm_clock_data, kvm_enable_cap, kvm_ioapic_state, kvm_irq_routing_entry, kvm_irqchip, kvm_msi,
     kvm_pic_state, kvm_pit_config, kvm_pit_state2, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{IoEventAddress, Kvm, NoDatamatch, VmFd};
@@ -190,6 +190,21 @@ impl Vm {
         // The only errors are a missing chip and a GSI without a route; neither can happen to a
         // built machine.
         let _ = self.fd.set_irq_line(gsi, level);
+    }
+
+    /// Whether interrupts can be sent as messages.
+    ///
+    /// # Errors
+    /// [`Error::Missing`].
+    pub fn check_messages(&self) -> Result<(), Error> {
+        let why = "interrupts as messages (KVM_CAP_SIGNAL_MSI), which the second I/O APIC needs; write ioapic2=off";
+        self.caps.signal_msi.then_some(()).ok_or(Error::Missing(why))
+    }
+
+    /// Sends an interrupt to local APICs, as a write of `data` to `address` would. One that nobody
+    /// takes is lost.
+    pub fn send_message(&self, address: u32, data: u32) {
+        let _ = self.fd.signal_msi(kvm_msi { address_lo: address, data, ..Default::default() });
     }
 
     /// Makes KVM ring `bell`, an eventfd, when a vCPU writes to this guest-physical address, instead

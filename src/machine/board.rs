@@ -3,9 +3,9 @@
 use super::global_state;
 use crate::devices::bus::Bus;
 use crate::devices::{
-    Built, Device, DeviceRequest, Error, Kind, LoadReport, Loading, Sections, Slots, clock,
-    debug_exit, fw_cfg, ged, ioapic, kvmclock, pic, pit, processors, rtc, serial, virtio,
-    vmcoreinfo,
+    Built, Device, DeviceRequest, Error, Kind, LoadReport, Loading, Sections, Slots, acpi, clock,
+    debug_exit, fw_cfg, ged, ioapic, kvmclock, pic, pit, processors, rtc, second_ioapic, serial,
+    virtio, vmcoreinfo,
 };
 use crate::kvm::Exit;
 use crate::kvm::state::ForeignTsc;
@@ -18,6 +18,7 @@ pub(crate) static PARTS: &[&Kind] = &[
     &fw_cfg::KIND,
     &processors::KIND,
     &ioapic::KIND,
+    &second_ioapic::KIND,
     &kvmclock::KIND,
     &ged::KIND,
     &pic::KIND,
@@ -34,6 +35,8 @@ pub(crate) static PARTS: &[&Kind] = &[
     &virtio::VIRTSERIALPORT,
     &virtio::RNG,
     &virtio::BALLOON,
+    // Its tables name those before it.
+    &acpi::KIND,
     &global_state::KIND,
 ];
 
@@ -109,6 +112,10 @@ impl Board {
     /// As after power-on.
     pub(crate) fn reset(&self) -> Result<(), Error> {
         self.devices.iter().try_for_each(|device| device.reset())
+    }
+
+    pub(crate) fn power_button(&self) {
+        self.devices.iter().for_each(|device| device.power_button());
     }
 
     pub(crate) fn quiesce(&self) -> Result<(), Error> {

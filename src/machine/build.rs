@@ -5,10 +5,10 @@ use super::cpus::{Cpus, Threads, VcpuRequest};
 use super::gate::Gate;
 use super::throttle::Throttle;
 use super::{Control, Error, Machine, Outside, RunState, VcpuInfo, limit};
-use crate::arch::x86_64::boot::{self, Images};
+use crate::arch::x86_64::boot::{self, Firmware, Images};
 use crate::arch::x86_64::cpuid;
 use crate::config::{Config, Cpu};
-use crate::devices::{Slots, pit};
+use crate::devices::{Slots, acpi, pit};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,7 +33,8 @@ impl Machine {
         let cpus = u32::from(config.cpu.count);
         kvm::check(&config.kvm, cpus)?;
         if let Some(boot) = &config.boot {
-            Images::open(boot)?.check(config.memory.bytes, &config.cpu)?;
+            let firmware = Firmware { cpus: &config.cpu, acpi: None };
+            Images::open(boot)?.check(config.memory.bytes, &firmware)?;
         }
         Ok(())
     }
@@ -53,7 +54,7 @@ impl Machine {
         let board = Board::new(slots)?;
         vcpus[0].lock().prepare()?;
         if config.incoming.is_none() {
-            start_kernel(images.as_mut(), &config.cpu, &vm, &vcpus)?;
+            start_kernel(images.as_mut(), &firmware(config, &board), &vm, &vcpus)?;
         }
         let (requests, requested) = mpsc::channel();
         let vcpu_requests = Arc::new(AtomicUsize::new(0));
@@ -119,21 +120,27 @@ impl Machine {
         self.cpus.board.reset()?;
         match images {
             Some(images) => {
-                start_kernel(Some(images), &self.config.cpu, self.vm(), &self.cpus.vcpus)
+                let firmware = firmware(&self.config, &self.cpus.board);
+                start_kernel(Some(images), &firmware, self.vm(), &self.cpus.vcpus)
             }
             None => Ok(()),
         }
     }
 }
 
+/// What a kernel is told of the machine.
+fn firmware<'a>(config: &'a Config, board: &'a Board) -> Firmware<'a> {
+    Firmware { cpus: &config.cpu, acpi: board.device::<acpi::Acpi>().map(|acpi| &**acpi.tables()) }
+}
+
 /// Loads the kernel, if there is one, and leaves the vCPUs as firmware would.
 fn start_kernel(
     images: Option<&mut Images>,
-    cpus: &Cpu,
+    firmware: &Firmware<'_>,
     vm: &Vm,
     vcpus: &[kvm::Shared],
 ) -> Result<(), Error> {
-    let entry = images.map(|images| images.load(vm.ram(), cpus)).transpose()?;
+    let entry = images.map(|images| images.load(vm.ram(), firmware)).transpose()?;
     for (index, vcpu) in vcpus.iter().enumerate() {
         firmware_state(&vcpu.lock(), entry.filter(|_| index == 0))?;
     }

@@ -62,6 +62,8 @@ impl From<DeviceRequest> for VcpuRequest {
     fn from(request: DeviceRequest) -> VcpuRequest {
         match request {
             DeviceRequest::Exit(status) => VcpuRequest::Exit(status),
+            DeviceRequest::Reset => VcpuRequest::Reset,
+            DeviceRequest::Shutdown => VcpuRequest::Shutdown,
         }
     }
 }

@@ -5,6 +5,7 @@ use super::run_state::RunState;
 use super::{
     ContRefused, Control, Error, Event, Machine, Panic, Request, Ruling, StopCause, moment,
 };
+use crate::arch::x86_64::boot::Firmware;
 use crate::config::{PanicAction, RebootAction};
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
@@ -224,7 +225,7 @@ impl Machine {
 
     fn start_anew(&self, control: &mut Control, cause: StopCause) -> Result<(), Error> {
         if let Some(images) = &mut control.images {
-            images.check(self.ram().bytes(), &self.config.cpu)?;
+            images.check(self.ram().bytes(), &Firmware { cpus: &self.config.cpu, acpi: None })?;
         }
         if control.state.is_running() {
             self.halt(control)?;

@@ -1,4 +1,4 @@
-//! The machine: QEMU's `microvm` (acpi=off) on KVM.
+//! The machine: QEMU's `microvm` on KVM.
 //!
 //! ```text
 //!  control plane ──► Machine: run state, stop, cont, reset, save, load
@@ -140,9 +140,10 @@ impl Machine {
         Ok(())
     }
 
-    /// `system_powerdown`: there is no button on this board, so that only the event is seen.
+    /// `system_powerdown`: what the guest makes of it, if it has a power button, is its own affair.
     pub(crate) fn powerdown(&self) {
         (self.events)(Event::Powerdown);
+        self.cpus.board.power_button();
     }
 
     pub fn vcpus(&self) -> &[VcpuInfo] {

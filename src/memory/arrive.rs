@@ -24,6 +24,20 @@ impl RamBlock {
         self.check_losses(losses)
     }
 
+    /// Copies `buf.len()` bytes from `offset` on, of a block that no vCPU sees.
+    ///
+    /// # Panics
+    /// When they do not lie in the block, or when the guest could change them meanwhile.
+    pub fn copy_out(&self, offset: u64, buf: &mut [u8]) {
+        assert!(self.regions().is_empty(), "the guest sees {}", self.name());
+        let end = offset.checked_add(buf.len() as u64);
+        assert!(end.is_some_and(|end| end <= self.bytes()));
+        let from = self.host().wrapping_add(offset as usize);
+        // SAFETY: the range lies in the block's mapping, `buf` is memory of its own, and nobody writes
+        // a block that the guest does not see but a stream, before its guest runs.
+        unsafe { std::ptr::copy_nonoverlapping(from, buf.as_mut_ptr(), buf.len()) }
+    }
+
     /// Changes the page at `offset` by an XBZRLE delta. A delta that is none leaves the page partly
     /// changed.
     ///

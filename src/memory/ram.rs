@@ -25,8 +25,10 @@ pub type Mem = GuestMemoryMmap<AtomicBitmap>;
 /// microvm).
 const LOW_END: u64 = 3 << 30;
 const HIGH_START: u64 = 4 << 30;
-/// Firmware, the only memory that a stream brings without a device here, is smaller.
+/// Firmware and its tables, the only memory beside RAM, are smaller, each of them.
 const KEPT_BYTES_MAX: u64 = 16 << 20;
+/// Blocks beside RAM: firmware, and the three files of ACPI tables.
+const KEPT_MAX: usize = 4;
 
 /// All RAM of a guest. Clones are cheap and are the same RAM.
 #[derive(Clone, Debug)]
@@ -37,8 +39,8 @@ pub struct GuestRam {
 #[derive(Debug)]
 struct RamInner {
     main: [RamBlock; 1],
-    /// The main block and one that a stream brought, once there is one.
-    with_kept: OnceLock<Vec<RamBlock>>,
+    /// The main block and, in entry n, the first n + 1 others, once they are there.
+    with_kept: [OnceLock<Vec<RamBlock>>; KEPT_MAX],
     mem: Mem,
     watch: Watch,
 }
@@ -72,13 +74,14 @@ impl GuestRam {
         let regions = layout(backing.bytes());
         let main = RamBlock::new(name.to_owned(), backing, regions);
         let mem = lay_over(&main)?;
-        let (with_kept, watch) = (OnceLock::new(), Watch::default());
+        let (with_kept, watch) = (Default::default(), Watch::default());
         Ok(GuestRam { inner: Arc::new(RamInner { main: [main], with_kept, mem, watch }) })
     }
 
     /// The blocks, the guest's RAM first.
     pub(crate) fn blocks(&self) -> &[RamBlock] {
-        self.inner.with_kept.get().map_or(&self.inner.main, Vec::as_slice)
+        let longest = self.inner.with_kept.iter().rev().find_map(OnceLock::get);
+        longest.map_or(&self.inner.main, Vec::as_slice)
     }
 
     /// The guest's RAM.
@@ -86,20 +89,25 @@ impl GuestRam {
         &self.inner.main[0]
     }
 
-    pub(crate) fn block(&self, name: &str) -> Option<&RamBlock> {
+    pub fn block(&self, name: &str) -> Option<&RamBlock> {
         self.blocks().iter().find(|b| b.name() == name)
     }
 
-    /// The block `name`, made if it is not there: memory that belongs to no device here (`pc.bios`)
-    /// and is kept because a stream brought it. One such block at most; the guest does not see it.
+    /// The block `name`, made if it is not there: memory that the guest does not see, such as the ACPI
+    /// tables that it reads through fw_cfg, or firmware that only a stream knows (`pc.bios`). Four at
+    /// most.
     pub(crate) fn keep_block(&self, name: &str, bytes: u64) -> Result<&RamBlock, Error> {
-        if self.block(name).is_none() && self.inner.with_kept.get().is_none() {
+        if self.block(name).is_none() {
             if bytes > KEPT_BYTES_MAX {
                 return Err(Error::BlockTooLarge { name: name.into(), bytes });
             }
+            let mut blocks = self.blocks().to_vec();
             let backend = MemoryBackend::Anonymous { share: false };
             let kept = RamBlock::new(name.into(), Backing::new(name, bytes, &backend)?, Vec::new());
-            let _ = self.inner.with_kept.set(vec![self.main().clone(), kept]);
+            blocks.push(kept);
+            if let Some(place) = self.inner.with_kept.get(blocks.len() - 2) {
+                let _ = place.set(blocks);
+            }
         }
         let found = self.block(name).filter(|b| b.bytes() == bytes);
         found.ok_or_else(|| Error::BlockExists(name.into()))
@@ -326,6 +334,17 @@ mod tests {
         assert!(ram.keep_block("pc.bios", 131072).is_err());
         assert_eq!(ram.blocks().len(), 2);
         assert!(ram.blocks()[1].regions().is_empty());
+        for name in ["a", "b", "c"] {
+            ram.keep_block(name, 4096).unwrap();
+        }
+        let names: Vec<_> = ram.blocks().iter().map(|block| block.name()).collect();
+        assert_eq!(names[1..], ["pc.bios", "a", "b", "c"]);
+        assert!(ram.keep_block("d", 4096).is_err(), "as many as a stream says");
+        let kept = ram.block("b").unwrap();
+        kept.fill(0, &mut [std::io::IoSlice::new(&[7; 4096])]).unwrap();
+        let mut bytes = [0; 3];
+        kept.copy_out(4093, &mut bytes);
+        assert_eq!(bytes, [7; 3]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Unsafe because the code of the guests is found through symbols of the assembler.
 #![allow(unsafe_code)]
 
-use godwit::config::{Boot, Config, Kernel, Memory, MemoryBackend};
+use godwit::config::{Boot, Config, Kernel, MachineOptions, Memory, MemoryBackend};
 use godwit::devices::processors::Processors;
 use godwit::devices::serial::Serial;
 use godwit::kvm::state::VcpuState;
@@ -286,8 +286,10 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
     let block = "microvm.ram".into();
     let memory =
         Memory { bytes: mib << 20, block, backend, prealloc: false, merge: false, dump: true };
+    let mut machine = MachineOptions::default();
+    machine.switches.set("acpi", false);
     Config {
-        machine: Default::default(),
+        machine,
         devices: vec![],
         entropy: vec![],
         lines: vec![],

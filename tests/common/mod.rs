@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod acpi_guest;
 pub(crate) mod cli;
 pub(crate) mod dump_case;
 pub(crate) mod guest;

@@ -1,5 +1,6 @@
 //! A machine from start to end, inside this process and as a process of its own.
 
+mod acpi;
 mod builtin_guest;
 mod client;
 #[path = "../common/mod.rs"]

@@ -3,6 +3,7 @@
 //!
 //! Apart from `boot`, which writes guest memory, pure: numbers in, numbers out.
 
+pub(crate) mod acpi;
 pub(crate) mod boot;
 pub mod cpu;
 pub(crate) mod cpuid;

@@ -95,6 +95,21 @@ impl Items {
         self.add(key::FILE_DIR, self.directory());
     }
 
+    /// Gives a file that is there another content.
+    pub(crate) fn replace_file(&mut self, name: &str, data: Vec<u8>) {
+        if let Some((_, key, bytes)) = self.files.iter_mut().find(|(other, ..)| other == name) {
+            *bytes = data.len() as u32;
+            self.by_key.insert(*key, Item::Fixed(data));
+            self.add(key::FILE_DIR, self.directory());
+        }
+    }
+
+    /// Bytes of a file; `None` if it is not there.
+    pub(crate) fn file_bytes(&self, name: &str) -> Option<u64> {
+        let (.., bytes) = self.files.iter().find(|(other, ..)| other == name)?;
+        Some((*bytes).into())
+    }
+
     /// The directory: big-endian count, then size, key, reserved and name of each file, by name.
     fn directory(&self) -> Vec<u8> {
         let mut files: Vec<_> = self.files.iter().collect();

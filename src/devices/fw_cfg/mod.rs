@@ -14,13 +14,16 @@ mod items;
 mod section;
 
 pub(crate) use items::{Items, Writable};
-pub(crate) use section::FwCfgState;
+pub(crate) use section::{FwCfgAcpi, FwCfgState};
 
+use super::acpi::Place;
 use super::bus::Window;
 use super::{
     Built, Device, DeviceRequest, Error, Kind, Loading, SectionKind, Sections, Slots, only_one,
 };
+use crate::arch::x86_64::acpi;
 use crate::memory::GuestRam;
+use acpi_tables::aml;
 use items::Item;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -40,7 +43,15 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     items::describe_machine(&mut slots.items(), slots.config, slots.vm.ram());
     let device = Arc::new(FwCfg::new(slots.items.clone(), slots.vm.ram().clone()));
     slots.port_window(PORT, PORTS, device.clone())?;
+    slots.describe(Place::FirmwareConfiguration, describe());
     Ok(vec![device])
+}
+
+/// How a kernel finds it that looks for devices through ACPI.
+fn describe() -> Vec<u8> {
+    let status = aml::Name::new("_STA".into(), &0x0bu8);
+    let ports = aml::IO::new(PORT as u16, PORT as u16, 1, PORTS as u8);
+    acpi::device("FWCF", &"QEMU0002", vec![&status], vec![&ports], vec![])
 }
 
 const DMA_SIGNATURE: u64 = u64::from_be_bytes(*b"QEMU CFG");
@@ -173,7 +184,7 @@ impl Device for FwCfg {
     }
 
     fn save(&self, sections: &mut Sections) -> Result<(), Error> {
-        sections.push("fw_cfg", 0, section::of(&self.lock()));
+        sections.push("fw_cfg", 0, section::of(&self.lock(), &self.items()));
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! fw_cfg as streams have it.
 
-use super::Selection;
+use super::{Items, Selection};
 use crate::vmstate::{Layout, Visitor};
 
 /// `fw_cfg`: which item the guest reads, and where.
@@ -61,9 +61,15 @@ impl Layout for FwCfgAcpi {
     }
 }
 
-pub(super) fn of(from: &Selection) -> FwCfgState {
+pub(super) fn of(from: &Selection, items: &Items) -> FwCfgState {
     let dma = Some(FwCfgDma { dma_addr: from.dma_addr });
-    FwCfgState { cur_entry: from.key, cur_offset: from.offset, dma, acpi: None }
+    let bytes = |name: &str| items.file_bytes(name);
+    let acpi = bytes("etc/acpi/tables").map(|table_bytes| FwCfgAcpi {
+        table_bytes,
+        linker_bytes: bytes("etc/table-loader").unwrap_or(0),
+        rsdp_bytes: bytes("etc/acpi/rsdp").unwrap_or(0),
+    });
+    FwCfgState { cur_entry: from.key, cur_offset: from.offset, dma, acpi }
 }
 
 pub(super) fn selection(from: &FwCfgState) -> Selection {

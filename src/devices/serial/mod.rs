@@ -14,13 +14,16 @@ pub(crate) use section::SerialState;
 
 pub(crate) use registers::Registers;
 
+use super::acpi::Place;
 use super::bus::Window;
 use super::{
     Built, Device, DeviceRequest, Error, IrqLine, Kind, Loading, SectionKind, Sections, Slots,
     lacks, only_one,
 };
+use crate::arch::x86_64::acpi;
 use crate::args::{Key, value};
 use crate::config::Config;
+use acpi_tables::aml;
 use registers::{
     FCR_CLEAR_RECEIVED, FCR_CLEAR_SENT, FCR_ENABLE, FCR_KEPT, FIFO_BYTES, IER_EMPTY, IER_LINE,
     IER_MODEM, IER_RECEIVED, IIR_EMPTY, IIR_FIFO, IIR_ID, IIR_LINE, IIR_NONE, IIR_RECEIVED,
@@ -70,7 +73,17 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let sink = slots.console.take().unwrap_or_else(|| Box::new(std::io::sink()));
     let port = Arc::new(Serial::new(slots.irq(IRQ), sink));
     slots.port_window(PORT, PORTS, port.clone())?;
+    slots.describe(Place::Serial, describe());
     Ok(vec![port])
+}
+
+fn describe() -> Vec<u8> {
+    let number = aml::Name::new("_UID".into(), &1u8);
+    let status = aml::Name::new("_STA".into(), &0x0fu8);
+    let ports = aml::IO::new(PORT as u16, PORT as u16, 0, PORTS as u8);
+    let interrupt = acpi::Irq(IRQ as u8);
+    let kind = aml::EISAName::new("PNP0501");
+    acpi::device("COM1", &kind, vec![&number, &status], vec![&ports, &interrupt], vec![])
 }
 
 type Wake = Box<dyn Fn() + Send + Sync>;

@@ -31,16 +31,25 @@ use super::{
     Built, DeviceRequest, Error, Kind, Misfit, Missing, Pluggable, SectionKind, Sections, Slots,
     lacks,
 };
+use super::{acpi, second_ioapic};
 use crate::args::{Key, OptionError, Problem, value};
 use crate::config::{Config, Device, Properties};
+use acpi_tables::aml;
 use mmio::{EVENT_IDX, INDIRECT_DESC, QUEUE_NOTIFY, Registers, WINDOW_BYTES, offered};
 use model::{Model, Wake};
 use std::sync::Arc;
 
-/// The first transport of the variant without ACPI; transport i interrupts at GSI 5 + i.
+/// The first transport.
 const TRANSPORTS: u64 = 0xfeb0_0000;
-const TRANSPORT_COUNT: usize = 8;
-const GSI: u32 = 5;
+
+/// How many transports there are, and the interrupt of the first, which the others' follow.
+fn transports(config: &Config) -> (usize, u32) {
+    match (acpi::wanted(config), second_ioapic::wanted(config)) {
+        (_, true) => (24, 24),
+        (true, false) => (8, 16),
+        (false, false) => (8, 5),
+    }
+}
 
 const NOT_BUILT: &str = "this virtio device is not built yet";
 const NO_PACKED: &str = "packed rings are not built; write packed=off";
@@ -226,6 +235,7 @@ impl RingFeatures {
 /// A device of the command line, on its transport.
 struct Plugged<'a> {
     index: u32,
+    gsi: u32,
     driver: &'static Driver,
     device: &'a Device,
     legacy: bool,
@@ -236,8 +246,18 @@ impl Plugged<'_> {
         TRANSPORTS + u64::from(self.index) * WINDOW_BYTES
     }
 
-    fn gsi(&self) -> u32 {
-        GSI + self.index
+    fn describe(&self) -> Vec<u8> {
+        let number = aml::Name::new("_UID".into(), &self.index);
+        let coherent = aml::Name::new("_CCA".into(), &1u8);
+        let window = aml::Memory32Fixed::new(true, self.address() as u32, WINDOW_BYTES as u32);
+        let interrupt = aml::Interrupt::new(true, false, false, false, self.gsi);
+        crate::arch::x86_64::acpi::device(
+            &format!("VR{:02}", self.index),
+            &"LNRO0005",
+            vec![&number, &coherent],
+            vec![&window, &interrupt],
+            vec![],
+        )
     }
 
     fn section(&self) -> String {
@@ -256,24 +276,35 @@ fn plugged(config: &Config) -> Vec<Plugged<'_>> {
     let legacy = config.machine.switches.get(FORCE_LEGACY, true);
     let known = |device: &Device| DRIVERS.iter().find(|driver| driver.name == device.driver);
     let devices = config.devices.iter().filter_map(|device| Some((known(device)?, device)));
-    let indices = (0..TRANSPORT_COUNT as u32).rev();
-    let plugged = indices.zip(devices);
-    plugged.map(|(index, (driver, device))| Plugged { index, driver, device, legacy }).collect()
+    let (count, first) = transports(config);
+    let plugged = (0..count as u32).rev().zip(devices);
+    let plugged = plugged.map(|(index, (driver, device))| {
+        let gsi = first + index;
+        Plugged { index, gsi, driver, device, legacy }
+    });
+    plugged.collect()
 }
 
 /// Refuses more devices than there are transports, and tells the kernel where the others are.
 fn complete(config: &mut Config) -> Result<(), OptionError> {
     let ours = |device: &&Device| DRIVERS.iter().any(|driver| driver.name == device.driver);
-    if let Some(device) = config.devices.iter().filter(ours).nth(TRANSPORT_COUNT) {
-        let reason = "the machine has eight virtio transports, and each has a device";
+    let (count, _) = transports(config);
+    if let Some(device) = config.devices.iter().filter(ours).nth(count) {
+        let reason = match count {
+            8 => "the machine has eight virtio transports, and each has a device",
+            _ => "the machine has 24 virtio transports, and each has a device",
+        };
         return Err(Problem::Refused(reason).at(format!("-device {}", device.driver)));
     }
+    let has_acpi = acpi::wanted(config);
     let told: String = plugged(config)
         .iter()
-        .map(|p| format!(" virtio_mmio.device={WINDOW_BYTES}@{:#x}:{}", p.address(), p.gsi()))
+        .map(|p| format!(" virtio_mmio.device={WINDOW_BYTES}@{:#x}:{}", p.address(), p.gsi))
         .collect();
-    if let Some(boot) =
-        config.boot.as_mut().filter(|_| config.machine.switches.get(AUTO_CMDLINE, true))
+    if let Some(boot) = config
+        .boot
+        .as_mut()
+        .filter(|_| !has_acpi && config.machine.switches.get(AUTO_CMDLINE, true))
     {
         boot.cmdline += &told;
     }
@@ -305,7 +336,8 @@ fn missing(config: &Config, sections: &Sections) -> Option<Missing> {
 fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let legacy = slots.config.machine.switches.get(FORCE_LEGACY, true);
     let plugged = plugged(slots.config);
-    let empty = (TRANSPORT_COUNT - plugged.len()) as u64;
+    let (count, _) = transports(slots.config);
+    let empty = (count - plugged.len()) as u64;
     if empty > 0 {
         slots.memory_window(
             TRANSPORTS,
@@ -317,11 +349,12 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     for plugged in plugged {
         let model = (plugged.driver.open)(plugged.device, slots)?;
         let registers = Registers::new(legacy, plugged.offered());
-        let (ram, irq) = (slots.vm.ram().clone(), slots.irq(plugged.gsi()));
+        let (ram, irq) = (slots.vm.ram().clone(), slots.irq(plugged.gsi));
         let transport = Transport::new(plugged.address(), registers, model, ram, irq)?;
         let transport = Arc::new(transport);
         slots.memory_window(plugged.address(), WINDOW_BYTES, transport.clone())?;
         slots.vm.ring_on_write(plugged.address() + QUEUE_NOTIFY, transport.bell())?;
+        slots.describe(acpi::Place::Virtio, plugged.describe());
         built.push(transport);
     }
     Ok(built)

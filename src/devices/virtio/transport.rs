@@ -138,7 +138,9 @@ impl Inner {
         match effect {
             Effect::Nothing => {}
             Effect::Kick => self.bell.ring(),
-            Effect::Interrupt => state.update_irq(),
+            // A line that stays high is asserted again: not every chip looks at it when the
+            // interrupt ends.
+            Effect::Interrupt => state.force_irq(),
             Effect::Reset => state.reset(),
             Effect::QueueReset => {
                 let State { registers, model, .. } = state;

@@ -1,25 +1,35 @@
 //! What every boot protocol puts into guest RAM.
 
 use super::error::BootError;
+use super::memory_map::Low;
 use super::places::{CMDLINE, HIGH_MEMORY, INITRD_END_MAX};
 use super::room::{Room, bytes_of, copy, put, seek};
-use super::{memory_map, mptable};
-use crate::config::{Boot, Cpu};
+use super::{Firmware, mptable};
+use crate::config::Boot;
 use std::fs::File;
 use std::path::Path;
 
 /// An initrd's name and its open file.
 pub(super) type Initrd<'a> = Option<(&'a Path, &'a mut File)>;
 
-/// The parts every protocol has: command line and MP table.
-pub(super) fn write_common(boot: &Boot, ram: &Room<'_>, cpus: &Cpu) -> Result<(), BootError> {
+/// The parts every protocol has: command line, MP table, and ACPI's tables if there are any.
+pub(super) fn write_common(
+    boot: &Boot,
+    ram: &Room<'_>,
+    firmware: &Firmware<'_>,
+) -> Result<(), BootError> {
     put(ram, CMDLINE, &[boot.cmdline.as_bytes(), b"\0"].concat())?;
-    let table = mptable::build(cpus);
-    let start = memory_map::low_end(cpus.count.into());
-    put(ram, start, &mptable::at(start, &table))?;
+    let low = Low::new(firmware);
+    if let (Some(acpi), Some(rsdp_at)) = (firmware.acpi, low.rsdp) {
+        let (tables, rsdp) = acpi.place(low.tables);
+        put(ram, low.tables, &tables)?;
+        put(ram, rsdp_at, &rsdp)?;
+    }
+    let table = mptable::build(firmware.cpus);
+    put(ram, low.mptable, &mptable::at(low.mptable, &table))?;
     // BIOS data area: where the EBDA starts, and how many KiB of RAM end there.
-    put(ram, 0x40e, &((start >> 4) as u16).to_le_bytes())?;
-    put(ram, 0x413, &((start >> 10) as u16).to_le_bytes())
+    put(ram, 0x40e, &((low.ebda >> 4) as u16).to_le_bytes())?;
+    put(ram, 0x413, &((low.ebda >> 10) as u16).to_le_bytes())
 }
 
 /// Reads the initrd to the highest place that suits; returns (address, bytes), zeros without one.

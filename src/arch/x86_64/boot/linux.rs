@@ -3,14 +3,16 @@
 
 use super::common::{Initrd, load_initrd, write_common};
 use super::error::BootError;
+use super::memory_map::Low;
 use super::places::{CMDLINE, CMDLINE_BYTES_MAX, GDT, HIGH_MEMORY, PAGE_TABLES, ZERO_PAGE};
 use super::registers::Entry;
 use super::room::{Image, Room, bytes_of, copy, put, read_at, seek};
-use super::{memory_map, registers};
-use crate::config::{Boot, Cpu};
+use super::{Firmware, memory_map, registers};
+use crate::config::Boot;
 use std::path::Path;
 
 /// Offsets in the zero page, and in the first sectors of a bzImage.
+const ACPI_RSDP: usize = 0x070;
 const E820_COUNT: usize = 0x1e8;
 const HEADER: usize = 0x1f1;
 const BOOT_FLAG: usize = 0x1fe;
@@ -45,7 +47,7 @@ pub(crate) fn load_bzimage(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,
-    cpus: &Cpu,
+    firmware: &Firmware<'_>,
     path: &Path,
     image: &mut impl Image,
 ) -> Result<Entry, BootError> {
@@ -79,7 +81,7 @@ pub(crate) fn load_bzimage(
     copy(ram, path, image, load, bytes)?;
     let initrd_end_max = u64::from(word(&page, INITRD_MAX)) + 1;
     let initrd = load_initrd(initrd, ram, initrd_end_max, end)?;
-    finish(boot, ram, cpus, page, initrd)?;
+    finish(boot, ram, firmware, page, initrd)?;
     Ok(Entry::Linux64 { entry: load + ENTRY_64, zero_page: ZERO_PAGE })
 }
 
@@ -88,7 +90,7 @@ pub(crate) fn prepare_vmlinux(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,
-    cpus: &Cpu,
+    firmware: &Firmware<'_>,
     entry: u64,
     end: u64,
 ) -> Result<Entry, BootError> {
@@ -98,7 +100,7 @@ pub(crate) fn prepare_vmlinux(
     page[VERSION..VERSION + 2].copy_from_slice(&PROTOCOL_2_12.to_le_bytes());
     page[LOAD_FLAGS] = LOADED_HIGH;
     let initrd = load_initrd(initrd, ram, u64::MAX, end)?;
-    finish(boot, ram, cpus, page, initrd)?;
+    finish(boot, ram, firmware, page, initrd)?;
     Ok(Entry::Linux64 { entry, zero_page: ZERO_PAGE })
 }
 
@@ -106,7 +108,7 @@ pub(crate) fn prepare_vmlinux(
 fn finish(
     boot: &Boot,
     ram: &Room<'_>,
-    cpus: &Cpu,
+    firmware: &Firmware<'_>,
     mut page: Vec<u8>,
     (initrd, initrd_bytes): (u64, u64),
 ) -> Result<(), BootError> {
@@ -116,15 +118,17 @@ fn finish(
     set_word(&mut page, CMDLINE_SIZE, CMDLINE_BYTES_MAX as u32 - 1);
     set_word(&mut page, RAMDISK, initrd as u32);
     set_word(&mut page, RAMDISK_BYTES, initrd_bytes as u32);
-    let map = memory_map::ranges(&ram.regions, cpus.count.into());
+    let map = memory_map::ranges(&ram.regions, firmware);
     page[E820_COUNT] = map.len() as u8;
     for (i, range) in map.into_iter().enumerate() {
         page[E820 + 20 * i..][..20].copy_from_slice(&memory_map::entry(range));
     }
+    let rsdp = Low::new(firmware).rsdp.unwrap_or(0);
+    page[ACPI_RSDP..ACPI_RSDP + 8].copy_from_slice(&rsdp.to_le_bytes());
     put(ram, ZERO_PAGE, &page)?;
     put(ram, PAGE_TABLES, &registers::identity_tables(PAGE_TABLES))?;
     put(ram, GDT, &registers::gdt())?;
-    write_common(boot, ram, cpus)
+    write_common(boot, ram, firmware)
 }
 
 fn word(page: &[u8], at: usize) -> u32 {

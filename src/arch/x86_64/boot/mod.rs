@@ -8,7 +8,8 @@
 //! | 0x7000 | Linux' zero page |
 //! | 0x9000 | page tables of the 64-bit boot protocol, the first 4 GiB one to one |
 //! | 0x20000 | command line, up to 64 KiB |
-//! | 0x9fc00 | MP table (lower with more than 40 vCPUs); reserved from here to 0xa0000 |
+//! | 0x9f000 | ACPI tables, with `acpi=on` (lower where they need more) |
+//! | 0x9fc00 | ACPI's root pointer, and the MP table (lower with many vCPUs); reserved from here to 0xa0000 |
 //! | 0x100000 | kernel |
 //! | top, below 2 GiB | initrd |
 
@@ -27,6 +28,7 @@ pub(crate) use error::BootError;
 pub(crate) use memory_map::e820_file;
 pub(crate) use registers::Entry;
 
+use crate::arch::x86_64::acpi;
 use crate::config::{Boot, Cpu, Kernel};
 use crate::memory::{GuestRam, layout};
 use common::Initrd;
@@ -57,26 +59,42 @@ impl Images {
 
     /// Whether [`Images::load`] would work with so much RAM, which need not be there yet: everything
     /// is there and fits. Writes nothing.
-    pub(crate) fn check(&mut self, ram_bytes: u64, cpus: &Cpu) -> Result<(), BootError> {
-        self.load_into(&Room { ram: None, regions: layout(ram_bytes) }, cpus).map(drop)
+    pub(crate) fn check(
+        &mut self,
+        ram_bytes: u64,
+        firmware: &Firmware<'_>,
+    ) -> Result<(), BootError> {
+        self.load_into(&Room { ram: None, regions: layout(ram_bytes) }, firmware).map(drop)
     }
 
     /// Puts everything into guest RAM, and says where the first vCPU starts.
-    pub(crate) fn load(&mut self, ram: &GuestRam, cpus: &Cpu) -> Result<Entry, BootError> {
-        self.load_into(&Room { ram: Some(ram), regions: ram.main().regions().to_vec() }, cpus)
+    pub(crate) fn load(
+        &mut self,
+        ram: &GuestRam,
+        firmware: &Firmware<'_>,
+    ) -> Result<Entry, BootError> {
+        self.load_into(&Room { ram: Some(ram), regions: ram.main().regions().to_vec() }, firmware)
     }
 
-    fn load_into(&mut self, ram: &Room<'_>, cpus: &Cpu) -> Result<Entry, BootError> {
+    fn load_into(&mut self, ram: &Room<'_>, firmware: &Firmware<'_>) -> Result<Entry, BootError> {
         let Images { boot, kernel, initrd } = self;
         let initrd = boot.initrd.as_deref().zip(initrd.as_mut());
         match (&boot.kernel, kernel) {
-            (Kernel::File(path), Some(file)) => load_image(boot, initrd, ram, cpus, path, file),
+            (Kernel::File(path), Some(file)) => load_image(boot, initrd, ram, firmware, path, file),
             _ => {
                 let mut image = Cursor::new(crate::builtin::elf());
-                load_image(boot, initrd, ram, cpus, "builtin".as_ref(), &mut image)
+                load_image(boot, initrd, ram, firmware, "builtin".as_ref(), &mut image)
             }
         }
     }
+}
+
+/// What firmware would have found out, for the kernel.
+#[derive(Clone, Copy)]
+pub(crate) struct Firmware<'a> {
+    pub cpus: &'a Cpu,
+    /// `None`: the machine has no ACPI.
+    pub acpi: Option<&'a acpi::Tables>,
 }
 
 fn open(path: &Path) -> Result<File, BootError> {
@@ -92,7 +110,7 @@ fn load_image(
     boot: &Boot,
     initrd: Initrd<'_>,
     ram: &Room<'_>,
-    cpus: &Cpu,
+    firmware: &Firmware<'_>,
     path: &Path,
     image: &mut impl Image,
 ) -> Result<Entry, BootError> {
@@ -103,13 +121,13 @@ fn load_image(
     seek(image, path, 0)?;
     let _ = image.read(&mut magic);
     if &magic != elf::MAGIC {
-        return linux::load_bzimage(boot, initrd, ram, cpus, path, image);
+        return linux::load_bzimage(boot, initrd, ram, firmware, path, image);
     }
     let kernel = elf::load(ram, path, image)?;
     match kernel.pvh_entry {
-        Some(entry) => pvh::prepare(boot, initrd, ram, cpus, entry, kernel.end),
+        Some(entry) => pvh::prepare(boot, initrd, ram, firmware, entry, kernel.end),
         None if kernel.wide => {
-            linux::prepare_vmlinux(boot, initrd, ram, cpus, kernel.entry, kernel.end)
+            linux::prepare_vmlinux(boot, initrd, ram, firmware, kernel.entry, kernel.end)
         }
         None => Err(BootError::NoPvhNote(path.into())),
     }

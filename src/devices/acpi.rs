@@ -1,0 +1,137 @@
+//! `acpi=on`, which is the default: tables that name the devices of the machine, as the files that
+//! QEMU's firmware reads through fw_cfg, and in guest memory, where the kernel is told of them.
+//!
+//! The files travel in a stream as memory that the guest does not see, as QEMU's do. A guest that
+//! arrives keeps those of its source until it is reset.
+
+use super::fw_cfg::{FwCfgAcpi, FwCfgState, Items};
+use super::second_ioapic;
+use super::{Built, Device, Error, Kind, Loading, Sections, Slots};
+use crate::arch::x86_64::acpi::{RSDP, TABLES, Tables};
+use crate::args::{Key, value};
+use crate::config::Config;
+use crate::memory::{GuestRam, PAGE_BYTES};
+use std::io::IoSlice;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub(crate) const KIND: Kind = Kind {
+    machine: &[Key::shown(
+        SWITCH,
+        "on|off|auto",
+        |switches, text| {
+            switches.say(SWITCH, value::switch_or_auto(text)?);
+            Ok(())
+        },
+        |switches| switches.said(SWITCH).into(),
+    )],
+    build,
+    ..Kind::NONE
+};
+
+const SWITCH: &str = "acpi";
+/// The linker script's file in fw_cfg.
+const SCRIPT: &str = "etc/table-loader";
+
+/// Whether the machine has ACPI. `auto`, QEMU's own default, means on.
+pub(crate) fn wanted(config: &Config) -> bool {
+    config.machine.switches.get(SWITCH, true)
+}
+
+/// Where a device stands in the tables: as in QEMU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    FirmwareConfiguration,
+    Serial,
+    Events,
+    Virtio,
+}
+
+/// After all other devices, which have described themselves.
+fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
+    if !wanted(slots.config) {
+        return Ok(Vec::new());
+    }
+    let config = slots.config;
+    let mut described = std::mem::take(&mut slots.described);
+    described.sort_by_key(|(place, _)| *place);
+    let devices = described.into_iter().flat_map(|(_, aml)| aml).collect();
+    let second_ioapic = second_ioapic::wanted(config);
+    let tables = Tables::new(&config.machine.oem, &config.cpu, second_ioapic, devices);
+    for (name, content) in
+        [(TABLES, tables.tables.clone()), (RSDP, tables.rsdp.clone()), (SCRIPT, tables.script())]
+    {
+        // The blocks of a guest that arrives are its source's.
+        if config.incoming.is_none() {
+            keep(slots.vm.ram(), name, &content)?;
+        }
+        slots.items().add_file(name, content);
+    }
+    let (ram, items) = (slots.vm.ram().clone(), slots.items.clone());
+    Ok(vec![Arc::new(Acpi { tables: Arc::new(tables), ram, items })])
+}
+
+/// The block of a file.
+fn block(name: &str) -> String {
+    format!("/rom@{name}")
+}
+
+/// Makes a block of whole pages of `content`.
+fn keep(ram: &GuestRam, name: &str, content: &[u8]) -> Result<(), Error> {
+    let mut pages = content.to_vec();
+    pages.resize(content.len().next_multiple_of(PAGE_BYTES as usize), 0);
+    let failed = |source: crate::memory::Error| {
+        let source = std::io::Error::other(source.to_string());
+        Error::Host { what: format!("memory for {name}"), source }
+    };
+    let block = ram.keep_block(&block(name), pages.len() as u64).map_err(failed)?;
+    block.fill(0, &mut [IoSlice::new(&pages)]).map_err(failed)
+}
+
+/// The tables of a machine.
+pub(crate) struct Acpi {
+    tables: Arc<Tables>,
+    ram: GuestRam,
+    items: Arc<Mutex<Items>>,
+}
+
+impl Acpi {
+    /// What a kernel that is started here is given.
+    pub(crate) fn tables(&self) -> &Arc<Tables> {
+        &self.tables
+    }
+
+    fn items(&self) -> MutexGuard<'_, Items> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device for Acpi {
+    fn reset(&self) -> Result<(), Error> {
+        let Tables { tables, rsdp, .. } = &*self.tables;
+        let mut items = self.items();
+        items.replace_file(TABLES, tables.clone());
+        items.replace_file(RSDP, rsdp.clone());
+        items.replace_file(SCRIPT, self.tables.script());
+        Ok(())
+    }
+
+    fn save(&self, _sections: &mut Sections) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The files are as they were at the source, as long as its section of fw_cfg says.
+    fn load(&self, from: &mut Loading<'_>) -> Result<(), Error> {
+        let brought = from.sections.get::<FwCfgState>("fw_cfg", 0).and_then(|state| state.acpi);
+        let Some(FwCfgAcpi { table_bytes, linker_bytes, rsdp_bytes }) = brought else {
+            return self.reset();
+        };
+        for (name, bytes) in [(TABLES, table_bytes), (SCRIPT, linker_bytes), (RSDP, rsdp_bytes)] {
+            if let Some(block) = self.ram.block(&block(name)) {
+                let mut content = vec![0; bytes.min(block.bytes()) as usize];
+                block.copy_out(0, &mut content);
+                self.items().replace_file(name, content);
+            }
+        }
+        Ok(())
+    }
+}
