@@ -4,7 +4,7 @@
 //! or see other folders; `output` says what FILE may be. After a failure nothing is left.
 //! Over TCP no descriptor can be given: there the machine gets the name, and writes it itself.
 
-use super::error::Error;
+use super::error::{DumpError, Error};
 use super::figures::{bytes, bytes_per_second, milliseconds};
 use super::interrupt::Interrupts;
 use super::qmp::{self, Address, Client};
@@ -46,15 +46,6 @@ pub struct Dump {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// Why there is no dump.
-#[derive(Debug, thiserror::Error)]
-pub enum DumpError {
-    #[error("{0}")]
-    Failed(String),
-    #[error("the dump was cancelled; the guest goes on")]
-    Cancelled,
 }
 
 const POLL_TIME: Duration = Duration::from_millis(100);

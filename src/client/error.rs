@@ -1,6 +1,6 @@
 //! Why a verb did not do what it was asked for.
 
-use super::{demo, dump, qmp};
+use super::{demo, qmp};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -19,11 +19,20 @@ pub enum Error {
     #[error("the prompt cannot go on")]
     Prompt(#[from] rustyline::error::ReadlineError),
     #[error(transparent)]
-    Dump(#[from] dump::DumpError),
+    Dump(#[from] DumpError),
     #[error(transparent)]
     Demo(#[from] demo::Error),
     #[error(transparent)]
     File(#[from] crate::output::Error),
     #[error("cannot write the answer")]
     Output(#[from] std::io::Error),
+}
+
+/// Why there is no dump.
+#[derive(Debug, thiserror::Error)]
+pub enum DumpError {
+    #[error("{0}")]
+    Failed(String),
+    #[error("the dump was cancelled; the guest goes on")]
+    Cancelled,
 }

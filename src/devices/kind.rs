@@ -1,9 +1,9 @@
 //! What is known of a device before there is one.
 
 use super::error::Error;
+use super::host_cpu::HostCpu;
 use super::sections::Sections;
 use super::slots::{Built, Slots};
-use crate::arch::x86_64::xsave::XsaveLayout;
 use crate::args::{Key, OptionError, Pair, Parameter};
 use crate::config::{self, Config, Properties, Switches};
 use crate::vmstate::{Layout, Section};
@@ -105,23 +105,6 @@ pub(crate) fn only_one(_: &Config, instance: u32) -> Option<Misfit> {
 /// For [`SectionKind::lacks`]: the machine has no such device, for this reason.
 pub(crate) fn lacks(why: &str) -> Misfit {
     ("name", format!("this machine has no such device: {why}"))
-}
-
-/// What this host's processor offers a guest, as far as loading depends on it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct HostCpu {
-    pub xsave: XsaveLayout,
-    pub physical_bits: u32,
-}
-
-impl HostCpu {
-    /// From the CPUID that vCPUs were given.
-    pub fn from_cpuid(entries: &[kvm_bindings::kvm_cpuid_entry2]) -> Self {
-        let widths = entries.iter().find(|entry| entry.function == 0x8000_0008);
-        let physical_bits = widths.map_or(0, |entry| entry.eax & 0xff);
-        let physical_bits = if physical_bits == 0 { 36 } else { physical_bits };
-        Self { xsave: XsaveLayout::from_cpuid(entries), physical_bits }
-    }
 }
 
 /// Properties as a driver's own table reads them.

@@ -15,6 +15,7 @@ mod device;
 mod error;
 pub(crate) mod fw_cfg;
 pub(crate) mod ged;
+mod host_cpu;
 pub(crate) mod ioapic;
 mod kind;
 pub(crate) mod kvmclock;
@@ -32,7 +33,7 @@ pub(crate) mod vmcoreinfo;
 
 pub(crate) use device::{Device, DeviceRequest, IrqLine};
 pub(crate) use error::Error;
-pub use kind::HostCpu;
+pub use host_cpu::HostCpu;
 pub(crate) use kind::{Kind, Misfit, Missing, Pluggable, SectionKind, lacks, only_one};
 pub(crate) use line::{Line, LineEnd, Lines};
 pub(crate) use sections::Loading;

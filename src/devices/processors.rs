@@ -4,7 +4,8 @@
 use super::clock::VirtualClock;
 use super::device::Device;
 use super::error::Error;
-use super::kind::{HostCpu, Kind, Misfit, Missing, SectionKind, only_one};
+use super::host_cpu::HostCpu;
+use super::kind::{Kind, Misfit, Missing, SectionKind, only_one};
 use super::sections::{Loading, Sections};
 use super::slots::{Built, Slots};
 use crate::arch::x86_64::cpu::{CpuCommonState, CpuState, TprOptState};

@@ -6,7 +6,7 @@ use super::clock::VirtualClock;
 use super::device::{Device, IrqLine};
 use super::error::Error;
 use super::fw_cfg::Items;
-use super::kind::HostCpu;
+use super::host_cpu::HostCpu;
 use super::line::Lines;
 use super::second_ioapic::SecondIoapic;
 use crate::arch::x86_64::acpi::SECOND_IOAPIC_GSI;

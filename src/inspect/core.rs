@@ -1,14 +1,13 @@
 //! A dump out of a migration stream: the memory and the registers that would have arrived.
 
 use super::error::Failure;
+use super::options::BLOCK;
 use crate::dump::{self, Cpu, Format, GuestState, Options, Output, Progress, RamView, VmCoreInfo};
 use crate::memory::GuestRam;
 use std::fs::File;
 
 /// The machine whose memory we know how to place.
 const MACHINE: &str = "microvm";
-/// Its RAM.
-pub(super) const BLOCK: &str = "microvm.ram";
 
 /// More than a machine has, and what is kept for each page of it is still little.
 const BYTES_MAX: u64 = 4 << 40;

@@ -1,6 +1,6 @@
 //! Why a stream could not be read, or what is in it not be written.
 
-use super::core::BLOCK;
+use super::options::BLOCK;
 use crate::stream;
 use std::io;
 use std::path::{Path, PathBuf};

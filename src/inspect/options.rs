@@ -3,6 +3,9 @@
 use crate::dump::Format;
 use std::path::PathBuf;
 
+/// The RAM of the machine that we know.
+pub(super) const BLOCK: &str = "microvm.ram";
+
 /// What to read and what to make of it.
 #[derive(clap::Args, Debug, Clone, Default)]
 pub struct Options {
@@ -18,7 +21,7 @@ pub struct Options {
     #[arg(long, value_name = "OUT")]
     pub ram: Option<PathBuf>,
     /// The block for --ram
-    #[arg(long, value_name = "NAME", default_value = "microvm.ram")]
+    #[arg(long, value_name = "NAME", default_value = BLOCK)]
     pub block: String,
     /// Write a dump of the guest as it would have arrived to this file: memory, and the registers
     /// of every vCPU

@@ -2,7 +2,7 @@
 
 use super::core::{self, Arrived};
 use super::error::Failure;
-use super::options::Options;
+use super::options::{BLOCK, Options};
 use super::report::Report;
 use crate::output::{Destination, Input, OutputFile};
 use std::fs::File;
@@ -31,7 +31,7 @@ impl Outputs {
         }
         if let (Some(ram), Some(core)) = (&ram, &core) {
             ram.is_not(core)?;
-            if options.block != core::BLOCK {
+            if options.block != BLOCK {
                 return Err(Failure::OtherBlock);
             }
         }

@@ -1,11 +1,11 @@
 //! Reading the files and filling the report.
 
 use super::channels::Channel;
-use super::core::{self, Arrived};
+use super::core::Arrived;
 use super::error::{Failure, read_failure};
 use super::image::Image;
 use super::layouts::AnyLayout;
-use super::options::Options;
+use super::options::{BLOCK, Options};
 use super::report::{
     Block, Connection, Description, Entry, Field, ImageReport, PASSES_MAX, RamCounts, Report, What,
 };
@@ -40,7 +40,7 @@ pub(crate) fn walk(
         return return_path(&options.main, source, report);
     }
     report.kind = "migration";
-    let wanted = if options.ram.is_some() { &options.block } else { core::BLOCK };
+    let wanted = if options.ram.is_some() { &options.block } else { BLOCK };
     let layouts = AnyLayout::of(source.file()).unwrap_or_default();
     let channels =
         options.channels.iter().map(|path| Channel::open(path)).collect::<Result<Vec<_>, _>>()?;

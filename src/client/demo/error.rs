@@ -1,7 +1,7 @@
 //! Why nothing, or not all, could be shown.
 
-use super::guest::SWEEP_TIME;
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -20,8 +20,8 @@ pub enum Error {
     Start { program: String, source: std::io::Error },
     #[error("the {side} ended: {words}")]
     Ended { side: &'static str, words: String },
-    #[error("the guest on the {side} wrote no line in {} s", SWEEP_TIME.as_secs())]
-    Silent { side: &'static str },
+    #[error("the guest on the {side} wrote no line in {} s", .limit.as_secs())]
+    Silent { side: &'static str, limit: Duration },
     #[error("the guest found its memory corrupted: {0}")]
     Corrupt(String),
     #[error("the guest went back: {0}")]

@@ -55,7 +55,7 @@ impl SerialLog {
                 return Err(Error::Interrupted);
             }
             if begin.elapsed() > SWEEP_TIME {
-                return Err(Error::Silent { side });
+                return Err(Error::Silent { side, limit: SWEEP_TIME });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -104,7 +104,7 @@ impl Evidence {
                         "processor {cpu}: sweep {before}, then {first}"
                     )));
                 }
-                None => return Err(Error::Silent { side: "target" }),
+                None => return Err(Error::Silent { side: "target", limit: SWEEP_TIME }),
             }
         }
         Ok(())

@@ -20,9 +20,11 @@ use crate::io::{Ring, SocketReader};
 use crate::memory::{GuestRam, PAGE_BYTES, RamBlock};
 use crate::pages::CHUNK_PAGES;
 use crate::sabotage::{self, Fault};
-use crate::stream::Record;
 use crate::stream::ram::{ListedBlock, PageAt};
+use crate::stream::{Layouts, Reader, Record};
 
+/// Records parsed at once: as many as one receive brings.
+pub(super) const BATCH_RECORDS: usize = 4096;
 /// Pages that one write takes at most.
 const PIECES_MAX: usize = 256;
 /// Records of a batch that are worth sharing out: some 100 µs of work.
@@ -222,6 +224,25 @@ impl<'r> WholePages<'r> {
         }
         Ok(())
     }
+}
+
+/// Applies the records of a frame as far as they have come; waits for more if none has.
+pub(crate) fn apply_records<L: Layouts>(
+    frames: &mut Reader<L>,
+    ring: &mut Ring,
+    socket: &mut SocketReader,
+    apply: impl Fn(&[Record<'_>]) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let mut batch = Vec::with_capacity(BATCH_RECORDS);
+    let used = frames.ram_batch(socket.bytes(), BATCH_RECORDS, &mut batch)?;
+    let idle = batch.is_empty();
+    apply(&batch)?;
+    drop(batch);
+    socket.consume(used);
+    if idle {
+        socket.fill(ring)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

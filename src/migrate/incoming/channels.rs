@@ -6,8 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::accept::Connections;
-use super::apply::Blocks;
-use super::main_channel::apply_records;
+use super::apply::{Blocks, apply_records};
 use super::packets::Packets;
 use super::{Error, Incoming};
 use crate::io::{self, Ring, SocketReader, Waker};
@@ -81,7 +80,7 @@ impl Channels {
         carries: Carries,
     ) -> Result<(), Error> {
         if count > CHANNELS_MAX {
-            return Err(Error::TooManyChannels(count));
+            return Err(Error::TooManyChannels { found: count, most: CHANNELS_MAX });
         }
         // A source that is gone connects no channels, and nothing else would tell.
         let timeout = Duration::from_millis(incoming.settings.parameters().x_godwit_peer_timeout);

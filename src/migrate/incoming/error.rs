@@ -1,6 +1,5 @@
 //! Why a guest did not arrive.
 
-use super::channels::CHANNELS_MAX;
 use crate::migrate::guest_error::GuestError;
 use crate::{io, memory, stream};
 
@@ -35,8 +34,8 @@ pub enum Error {
     Command(&'static str),
     #[error("the source chose features that were not offered")]
     NotOffered,
-    #[error("{0} channels are more than {CHANNELS_MAX}; set multifd-channels lower on both sides")]
-    TooManyChannels(u8),
+    #[error("{found} channels are more than {most}; set multifd-channels lower on both sides")]
+    TooManyChannels { found: u8, most: u8 },
     #[error("a channel says it is number {0}, which is none or was there already")]
     Channel(u8),
     #[error("a channel ended in the middle of a round")]

@@ -1,6 +1,6 @@
 //! The main channel, read to its end: the items of the one reader of the stream.
 
-use super::apply::{Blocks, Threads};
+use super::apply::{BATCH_RECORDS, Blocks, Threads};
 use super::channels::{Carries, Channels};
 use super::return_path::ReturnPath;
 use super::{Error, Incoming, MACHINE};
@@ -13,9 +13,6 @@ use crate::stream::{
     self, Command, Configuration, Extent, Item, Layouts, Reader, Record, SectionHeader,
     SectionKind, Step,
 };
-
-/// Records parsed at once: as many as one receive brings.
-const BATCH_RECORDS: usize = 4096;
 
 pub(crate) struct MainChannel<'a> {
     pub incoming: &'a Incoming,
@@ -292,23 +289,4 @@ impl<'a> MainChannel<'a> {
 enum Behind {
     Description { left: u32 },
     Go,
-}
-
-/// Applies the records of a frame as far as they have come; waits for more if none has.
-pub(crate) fn apply_records<L: Layouts>(
-    frames: &mut Reader<L>,
-    ring: &mut Ring,
-    socket: &mut SocketReader,
-    apply: impl Fn(&[Record<'_>]) -> Result<(), Error>,
-) -> Result<(), Error> {
-    let mut batch = Vec::with_capacity(BATCH_RECORDS);
-    let used = frames.ram_batch(socket.bytes(), BATCH_RECORDS, &mut batch)?;
-    let idle = batch.is_empty();
-    apply(&batch)?;
-    drop(batch);
-    socket.consume(used);
-    if idle {
-        socket.fill(ring)?;
-    }
-    Ok(())
 }

@@ -2,8 +2,6 @@
 
 use serde_json::{Value, json};
 
-use super::row::Row;
-
 /// A type as QMP has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -78,8 +76,12 @@ fields! {
 
 impl Slot<'_> {
     /// Puts `value` there, if it is of the right type.
-    pub(super) fn set(self, row: &Row, value: &Value) -> Result<(), ParameterError> {
-        let name = row.name;
+    pub(super) fn set(
+        self,
+        name: &'static str,
+        kind: Kind,
+        value: &Value,
+    ) -> Result<(), ParameterError> {
         let wrong = |expected| ParameterError::Type { name, expected };
         let width = |width| ParameterError::Width { name, width };
         let integer = || {
@@ -101,7 +103,7 @@ impl Slot<'_> {
             }
             Slot::Choice(place) => {
                 let text = value.as_str().ok_or_else(|| wrong("string"))?;
-                let Kind::Choice(choices) = row.kind else { return Err(wrong("string")) };
+                let Kind::Choice(choices) = kind else { return Err(wrong("string")) };
                 let refused = || ParameterError::Choice { name, value: text.to_owned() };
                 *place = choices.iter().find(|choice| **choice == text).ok_or_else(refused)?;
             }

@@ -148,7 +148,7 @@ impl Parameters {
         let mut result = self.clone();
         for row in TABLE {
             if let Some(value) = changes.get(row.name) {
-                (row.slot)(&mut result).set(row, value)?;
+                (row.slot)(&mut result).set(row.name, row.kind, value)?;
             }
         }
         if let Some(name) = changes.keys().find(|name| row::find(name).is_none()) {

@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Answer, Call, Command, NOTHING, Run};
+use super::command::{Answer, Call, Command, NOTHING, Run};
 use crate::args::value;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::{Answer, Call, Command, Run};
+use super::command::{Answer, Call, Command, Run};
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use serde_json::{Value as Json, json};
 
+use super::command::{Answer, Call, Command, Run};
 use super::file::{self, Named};
-use super::{Answer, Call, Command, Run};
 use crate::dump::{Claim, Codec, Done, Filter, Format, Options, Output, QueryResult};
 use crate::machine::moment::{self, Moment, Request, Ruling};
 use crate::qmp::error::Error;

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use super::Call;
+use super::command::Call;
 use crate::io::name::{self, Create};
 use crate::io::transport::{FD_SET, SetFd};
 use crate::io::{OpenError, reason};

@@ -3,7 +3,8 @@
 
 use serde_json::Value as Json;
 
-use super::{Answer, Call, Command, Run, find};
+use super::command::{Answer, Call, Command, Run};
+use super::find;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Shape, Type, optional, required};
 

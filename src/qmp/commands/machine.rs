@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Answer, Call, Command, Run};
+use super::command::{Answer, Call, Command, Run};
 use crate::arch::x86_64::topology::Position;
 use crate::args::CPU_MODELS;
 use crate::config::{ChardevBackend, Cpu};

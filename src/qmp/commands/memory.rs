@@ -5,8 +5,8 @@ use std::io::Write;
 
 use serde_json::json;
 
+use super::command::{Answer, Call, Command, Run};
 use super::file;
-use super::{Answer, Call, Command, Run};
 use crate::io::reason;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};

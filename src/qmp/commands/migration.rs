@@ -6,8 +6,8 @@ use std::sync::Arc;
 use serde_json::{Map, Value as Json, json};
 
 use super::channels::{self, Way};
+use super::command::{Answer, Call, Command, Run};
 use super::migration_shapes as shapes;
-use super::{Answer, Call, Command, Run};
 use crate::io::connection::inherited;
 use crate::io::transport::SetFd;
 use crate::io::{Descriptors, OpenError};

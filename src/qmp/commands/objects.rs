@@ -5,7 +5,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{Answer, Call, Command, Run};
+use super::command::{Answer, Call, Command, Run};
 use crate::args;
 use crate::machine::objects::{Buses, CPU, parameter_type, property_type};
 use crate::machine::{Object, ObjectType, object_types};

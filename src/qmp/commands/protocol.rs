@@ -2,7 +2,8 @@
 
 use serde_json::{Value as Json, json};
 
-use super::{Answer, Call, Command, NEGOTIATION, Run, all};
+use super::command::{Answer, Call, Command, Run};
+use super::{NEGOTIATION, all};
 use crate::args::{self, ParameterType};
 use crate::machine::StopCause;
 use crate::qmp::error::Error;

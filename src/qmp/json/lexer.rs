@@ -3,6 +3,11 @@
 //! After a fault everything is skipped up to a character that can only stand between tokens; that
 //! character is then read as the first of a new message.
 
+/// Bytes of all tokens of one message; white space is free.
+pub(super) const TOKEN_BYTES_MAX: usize = 64 << 20;
+/// A message's buffers are given back if they grew past this.
+pub(super) const KEEP_BYTES: usize = 64 << 10;
+
 /// Where a token is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -62,7 +67,7 @@ impl Lexer {
     /// Forgets the token that just ended.
     pub(crate) fn clear(&mut self) {
         self.text.clear();
-        self.text.shrink_to(super::KEEP_BYTES);
+        self.text.shrink_to(KEEP_BYTES);
     }
 
     /// The text of a fault, as far as QEMU shows it: up to the first NUL, with U+FFFD for what is
@@ -80,7 +85,7 @@ impl Lexer {
         use State::*;
         // Give up on an endless token before it fills the memory: one byte past the limit is enough
         // for the reader to refuse it.
-        if self.text.len() > super::TOKEN_BYTES_MAX {
+        if self.text.len() > TOKEN_BYTES_MAX {
             self.state = Recovery;
             return (Outcome::Token(Kind::Text), false);
         }

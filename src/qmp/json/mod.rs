@@ -20,17 +20,13 @@ pub use value::Value;
 pub use write::line;
 pub(crate) use write::pretty_lines;
 
-use lexer::{Lexer, Outcome};
+use lexer::{KEEP_BYTES, Lexer, Outcome, TOKEN_BYTES_MAX};
 use parser::Tokens;
 
 /// Arrays and objects inside one another, together.
 const NESTING_MAX: i32 = 1024;
 /// Tokens of one message.
 const TOKENS_MAX: usize = 2 << 20;
-/// Bytes of all tokens of one message; white space is free.
-const TOKEN_BYTES_MAX: usize = 64 << 20;
-/// A message's buffers are given back if they grew past this.
-const KEEP_BYTES: usize = 64 << 10;
 
 /// Cuts a stream of bytes into messages. Memory is bounded by the limits on one message.
 #[derive(Default)]

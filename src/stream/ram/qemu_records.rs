@@ -2,7 +2,7 @@
 
 use xbzrle::parallel::{Body, Record, RecordFormat};
 
-use super::{FLAG_CONTINUE, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO};
+use super::record::{FLAG_CONTINUE, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO};
 use crate::stream::{PAGE_BYTES, put_pstr};
 
 /// QEMU's records of pages that are numbered block after block, in the order of the list in

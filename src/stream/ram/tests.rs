@@ -1,8 +1,10 @@
 //! Records, written and read back; damage refused.
 
+use super::record::FLAG_MEM_SIZE;
 use super::*;
 use crate::stream::cursor::{Step, put_pstr};
 use crate::stream::error::Error;
+use crate::stream::limits::PAGE_BYTES;
 
 fn sample() -> Vec<u8> {
     let mut out = Vec::new();

@@ -1,6 +1,6 @@
 //! Writing records.
 
-use super::{
+use super::record::{
     FLAG_CONTINUE, FLAG_EOS, FLAG_MEM_SIZE, FLAG_MULTIFD_FLUSH, FLAG_PAGE, FLAG_XBZRLE, FLAG_ZERO,
     FLAGS,
 };

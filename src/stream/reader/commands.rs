@@ -1,6 +1,7 @@
 //! Commands: QEMU's, the package that one of them carries, and Godwit's frames.
 
-use super::{Item, Layouts, Reader, State};
+use super::item::{Item, Layouts};
+use super::{Reader, State};
 use crate::stream::Command;
 use crate::stream::cursor::{Cursor, Step};
 use crate::stream::error::{Error, Problem};

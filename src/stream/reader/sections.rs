@@ -1,6 +1,7 @@
 //! The stream's header, and its sections.
 
-use super::{Extent, Item, Layouts, Reader, State};
+use super::item::{Extent, Item, Layouts};
+use super::{Reader, State};
 use crate::stream::configuration::configuration;
 use crate::stream::cursor::{Cursor, Step};
 use crate::stream::error::{Error, Problem};

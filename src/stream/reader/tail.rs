@@ -1,6 +1,7 @@
 //! What stands behind the states: the description, and GO.
 
-use super::{Item, Layouts, Reader, State};
+use super::item::{Item, Layouts};
+use super::{Reader, State};
 use crate::stream::cursor::{Cursor, Step};
 use crate::stream::error::{Error, Problem};
 use crate::stream::godwit::{self, Frame};

@@ -1,8 +1,9 @@
 //! The reader over whole streams.
 
 use super::*;
+use crate::stream::godwit::Frame;
 use crate::stream::ram::RamWriter;
-use crate::stream::{description, end_of_states};
+use crate::stream::{Command, Configuration, SectionKind, description, end_of_states};
 
 /// Devices of four bytes.
 struct Four;
