@@ -12,9 +12,9 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_uring::fs::File as RingFile;
 
+use super::device::{Backend, Chardev, Files, Status};
 use super::line::PortLine;
 use super::output::{Output, Sink, To};
-use super::{Backend, Chardev, Files, Status};
 
 /// Bytes read at a time; the guest's port takes 16.
 const INPUT_BYTES: usize = 256;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, sockopt};
 
 use super::error::Error;
-use super::waited_for;
 use crate::aside::aside;
 use crate::config::{IpFamily, SocketAddress};
 use crate::io::socket_file::{self, SocketFile};
@@ -242,4 +241,14 @@ fn inherited(number: i32) -> io::Result<OwnedFd> {
     let this = pidfd_open(getpid(), PidfdFlags::empty())?;
     let fd = pidfd_getfd(this.as_fd(), number, PidfdGetfdFlags::empty())?;
     Ok(fd)
+}
+
+/// Does on a thread what may not return: the control plane goes on meanwhile.
+pub(super) async fn waited_for<T: Send + 'static>(
+    id: &str,
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    let failed = |source| Error::Thread { id: id.to_owned(), source };
+    let done = aside("chardev", work).map_err(failed)?.await;
+    done.unwrap_or_else(|_| Err(failed(io::Error::other("it panicked"))))
 }

@@ -18,6 +18,7 @@ pub mod status;
 mod table;
 mod terminal;
 mod typed;
+mod words;
 
 pub use error::Error;
 pub use terminal::show;

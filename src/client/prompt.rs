@@ -3,9 +3,9 @@
 
 use super::error::Error;
 use super::qmp::{self, Client};
-use super::shell::{send_by, words};
 use super::terminal::{say, show};
 use super::typed::Schema;
+use super::words::{send_by, words};
 use rustyline::completion::Completer;
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
