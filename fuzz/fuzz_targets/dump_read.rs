@@ -6,7 +6,9 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     if let Ok(core) = Core::parse(data) {
-        core.loads.iter().for_each(|load| drop(core.bytes(load)));
+        for load in &core.loads {
+            let _ = core.bytes(load);
+        }
     }
     let _ = cpus(data);
     // What a flattened stream describes may be far larger than the stream.
