@@ -7,6 +7,7 @@
 //! returned its result.
 #![allow(unsafe_code)]
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -26,6 +27,9 @@ const WAKE: u64 = 0;
 /// Token of cancel requests, whose own result nobody needs.
 const CANCEL: u64 = 1;
 const FIRST: u64 = 2;
+
+/// Until a kernel that had no memory for an operation is asked again.
+const NO_MEMORY_PAUSE: Duration = Duration::from_millis(1);
 
 /// One operation in the ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +94,9 @@ pub(crate) struct Ring {
     next: u64,
     watching: bool,
     operation_timeout: Option<Duration>,
+    /// How often the kernel is made to have no memory.
+    #[cfg(test)]
+    refusals: u32,
 }
 
 impl Ring {
@@ -105,6 +112,8 @@ impl Ring {
             next: FIRST,
             watching: false,
             operation_timeout: None,
+            #[cfg(test)]
+            refusals: 0,
         };
         ring.watch_waker()?;
         Ok(ring)
@@ -131,7 +140,8 @@ impl Ring {
         unsafe { self.submit(opcode::PollAdd::new(types::Fd(fd), events as u32).build()) }
     }
 
-    /// Queues one operation and hands it to the kernel.
+    /// Queues one operation and hands it to the kernel. A kernel that has no memory for it now gets
+    /// it with the next one, or when its result is waited for.
     ///
     /// # Safety
     /// All memory that `entry` names stays valid, and is used by nobody else where the kernel
@@ -219,20 +229,44 @@ impl Ring {
         // SAFETY: what the entry names is vouched for by the caller of `submit`; the ring's own
         // entries name the eventfd, which the waker keeps open, or nothing.
         while unsafe { self.uring.submission().push(&entry) }.is_err() {
-            self.uring.submit()?;
+            self.hand_over()?;
         }
+        match self.hand_over() {
+            // It stays queued and cannot be taken back: to call it failed would free its memory.
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(()),
+            // Others are those of a ring that takes nothing any more.
+            result => Ok(result?),
+        }
+    }
+
+    /// Gives the kernel all that is queued.
+    fn hand_over(&mut self) -> io::Result<()> {
         loop {
+            self.memory_of_the_kernel()?;
             match self.uring.submit() {
                 Ok(_) => return Ok(()),
                 Err(error) if error.raw_os_error() == Some(libc::EINTR) => continue,
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => self.collect(),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             }
         }
     }
 
+    /// The kernel tells by itself, except in tests.
+    #[cfg(not(test))]
+    fn memory_of_the_kernel(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(test)]
+    fn memory_of_the_kernel(&mut self) -> io::Result<()> {
+        let refuses = self.refusals > 0;
+        self.refusals -= u32::from(refuses);
+        if refuses { Err(io::Error::from_raw_os_error(libc::EAGAIN)) } else { Ok(()) }
+    }
+
     fn enter(&mut self, deadline: Option<Instant>) -> Result<()> {
-        let result = match deadline {
+        let result = self.memory_of_the_kernel().and_then(|()| match deadline {
             None => self.uring.submit_and_wait(1),
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -240,11 +274,16 @@ impl Ring {
                 let args = types::SubmitArgs::new().timespec(&time);
                 self.uring.submitter().submit_with_args(1, &args)
             }
-        };
+        });
         match result {
             Ok(_) => Ok(()),
             Err(error) => match error.raw_os_error() {
                 Some(libc::ETIME | libc::EINTR | libc::EBUSY) => Ok(()),
+                // What is queued is tried again; nothing tells when there is memory.
+                Some(libc::EAGAIN) => {
+                    std::thread::sleep(NO_MEMORY_PAUSE);
+                    Ok(())
+                }
                 _ => Err(error.into()),
             },
         }
@@ -297,6 +336,21 @@ mod tests {
         silent.write(1).unwrap();
         let token = ring.poll(silent.as_raw_fd(), libc::POLLIN).unwrap();
         assert!(ring.wait(token).unwrap() > 0);
+    }
+
+    #[test]
+    fn an_operation_that_the_kernel_has_no_memory_for_is_still_in_hand() {
+        let mut ring = Ring::new(Waker::new()).unwrap();
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        event.write(1).unwrap();
+        ring.refusals = 1;
+        let token = ring.poll(event.as_raw_fd(), libc::POLLIN).unwrap();
+        assert!(ring.ready(token).is_none(), "the kernel has not got it");
+        assert!(ring.wait(token).unwrap() > 0);
+        let silent = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).unwrap();
+        ring.refusals = 3;
+        let token = ring.poll(silent.as_raw_fd(), libc::POLLIN).unwrap();
+        assert_eq!(ring.cancel(token), -libc::ECANCELED);
     }
 
     #[test]
