@@ -17,6 +17,8 @@ pub struct Config {
     pub devices: Vec<Device>,
     /// Sources that a `virtio-rng-device` may name.
     pub entropy: Vec<Entropy>,
+    /// What disks may be made of, in the order of the command line.
+    pub images: Vec<Image>,
     /// Ids of the character devices that virtio ports have.
     pub lines: Vec<String>,
     pub kvm: Kvm,
@@ -184,6 +186,98 @@ impl EntropySource {
             EntropySource::File(_) => Self::TYPES[1],
         }
     }
+}
+
+/// An image that a disk can have: a `-drive`, or a `-blockdev` with what it stands on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Image {
+    /// What `drive=` names: the id of a `-drive`, the node's name of a `-blockdev`.
+    pub name: String,
+    /// It came by `-drive`, which has policies of its own.
+    pub drive: Option<DrivePolicies>,
+    pub format: ImageFormat,
+    /// Names of the node of the format, and of the one below, as far as they were given.
+    pub node: Option<String>,
+    pub file_node: Option<String>,
+    pub path: PathBuf,
+    /// `None`: as it is found.
+    pub kind: Option<FileKind>,
+    pub read_only: bool,
+    /// An image that cannot be written is opened for reading.
+    pub auto_read_only: bool,
+    pub cache: Cache,
+    /// Keep others from an image that is in use, by locks on its permission bytes.
+    pub locking: bool,
+    /// What the guest discards is given back to the host.
+    pub discard: bool,
+    pub detect_zeroes: DetectZeroes,
+}
+
+/// How the bytes of a disk lie in its image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// As they are, by a node of its own.
+    #[default]
+    Raw,
+    /// The same, because nothing else was found there: see `block::probe`.
+    Probed,
+    /// As they are, without such a node.
+    Bare,
+}
+
+/// QEMU's two drivers of files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileKind {
+    Regular,
+    HostDevice,
+}
+
+/// `cache=`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cache {
+    /// What was written is safe once the guest has flushed; else each write is flushed.
+    pub writeback: bool,
+    /// `O_DIRECT`.
+    pub direct: bool,
+    /// Flushes do nothing.
+    pub no_flush: bool,
+}
+
+impl Default for Cache {
+    fn default() -> Cache {
+        Cache { writeback: true, direct: false, no_flush: false }
+    }
+}
+
+/// What becomes of a write of zeros.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    #[default]
+    Off,
+    /// The file system is told that there are zeros.
+    On,
+    /// It may give the place back.
+    Unmap,
+}
+
+/// `werror=` and `rerror=` of `-drive`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DrivePolicies {
+    pub write: Option<OnError>,
+    pub read: Option<OnError>,
+}
+
+/// What becomes of a request that the host could not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnError {
+    /// The guest is told.
+    Report,
+    /// It is told that all is well.
+    Ignore,
+    /// The guest is stopped, and the request done again when it goes on.
+    Stop,
+    /// So where there is no space; other errors are reported.
+    NoSpace,
 }
 
 impl Config {

@@ -12,7 +12,7 @@
 //! | jobs, a thread each | [`migrate`], [`dump`] |
 //! | bytes, without I/O | [`stream`], [`vmstate`], `pages` |
 //! | the machine | [`machine`], [`devices`], [`arch`], [`builtin`] |
-//! | the kernel's interfaces | [`kvm`], [`memory`], [`io`] |
+//! | the kernel's interfaces, images of disks | [`kvm`], [`memory`], [`io`], [`block`] |
 //!
 //! Deltas are made by the crate [`xbzrle`], which knows nothing of all this.
 //!
@@ -31,6 +31,7 @@ pub mod stderr;
 pub mod arch;
 pub mod args;
 mod aside;
+pub mod block;
 pub mod builtin;
 pub mod chardev;
 pub mod client;

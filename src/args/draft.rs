@@ -1,5 +1,6 @@
 //! A command line half read, and how a [`Config`] comes out of it.
 
+use super::block::Blocks;
 use super::chardev::{self, Short};
 use super::error::{Error, Errors, Problem};
 use super::keys::{Key, Keys};
@@ -24,6 +25,7 @@ pub(crate) struct Draft {
     /// Ids of every `-object`.
     pub objects: Vec<String>,
     pub entropy: Vec<Entropy>,
+    pub blocks: Blocks,
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     pub append: Option<String>,
@@ -217,13 +219,15 @@ impl Draft {
         let cpu = self.smp.cpu().map_err(&mut keep).ok();
         let memory = self.memory.memory(&self.machine).map_err(&mut keep).ok();
         let boot = self.boot().map_err(&mut keep).ok();
+        let images = self.blocks.images().map_err(&mut keep).ok();
         let wiring = self.wire().map_err(&mut keep).ok();
-        match (machine, cpu, memory, boot, wiring) {
+        match (machine, cpu, memory, boot, images, wiring) {
             (
                 Some(machine),
                 Some((cpu, cpu_notice)),
                 Some((memory, memory_notice)),
                 Some(boot),
+                Some(images),
                 Some((serial, monitors)),
             ) => {
                 let isa_serial = machine.switches.get("isa-serial", true);
@@ -231,6 +235,7 @@ impl Draft {
                     machine,
                     devices: self.machine.devices,
                     entropy: self.entropy,
+                    images,
                     lines: Vec::new(),
                     kvm: self.machine.kvm,
                     cpu,

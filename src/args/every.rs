@@ -63,6 +63,55 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("device", "name", "SERIAL -device virtserialport", "SERIAL -device virtserialport,name=n"),
     ("device", "chardev", "SERIAL -device virtserialport -chardev null,id=c", "SERIAL -device virtserialport,chardev=c -chardev null,id=c"),
     ("device", "bus", "SERIAL -device virtserialport", "SERIAL -device virtserialport,bus=virtio-serial-bus.0"),
+    ("device", "drive", "DISK -drive if=none,id=e,file=F", "-drive if=none,id=d,file=F,format=raw -device virtio-blk-device,drive=e -drive if=none,id=e,file=F"),
+    ("device", "serial", "DISK", "DISK,serial=s"),
+    ("device", "num-queues", "DISK", "DISK,num-queues=2"),
+    ("device", "queue-size", "DISK", "DISK,queue-size=128"),
+    ("device", "logical_block_size", "DISK,physical_block_size=4096", "DISK,physical_block_size=4096,logical_block_size=1024"),
+    ("device", "physical_block_size", "DISK", "DISK,physical_block_size=4096"),
+    ("device", "min_io_size", "DISK", "DISK,min_io_size=4096"),
+    ("device", "opt_io_size", "DISK", "DISK,opt_io_size=4096"),
+    ("device", "discard_granularity", "DISK", "DISK,discard_granularity=4096"),
+    ("device", "report-discard-granularity", "DISK", "DISK,report-discard-granularity=off"),
+    ("device", "write-cache", "DISK", "DISK,write-cache=off"),
+    ("device", "config-wce", "DISK", "DISK,config-wce=off"),
+    ("device", "discard", "DISK", "DISK,discard=off"),
+    ("device", "write-zeroes", "DISK", "DISK,write-zeroes=off"),
+    ("device", "max-discard-sectors", "DISK", "DISK,max-discard-sectors=8"),
+    ("device", "max-write-zeroes-sectors", "DISK", "DISK,max-write-zeroes-sectors=8"),
+    ("device", "seg-max-adjust", "DISK", "DISK,seg-max-adjust=off"),
+    ("device", "cyls", "DISK", "DISK,cyls=9"),
+    ("device", "heads", "DISK", "DISK,heads=9"),
+    ("device", "secs", "DISK", "DISK,secs=9"),
+    ("device", "werror", "DISK", "DISK,werror=ignore"),
+    ("device", "rerror", "DISK", "DISK,rerror=stop"),
+    ("device", "share-rw", "DISK", "DISK,share-rw=on"),
+    ("drive", "file", "DRIVE,file=F", "DRIVE,file=G"),
+    ("drive", "format", "DRIVE,file=F", "DRIVE,file=F,format=raw"),
+    ("drive", "id", "-drive if=none,file=F,id=a", "-drive if=none,file=F,id=b"),
+    ("drive", "cache", "DRIVE,file=F", "DRIVE,file=F,cache=none"),
+    ("drive", "cache.writeback", "DRIVE,file=F", "DRIVE,file=F,cache.writeback=off"),
+    ("drive", "cache.direct", "DRIVE,file=F", "DRIVE,file=F,cache.direct=on"),
+    ("drive", "cache.no-flush", "DRIVE,file=F", "DRIVE,file=F,cache.no-flush=on"),
+    ("drive", "werror", "DRIVE,file=F", "DRIVE,file=F,werror=stop"),
+    ("drive", "rerror", "DRIVE,file=F", "DRIVE,file=F,rerror=stop"),
+    ("drive", "node-name", "DRIVE,file=F", "DRIVE,file=F,node-name=n"),
+    ("drive", "read-only", "DRIVE,file=F", "DRIVE,file=F,readonly=on"),
+    ("drive", "auto-read-only", "DRIVE,file=F", "DRIVE,file=F,auto-read-only=off"),
+    ("drive", "discard", "DRIVE,file=F", "DRIVE,file=F,discard=unmap"),
+    ("drive", "detect-zeroes", "DRIVE,file=F", "DRIVE,file=F,detect-zeroes=on"),
+    ("drive", "file.locking", "DRIVE,file=F", "DRIVE,file=F,file.locking=off"),
+    ("blockdev", "driver", "-blockdev file,NODE", "-blockdev host_device,NODE"),
+    ("blockdev", "node-name", "-blockdev file,filename=F,node-name=a", "-blockdev file,filename=F,node-name=b"),
+    ("blockdev", "filename", "-blockdev file,node-name=a,filename=F", "-blockdev file,node-name=a,filename=G"),
+    ("blockdev", "file", "TWO -blockdev raw,node-name=r,file=n", "TWO -blockdev raw,node-name=r,file=m"),
+    ("blockdev", "read-only", "-blockdev file,NODE", "-blockdev file,NODE,read-only=on"),
+    ("blockdev", "auto-read-only", "-blockdev file,NODE", "-blockdev file,NODE,auto-read-only=on"),
+    ("blockdev", "cache.direct", "-blockdev file,NODE", "-blockdev file,NODE,cache.direct=on"),
+    ("blockdev", "cache.no-flush", "-blockdev file,NODE", "-blockdev file,NODE,cache.no-flush=on"),
+    ("blockdev", "locking", "-blockdev file,NODE", "-blockdev file,NODE,locking=off"),
+    ("blockdev", "discard", "-blockdev file,NODE", "-blockdev file,NODE,discard=unmap"),
+    ("blockdev", "detect-zeroes", "-blockdev file,NODE", "-blockdev file,NODE,detect-zeroes=on"),
     ("global", "virtio-mmio.force-legacy", "", "-global virtio-mmio.force-legacy=off"),
     ("name", "guest", "", "-name guest=x"),
     ("uuid", "", "", "-uuid 01020304-0506-0708-090a-0b0c0d0e0f10"),
@@ -140,6 +189,18 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("object", "x-use-canonical-path-for-ramblock-id", &["off"], "a block's name is its backend's id"),
     ("device", "packed", &["off"], "rings are split"),
     ("device", "iommu_platform", &["off"], "there is no IOMMU"),
+    ("device", "account-invalid", &["on", "auto"], "every request is counted"),
+    ("device", "account-failed", &["on", "auto"], "every request is counted"),
+    ("device", "bootindex", &["1"], "there is no firmware: -kernel starts the guest"),
+    ("device", "request-merging", &["on", "off"], "the kernel merges what it likes"),
+    ("drive", "if", &["none"], "there is no bus"),
+    ("drive", "media", &["disk"], "there are no other media"),
+    ("drive", "snapshot", &["off"], "there are no overlays"),
+    ("drive", "copy-on-read", &["off"], "there are no backing files"),
+    ("drive", "aio", &["threads", "io_uring"], "the kernel's ring does what is asked"),
+    ("blockdev", "aio", &["threads", "io_uring"], "the kernel's ring does what is asked"),
+    ("blockdev", "force-share", &["off"], "an image that others write is not built"),
+    ("blockdev", "x-check-cache-dropped", &["off"], "is not checked"),
     ("name", "debug-threads", &["on", "off"], "threads always have names"),
     ("chardev", "mux", &["off"], "a device has one user"),
     ("chardev", "tight", &["on"], "abstract names end where they end"),
@@ -192,6 +253,13 @@ fn line(ending: &str) -> Config {
         |kind| format!("-M memory-backend=m -object memory-backend-{kind},id=m,size=128M");
     let ending = ending
         .replace("SERIAL", "-device virtio-serial-device")
+        .replace("DISK", "-drive if=none,id=d,file=F,format=raw -device virtio-blk-device,drive=d")
+        .replace("DRIVE", "-drive if=none,id=d")
+        .replace("NODE", "node-name=n,filename=F")
+        .replace(
+            "TWO",
+            "-blockdev file,node-name=n,filename=F -blockdev file,node-name=m,filename=F",
+        )
         .replace("RNG", "-device virtio-rng-device")
         .replace("RAM,", "-object memory-backend-ram,")
         .replace("MEMFD", &backend("memfd"))
@@ -239,6 +307,15 @@ fn what_is_so_anyway_changes_nothing() {
             let (without, with) = match (*option, *key) {
                 ("object", _) => {
                     ("FILE,mem-path=F".into(), format!("FILE,mem-path=F,{key}={value}"))
+                }
+                (
+                    "device",
+                    "account-invalid" | "account-failed" | "bootindex" | "request-merging",
+                ) => ("DISK".into(), format!("DISK,{key}={value}")),
+                ("drive", _) => ("DRIVE,file=F".into(), format!("DRIVE,file=F,{key}={value}")),
+                ("blockdev", _) => {
+                    let node = "-blockdev file,NODE";
+                    (node.into(), format!("{node},{key}={value}"))
                 }
                 ("device", _) => ("RNG".into(), format!("RNG,{key}={value}")),
                 ("chardev", "tight") => {

@@ -4,6 +4,7 @@
 //! dash or two. What Godwit cannot honour is refused by name, with the nearest thing it can;
 //! nothing is ignored in silence.
 
+pub mod block;
 mod chardev;
 mod device;
 mod draft;

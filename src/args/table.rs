@@ -3,7 +3,7 @@
 use super::draft::{self, Draft};
 use super::error::Error;
 use super::keys::{self, Parameter};
-use super::{chardev, device, machine, memory, object, smp};
+use super::{block, chardev, device, machine, memory, object, smp};
 
 pub(crate) struct Opt {
     /// The first name is the one that help shows.
@@ -126,7 +126,7 @@ impl Opt {
     }
 }
 
-const BLOCK: &str = "block devices are not built yet";
+const NO_IDE: &str = "the machine has no IDE; write -drive file=FILE,if=none,id=ID -device virtio-blk-device,drive=ID";
 const NETWORK: &str = "network devices are not built yet";
 const DISPLAY: &str = "there is no display; the guest's console is -serial";
 const FIRMWARE: &str = "there is no firmware: -kernel starts the guest directly";
@@ -155,6 +155,10 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, _, _| { d.memory.prealloc = true; Ok(()) }),
         set(Machine, &["device"], "DRIVER[,…]", "add a device; -device help lists them, -device DRIVER,help their properties",
             |d, o, v| device::add(o, v, &mut d.machine.devices)).words(device::drivers),
+        set(Machine, &["drive"], "file=FILE,if=none,id=ID[,…]", "an image for a disk; -drive help lists its keys",
+            |d, o, v| d.blocks.drive(o, v)).group("drive", block::drive_parameters),
+        set(Machine, &["blockdev"], "driver=DRIVER,node-name=NAME,…", "the same by nodes, in key or JSON form: raw, file, host_device",
+            |d, o, v| d.blocks.blockdev(o, v)).group("blockdev", block::node_parameters),
         set(Machine, &["global"], "DRIVER.PROPERTY=VALUE", "set a property of all devices of a kind; -global help lists them",
             |d, o, v| machine::global(o, v, &mut d.machine)).words(machine::globals),
         set(Machine, &["name"], "NAME", "what QMP calls the machine",
@@ -216,11 +220,9 @@ pub(crate) const OPTIONS: &[Opt] = {
         only(&["sandbox"], &["off"], "the system call filter is not built yet; write -sandbox off"),
         only(&["overcommit"], &["mem-lock=off", "cpu-pm=off", "mem-lock=off,cpu-pm=off"], "locked memory and idle states are not built yet; write mem-lock=off"),
 
-        refuse(&["drive"], Some("…"), BLOCK),
-        refuse(&["blockdev"], Some("…"), BLOCK),
-        refuse(&["hda", "hdb", "hdc", "hdd"], Some("FILE"), BLOCK),
-        refuse(&["cdrom"], Some("FILE"), BLOCK),
-        refuse(&["snapshot"], None, BLOCK),
+        refuse(&["hda", "hdb", "hdc", "hdd"], Some("FILE"), NO_IDE),
+        refuse(&["cdrom"], Some("FILE"), NO_IDE),
+        refuse(&["snapshot"], None, "throw-away overlays are not built yet; copy the image"),
         refuse(&["netdev"], Some("…"), NETWORK),
         refuse(&["set"], Some("…"), "it sets properties of devices, which are not built yet"),
         refuse(&["fsdev", "virtfs"], Some("…"), "shared directories are not built yet"),

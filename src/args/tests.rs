@@ -45,6 +45,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         machine: MachineOptions::default(),
         devices: vec![],
         entropy: vec![],
+        images: vec![],
         lines: vec![],
         kvm: Kvm::default(),
         cpu: Cpu::cores(1),
@@ -190,7 +191,10 @@ fn refusals_say_what_and_why_and_what_instead() {
         ("disk.img", "disk.img: not an option; every word of a command line belongs to one"),
         ("-initrd", "-initrd: needs a value: FILE"),
         ("--S=1", "--S=1: takes no value"),
-        ("-drive file=x,if=virtio", "-drive: block devices are not built yet"),
+        (
+            "-drive file=x,if=virtio",
+            "-drive if=virtio: write if=none, and -device virtio-blk-device,drive=ID",
+        ),
         ("-netdev user,id=n", "-netdev: network devices are not built yet"),
         (
             "-device virtio-net-device,netdev=n",
@@ -198,7 +202,7 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-device isa-serial",
-            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-serial-device, virtconsole, virtserialport or virtio-rng-device",
+            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-blk-device, virtio-serial-device, virtconsole, virtserialport or virtio-rng-device",
         ),
         ("-device vmcoreinfo,at=3", "-device at=3: vmcoreinfo has no such property"),
         (
@@ -371,8 +375,8 @@ fn a_machine_must_be_named() {
 #[test]
 fn every_fault_of_a_line_is_told_at_once() {
     assert_eq!(
-        refusal("-drive file=x -netdev user -smp many -kernal K"),
-        "-drive: block devices are not built yet\n-netdev: network devices are not built yet\n-smp many: expects a number \
+        refusal("-cdrom x -netdev user -smp many -kernal K"),
+        "-cdrom: the machine has no IDE; write -drive file=FILE,if=none,id=ID -device virtio-blk-device,drive=ID\n-netdev: network devices are not built yet\n-smp many: expects a number \
          from 1 to 254\n-kernal: no such option, did you mean -kernel?"
     );
 }

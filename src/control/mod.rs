@@ -23,6 +23,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::aside::aside;
 use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
+use crate::devices::DiskError;
 use crate::dirty_rate::Meter;
 use crate::dump::Dumps;
 use crate::io::Address;
@@ -259,7 +260,24 @@ fn reporter(
                 json!({"recipient": "guest", "action": "fatal", "flags": flags, "x-godwit-reason": why}),
             );
         }
+        Event::DiskError(error) => events.emit("BLOCK_IO_ERROR", disk_error(&error)),
         Event::Exit(status) => exit.shutdown(&events, StopCause::GuestShutdown, status),
         Event::InternalError { vcpu, why } => say!("godwit: vCPU {vcpu} stopped: {why}"),
     }
+}
+
+fn disk_error(error: &DiskError) -> Json {
+    let operation = if error.is_read { "read" } else { "write" };
+    let mut data = json!({
+        "qom-path": error.qdev,
+        "device": error.device,
+        "operation": operation,
+        "action": error.action.name(),
+        "nospace": error.no_space,
+        "reason": error.reason,
+    });
+    if let Some(node) = &error.node {
+        data["node-name"] = json!(node);
+    }
+    data
 }

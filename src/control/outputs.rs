@@ -43,6 +43,7 @@ pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), E
         EntropySource::File(path) => Some(path.as_path()),
         EntropySource::Builtin => None,
     }));
+    read.extend(config.images.iter().map(|image| image.path.as_path()));
     let all: Vec<Written<'_>> = files.into_iter().chain(pidfile).collect();
     overwrites(&all, &read)
 }

@@ -28,6 +28,18 @@ pub trait Device: Any + Send + Sync {
     /// Somebody presses the power button (`system_powerdown`), also of a guest that stands still.
     fn power_button(&self) {}
 
+    /// The guest is about to run here, or is this machine's though it stands still: takes what only
+    /// one machine may have at a time, where that was let go of.
+    ///
+    /// # Errors
+    /// Another has it. Nothing has changed, and the guest cannot go on.
+    fn claim(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// The guest is about to be another machine's, which will claim the same.
+    fn let_go(&self) {}
+
     /// What can be read of it, for people and tools (`qom-get`).
     fn properties(&self) -> Vec<(&'static str, Json)> {
         Vec::new()
@@ -57,3 +69,39 @@ pub(crate) enum DeviceRequest {
     /// The guest has switched itself off.
     Shutdown,
 }
+
+/// A request that the host could not do for a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskError {
+    /// The id of the `-drive`; empty for a node of `-blockdev`.
+    pub device: String,
+    pub node: Option<String>,
+    /// The disk's place among objects, or its id.
+    pub qdev: String,
+    pub is_read: bool,
+    pub action: DiskErrorAction,
+    pub no_space: bool,
+    pub reason: String,
+}
+
+/// What became of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskErrorAction {
+    Report,
+    Ignore,
+    /// The guest is to be stopped.
+    Stop,
+}
+
+impl DiskErrorAction {
+    /// As QMP writes them.
+    pub const NAMES: &[&str] = &["report", "ignore", "stop"];
+
+    /// As QMP writes it.
+    pub fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
+/// Told of every such request, from any thread; must not wait for a device.
+pub(crate) type DiskErrors = std::sync::Arc<dyn Fn(DiskError) + Send + Sync>;

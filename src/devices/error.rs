@@ -14,6 +14,9 @@ pub enum Error {
     /// What the host did not give.
     #[error("{what}: {source}")]
     Host { what: String, source: std::io::Error },
+    /// What a disk is made of.
+    #[error("disk image {name}: {why}")]
+    Image { name: String, why: String },
     /// A section that decodes and yet cannot be taken: the field and why.
     #[error("section {section}, field {field}: {why}")]
     Misfit { section: String, field: &'static str, why: String },

@@ -31,7 +31,8 @@ mod slots;
 pub(crate) mod virtio;
 pub(crate) mod vmcoreinfo;
 
-pub(crate) use device::{Device, DeviceRequest, IrqLine};
+pub use device::DiskError;
+pub(crate) use device::{Device, DeviceRequest, DiskErrorAction, DiskErrors, IrqLine};
 pub(crate) use error::Error;
 pub use host_cpu::HostCpu;
 pub(crate) use kind::{Kind, Misfit, Missing, Pluggable, SectionKind, lacks, only_one};

@@ -3,13 +3,14 @@
 use super::acpi::Place;
 use super::bus::{Bus, Window};
 use super::clock::VirtualClock;
-use super::device::{Device, IrqLine};
+use super::device::{Device, DiskErrors, IrqLine};
 use super::error::Error;
 use super::fw_cfg::Items;
 use super::host_cpu::HostCpu;
 use super::line::Lines;
 use super::second_ioapic::SecondIoapic;
 use crate::arch::x86_64::acpi::SECOND_IOAPIC_GSI;
+use crate::block::Images;
 use crate::config::{Config, Properties};
 use crate::kvm::{self, Vm};
 use std::io::Write;
@@ -31,6 +32,10 @@ pub(crate) struct Slots<'a> {
     pub console: Option<Box<dyn Write + Send>>,
     /// What ports are connected to.
     pub lines: Lines,
+    /// What disks are made of.
+    pub(crate) images: Arc<Images>,
+    /// Who hears of what the host could not do for them.
+    pub disk_errors: DiskErrors,
     /// I/O ports and memory addresses at which somebody answers.
     pub ports: Bus,
     pub mmio: Bus,
@@ -52,6 +57,7 @@ impl<'a> Slots<'a> {
     ) -> Slots<'a> {
         let (ports, mmio) = (Bus::default(), Bus::default());
         let items = Arc::new(Mutex::new(Items::new()));
+        let (images, disk_errors) = (Arc::default(), Arc::new(|_| {}));
         Slots {
             config,
             vm,
@@ -59,6 +65,8 @@ impl<'a> Slots<'a> {
             clock,
             console,
             lines,
+            images,
+            disk_errors,
             ports,
             mmio,
             items,

@@ -1,6 +1,7 @@
 //! The list of all there is on the board, and what is done with the whole of it.
 
 use super::global_state;
+use crate::block;
 use crate::devices::bus::Bus;
 use crate::devices::{
     Built, Device, DeviceRequest, Error, Kind, LoadReport, Loading, Sections, Slots, acpi, clock,
@@ -27,6 +28,7 @@ pub(crate) static PARTS: &[&Kind] = &[
     &serial::KIND,
     &vmcoreinfo::KIND,
     &debug_exit::KIND,
+    &block::KIND,
     &virtio::TRANSPORT,
     &virtio::BLOCK,
     &virtio::NET,
@@ -125,6 +127,16 @@ impl Board {
     /// In the other direction: what was stopped first, the clock, goes on last.
     pub(crate) fn resume(&self) -> Result<(), Error> {
         self.devices.iter().rev().try_for_each(|device| device.resume())
+    }
+
+    /// Takes what only one machine may have; nothing is kept of it after an error.
+    pub(crate) fn claim(&self) -> Result<(), Error> {
+        let claimed = self.devices.iter().try_for_each(|device| device.claim());
+        claimed.inspect_err(|_| self.let_go())
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.devices.iter().for_each(|device| device.let_go());
     }
 
     pub(crate) fn save(&self) -> Result<Sections, Error> {

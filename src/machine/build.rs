@@ -4,11 +4,11 @@ use super::board::Board;
 use super::cpus::{Cpus, Threads, VcpuRequest};
 use super::gate::Gate;
 use super::throttle::Throttle;
-use super::{Control, Error, Machine, Outside, RunState, VcpuInfo, limit};
+use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo, limit};
 use crate::arch::x86_64::boot::{self, Firmware, Images};
 use crate::arch::x86_64::cpuid;
 use crate::config::{Config, Cpu};
-use crate::devices::{Slots, acpi, pit};
+use crate::devices::{DiskError, DiskErrorAction, Slots, acpi, pit};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -49,16 +49,32 @@ impl Machine {
         let vm = Arc::new(Vm::new(&config.kvm, pit::wanted(config), count, ram)?);
         let vcpus = create_vcpus(&vm, &config.cpu)?.into_iter().map(kvm::Shared::new).collect();
         let (vcpus, clock) = (Arc::new(vcpus), Arc::default());
-        let slots = Slots::new(config, &vm, &vcpus, &clock, outside.serial, outside.lines);
+        let (requests, requested) = mpsc::channel();
+        let vcpu_requests = Arc::new(AtomicUsize::new(0));
+        let raised = vcpu_requests.clone();
+        let request: Arc<dyn Fn(VcpuRequest) + Send + Sync> = Arc::new(move |request| {
+            raised.fetch_add(1, Ordering::SeqCst);
+            // Nobody listens any more when the machine is being dropped.
+            let _ = requests.send(request);
+        });
+        let events: Arc<dyn Fn(Event) + Send + Sync> = outside.events.into();
+        let mut slots = Slots::new(config, &vm, &vcpus, &clock, outside.serial, outside.lines);
+        slots.disk_errors = {
+            let (events, request) = (events.clone(), request.clone());
+            Arc::new(move |error: DiskError| {
+                let stops = error.action == DiskErrorAction::Stop;
+                events(Event::DiskError(error));
+                if stops {
+                    request(VcpuRequest::DiskError);
+                }
+            })
+        };
         // Devices see processors and chips before anything is done to them.
         let board = Board::new(slots)?;
         vcpus[0].lock().prepare()?;
         if config.incoming.is_none() {
             start_kernel(images.as_mut(), &firmware(config, &board), &vm, &vcpus)?;
         }
-        let (requests, requested) = mpsc::channel();
-        let vcpu_requests = Arc::new(AtomicUsize::new(0));
-        let raised = vcpu_requests.clone();
         let cpus = Arc::new(Cpus {
             vm,
             board,
@@ -68,11 +84,7 @@ impl Machine {
             limits: std::iter::repeat_with(Default::default).take(count as usize).collect(),
             limit_period_ms: AtomicU64::new(limit::PERIOD.as_millis() as u64),
             losses: AtomicU64::new(0),
-            request: Box::new(move |request| {
-                raised.fetch_add(1, Ordering::SeqCst);
-                // Nobody listens any more when the machine is being dropped.
-                let _ = requests.send(request);
-            }),
+            request,
         });
         let threads = Threads::start(&cpus)?;
         let infos = threads.ids.iter().enumerate();
@@ -87,7 +99,7 @@ impl Machine {
             config: config.clone(),
             cpus,
             infos,
-            events: outside.events,
+            events,
             state: AtomicU8::new(0),
             moment: AtomicU8::new(0),
             control: Mutex::new(Control {

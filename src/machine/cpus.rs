@@ -40,6 +40,8 @@ pub(crate) enum VcpuRequest {
     },
     /// The process ends with this status.
     Exit(i32),
+    /// Not a vCPU's: a disk cannot go on.
+    DiskError,
     Broken {
         vcpu: u32,
         why: String,
@@ -53,7 +55,9 @@ impl VcpuRequest {
             VcpuRequest::Shutdown => StopCause::GuestShutdown,
             VcpuRequest::Panic => StopCause::GuestPanic,
             VcpuRequest::Exit(_) => StopCause::GuestShutdown,
-            VcpuRequest::NoMemory { .. } | VcpuRequest::Broken { .. } => StopCause::HostError,
+            VcpuRequest::NoMemory { .. } | VcpuRequest::DiskError | VcpuRequest::Broken { .. } => {
+                StopCause::HostError
+            }
         }
     }
 }
@@ -82,7 +86,7 @@ pub(crate) struct Cpus {
     /// Pages of guest memory lost that the guest was stopped for.
     pub losses: AtomicU64,
     /// Called on a vCPU thread, which holds no lock then.
-    pub request: Box<dyn Fn(VcpuRequest) + Send + Sync>,
+    pub request: Arc<dyn Fn(VcpuRequest) + Send + Sync>,
 }
 
 /// The running threads.

@@ -1,5 +1,7 @@
 //! What a machine tells the outside.
 
+use crate::devices::DiskError;
+
 /// Why a machine was reset or shut down, with QEMU's names (`ShutdownCause`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopCause {
@@ -97,6 +99,8 @@ pub enum Event {
         vcpu: u32,
         why: String,
     },
+    /// The host could not do what a disk wanted.
+    DiskError(DiskError),
     /// A vCPU cannot go on; the run state is `internal-error`. Not a QMP event: a sentence for
     /// stderr.
     InternalError {

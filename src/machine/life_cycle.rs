@@ -62,6 +62,7 @@ impl Machine {
         let mut control = self.control();
         let stopped = control.put_off.contains(&PutOff::Stop);
         self.hold(&mut control, Some(Hold::HandOver { stopped }));
+        self.cpus.board.let_go();
         !stopped
     }
 
@@ -102,6 +103,7 @@ impl Machine {
         if control.state.needs_reset() {
             return Err(ContRefused::NeedsReset);
         }
+        self.cpus.board.claim()?;
         self.resume_devices(control)?;
         self.enter(control, RunState::Running);
         (self.events)(Event::Resume);
@@ -150,6 +152,11 @@ impl Machine {
             return;
         }
         self.enter(&mut control, if to.is_running() { RunState::Paused } else { to });
+        let is_here =
+            !matches!(to, RunState::FinishMigrate | RunState::InMigrate | RunState::PostMigrate);
+        if let (true, Err(error)) = (is_here, self.cpus.board.claim()) {
+            say!("godwit: the guest is here, and yet another process has its disk: {error}");
+        }
         match to {
             RunState::FinishMigrate | RunState::InMigrate => {}
             RunState::PostMigrate => self.forget(&mut control),

@@ -76,7 +76,7 @@ pub struct Machine {
     config: Config,
     cpus: Arc<Cpus>,
     infos: Vec<VcpuInfo>,
-    events: Box<dyn Fn(Event) + Send + Sync>,
+    events: Arc<dyn Fn(Event) + Send + Sync>,
     /// Copies of what [`Control`] says, which can be read at any time.
     state: AtomicU8,
     moment: AtomicU8,

@@ -100,6 +100,11 @@ impl Machine {
                 drop(control);
                 return self.request_is_done();
             }
+            VcpuRequest::DiskError => {
+                self.stop_for_disk(&mut control);
+                drop(control);
+                return self.request_is_done();
+            }
             VcpuRequest::NoMemory { vcpu, why } => {
                 drop(control);
                 return self.cannot_go_on(Event::MemoryFailure { vcpu, why: why.to_string() });
@@ -124,6 +129,22 @@ impl Machine {
         }
         drop(control);
         self.request_is_done();
+    }
+
+    /// Stops a guest whose disk cannot go on. One that stands still to be handed over does not go
+    /// on, here or there.
+    fn stop_for_disk(&self, control: &mut Control) {
+        match control.state {
+            RunState::Running => match self.halt(control) {
+                Ok(()) => {
+                    self.enter(control, RunState::IoError);
+                    (self.events)(Event::Stop);
+                }
+                Err(error) => drop(self.fail(control, error)),
+            },
+            RunState::Paused | RunState::FinishMigrate => self.enter(control, RunState::IoError),
+            _ => {}
+        }
     }
 
     /// Stops a guest of which one vCPU cannot go on.

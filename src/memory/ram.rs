@@ -142,8 +142,9 @@ impl GuestRam {
     }
 
     /// Announces that this process will write `bytes` bytes at `gpa` by another way than
-    /// [`GuestRam::write`]: through [`GuestRam::mem`], or by DMA, which holds the guard from before
-    /// its submission until its completion. Memory that is not there is not asked for.
+    /// [`GuestRam::write`]: through [`GuestRam::mem`], or by DMA, which asks before its submission and
+    /// need not hold the guard: none is on its way when an image is fixed, for devices stand still
+    /// then. Memory that is not there is not asked for.
     pub(crate) fn ask_to_write(&self, gpa: u64, bytes: u64) -> WriteGuard<'_> {
         let main = self.main();
         let region = main.regions().iter().find(|r| (r.gpa..r.gpa + r.bytes).contains(&gpa));

@@ -18,8 +18,7 @@ pub(crate) trait BeforeWrite: Send + Sync {
 #[derive(Default)]
 pub(crate) struct Watch(RwLock<Option<Arc<dyn BeforeWrite>>>);
 
-/// Held while guest memory is written. The watch does not change while it is held, so it must end soon: a DMA holds it
-/// from before its submission until its completion.
+/// Held while guest memory is written. The watch does not change while it is held, so it must end soon.
 pub(crate) struct WriteGuard<'w>(
     #[expect(dead_code, reason = "held, not used")]
     RwLockReadGuard<'w, Option<Arc<dyn BeforeWrite>>>,

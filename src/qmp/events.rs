@@ -4,6 +4,7 @@ use super::commands::NOTHING;
 use super::commands::dump::RESULT as DUMP_RESULT;
 use super::commands::migration_shapes::STATES;
 use super::schema::{Shape, Type, optional, required};
+use crate::devices::DiskErrorAction;
 use crate::machine::{Panic, StopCause};
 
 /// An event that Godwit can send.
@@ -16,6 +17,7 @@ pub(crate) struct Kind {
 /// for Rust) fail on names outside QEMU's schema: add none that QEMU does not have, and none
 /// without all of its members.
 pub(crate) static KINDS: &[Kind] = &[
+    kind("BLOCK_IO_ERROR", &DISK_ERROR),
     kind("DUMP_COMPLETED", &DUMPED),
     kind("GUEST_PANICKED", &PANICKED),
     kind("MEMORY_FAILURE", &MEMORY_FAILURE),
@@ -39,6 +41,15 @@ static MIGRATION: Shape = Shape::of(&[required("status", Type::Enum(STATES))]);
 static PASS: Shape = Shape::of(&[required("pass", Type::Int)]);
 static DUMPED: Shape =
     Shape::of(&[required("result", Type::Object(&DUMP_RESULT)), optional("error", Type::Text)]);
+static DISK_ERROR: Shape = Shape::of(&[
+    required("qom-path", Type::Text),
+    required("device", Type::Text),
+    optional("node-name", Type::Text),
+    required("operation", Type::Enum(&["read", "write"])),
+    required("action", Type::Enum(DiskErrorAction::NAMES)),
+    optional("nospace", Type::Bool),
+    required("reason", Type::Text),
+]);
 static MEMORY_FAILURE: Shape = Shape::of(&[
     required("recipient", Type::Enum(&["hypervisor", "guest"])),
     required("action", Type::Enum(&["ignore", "inject", "fatal", "reset"])),

@@ -14,7 +14,7 @@ pub(crate) trait Listener: Send + Sync {
 }
 
 /// At most one a second; the last of a burst is kept and sent late.
-const RATE_LIMITED: [&str; 1] = ["BALLOON_CHANGE"];
+const RATE_LIMITED: [&str; 2] = ["BALLOON_CHANGE", "BLOCK_IO_ERROR"];
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The clients, and what is owed to them.

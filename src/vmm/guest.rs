@@ -1,9 +1,11 @@
 //! The machine, as far as QMP's own commands need one.
 
+use crate::block::{Image, Images};
 use crate::config::Actions;
 use crate::kvm::Statistic;
 use crate::machine::{ContRefused, DirtyLimit, Error, Machine, Moment, Object, RunState, VcpuInfo};
 use crate::memory;
+use std::sync::Arc;
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
 pub trait Controllable: Send + Sync {
@@ -25,6 +27,10 @@ pub trait Controllable: Send + Sync {
     }
     /// What its processors can do, and what they cannot.
     fn cpu_features(&self) -> Vec<(&'static str, bool)> {
+        Vec::new()
+    }
+    /// What its disks are made of.
+    fn images(&self) -> Vec<Arc<Image>> {
         Vec::new()
     }
     /// Whether vCPUs have rings that count the pages they dirty.
@@ -91,6 +97,10 @@ impl Controllable for Machine {
 
     fn cpu_features(&self) -> Vec<(&'static str, bool)> {
         self.cpu_features()
+    }
+
+    fn images(&self) -> Vec<Arc<Image>> {
+        self.device::<Images>().map(Images::all).unwrap_or_default()
     }
 
     fn has_dirty_rings(&self) -> bool {

@@ -292,6 +292,7 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
         machine,
         devices: vec![],
         entropy: vec![],
+        images: vec![],
         lines: vec![],
         kvm: Default::default(),
         cpu: godwit::config::Cpu::cores(cpus),

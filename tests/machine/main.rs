@@ -15,5 +15,6 @@ mod recorded_streams;
 mod reset;
 mod starts;
 mod unfit_hosts;
+mod virtio_blk;
 mod virtio_console;
 mod virtio_rng;

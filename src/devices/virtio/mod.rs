@@ -10,6 +10,7 @@
 //!
 //! The first `-device` has the last transport, as in QEMU.
 
+mod blk;
 mod console;
 mod element;
 mod mmio;
@@ -69,7 +70,19 @@ pub(crate) const TRANSPORT: Kind = Kind {
     build,
     ..Kind::NONE
 };
-pub(crate) const BLOCK: Kind = not_built!(VirtioKind::Block, "virtio-blk-device");
+pub(crate) const BLOCK: Kind = Kind {
+    sections: &[section_kind!(VirtioKind::Block, |config, _| lacks_driver(config, blk::DRIVER))],
+    device: Some(Pluggable {
+        driver: blk::DRIVER,
+        bus: "virtio-mmio-bus",
+        help: "a disk over an image (-drive if=none, -blockdev)",
+        read: |option, pairs| Ok(Arc::new(blk::KEYS.fill(option, pairs)?)),
+        properties: || blk::KEYS.parameters(),
+        refuses: |_| None,
+    }),
+    complete: blk::complete,
+    ..Kind::NONE
+};
 pub(crate) const NET: Kind = not_built!(VirtioKind::Net, "virtio-net-device");
 pub(crate) const CONSOLE: Kind = Kind {
     sections: &[section_kind!(VirtioKind::Console, |config, _| {
@@ -161,7 +174,9 @@ struct Driver {
     name: &'static str,
     kind: VirtioKind,
     /// The features that it offers beside the transport's.
-    features: fn(&dyn Properties) -> u64,
+    features: fn(&dyn Properties, &Config) -> u64,
+    /// What it offers beside, and does not offer, to legacy drivers.
+    legacy: (u64, u64),
     ring: fn(&dyn Properties) -> RingFeatures,
     /// Why it cannot have its part of a section.
     check: fn(&Device, &Config, &VirtioDevice) -> Result<(), String>,
@@ -170,9 +185,19 @@ struct Driver {
 
 static DRIVERS: &[Driver] = &[
     Driver {
+        name: blk::DRIVER,
+        kind: VirtioKind::Block,
+        features: |properties, config| of::<blk::Wanted>(properties).features(config),
+        legacy: blk::LEGACY,
+        ring: |properties| of::<blk::Wanted>(properties).ring,
+        check: |_, _, _| Ok(()),
+        open: |device, slots| Ok(Box::new(blk::open(device, of(&*device.properties), slots)?)),
+    },
+    Driver {
         name: rng::DRIVER,
         kind: VirtioKind::Rng,
-        features: |_| 0,
+        features: |_, _| 0,
+        legacy: (0, 0),
         ring: |properties| of::<rng::Wanted>(properties).ring(),
         check: |_, _, _| Ok(()),
         open: |device, slots| {
@@ -182,7 +207,8 @@ static DRIVERS: &[Driver] = &[
     Driver {
         name: console::CONTROLLER,
         kind: VirtioKind::Console,
-        features: |properties| console::features(of(properties)),
+        features: |properties, _| console::features(of(properties)),
+        legacy: (0, 0),
         ring: |properties| of::<console::Controller>(properties).ring,
         check: |device, config, part| match part {
             VirtioDevice::Console(part) => {
@@ -264,10 +290,12 @@ impl Plugged<'_> {
         self.driver.kind.section_at(self.address())
     }
 
-    fn offered(&self) -> u64 {
+    fn offered(&self, config: &Config) -> u64 {
         let properties = &*self.device.properties;
         let RingFeatures(ring) = (self.driver.ring)(properties);
-        offered(self.legacy, ring, (self.driver.features)(properties))
+        let all = offered(self.legacy, ring, (self.driver.features)(properties, config));
+        let (more, not) = if self.legacy { self.driver.legacy } else { (0, 0) };
+        (all | more) & !not
     }
 }
 
@@ -322,7 +350,7 @@ fn missing(config: &Config, sections: &Sections) -> Option<Missing> {
                        the same order";
             return missing(header.name.clone(), why.into());
         };
-        if let Err((field, why)) = state::check(state, plugged.offered()) {
+        if let Err((field, why)) = state::check(state, plugged.offered(config)) {
             return missing(header.name.clone(), format!("{field}: {why}"));
         }
         if let Err(why) = (plugged.driver.check)(plugged.device, config, &state.device) {
@@ -348,7 +376,7 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let mut built: Built = Vec::new();
     for plugged in plugged {
         let model = (plugged.driver.open)(plugged.device, slots)?;
-        let registers = Registers::new(legacy, plugged.offered());
+        let registers = Registers::new(legacy, plugged.offered(slots.config));
         let (ram, irq) = (slots.vm.ram().clone(), slots.irq(plugged.gsi));
         let transport = Transport::new(plugged.address(), registers, model, ram, irq)?;
         let transport = Arc::new(transport);

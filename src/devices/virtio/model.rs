@@ -35,6 +35,15 @@ pub(crate) trait Model: Send {
     /// The driver takes one queue back: what came from it is forgotten.
     fn queue_reset(&mut self, _queue: usize) {}
 
+    /// The driver did what no driver may do: nothing is served until it resets the device. What is
+    /// under way ends before this returns.
+    fn broken(&mut self) {}
+
+    /// Whether the configuration space has changed since this was last asked, by itself.
+    fn take_config_change(&mut self) -> bool {
+        false
+    }
+
     /// Does what there is to be done: the driver is ready, and has put something into a queue, or
     /// what [`Model::waits_for`] named has come. May leave something undone if it is called again.
     /// `features` are those agreed upon.

@@ -35,6 +35,9 @@ pub(crate) enum Fault {
     Buffer { gpa: u64, bytes: u32 },
     #[error(transparent)]
     Memory(#[from] memory::Error),
+    /// Of a kind of device.
+    #[error("{0}")]
+    Request(&'static str),
 }
 
 impl From<virtio_queue::Error> for Fault {

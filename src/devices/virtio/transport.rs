@@ -126,6 +126,7 @@ impl Inner {
     /// guest does it as often as it likes.
     fn complain(&self, state: &mut State, fault: &Fault) {
         state.registers.break_down();
+        state.model.broken();
         state.update_irq();
         if !std::mem::replace(&mut state.complained, true) {
             let (what, address) = (self.kind.what(), self.address);
@@ -173,6 +174,9 @@ impl State {
 
     fn serve(&mut self, ram: &GuestRam) -> Result<Next, Fault> {
         let next = self.model.serve(ram, &mut self.queues, self.registers.features)?;
+        if self.model.take_config_change() {
+            self.registers.config_changed();
+        }
         self.tell(ram)?;
         Ok(next)
     }

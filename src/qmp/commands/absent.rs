@@ -1,4 +1,4 @@
-//! Commands about what this machine does not have: disks, networks, balloons and more. Lists are
+//! Commands about what this machine does not have: networks, balloons and more. Lists are
 //! empty, what has a name is not found, and what would make it come says that it is not built yet,
 //! in QEMU's words where it has some.
 
@@ -10,21 +10,14 @@ use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
 pub(crate) static COMMANDS: &[Command] = &[
-    none("query-block", "Lists disks, of which there are none."),
-    none("query-named-block-nodes", "Lists what disks are made of, of which there are none.")
-        .arguments(&FLAT),
-    none("query-blockstats", "Lists what disks did, of which there are none.").arguments(&NODES),
     none("query-jobs", "Lists jobs on disks, of which there are none."),
     none("query-block-jobs", "Lists jobs on disks, of which there are none."),
     Command::new("blockdev-add", Run::Now(blockdev_add))
         .arguments(&BLOCK_NODE)
-        .does("Is an error: disks are not built yet."),
+        .does("Is an error: images come from the command line only so far."),
     Command::new("blockdev-del", Run::Now(blockdev_del))
         .arguments(&NODE_NAME)
-        .does("Is an error: there are no disks yet."),
-    Command::new("block_resize", Run::Now(block_resize))
-        .arguments(&RESIZE)
-        .does("Is an error: there are no disks yet."),
+        .does("Is an error: what there is, is in use."),
     Command::new("netdev_add", Run::Now(netdev_add))
         .arguments(&NETDEV)
         .does("Is an error: networks are not built yet."),
@@ -79,18 +72,11 @@ const fn none(name: &'static str, does: &'static str) -> Command {
 
 const NO_OBJECT: Type = Type::Object(&NOTHING);
 
-static FLAT: Shape = Shape::of(&[optional("flat", Type::Bool).means("leave out what is behind")]);
-static NODES: Shape = Shape::of(&[optional("query-nodes", Type::Bool).means("of all nodes")]);
 static BLOCK_NODE: Shape = Shape::open(&[
     required("driver", Type::Text).means("what it is"),
     optional("node-name", Type::Text).means("what to call it"),
 ]);
 static NODE_NAME: Shape = Shape::of(&[required("node-name", Type::Text).means("its name")]);
-static RESIZE: Shape = Shape::of(&[
-    optional("device", Type::Text).means("its name"),
-    optional("node-name", Type::Text).means("or that of its node"),
-    required("size", Type::Int).means("its new size in bytes"),
-]);
 const ITS_ID: Member = required("id", Type::Text).means("its id");
 static ID: Shape = Shape::of(&[ITS_ID]);
 static NETDEV: Shape =
@@ -148,18 +134,14 @@ fn blockdev_add(call: Call<'_>) -> Answer {
     if !call.args.has("node-name") {
         return refuse("'node-name' must be specified for the root node");
     }
-    Err(Error::generic(format_args!("blockdev-add of {driver}: block devices are not built yet")))
+    Err(Error::generic(format_args!(
+        "blockdev-add of {driver}: images come from the command line only so far; write -blockdev"
+    )))
 }
 
 fn blockdev_del(call: Call<'_>) -> Answer {
     let name = call.args.text("node-name");
     Err(Error::generic(format_args!("Failed to find node with node-name='{name}'")))
-}
-
-fn block_resize(call: Call<'_>) -> Answer {
-    let name = |member| call.args.text_if_given(member).unwrap_or("");
-    let (device, node) = (name("device"), name("node-name"));
-    Err(Error::generic(format_args!("Cannot find device='{device}' nor node-name='{node}'")))
 }
 
 fn netdev_add(call: Call<'_>) -> Answer {

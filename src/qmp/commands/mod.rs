@@ -13,6 +13,7 @@
 //! [`Vmm`](crate::vmm::Vmm).
 
 mod absent;
+mod block;
 pub(crate) mod channels;
 mod command;
 mod descriptors;
@@ -40,6 +41,7 @@ static SUBJECTS: &[&[Command]] = &[
     machine::COMMANDS,
     objects::COMMANDS,
     absent::COMMANDS,
+    block::COMMANDS,
     memory::COMMANDS,
     dirty::COMMANDS,
     stats::COMMANDS,

@@ -1,0 +1,37 @@
+//! Why an image cannot be had. The texts are QEMU's where it has one.
+
+use std::io;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("Could not open '{path}': {source}")]
+    Open { path: String, source: io::Error },
+    #[error("'file' driver requires '{0}' to be a regular file")]
+    NotRegular(String),
+    #[error("'host_device' driver requires '{0}' to be either a character or block device")]
+    NotDevice(String),
+    #[error("'{0}' is neither a regular file nor a block device")]
+    NoImage(String),
+    #[error("'{path}' looks like {format}; {advice}")]
+    Format { path: String, format: &'static str, advice: &'static str },
+    #[error("Block node is read-only")]
+    ReadOnly,
+    #[error(
+        "Failed to get {what} lock: is another process using the image [{path}]? (file.locking=off, or locking=off, \
+         does without)"
+    )]
+    Locked { what: &'static str, path: String },
+    #[error("the image [{path}] cannot be locked: {source}")]
+    Lock { path: String, source: io::Error },
+    #[error("the length of '{path}' cannot be told: {source}")]
+    Length { path: String, source: io::Error },
+    #[error(
+        "with cache.direct=on '{path}' takes requests of {needed} bytes only; write logical_block_size={needed} and \
+         physical_block_size={needed}, or cache.direct=off"
+    )]
+    Alignment { path: String, needed: u32 },
+    #[error("Cannot grow device files")]
+    Device,
+    #[error("the image '{path}' cannot be resized: {source}")]
+    Resize { path: String, source: io::Error },
+}

@@ -1,0 +1,325 @@
+//! `-device virtio-blk-device`: a disk over an image.
+//!
+//! ```text
+//! worker ─ serve ─► pop ─► request::read ─► flight::begin ─► block::Ring ─► kernel
+//!                                                                │
+//!          guest ◄─ push ◄─ status, pages marked ◄─ flight::arrive
+//! ```
+//!
+//! The worker's thread is the disk's own, and so is the ring: nothing waits for the host while it
+//! has the transport's lock, but for a reset or a stop, which wait for what is under way.
+
+mod features;
+mod flight;
+mod options;
+mod request;
+mod space;
+
+pub(super) use options::{DRIVER, KEYS, Wanted, complete};
+
+use super::model::{Model, Next, Wait, Wake};
+use super::queue::{Chain, Fault, Queue};
+use super::{BlockState, Element, VirtioDevice, VirtioKind, element};
+use crate::block::ring::{FLIGHTS_MAX, Ring};
+use crate::block::{self, Image};
+use crate::config::{self, OnError};
+use crate::devices::{DiskErrors, Error, Slots};
+use crate::memory::GuestRam;
+use request::{Asked, Request, Status};
+use std::collections::HashMap;
+use std::sync::Arc;
+use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
+
+/// Legacy drivers are offered this beside, and not offered that, as by QEMU.
+pub(super) const LEGACY: (u64, u64) =
+    (features::SCSI, 1 << virtio_bindings::virtio_config::VIRTIO_F_ANY_LAYOUT);
+
+/// Chains of one turn.
+const CHAINS: usize = 64;
+
+/// The device.
+pub(super) struct Disk {
+    wanted: Wanted,
+    image: Arc<Image>,
+    policy: Policy,
+    /// What offsets and lengths in the file are multiples of.
+    alignment: u32,
+    tell: DiskErrors,
+    /// Its place in the tree of objects, for [`DiskErrors`].
+    path: String,
+    ring: Ring,
+    under_way: HashMap<u64, Request>,
+    next_number: u64,
+    /// Failed, and to be done again when the guest goes on.
+    stopped: Vec<(u16, Chain)>,
+    /// The guest goes on.
+    again: bool,
+    write_cache: bool,
+    /// Sectors that the driver was told of.
+    sectors: u64,
+    resized: bool,
+}
+
+/// What becomes of requests that the host cannot do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Policy {
+    write: OnError,
+    read: OnError,
+}
+
+/// Opens the disk that `device` describes.
+pub(super) fn open(
+    device: &config::Device,
+    wanted: &Wanted,
+    slots: &Slots<'_>,
+) -> Result<Disk, Error> {
+    let name = wanted.drive.as_deref().unwrap_or_default();
+    let peripherals = slots.config.devices.iter();
+    let place =
+        peripherals.filter(|other| other.id.is_none()).position(|o| std::ptr::eq(o, device));
+    let path = match (&device.id, place) {
+        (Some(id), _) => format!("/machine/peripheral/{id}"),
+        (None, place) => format!("/machine/peripheral-anon/device[{}]", place.unwrap_or(0)),
+    };
+    let user = device.id.clone().unwrap_or_else(|| path.clone());
+    let image = slots.images.claim(name, &user, true, wanted.share)?;
+    Disk::new(wanted, image, path, slots.disk_errors.clone())
+        .map_err(|why| Error::Image { name: name.into(), why })
+}
+
+impl Disk {
+    fn new(
+        wanted: &Wanted,
+        image: Arc<Image>,
+        path: String,
+        tell: DiskErrors,
+    ) -> Result<Disk, String> {
+        let alignment = image.alignment();
+        if alignment > wanted.logical_block() {
+            let path = image.config.path.display().to_string();
+            return Err(block::Error::Alignment { path, needed: alignment }.to_string());
+        }
+        let drive = image.config.drive.unwrap_or_default();
+        let policy = Policy {
+            write: wanted.on_write_error.or(drive.write).unwrap_or(OnError::NoSpace),
+            read: wanted.on_read_error.or(drive.read).unwrap_or(OnError::Report),
+        };
+        let stops = |on: OnError| matches!(on, OnError::Stop | OnError::NoSpace);
+        image.set_has_status(stops(policy.write) || stops(policy.read));
+        let mut disk = Disk {
+            wanted: wanted.clone(),
+            policy,
+            alignment,
+            tell,
+            path,
+            ring: Ring::new().map_err(|error| format!("there is no ring for it: {error}"))?,
+            under_way: HashMap::new(),
+            next_number: 0,
+            stopped: Vec::new(),
+            again: false,
+            write_cache: true,
+            sectors: image.sectors(),
+            resized: false,
+            image,
+        };
+        disk.write_cache = disk.original_write_cache();
+        Ok(disk)
+    }
+
+    fn original_write_cache(&self) -> bool {
+        self.wanted.write_cache.unwrap_or(self.image.config.cache.writeback)
+    }
+
+    /// Takes requests from the queues. True: there may be more.
+    fn take(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<bool, Fault> {
+        let mut left = CHAINS;
+        for (number, queue) in queues.iter_mut().enumerate() {
+            while self.under_way.len() < FLIGHTS_MAX {
+                if left == 0 {
+                    return Ok(true);
+                }
+                let Some(chain) = queue.pop(ram)? else { break };
+                left -= 1;
+                self.begin(ram, queue, number as u16, chain)?;
+            }
+        }
+        Ok(false)
+    }
+
+    fn begin(
+        &mut self,
+        ram: &GuestRam,
+        queue: &mut Queue,
+        number: u16,
+        chain: Chain,
+    ) -> Result<(), Fault> {
+        let (chain, asked) =
+            request::read(ram, number, chain, &self.wanted, self.sectors * request::SECTOR)?;
+        match asked {
+            Asked::Work(request) => self.start(ram, queue, Request { chain, ..request }),
+            Asked::Answered(status) => answer(ram, queue, &chain, status),
+            Asked::Invalid(operation) => {
+                self.image.stats.invalid(operation);
+                answer(ram, queue, &chain, Status::Error)
+            }
+        }
+    }
+
+    /// What failed is tried again.
+    fn try_again(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<(), Fault> {
+        for (number, chain) in std::mem::take(&mut self.stopped) {
+            self.begin(ram, &mut queues[usize::from(number)], number, chain)?;
+            // The list may be longer than the ring.
+            while self.under_way.len() >= FLIGHTS_MAX {
+                self.ring.wait();
+                self.arrivals(ram, queues)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for all that is under way, and forgets whose it was.
+    fn drain(&mut self) {
+        while !self.under_way.is_empty() {
+            self.ring.wait();
+            while let Some(arrival) = self.ring.take() {
+                self.under_way.remove(&arrival.number);
+                flight::mark(&arrival.memory);
+            }
+        }
+    }
+
+    fn look_at_size(&mut self) {
+        let sectors = self.image.sectors();
+        if std::mem::replace(&mut self.sectors, sectors) != sectors {
+            self.resized = true;
+        }
+    }
+}
+
+/// Gives a chain back, done.
+fn answer(ram: &GuestRam, queue: &mut Queue, chain: &Chain, status: Status) -> Result<(), Fault> {
+    if let Some(at) = request::status_at(chain) {
+        ram.write(at, &[status as u8])?;
+    }
+    // As QEMU: all that could have been written.
+    let written = u32::try_from(chain.writable_bytes()).unwrap_or(u32::MAX);
+    queue.push(ram, chain.head, written)
+}
+
+impl Model for Disk {
+    fn kind(&self) -> VirtioKind {
+        VirtioKind::Block
+    }
+
+    fn id(&self) -> u32 {
+        VIRTIO_ID_BLOCK
+    }
+
+    fn queue_sizes(&self) -> Vec<u16> {
+        vec![self.wanted.queue_size; self.wanted.queues.into()]
+    }
+
+    fn config(&self) -> Vec<u8> {
+        let sectors = self.image.sectors();
+        space::bytes(&self.wanted, space::Now { sectors, write_cache: self.write_cache })
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        let at = space::WRITE_CACHE_AT.checked_sub(offset).and_then(|at| data.get(at as usize));
+        if let (Some(on), true) = (at, self.wanted.config_wce) {
+            self.write_cache = *on != 0;
+        }
+    }
+
+    fn connect(&mut self, wake: Wake) {
+        self.image.on_resize(Box::new(move || wake()));
+    }
+
+    fn reset(&mut self) {
+        self.drain();
+        self.stopped.clear();
+        self.again = false;
+        self.write_cache = self.original_write_cache();
+    }
+
+    fn queue_reset(&mut self, queue: usize) {
+        self.drain();
+        self.stopped.retain(|(of, _)| usize::from(*of) != queue);
+    }
+
+    fn broken(&mut self) {
+        self.drain();
+        self.stopped.clear();
+    }
+
+    fn serve(
+        &mut self,
+        ram: &GuestRam,
+        queues: &mut [Queue],
+        features: u64,
+    ) -> Result<Next, Fault> {
+        if !self.wanted.config_wce {
+            self.write_cache = features & features::FLUSH != 0;
+        }
+        self.look_at_size();
+        if std::mem::take(&mut self.again) {
+            self.try_again(ram, queues)?;
+        }
+        let more = self.take(ram, queues)?;
+        self.ring.submit();
+        self.arrivals(ram, queues)?;
+        Ok(if more { Next::More } else { Next::Wait })
+    }
+
+    fn quiesce(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<(), Fault> {
+        while !self.under_way.is_empty() {
+            self.ring.wait();
+            self.arrivals(ram, queues)?;
+        }
+        self.again = true;
+        // Whoever reads the image now, here or where the guest goes, reads all of it. A host that
+        // cannot has lost nothing that the guest was told is safe.
+        if let Err(error) = self.image.flush() {
+            say!(
+                "godwit: disk image {}: what was written is not on the disk: {error}",
+                self.image.config.name
+            );
+        }
+        Ok(())
+    }
+
+    fn take_config_change(&mut self) -> bool {
+        std::mem::take(&mut self.resized)
+    }
+
+    fn waits_for(&self) -> Wait {
+        let under_way = !self.under_way.is_empty();
+        Wait { readable: under_way.then(|| self.ring.event().clone()), until: None }
+    }
+
+    fn save(&self) -> VirtioDevice {
+        let element = |(queue, chain): &(u16, Chain)| Element {
+            queue: (*queue).into(),
+            bytes: element::encode(chain),
+        };
+        VirtioDevice::Block(BlockState { requests: self.stopped.iter().map(element).collect() })
+    }
+
+    fn load(&mut self, from: &VirtioDevice, ram: &GuestRam) -> Result<(), String> {
+        let VirtioDevice::Block(from) = from else { return Ok(()) };
+        let queues = self.wanted.queues;
+        let request = |element: &Element| {
+            let queue = u16::try_from(element.queue).ok().filter(|queue| *queue < queues);
+            let queue =
+                queue.ok_or(format!("a request of queue {}, of {queues}", element.queue))?;
+            Ok((queue, element::decode(&element.bytes, ram)?))
+        };
+        self.stopped = from.requests.iter().map(request).collect::<Result<_, String>>()?;
+        self.again = true;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,329 @@
+//! Commands about disks: what they are made of, what they did, how long they are.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value as Json, json};
+
+use super::{Answer, Call, Command, Run};
+use crate::block::{Image, Operation};
+use crate::config::{DetectZeroes, ImageFormat};
+use crate::machine::Request;
+use crate::qmp::error::Error;
+use crate::qmp::schema::{Member, Shape, Type, optional, required};
+
+pub(crate) static COMMANDS: &[Command] = &[
+    Command::new("query-block", Run::Waiting(query_block))
+        .returns(Type::List(&Type::Object(&DISK)))
+        .does("Lists disks, and the images in them."),
+    Command::new("query-named-block-nodes", Run::Waiting(query_nodes))
+        .arguments(&FLAT)
+        .returns(Type::List(&Type::Object(&NODE)))
+        .does("Lists what images are made of."),
+    Command::new("query-blockstats", Run::Now(query_stats))
+        .arguments(&NODES)
+        .returns(Type::List(&Type::Object(&STATS)))
+        .does("Counts what was done with disks."),
+    Command::new("block_resize", Run::Waiting(resize))
+        .arguments(&RESIZE)
+        .does("Makes an image longer or shorter; the guest is told."),
+];
+
+static FLAT: Shape = Shape::of(&[optional("flat", Type::Bool).means("leave out what is behind")]);
+static NODES: Shape = Shape::of(&[optional("query-nodes", Type::Bool).means("of all nodes")]);
+static RESIZE: Shape = Shape::of(&[
+    optional("device", Type::Text).means("its name"),
+    optional("node-name", Type::Text).means("or that of its node"),
+    required("size", Type::Int).means("its new size in bytes"),
+]);
+
+static DISK: Shape = Shape::of(&[
+    required("device", Type::Text),
+    optional("qdev", Type::Text),
+    required("type", Type::Text),
+    required("removable", Type::Bool),
+    required("locked", Type::Bool),
+    optional("inserted", Type::Object(&NODE)),
+    optional("io-status", Type::Enum(&["ok", "failed", "nospace"])),
+]);
+static NODE: Shape = Shape::of(&[
+    required("file", Type::Text),
+    optional("node-name", Type::Text),
+    required("ro", Type::Bool),
+    required("drv", Type::Text),
+    required("backing_file_depth", Type::Int),
+    required("active", Type::Bool),
+    required("encrypted", Type::Bool),
+    required("detect_zeroes", Type::Enum(&["off", "on", "unmap"])),
+    required("bps", Type::Int),
+    required("bps_rd", Type::Int),
+    required("bps_wr", Type::Int),
+    required("iops", Type::Int),
+    required("iops_rd", Type::Int),
+    required("iops_wr", Type::Int),
+    required("image", Type::Object(&IMAGE)),
+    required("cache", Type::Object(&CACHE)),
+    required("write_threshold", Type::Int),
+]);
+static IMAGE: Shape = Shape::of(&[
+    required("filename", Type::Text),
+    required("format", Type::Text),
+    optional("dirty-flag", Type::Bool),
+    optional("actual-size", Type::Int),
+    required("virtual-size", Type::Int),
+    optional("format-specific", Type::Object(&SPECIFIC)),
+]);
+static SPECIFIC: Shape = Shape::open(&[required("type", Type::Enum(&["file"]))]);
+static CACHE: Shape = Shape::of(&[
+    required("writeback", Type::Bool),
+    required("direct", Type::Bool),
+    required("no-flush", Type::Bool),
+]);
+static STATS: Shape = Shape::of(&[
+    optional("device", Type::Text),
+    optional("qdev", Type::Text),
+    optional("node-name", Type::Text),
+    required("stats", Type::Object(&COUNTS)),
+    optional("driver-specific", Type::Object(&DRIVER)),
+    optional("parent", Type::Object(&PARENT)),
+]);
+static PARENT: Shape = Shape::of(&[
+    optional("node-name", Type::Text),
+    required("stats", Type::Object(&COUNTS)),
+    optional("driver-specific", Type::Object(&DRIVER)),
+]);
+static DRIVER: Shape =
+    Shape::open(&[required("driver", Type::Enum(&["raw", "file", "host_device"]))]);
+const fn count(name: &'static str) -> Member {
+    required(name, Type::Int)
+}
+static COUNTS: Shape = Shape::of(&[
+    count("rd_bytes"),
+    count("wr_bytes"),
+    count("zone_append_bytes"),
+    count("unmap_bytes"),
+    count("rd_operations"),
+    count("wr_operations"),
+    count("zone_append_operations"),
+    count("flush_operations"),
+    count("unmap_operations"),
+    count("rd_total_time_ns"),
+    count("wr_total_time_ns"),
+    count("zone_append_total_time_ns"),
+    count("flush_total_time_ns"),
+    count("unmap_total_time_ns"),
+    count("wr_highest_offset"),
+    count("rd_merged"),
+    count("wr_merged"),
+    count("zone_append_merged"),
+    count("unmap_merged"),
+    count("failed_rd_operations"),
+    count("failed_wr_operations"),
+    count("failed_zone_append_operations"),
+    count("failed_flush_operations"),
+    count("failed_unmap_operations"),
+    count("invalid_rd_operations"),
+    count("invalid_wr_operations"),
+    count("invalid_zone_append_operations"),
+    count("invalid_flush_operations"),
+    count("invalid_unmap_operations"),
+    required("account_invalid", Type::Bool),
+    required("account_failed", Type::Bool),
+    required("timed_stats", Type::List(&Type::Object(&super::NOTHING))),
+]);
+
+/// The node of the image's format.
+fn node_name(image: &Image) -> String {
+    image.config.node.clone().unwrap_or_else(|| format!("#block{:03}", 2 * image.number + 1))
+}
+
+/// The node below that.
+fn file_node_name(image: &Image) -> String {
+    image.config.file_node.clone().unwrap_or_else(|| format!("#block{:03}", 2 * image.number))
+}
+
+fn file_driver(image: &Image) -> &'static str {
+    if image.is_device { "host_device" } else { "file" }
+}
+
+/// The image as its node of the format shows it, or the one below.
+fn node(image: &Image, below: bool) -> Json {
+    let config = &image.config;
+    let path = config.path.display().to_string();
+    let bare = below || config.format == ImageFormat::Bare;
+    let driver = if bare { file_driver(image) } else { "raw" };
+    let detect_zeroes = match config.detect_zeroes {
+        _ if below => "off",
+        DetectZeroes::Off => "off",
+        DetectZeroes::On => "on",
+        DetectZeroes::Unmap => "unmap",
+    };
+    let mut shown = json!({
+        "virtual-size": image.bytes(),
+        "filename": path,
+        "format": driver,
+        "actual-size": image.allocated(),
+        "dirty-flag": false,
+    });
+    if bare && !image.is_device {
+        shown["format-specific"] = json!({"type": "file", "data": {}});
+    }
+    json!({
+        "file": path,
+        "node-name": if below { file_node_name(image) } else { node_name(image) },
+        "ro": config.read_only || !image.writable,
+        "drv": driver,
+        "backing_file_depth": 0,
+        "active": image.is_active(),
+        "encrypted": false,
+        "detect_zeroes": detect_zeroes,
+        "bps": 0, "bps_rd": 0, "bps_wr": 0,
+        "iops": 0, "iops_rd": 0, "iops_wr": 0,
+        "image": shown,
+        "cache": {
+            "writeback": config.cache.writeback,
+            "direct": config.cache.direct,
+            "no-flush": config.cache.no_flush,
+        },
+        "write_threshold": 0,
+    })
+}
+
+/// Drives, and nodes that a disk has.
+fn disks(call: Call<'_>) -> Vec<Arc<Image>> {
+    let all = call.vmm.guest.images();
+    all.into_iter().filter(|image| image.config.drive.is_some() || image.user().is_some()).collect()
+}
+
+/// The id of the `-drive`; a node of `-blockdev` has none.
+fn device(image: &Image) -> &str {
+    image.config.drive.as_ref().map_or("", |_| &image.config.name)
+}
+
+fn query_block(call: Call<'_>) -> Answer {
+    let disk = |image: Arc<Image>| {
+        let mut disk = json!({
+            "device": device(&image),
+            "type": "unknown",
+            "removable": image.user().is_none(),
+            "locked": false,
+            "inserted": node(&image, false),
+        });
+        if let Some(user) = image.user() {
+            disk["qdev"] = json!(user);
+            if image.has_status() {
+                disk["io-status"] = json!(image.io_status());
+            }
+        }
+        disk
+    };
+    Ok(disks(call).into_iter().map(disk).collect())
+}
+
+fn query_nodes(call: Call<'_>) -> Answer {
+    let mut nodes = Vec::new();
+    // The newest first, as QEMU has them.
+    for image in call.vmm.guest.images().iter().rev() {
+        nodes.push(node(image, false));
+        if image.config.format != ImageFormat::Bare {
+            nodes.push(node(image, true));
+        }
+    }
+    Ok(nodes.into())
+}
+
+/// What a disk did with the image, or what a node alone shows of it.
+fn counts(image: &Image, of_disk: bool) -> Json {
+    let mut counts = json!({
+        "wr_highest_offset": image.stats.wr_highest_offset.load(Ordering::Relaxed),
+        "account_invalid": of_disk,
+        "account_failed": of_disk,
+        "timed_stats": [],
+        "zone_append_bytes": 0,
+        "zone_append_operations": 0,
+        "zone_append_total_time_ns": 0,
+        "failed_zone_append_operations": 0,
+        "invalid_zone_append_operations": 0,
+        "zone_append_merged": 0,
+    });
+    for (name, operation) in [
+        ("rd", Operation::Read),
+        ("wr", Operation::Write),
+        ("flush", Operation::Flush),
+        ("unmap", Operation::Unmap),
+    ] {
+        let of = image.stats.of(operation);
+        let shown = |count: &std::sync::atomic::AtomicU64| match of_disk {
+            true => json!(count.load(Ordering::Relaxed)),
+            false => json!(0),
+        };
+        counts[format!("{name}_operations")] = shown(&of.operations);
+        counts[format!("{name}_total_time_ns")] = shown(&of.total_ns);
+        counts[format!("failed_{name}_operations")] = shown(&of.failed);
+        counts[format!("invalid_{name}_operations")] = shown(&of.invalid);
+        if operation != Operation::Flush {
+            counts[format!("{name}_bytes")] = shown(&of.bytes);
+            counts[format!("{name}_merged")] = json!(0);
+        }
+    }
+    counts
+}
+
+fn query_stats(call: Call<'_>) -> Answer {
+    let of_driver = |image: &Image| {
+        let driver = file_driver(image);
+        json!({"driver": driver, "discard-nb-ok": 0, "discard-nb-failed": 0, "discard-bytes-ok": 0})
+    };
+    let file = |image: &Image| {
+        json!({
+            "node-name": file_node_name(image),
+            "stats": counts(image, false),
+            "driver-specific": of_driver(image),
+        })
+    };
+    let top = |image: &Image, of_disk: bool| {
+        let mut shown = json!({"node-name": node_name(image), "stats": counts(image, of_disk)});
+        match image.config.format {
+            ImageFormat::Bare => shown["driver-specific"] = of_driver(image),
+            _ => shown["parent"] = file(image),
+        }
+        shown
+    };
+    if call.args.bool_if_given("query-nodes") == Some(true) {
+        let mut all = Vec::new();
+        for image in call.vmm.guest.images().iter().rev() {
+            all.push(top(image, false));
+            if image.config.format != ImageFormat::Bare {
+                all.push(file(image));
+            }
+        }
+        return Ok(all.into());
+    }
+    let disk = |image: Arc<Image>| {
+        let mut shown = top(&image, true);
+        shown["device"] = json!(device(&image));
+        if let Some(user) = image.user() {
+            shown["qdev"] = json!(user);
+        }
+        shown
+    };
+    Ok(disks(call).into_iter().map(disk).collect())
+}
+
+fn resize(call: Call<'_>) -> Answer {
+    let name = |member| call.args.text_if_given(member).unwrap_or("");
+    let (device, node) = (name("device"), name("node-name"));
+    let images = call.vmm.guest.images();
+    let found = images.iter().find(|image| {
+        let is_drive = image.config.drive.is_some() && image.config.name == device;
+        is_drive || node_name(image) == node || file_node_name(image) == node
+    });
+    let image = found.ok_or_else(|| {
+        Error::generic(format_args!("Cannot find device='{device}' nor node-name='{node}'"))
+    })?;
+    let size = u64::try_from(call.args.int("size"))
+        .map_err(|_| Error::generic("Parameter 'size' expects a >0 size"))?;
+    call.vmm.admit(Request::ChangeDevice)?;
+    image.resize(size).map_err(Error::generic)?;
+    Ok(json!({}))
+}

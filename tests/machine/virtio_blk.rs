@@ -1,0 +1,286 @@
+//! A guest that drives a disk natively: what it writes is in the file, whatever the host and other
+//! machines do meanwhile.
+
+use crate::common::small::Small;
+use crate::common::vm::{Launch, Vm};
+use crate::common::{guest, virtio_guest};
+use serde_json::json;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+const MODERN: [&str; 2] = ["-global", "virtio-mmio.force-legacy=off"];
+/// What the guest uses of it.
+const DISK_BYTES: u64 = 1 << 20;
+
+fn image(path: &Path) -> File {
+    let file =
+        File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+    file.set_len(DISK_BYTES).unwrap();
+    file
+}
+
+fn launch(folder: &Path, name: &str, drive: &str, device: &str, modern: bool) -> Launch {
+    let kernel = folder.join(format!("{name}.kernel"));
+    std::fs::write(&kernel, guest::elf(&virtio_guest::disk())).unwrap();
+    let drive = format!("if=none,id=d,format=raw,{drive}");
+    let device = format!("virtio-blk-device,drive=d,id=vd{device}");
+    let words = ["-kernel", kernel.to_str().unwrap(), "-drive", &drive, "-device", &device];
+    let launch = Launch::new(folder, name).no_guest().words(&words);
+    if modern { launch.words(&MODERN) } else { launch }
+}
+
+/// Waits until the guest has said what `is` accepts.
+fn wait_for(vm: &Vm, is: impl Fn(&str) -> bool) -> String {
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let said = vm.serial();
+        if is(&said) {
+            return said;
+        }
+        assert!(Instant::now() < end, "{}: {said} {}", vm.name, vm.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn wait_for_points(vm: &Vm, times: usize) {
+    let before = vm.serial().matches('.').count();
+    wait_for(vm, |said| {
+        assert!(!said.contains(['!', 'e']), "{}: {said} {}", vm.name, vm.stderr());
+        said.matches('.').count() >= before + times
+    });
+}
+
+/// What the guest has written so far is in the image.
+fn check(vm: &mut Vm, image: &File) {
+    vm.ask("stop", json!({}));
+    let dump = vm.path("turns");
+    vm.ask("pmemsave", json!({"val": 0x21_0000, "size": 4, "filename": dump}));
+    let turns = u32::from_le_bytes(std::fs::read(dump).unwrap().try_into().unwrap());
+    // The last may be on its way.
+    let mut found = 0;
+    for turn in turns.saturating_sub(255).max(1)..turns {
+        let mut word = [0; 4];
+        image.read_exact_at(&mut word, u64::from(turn & 255) * 4096 + 4092).unwrap();
+        let is_newer = turn + 256 == turns && u32::from_le_bytes(word) == turns;
+        assert!(is_newer || u32::from_le_bytes(word) == turn, "{turn} of {turns}: {word:?}");
+        found += 1;
+    }
+    assert!(found > 0);
+    vm.ask("cont", json!({}));
+}
+
+#[test]
+fn what_a_guest_writes_is_in_the_file_through_both_kinds_of_transport() {
+    for (modern, drive, device) in [
+        (false, "", ""),
+        (true, ",cache=writethrough,aio=threads", ",num-queues=2,queue-size=128"),
+        (true, ",cache=none,detect-zeroes=unmap,discard=unmap", ",serial=s"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("image");
+        let image = image(&path);
+        let drive = format!("file={}{drive}", path.display());
+        let mut vm = launch(folder.path(), "vm", &drive, device, modern).start();
+        wait_for_points(&vm, 3);
+        check(&mut vm, &image);
+        vm.ask("system_reset", json!({}));
+        wait_for_points(&vm, 2);
+        check(&mut vm, &image);
+    }
+}
+
+/// Moves the guest, in the middle of its requests, and back.
+fn moves(source_is_qemu: bool, target_is_qemu: bool, modern: bool) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let image = image(&path);
+    let drive = format!("file={}", path.display());
+    let start = |name: &str, qemu: bool, more: &[&str]| {
+        let launch = launch(folder.path(), name, &drive, "", modern).words(more);
+        if qemu { launch.qemu().start() } else { launch.start() }
+    };
+    let mut source = start("source", source_is_qemu, &[]);
+    for (turn, is_qemu) in [target_is_qemu, source_is_qemu, target_is_qemu].into_iter().enumerate()
+    {
+        wait_for_points(&source, 1);
+        let uri = format!("unix:{}", folder.path().join(format!("stream{turn}")).display());
+        let mut target = start(&format!("target{turn}"), is_qemu, &["-incoming", &uri]);
+        source.ask("migrate", json!({"uri": uri}));
+        let report = source.outcome();
+        assert_eq!(report["status"], "completed", "{turn}: {report} {}", target.stderr());
+        target.wait_for_state(|state| state == "running");
+        wait_for_points(&target, 2);
+        check(&mut target, &image);
+        source = target;
+    }
+}
+
+#[test]
+fn a_guest_is_moved_in_the_middle_of_its_requests_over_one_image() {
+    moves(false, false, false);
+    moves(false, false, true);
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_guest_with_a_disk_moves_between_godwit_and_qemu() {
+    for modern in [false, true] {
+        moves(false, true, modern);
+        moves(true, false, modern);
+    }
+}
+
+#[test]
+fn a_full_host_stops_the_guest_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = Small::mount(folder.path(), 4 << 20);
+    let path = small.0.join("image");
+    let image = image(&path);
+    let drive = format!("file={}", path.display());
+    let mut vm = launch(folder.path(), "vm", &drive, "", true).start();
+    small.fill();
+    vm.wait_for_status("io-error");
+    let event = vm.session().event("BLOCK_IO_ERROR");
+    assert_eq!(event["data"]["device"], "d");
+    assert_eq!(event["data"]["operation"], "write");
+    assert_eq!(event["data"]["action"], "stop");
+    assert_eq!(event["data"]["nospace"], true);
+    // It travels with what it still has to do.
+    let uri = format!("unix:{}", folder.path().join("stream").display());
+    let mut target = launch(folder.path(), "target", &drive, "", true).incoming(&uri).start();
+    vm.ask("migrate", json!({"uri": uri}));
+    assert_eq!(vm.outcome()["status"], "completed", "{}", target.stderr());
+    target.wait_for_state(|state| state != "inmigrate");
+    std::fs::remove_file(small.0.join("ballast")).unwrap();
+    target.ask("cont", json!({}));
+    wait_for_points(&target, 3);
+    check(&mut target, &image);
+}
+
+#[test]
+fn an_error_is_told_to_the_guest_where_it_shall_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = Small::mount(folder.path(), 4 << 20);
+    let path = small.0.join("image");
+    image(&path);
+    let drive = format!("file={}", path.display());
+    let vm = launch(folder.path(), "vm", &drive, ",werror=report", false).start();
+    small.fill();
+    // Then it reads back what it has not written.
+    wait_for(&vm, |said| said.contains("e!"));
+}
+
+fn refused(folder: &Path, drive: &str) -> String {
+    let mut vm = launch(folder, "refused", drive, "", false).spawn();
+    assert_eq!(vm.exit_code(), Some(1));
+    vm.stderr()
+}
+
+#[test]
+fn an_image_that_cannot_be_had_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    image(&path);
+    let drive = format!("file={}", path.display());
+    let vm = launch(folder.path(), "vm", &drive, "", false).start();
+    wait_for_points(&vm, 1);
+    for (drive, says) in [
+        (drive.clone(), "Failed to get \"write\" lock"),
+        (format!("{drive},readonly=on"), "Failed to get shared \"write\" lock"),
+        (
+            "file=/nowhere/image".into(),
+            "Could not open '/nowhere/image': No such file or directory",
+        ),
+        ("file=/dev".into(), "'file' driver requires '/dev' to be a regular file"),
+        ("file=/dev/null".into(), "neither a regular file nor a block device"),
+    ] {
+        let said = refused(folder.path(), &drive);
+        assert!(said.contains(says), "{drive}: {said}");
+    }
+    wait_for_points(&vm, 1);
+}
+
+#[test]
+fn a_failed_migration_gives_the_image_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let image = image(&path);
+    let drive = format!("file={}", path.display());
+    let mut source = launch(folder.path(), "source", &drive, "", true).start();
+    wait_for_points(&source, 1);
+    // No disk there, and one of another shape.
+    for (words, says) in [
+        (vec!["-M", "pit=on"], "-device virtio-blk-device is missing"),
+        (
+            vec![
+                "-drive",
+                "file=@DIR@/other,if=none,id=d,format=raw",
+                "-device",
+                "virtio-blk-device,drive=d",
+            ],
+            "force-legacy",
+        ),
+    ] {
+        File::create(folder.path().join("other")).unwrap();
+        let uri = format!("unix:{}", folder.path().join("stream").display());
+        let target = Launch::new(folder.path(), "target").no_guest().words(&words);
+        let mut target = target.incoming(&uri).start();
+        source.ask("migrate", json!({"uri": uri}));
+        assert_eq!(source.outcome()["status"], "failed");
+        assert_eq!(target.exit_code(), Some(1));
+        assert!(target.stderr().contains(says), "{}", target.stderr());
+        wait_for_points(&source, 1);
+    }
+    let said = refused(folder.path(), &drive);
+    assert!(said.contains("Failed to get \"write\" lock"), "{said}");
+    check(&mut source, &image);
+}
+
+#[test]
+fn what_a_disk_is_made_of_and_what_it_did_can_be_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let image = image(&path);
+    let name = path.to_str().unwrap();
+    let drive = format!("file={name}");
+    let mut vm = launch(folder.path(), "vm", &drive, "", true).start();
+    wait_for_points(&vm, 1);
+    let disks = vm.ask("query-block", json!({}));
+    let disk = &disks[0];
+    assert_eq!(disk["device"], "d");
+    assert_eq!(disk["qdev"], "vd");
+    assert_eq!(disk["io-status"], "ok");
+    let inserted = &disk["inserted"];
+    for (member, value) in [
+        ("file", json!(name)),
+        ("drv", json!("raw")),
+        ("ro", json!(false)),
+        ("backing_file_depth", json!(0)),
+        ("encrypted", json!(false)),
+        ("bps", json!(0)),
+        ("active", json!(true)),
+    ] {
+        assert_eq!(inserted[member], value, "{member}");
+    }
+    assert_eq!(inserted["image"]["virtual-size"], DISK_BYTES);
+    let nodes = vm.ask("query-named-block-nodes", json!({}));
+    assert_eq!(nodes[0]["drv"], "raw");
+    assert_eq!(nodes[1]["drv"], "file");
+    let counts = vm.ask("query-blockstats", json!({}))[0]["stats"].clone();
+    let count = |member: &str| counts[member].as_u64().unwrap();
+    assert!(count("wr_operations") >= 8 && count("rd_operations") >= 7);
+    assert_eq!(count("wr_bytes"), 4096 * count("wr_operations"));
+    assert!(count("flush_operations") >= 1 && count("wr_total_time_ns") > 0);
+
+    vm.ask("block_resize", json!({"device": "d", "size": 2 * DISK_BYTES}));
+    assert_eq!(image.metadata().unwrap().len(), 2 * DISK_BYTES);
+    let disks = vm.ask("query-block", json!({}));
+    assert_eq!(disks[0]["inserted"]["image"]["virtual-size"], 2 * DISK_BYTES);
+    let refused = vm.try_ask("block_resize", json!({"device": "e", "size": 512})).unwrap_err();
+    assert_eq!(refused, "Cannot find device='e' nor node-name=''");
+    // Where the guest uses it no more, it is told.
+    vm.ask("block_resize", json!({"device": "d", "size": 0}));
+    wait_for(&vm, |said| said.contains("e!"));
+}
