@@ -104,7 +104,7 @@ impl Parameter {
             "on|off" | "on" | "off" => ParameterType::Boolean,
             "SIZE" => ParameterType::Size,
             "N" => ParameterType::Number,
-            value if value.bytes().all(|byte| byte.is_ascii_digit()) => ParameterType::Number,
+            value if value::number(value, 0, u64::MAX).is_ok() => ParameterType::Number,
             _ => ParameterType::String,
         }
     }
@@ -239,6 +239,17 @@ fn pieces(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_help_shows_tells_the_type() {
+        let of = |value| Parameter { name: "x", value }.of();
+        assert_eq!(of("0x501"), ParameterType::Number);
+        assert_eq!(of("65536"), ParameterType::Number);
+        assert_eq!(of("N"), ParameterType::Number);
+        assert_eq!(of("SIZE"), ParameterType::Size);
+        assert_eq!(of("on|off"), ParameterType::Boolean);
+        assert_eq!(of("PATH"), ParameterType::String);
+    }
 
     #[test]
     fn pairs_are_split_and_double_commas_kept() {

@@ -1,26 +1,25 @@
 //! The connection of a virtio port.
 
 use std::fs::File;
-use std::io::Write;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
-use super::output::Output;
+use super::output::{Log, Output};
 use crate::devices::{Line, LineEnd};
 
 /// What a port of the guest and its character device share. A guest loses nothing here: what finds
 /// no room stays with it.
 pub(crate) struct PortLine {
     output: Arc<Output>,
-    log: Option<Mutex<File>>,
+    log: Option<Mutex<Log>>,
     end: OnceLock<Arc<dyn LineEnd>>,
     pub(super) room: Notify,
 }
 
 impl PortLine {
     pub(super) fn new(output: Arc<Output>, log: Option<File>) -> Arc<PortLine> {
-        let log = log.map(Mutex::new);
+        let log = log.map(|file| Mutex::new(Log::new(file)));
         Arc::new(PortLine { output, log, end: OnceLock::new(), room: Notify::new() })
     }
 
@@ -34,10 +33,7 @@ impl Line for PortLine {
     fn send(&self, bytes: &[u8]) -> usize {
         let taken = self.output.offer(bytes);
         if let Some(log) = &self.log {
-            let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = log.write_all(&bytes[..taken]) {
-                tracing::warn!("log of a character device: {error}");
-            }
+            log.lock().unwrap_or_else(PoisonError::into_inner).write(&bytes[..taken]);
         }
         taken
     }

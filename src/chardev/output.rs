@@ -244,28 +244,43 @@ fn has_room(file: BorrowedFd<'_>) -> bool {
     poll(&mut fds, Some(&now)).is_ok_and(|_| fds[0].revents().contains(PollFlags::OUT))
 }
 
+/// A copy of what goes out. What it cannot take is lost to it; that is told once, until it takes
+/// something again.
+pub(super) struct Log {
+    file: File,
+    losing: bool,
+}
+
+impl Log {
+    pub(super) fn new(file: File) -> Log {
+        Log { file, losing: false }
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8]) {
+        let written = self.file.write_all(bytes);
+        if let (Err(error), false) = (&written, self.losing) {
+            tracing::warn!("log of a character device: {error}");
+        }
+        self.losing = written.is_err();
+    }
+}
+
 /// The writer's end, for a device. Never blocks for long and never fails.
 pub(crate) struct Sink {
     output: Arc<Output>,
-    log: Option<File>,
-    /// The last write to the log failed.
-    losing: bool,
+    log: Option<Log>,
 }
 
 impl Sink {
     pub(crate) fn new(output: Arc<Output>, log: Option<File>) -> Sink {
-        Sink { output, log, losing: false }
+        Sink { output, log: log.map(Log::new) }
     }
 }
 
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if let Some(log) = &mut self.log {
-            let written = log.write_all(bytes);
-            if let (Err(error), false) = (&written, self.losing) {
-                tracing::warn!("log of a character device: {error}");
-            }
-            self.losing = written.is_err();
+            log.write(bytes);
         }
         self.output.write(bytes);
         Ok(bytes.len())
@@ -279,6 +294,18 @@ impl Write for Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_that_fails_is_told_once() {
+        let said = tempfile::NamedTempFile::new().unwrap();
+        let copy = said.reopen().unwrap();
+        let subscriber = tracing_subscriber::fmt().with_writer(Mutex::new(copy)).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            let mut log = Log::new(File::open("/dev/null").unwrap());
+            (0..3).for_each(|_| log.write(b"x"));
+        });
+        assert_eq!(std::fs::read_to_string(said.path()).unwrap().lines().count(), 1);
+    }
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
@@ -314,12 +341,13 @@ mod tests {
         output.connect(To::Disk(Arc::new(full())));
         for _ in 0..3 {
             sink.write_all(b"x").unwrap();
-            assert!(output.state().losing && sink.losing);
+            assert!(output.state().losing && sink.log.as_ref().unwrap().losing);
         }
-        sink.log = Some(tempfile::tempfile().unwrap());
+        sink.log = Some(Log::new(tempfile::tempfile().unwrap()));
         output.connect(To::Disk(Arc::new(tempfile::tempfile().unwrap())));
         sink.write_all(b"x").unwrap();
-        assert!(!output.state().losing && !sink.losing, "the next loss is told again");
+        let losing = output.state().losing || sink.log.unwrap().losing;
+        assert!(!losing, "the next loss is told again");
     }
 
     #[test]

@@ -40,7 +40,8 @@ pub(crate) fn replay_with_signal(
     let path =
         PathBuf::from(format!("{}/tests/vectors/qmp/{topic}.jsonl", env!("CARGO_MANIFEST_DIR")));
     let text = std::fs::read_to_string(path).unwrap();
-    let differences = differences(topic);
+    let mut unused = differences(topic);
+    let differences = unused.clone();
     let mut replay = Replay {
         dir: dir.to_owned(),
         peer,
@@ -60,9 +61,12 @@ pub(crate) fn replay_with_signal(
         }
         let request = step["send"].to_string();
         replay.differs = differences.iter().any(|part| request.contains(part));
-        replay.step(&step, &at);
+        if replay.step(&step, &at) {
+            unused.retain(|part| !request.contains(part));
+        }
     }
     assert!(replay.unexplained.is_empty(), "{}", replay.unexplained);
+    assert!(unused.is_empty(), "{topic}: listed as differences, and none: {unused:?}");
     if let Some(client) = &mut replay.client {
         assert!(
             !client.hears_within(Duration::from_millis(50)),
@@ -83,19 +87,32 @@ struct Replay {
     differs: bool,
 }
 
-/// Parts of the requests of `topic` that are answered otherwise: lines of TOPIC PART => REASON.
+/// Parts of the requests of `topic` that are answered otherwise.
 fn differences(topic: &str) -> Vec<&'static str> {
+    all_differences().filter(|(of, _)| *of == topic).map(|(_, part)| part).collect()
+}
+
+/// Lines of TOPIC PART => REASON.
+fn all_differences() -> impl Iterator<Item = (&'static str, &'static str)> {
     let lines = include_str!("replay-differences.txt").lines();
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
     let split = |line: &'static str| {
         let (what, _reason) = line.split_once(" => ").expect("a difference has a reason");
         what.split_once(' ').expect("a topic, and a part of a request")
     };
-    lines.map(split).filter(|(of, _)| *of == topic).map(|(_, part)| part).collect()
+    lines.map(split)
+}
+
+#[test]
+fn every_listed_difference_is_of_a_topic_that_is_replayed() {
+    for (topic, part) in all_differences() {
+        assert!(TOPICS.contains(&topic), "{topic} {part}");
+    }
 }
 
 impl Replay {
-    fn step(&mut self, step: &Value, at: &str) {
+    /// Whether the answers were other ones.
+    fn step(&mut self, step: &Value, at: &str) -> bool {
         if step.get("connect").is_some() {
             self.client = None;
             self.client = Some(Client::connect(&self.dir.join("vm0")));
@@ -103,14 +120,14 @@ impl Replay {
             let known =
                 serde_json::from_slice(&bytes).map_or(true, |request| is_known(&request, step));
             if !known {
-                return;
+                return false;
             }
             let files: Vec<OwnedFd> =
                 step["fds"].as_array().map_or(&[][..], Vec::as_slice).iter().map(open).collect();
             let fds: Vec<_> = files.iter().map(AsFd::as_fd).collect();
             self.client.as_mut().unwrap().send(&bytes, &fds);
         }
-        self.expect(step, at);
+        self.expect(step, at)
     }
 
     fn bytes(&self, step: &Value) -> Option<Vec<u8>> {
@@ -140,8 +157,8 @@ impl Replay {
         Some(format!("{prefix}{unit}{suffix}").into_bytes())
     }
 
-    fn expect(&mut self, step: &Value, at: &str) {
-        let Some(client) = &mut self.client else { return };
+    fn expect(&mut self, step: &Value, at: &str) -> bool {
+        let Some(client) = &mut self.client else { return false };
         let mut differs = false;
         for want in &answers(step) {
             if want["data"]["guest"] == json!(true) {
@@ -180,6 +197,7 @@ impl Replay {
             assert_eq!(client.receive_text(), None, "{at}");
             self.client = None;
         }
+        differs
     }
 }
 
@@ -293,7 +311,9 @@ fn against_fake(topic: &str, until: Option<&str>) {
 }
 
 macro_rules! topics {
-    ($($topic:ident $(until $note:literal)?;)*) => {$(
+    ($($topic:ident $(until $note:literal)?;)*) => {
+        const TOPICS: &[&str] = &[$(stringify!($topic),)*];
+$(
         #[test]
         fn $topic() {
             #[allow(unused_mut, unused_assignments)]
