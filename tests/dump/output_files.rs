@@ -210,6 +210,69 @@ fn a_dump_leaves_what_its_name_is() {
     assert_eq!(guest.qmp().status(), "paused");
 }
 
+/// A disk of our own, which is a file of so many bytes.
+struct Loop(String);
+
+impl Loop {
+    fn over(file: &Path, bytes: u64) -> Loop {
+        std::fs::File::create(file).unwrap().set_len(bytes).unwrap();
+        let made = Command::new("losetup").args(["--show", "--find"]).arg(file).output().unwrap();
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        Loop(text(&made.stdout).trim().to_owned())
+    }
+
+    /// Another name of it.
+    fn node(&self, at: &Path) {
+        let number = Path::new(&self.0).metadata().unwrap().rdev();
+        let (major, minor) = (rustix::fs::major(number), rustix::fs::minor(number));
+        let made = Command::new("mknod")
+            .arg(at)
+            .args(["b", &major.to_string(), &minor.to_string()])
+            .status()
+            .unwrap();
+        assert!(made.success());
+    }
+}
+
+impl Drop for Loop {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["--detach", &self.0]).status();
+    }
+}
+
+#[test]
+#[ignore = "needs loop devices"]
+fn a_disk_is_written_in_place_and_known_by_its_number() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let disk = Loop::over(&path("image"), 64 << 20);
+    for name in ["one", "two"] {
+        disk.node(&path(name));
+    }
+    let guest = Godwit::start(1, 32, "ws=2");
+    drop(guest.qmp());
+    let made = guest.dump(&path("one"), &["--json"]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let is = path("one").symlink_metadata().unwrap();
+    assert!(is.file_type().is_block_device());
+    assert!(Core::parse(&std::fs::read(path("two")).unwrap()).is_ok());
+
+    // Its other name is the same disk.
+    let (one, two) = (path("one"), path("two"));
+    let made = godwit(&["inspect", one.to_str().unwrap(), "--ram", two.to_str().unwrap()]);
+    assert_eq!(made.status.code(), Some(1));
+    assert!(text(&made.stderr).contains("would overwrite"), "{}", text(&made.stderr));
+    assert!(Core::parse(&std::fs::read(path("two")).unwrap()).is_ok());
+
+    // One that is too small says so.
+    let small = Loop::over(&path("small-image"), 8 << 20);
+    small.node(&path("small"));
+    let made = guest.dump(&path("small"), &[]);
+    assert_eq!(made.status.code(), Some(1));
+    assert!(text(&made.stderr).contains("No space left on device"), "{}", text(&made.stderr));
+    guest.qmp().wait_until_running();
+}
+
 #[test]
 fn two_dumps_to_one_name_are_each_whole() {
     let folder = tempfile::tempdir().unwrap();
