@@ -6,6 +6,12 @@ use crate::config::{self, Config};
 use crate::devices::{self, Built, Device, Kind, Loading, Sections, Slots};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// A machine that the guest leaves, or does not go to after all, gives the locks back by itself: it
+/// has so long, and is looked at so often.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// What stands on the board for them; guests see nothing of it.
 pub(crate) const KIND: Kind = Kind { build, ..Kind::NONE };
@@ -84,8 +90,17 @@ impl Device for Images {
 
     fn claim(&self) -> Result<(), devices::Error> {
         let away = self.away.load(Ordering::Acquire);
+        let deadline = Instant::now() + if away { GIVEN_BACK_WITHIN } else { Duration::ZERO };
         for image in &self.all {
-            image.take(away).map_err(|error| refused(&image.config.name, &error))?;
+            loop {
+                match image.take(away) {
+                    Err(Error::Locked { .. }) if Instant::now() < deadline => {
+                        std::thread::sleep(LOOK_AGAIN);
+                    }
+                    taken => break taken,
+                }
+            }
+            .map_err(|error| refused(&image.config.name, &error))?;
         }
         self.away.store(false, Ordering::Release);
         Ok(())

@@ -66,6 +66,16 @@ impl Machine {
         !stopped
     }
 
+    /// Claims what only one machine can have: this one is about to be the guest's.
+    pub(crate) fn claim(&self) -> Result<(), Error> {
+        Ok(self.cpus.board.claim()?)
+    }
+
+    /// Gives it back.
+    pub(crate) fn let_go(&self) {
+        self.cpus.board.let_go();
+    }
+
     /// The guest is this machine's: it did not leave, or has arrived. What was put off is done, and
     /// then it goes on, unless that was a stop.
     pub fn hand_back(&self) -> Result<(), ContRefused> {

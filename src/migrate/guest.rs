@@ -22,6 +22,8 @@ pub trait Migratable: Send + Sync {
     /// How long that takes, tried without stopping them.
     fn stop_time(&self) -> Duration;
     fn cont(&self) -> Result<(), GuestError>;
+    /// The guest that was loaded goes on elsewhere: gives back what only one machine can have.
+    fn let_go(&self);
     /// Changes the state of a guest that stands still.
     fn set_state(&self, to: RunState);
     /// Per cent of its time that each vCPU sleeps.
@@ -75,7 +77,8 @@ pub trait Loader {
     ) -> Result<stream::Step<()>, stream::Error>;
     /// Checks that everything is there and fits, without changing the machine.
     fn validate(&mut self) -> Result<(), GuestError>;
-    /// Applies everything. The source's run state comes back, if the stream told it.
+    /// Applies everything, and claims what only one machine can have. The source's run state comes
+    /// back, if the stream told it.
     fn apply(&mut self, foreign: ForeignTsc) -> Result<Option<RunState>, GuestError>;
 }
 

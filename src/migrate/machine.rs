@@ -43,6 +43,10 @@ impl Migratable for Machine {
         Ok(self.hand_back()?)
     }
 
+    fn let_go(&self) {
+        self.let_go();
+    }
+
     fn set_state(&self, to: RunState) {
         self.set_state(to);
     }
@@ -176,6 +180,8 @@ impl guest::Loader for MachineLoader<'_> {
                 "{count} MSRs could not be set, the first is {msr:#x} = {value:#x} of vCPU {vcpu}"
             );
         }
+        // While the source can still go on with the guest, and hears why it cannot go on here.
+        self.machine.claim()?;
         Ok(run_state)
     }
 }

@@ -120,6 +120,8 @@ impl Migratable for FakeGuest {
         *self.state.lock().unwrap()
     }
 
+    fn let_go(&self) {}
+
     fn stop_time(&self) -> Duration {
         Duration::ZERO
     }

@@ -4,6 +4,7 @@
 use crate::common::small::Small;
 use crate::common::vm::{Launch, Vm};
 use crate::common::{guest, virtio_guest};
+use rustix::fs::{FlockOperation, fcntl_lock};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -235,6 +236,31 @@ fn a_failed_migration_gives_the_image_back() {
     }
     let said = refused(folder.path(), &drive);
     assert!(said.contains("Failed to get \"write\" lock"), "{said}");
+    check(&mut source, &image);
+}
+
+#[test]
+fn a_target_that_cannot_have_the_image_gives_the_guest_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    let image = image(&path);
+    let drive = format!("file={}", path.display());
+    let mut source = launch(folder.path(), "source", &drive, "", true).start();
+    wait_for_points(&source, 1);
+    let uri = format!("unix:{}", folder.path().join("stream").display());
+    let target = launch(folder.path(), "target", &drive, "", true);
+    let mut target = target.incoming(&uri).start();
+    // Somebody who bears no writer: a lock of this process's on all bytes.
+    fcntl_lock(&image, FlockOperation::NonBlockingLockShared).unwrap();
+    source.ask("migrate", json!({"uri": uri}));
+    assert_eq!(target.exit_code(), Some(1));
+    fcntl_lock(&image, FlockOperation::Unlock).unwrap();
+    let said = target.stderr();
+    assert!(said.contains("is another process using the image"), "{said}");
+    let outcome = source.outcome();
+    assert_eq!(outcome["status"], "failed");
+    assert!(outcome["error-desc"].as_str().unwrap().contains("lock"), "{outcome}");
+    wait_for_points(&source, 1);
     check(&mut source, &image);
 }
 

@@ -139,23 +139,33 @@ impl Incoming {
         }
         sabotage::panic_on(Fault::PanicBeforeGo);
         let state = main.loader().apply(foreign)?;
-        if main.return_path.features.contains(Features::COMMIT) {
+        let commits = main.return_path.features.contains(Features::COMMIT);
+        if let Err(error) = self.wait_until_given(main, commits) {
+            // It goes on at the source, which wants the images that this machine has claimed.
+            self.guest.let_go();
+            return Err(error);
+        }
+        self.start(state)?;
+        if commits {
+            sabotage::panic_on(Fault::PanicWhenArrived);
+            // The guest runs: nothing that happens to the connection now can change that.
+            let _ = main.return_path.say(&mut main.ring, &Reply::Shut(0));
+        }
+        Ok(())
+    }
+
+    /// The guest is loaded, and the source hears of it; returns when it is this machine's.
+    fn wait_until_given(&self, main: &mut MainChannel<'_>, commits: bool) -> Result<(), Error> {
+        if commits {
             main.return_path.say(&mut main.ring, &loaded())?;
             main.wait_for_go().map_err(|error| match error {
                 Error::Io(io::Error::Closed | io::Error::System(_)) => Error::NeverGiven,
                 other => other,
             })?;
             sabotage::panic_on(Fault::PanicAfterGo);
-            self.start(state)?;
-            sabotage::panic_on(Fault::PanicWhenArrived);
-            // The guest runs: nothing that happens to the connection now can change that.
-            let _ = main.return_path.say(&mut main.ring, &Reply::Shut(0));
         } else if main.return_path.is_open {
             main.return_path.say(&mut main.ring, &Reply::Shut(0))?;
             main.return_path.until_acknowledged(&mut main.ring)?;
-            self.start(state)?;
-        } else {
-            self.start(state)?;
         }
         Ok(())
     }
