@@ -6,12 +6,14 @@
 use super::error::{Error, Problem};
 use super::keys::{Key, Keys, Pair, Parameter, split};
 use super::value;
-use crate::config::{Cache, DetectZeroes, DrivePolicies, FileKind, Image, ImageFormat, OnError};
+use crate::config::{
+    Cache, DetectZeroes, DrivePolicies, FileKind, Image, ImageFormat, OnError, Throttle,
+};
 use serde_json::Value as Json;
 use std::path::PathBuf;
 
 const OTHER_FORMATS: &str = "only raw images are built yet; convert it: qemu-img convert -O raw";
-const THROTTLED: &str = "throttling is not built yet";
+const SHARED: &str = "limits of several disks together are not built yet";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Driver {
@@ -203,6 +205,51 @@ pub(crate) struct Drive {
     path: Option<PathBuf>,
     node: Node,
     policies: DrivePolicies,
+    throttle: Throttle,
+}
+
+/// Keys of limits, behind `throttling.`; each also with `-max` and `-max-length`.
+const LIMITS: [&str; 6] =
+    ["bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write"];
+
+/// Every key that is about limits.
+#[rustfmt::skip]
+pub(crate) const THROTTLING: [&str; 19] = [
+    "throttling.bps-total", "throttling.bps-total-max", "throttling.bps-total-max-length",
+    "throttling.bps-read", "throttling.bps-read-max", "throttling.bps-read-max-length",
+    "throttling.bps-write", "throttling.bps-write-max", "throttling.bps-write-max-length",
+    "throttling.iops-total", "throttling.iops-total-max", "throttling.iops-total-max-length",
+    "throttling.iops-read", "throttling.iops-read-max", "throttling.iops-read-max-length",
+    "throttling.iops-write", "throttling.iops-write-max", "throttling.iops-write-max-length",
+    "throttling.iops-size",
+];
+
+/// Sets a limit, by its key or by the older name of it (`bps_rd_max`). `None`: it is none.
+fn limit(throttle: &mut Throttle, key: &str, text: &str) -> Option<Result<(), Problem>> {
+    let number = || value::number(text, 0, i64::MAX as u64);
+    if matches!(key, "iops_size" | "throttling.iops-size") {
+        return Some(number().map(|size| throttle.iops_size = size));
+    }
+    let (name, what) = match key.strip_prefix("throttling.") {
+        Some(key) => match (key.strip_suffix("-max-length"), key.strip_suffix("-max")) {
+            (Some(name), _) => (name, "length"),
+            (None, Some(name)) => (name, "max"),
+            (None, None) => (key, "rate"),
+        },
+        None => match (key.strip_suffix("_max_length"), key.strip_suffix("_max")) {
+            (Some(name), _) => (name, "length"),
+            (None, Some(name)) => (name, "max"),
+            (None, None) => (key, "rate"),
+        },
+    };
+    let names = if key.starts_with("throttling.") { LIMITS } else { Throttle::NAMES };
+    let at = names.iter().position(|known| *known == name)?;
+    let limit = &mut *throttle.all_mut()[at];
+    Some(match what {
+        "length" => value::number(text, 1, u32::MAX.into()).map(|s| limit.seconds = s as u32),
+        "max" => number().map(|max| limit.max = max),
+        _ => number().map(|rate| limit.rate = rate),
+    })
 }
 
 const DRIVE: Keys<Drive> = Keys {
@@ -269,13 +316,8 @@ const DRIVE: Keys<Drive> = Keys {
         Key::refuse("unit", "it belongs to a bus; write if=none"),
         Key::refuse("addr", "it belongs to a bus; write if=none"),
         Key::refuse("serial", "write it behind -device virtio-blk-device"),
-        Key::refuse("throttling.bps-total", THROTTLED),
-        Key::refuse("throttling.iops-total", THROTTLED),
-        Key::refuse("bps", THROTTLED),
-        Key::refuse("bps_max", THROTTLED),
-        Key::refuse("iops", THROTTLED),
-        Key::refuse("iops_max", THROTTLED),
-        Key::refuse("group", THROTTLED),
+        Key::refuse("throttling.group", SHARED),
+        Key::refuse("group", SHARED),
     ],
 };
 
@@ -311,6 +353,7 @@ pub(crate) fn drive_parameters() -> Vec<Parameter> {
     let mut all = DRIVE.parameters();
     all.extend(NODE.parameters().into_iter().filter(|key| of_drive(key.name).is_some()));
     all.push(Parameter { name: "file.locking", value: "on|off|auto" });
+    all.extend(THROTTLING.map(|name| Parameter { name, value: "N" }));
     all
 }
 
@@ -324,6 +367,12 @@ impl Blocks {
         let mut drive = Drive::default();
         for (key, value) in split(text, Some("file")) {
             let value = value.as_deref();
+            if let Some(set) = limit(&mut drive.throttle, &key, value.unwrap_or_default()) {
+                set.map_err(|problem| {
+                    problem.at(format!("{option} {key}={}", value.unwrap_or_default()))
+                })?;
+                continue;
+            }
             match (key.strip_prefix("file."), of_drive(&key)) {
                 (Some(rest), _) => NODE.set(option, rest, value, below(&mut drive.node))?,
                 (None, Some(key)) => NODE.set(option, key, value, &mut drive.node)?,
@@ -411,6 +460,7 @@ impl Drive {
             Some(Driver::File(kind)) => Some(kind),
             None => None,
         };
+        self.throttle.check().map_err(Problem::Refused)?;
         let keys = self.node.cache;
         let cache = Cache {
             writeback: keys.writeback.unwrap_or(true),
@@ -434,6 +484,7 @@ impl Drive {
             locking: file.and_then(|file| file.locking).unwrap_or(true),
             discard: self.node.discard.unwrap_or(false),
             detect_zeroes: self.node.detect_zeroes.unwrap_or_default(),
+            throttle: self.throttle,
         }))
     }
 }
@@ -498,6 +549,7 @@ impl Node {
             locking: file.locking.unwrap_or(true),
             discard: self.discard == Some(true) && discard_below,
             detect_zeroes: self.detect_zeroes.unwrap_or_default(),
+            throttle: Throttle::default(),
         })
     }
 }
@@ -572,11 +624,32 @@ mod tests {
     }
 
     #[test]
+    fn limits_have_two_spellings_and_each_is_a_limit() {
+        let drive = |keys: &str| {
+            images(&[("-drive", &format!("file=F,if=none,id=d,format=raw,{keys}"))]).unwrap()
+        };
+        let old = drive("bps=10,bps_max=20,bps_max_length=3,iops_rd=4,iops_size=5");
+        let new = drive(
+            "throttling.bps-total=10,throttling.bps-total-max=20,throttling.bps-total-max-length=3,\
+             throttling.iops-read=4,throttling.iops-size=5",
+        );
+        assert_eq!(old, new);
+        for key in THROTTLING {
+            let mut throttle = Throttle::default();
+            limit(&mut throttle, key, "7").unwrap().unwrap();
+            assert_ne!(throttle, Throttle::default(), "{key}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_is_refused() {
         for (text, says) in [
             ("file=F,if=none,id=d,format=qcow2", "only raw"),
             ("file=F,if=none,id=d,format=foo", "expects raw"),
-            ("file=F,if=none,id=d,bps=1", "throttling"),
+            ("file=F,if=none,id=d,bps=1,bps_rd=1", "cannot be used at the same time"),
+            ("file=F,if=none,id=d,iops_max=1", "require corresponding"),
+            ("file=F,if=none,id=d,group=g", "several disks"),
+            ("file=F,if=none,id=d,bps=x", "expects a number"),
             ("file=F,if=none,id=d,rerror=enospc", "no read fails"),
             ("file=F,if=none,id=d,aio=native", "requires cache.direct=on"),
             ("file=F,if=virtio,id=d", "if=none"),

@@ -2,8 +2,9 @@
 
 use super::error::Error;
 use super::stats::Stats;
+use super::throttle::Buckets;
 use super::{locks, probe};
-use crate::config::{self, FileKind, ImageFormat};
+use crate::config::{self, FileKind, ImageFormat, Throttle};
 use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags, fadvise, statx};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
@@ -11,13 +12,14 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 pub(crate) const SECTOR: u64 = 512;
 /// What has to be aligned with `cache.direct=on` where the file system does not tell.
 const DIRECT_ALIGNMENT: u32 = 512;
 
-/// Called when the size of an image has changed.
-type Resized = Box<dyn Fn() + Send + Sync>;
+/// Called when the size of an image, or its limits, have changed.
+type Changed = Box<dyn Fn() + Send + Sync>;
 
 pub struct Image {
     /// Its place on the command line.
@@ -30,9 +32,10 @@ pub struct Image {
     bytes: AtomicU64,
     pub(crate) stats: Stats,
     claim: Mutex<Claim>,
+    buckets: Mutex<Buckets>,
     /// Something was written since it was last flushed.
     unflushed: AtomicBool,
-    resized: Mutex<Option<Resized>>,
+    changed: Mutex<Option<Changed>>,
     /// The guest was stopped because of it, for want of space or not.
     troubled: Mutex<Option<bool>>,
     /// It is stopped because of some errors.
@@ -95,8 +98,9 @@ impl Image {
             bytes: AtomicU64::new(0),
             stats: Stats::default(),
             claim: Mutex::default(),
+            buckets: Mutex::new(Buckets::new(config.throttle)),
             unflushed: AtomicBool::new(false),
-            resized: Mutex::new(None),
+            changed: Mutex::new(None),
             troubled: Mutex::new(None),
             has_status: AtomicBool::new(false),
         };
@@ -288,9 +292,9 @@ impl Image {
         Ok(())
     }
 
-    /// Who is told that the size has changed.
-    pub(crate) fn on_resize(&self, told: Resized) {
-        *self.resized.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+    /// Who is told that size or limits have changed.
+    pub(crate) fn on_change(&self, told: Changed) {
+        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
     }
 
     /// Makes it so long; QEMU's rules: whole sectors, and devices are as long as they are.
@@ -307,9 +311,29 @@ impl Image {
             self.file.set_len(bytes).map_err(failed)?;
         }
         self.measure()?;
-        if let Some(told) = &*self.resized.lock().unwrap_or_else(PoisonError::into_inner) {
+        self.tell();
+        Ok(())
+    }
+
+    fn tell(&self) {
+        if let Some(told) = &*self.changed.lock().unwrap_or_else(PoisonError::into_inner) {
             told();
         }
-        Ok(())
+    }
+
+    /// Begins a request, or says when its limits allow it.
+    pub(crate) fn begin(&self, writes: bool, bytes: u64) -> Option<Instant> {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        buckets.begin(Instant::now(), writes, bytes)
+    }
+
+    pub(crate) fn limits(&self) -> Throttle {
+        *self.buckets.lock().unwrap_or_else(PoisonError::into_inner).limits()
+    }
+
+    /// Sets its limits, which have passed [`Throttle::check`].
+    pub(crate) fn set_limits(&self, limits: Throttle) {
+        *self.buckets.lock().unwrap_or_else(PoisonError::into_inner) = Buckets::new(limits);
+        self.tell();
     }
 }

@@ -8,6 +8,7 @@
 //! | `probe` | what a file looks like whose format nobody named |
 //! | `ring` | requests on their way: guest memory to and from a file, without a copy |
 //! | `stats` | counts for `query-blockstats` |
+//! | `throttle` | limits on bytes and requests per second |
 
 mod error;
 mod image;
@@ -16,6 +17,7 @@ mod locks;
 pub(crate) mod probe;
 pub(crate) mod ring;
 mod stats;
+mod throttle;
 
 pub(crate) use error::Error;
 pub use image::Image;

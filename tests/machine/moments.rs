@@ -267,6 +267,7 @@ fn every_command_is_in_the_table_or_changes_no_machine() {
                     | "blockdev-add"
                     | "blockdev-del"
                     | "block_resize"
+                    | "block_set_io_throttle"
                     | "netdev_add"
                     | "netdev_del"
                     | "set_link"

@@ -306,7 +306,43 @@ fn what_a_disk_is_made_of_and_what_it_did_can_be_asked() {
     assert_eq!(disks[0]["inserted"]["image"]["virtual-size"], 2 * DISK_BYTES);
     let refused = vm.try_ask("block_resize", json!({"device": "e", "size": 512})).unwrap_err();
     assert_eq!(refused, "Cannot find device='e' nor node-name=''");
-    // Where the guest uses it no more, it is told.
+    // What is not there any more is an error.
+    vm.ask("stop", json!({}));
     vm.ask("block_resize", json!({"device": "d", "size": 0}));
+    vm.ask("cont", json!({}));
     wait_for(&vm, |said| said.contains("e!"));
+}
+
+#[test]
+fn limits_slow_a_disk_down_until_they_are_lifted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    image(&path);
+    // One turn of the guest is two requests.
+    let drive = format!("file={},iops=4,iops_max=40", path.display());
+    let mut vm = launch(folder.path(), "vm", &drive, "", true).start();
+    let operations = |vm: &mut Vm| {
+        let stats = &vm.ask("query-blockstats", json!({}))[0]["stats"];
+        stats["wr_operations"].as_u64().unwrap() + stats["rd_operations"].as_u64().unwrap()
+    };
+    let end = Instant::now() + Duration::from_secs(60);
+    while operations(&mut vm) < 40 {
+        assert!(Instant::now() < end);
+    }
+    // The burst is over.
+    let (before, begun) = (operations(&mut vm), Instant::now());
+    while begun.elapsed() < Duration::from_secs(1) {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let allowed = 4 * begun.elapsed().as_secs() + 8;
+    let done = operations(&mut vm) - before;
+    assert!(done <= allowed, "{done} of {allowed}");
+    let shown = vm.ask("query-block", json!({}))[0]["inserted"].clone();
+    assert_eq!((&shown["iops"], &shown["iops_max"]), (&json!(4), &json!(40)));
+    let none = json!({"id": "vd", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0});
+    vm.ask("block_set_io_throttle", none);
+    wait_for_points(&vm, 5);
+    let both = json!({"device": "d", "bps": 1, "bps_rd": 1, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0});
+    let refused = vm.try_ask("block_set_io_throttle", both).unwrap_err();
+    assert!(refused.contains("cannot be used at the same time"), "{refused}");
 }

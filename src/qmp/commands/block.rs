@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Answer, Call, Command, Run};
 use crate::block::{Image, Operation};
-use crate::config::{DetectZeroes, ImageFormat};
+use crate::config::{DetectZeroes, ImageFormat, Throttle};
 use crate::machine::Request;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};
@@ -27,6 +27,9 @@ pub(crate) static COMMANDS: &[Command] = &[
     Command::new("block_resize", Run::Waiting(resize))
         .arguments(&RESIZE)
         .does("Makes an image longer or shorter; the guest is told."),
+    Command::new("block_set_io_throttle", Run::Now(set_throttle))
+        .arguments(&THROTTLE)
+        .does("Limits bytes and requests of a disk per second; zeros end all limits."),
 ];
 
 static FLAT: Shape = Shape::of(&[optional("flat", Type::Bool).means("leave out what is behind")]);
@@ -35,6 +38,40 @@ static RESIZE: Shape = Shape::of(&[
     optional("device", Type::Text).means("its name"),
     optional("node-name", Type::Text).means("or that of its node"),
     required("size", Type::Int).means("its new size in bytes"),
+]);
+
+const fn rate(name: &'static str) -> Member {
+    required(name, Type::Int).means("at most so many in a second; 0 without limit")
+}
+const fn burst(name: &'static str) -> Member {
+    optional(name, Type::Int).means("for a while so many")
+}
+const fn length(name: &'static str) -> Member {
+    optional(name, Type::Int).means("how many seconds")
+}
+static THROTTLE: Shape = Shape::of(&[
+    optional("device", Type::Text).means("the id of its -drive"),
+    optional("id", Type::Text).means("or that of its -device"),
+    rate("bps"),
+    rate("bps_rd"),
+    rate("bps_wr"),
+    rate("iops"),
+    rate("iops_rd"),
+    rate("iops_wr"),
+    burst("bps_max"),
+    burst("bps_rd_max"),
+    burst("bps_wr_max"),
+    burst("iops_max"),
+    burst("iops_rd_max"),
+    burst("iops_wr_max"),
+    length("bps_max_length"),
+    length("bps_rd_max_length"),
+    length("bps_wr_max_length"),
+    length("iops_max_length"),
+    length("iops_rd_max_length"),
+    length("iops_wr_max_length"),
+    optional("iops_size", Type::Int).means("bytes that count as one request"),
+    optional("group", Type::Text).means("whom it shares the limits with: none but itself so far"),
 ]);
 
 static DISK: Shape = Shape::of(&[
@@ -62,6 +99,20 @@ static NODE: Shape = Shape::of(&[
     required("iops_rd", Type::Int),
     required("iops_wr", Type::Int),
     required("image", Type::Object(&IMAGE)),
+    optional("bps_max", Type::Int),
+    optional("bps_rd_max", Type::Int),
+    optional("bps_wr_max", Type::Int),
+    optional("iops_max", Type::Int),
+    optional("iops_rd_max", Type::Int),
+    optional("iops_wr_max", Type::Int),
+    optional("bps_max_length", Type::Int),
+    optional("bps_rd_max_length", Type::Int),
+    optional("bps_wr_max_length", Type::Int),
+    optional("iops_max_length", Type::Int),
+    optional("iops_rd_max_length", Type::Int),
+    optional("iops_wr_max_length", Type::Int),
+    optional("iops_size", Type::Int),
+    optional("group", Type::Text),
     required("cache", Type::Object(&CACHE)),
     required("write_threshold", Type::Int),
 ]);
@@ -168,7 +219,7 @@ fn node(image: &Image, below: bool) -> Json {
     if bare && !image.is_device {
         shown["format-specific"] = json!({"type": "file", "data": {}});
     }
-    json!({
+    let mut node = json!({
         "file": path,
         "node-name": if below { file_node_name(image) } else { node_name(image) },
         "ro": config.read_only || !image.writable,
@@ -177,8 +228,6 @@ fn node(image: &Image, below: bool) -> Json {
         "active": image.is_active(),
         "encrypted": false,
         "detect_zeroes": detect_zeroes,
-        "bps": 0, "bps_rd": 0, "bps_wr": 0,
-        "iops": 0, "iops_rd": 0, "iops_wr": 0,
         "image": shown,
         "cache": {
             "writeback": config.cache.writeback,
@@ -186,7 +235,23 @@ fn node(image: &Image, below: bool) -> Json {
             "no-flush": config.cache.no_flush,
         },
         "write_threshold": 0,
-    })
+    });
+    let limits = if below { Throttle::default() } else { image.limits() };
+    for (name, limit) in Throttle::NAMES.into_iter().zip(limits.all()) {
+        node[name] = json!(limit.rate);
+        if limit.max > 0 {
+            node[format!("{name}_max")] = json!(limit.max);
+            node[format!("{name}_max_length")] = json!(limit.seconds);
+        }
+    }
+    if limits.iops_size > 0 {
+        node["iops_size"] = json!(limits.iops_size);
+    }
+    if limits != Throttle::default() {
+        // Each has a group of its own.
+        node["group"] = json!(image.config.name);
+    }
+    node
 }
 
 /// Drives, and nodes that a disk has.
@@ -325,5 +390,45 @@ fn resize(call: Call<'_>) -> Answer {
         .map_err(|_| Error::generic("Parameter 'size' expects a >0 size"))?;
     call.vmm.admit(Request::ChangeDevice)?;
     image.resize(size).map_err(Error::generic)?;
+    Ok(json!({}))
+}
+
+fn set_throttle(call: Call<'_>) -> Answer {
+    let (device, id) = (call.args.text_if_given("device"), call.args.text_if_given("id"));
+    let images = call.vmm.guest.images();
+    let (name, found) = match (device, id) {
+        (Some(name), None) => {
+            let is =
+                |image: &&Arc<Image>| image.config.drive.is_some() && image.config.name == name;
+            (name, images.iter().find(is))
+        }
+        (None, Some(id)) => (id, images.iter().find(|image| image.user().as_deref() == Some(id))),
+        _ => return Err(Error::generic("Need exactly one of 'device' and 'id'")),
+    };
+    let image =
+        found.ok_or_else(|| Error::device_not_found(format_args!("Device '{name}' not found")))?;
+    if let Some(group) =
+        call.args.text_if_given("group").filter(|group| *group != image.config.name)
+    {
+        let why = format!("group '{group}': limits of several disks together are not built yet");
+        return Err(Error::generic(why));
+    }
+    let number = |member: &str| match call.args.int_if_given(member) {
+        None => Ok(None),
+        Some(value) => u64::try_from(value).map(Some).map_err(|_| {
+            Error::generic("bps/iops/max values must be within [0, 1000000000000000]")
+        }),
+    };
+    let mut limits = Throttle::default();
+    for (name, limit) in Throttle::NAMES.into_iter().zip(limits.all_mut()) {
+        limit.rate = number(name)?.unwrap_or(0);
+        limit.max = number(&format!("{name}_max"))?.unwrap_or(0);
+        let seconds = number(&format!("{name}_max_length"))?.unwrap_or(1);
+        limit.seconds =
+            u32::try_from(seconds).map_err(|_| Error::generic("a burst cannot last that long"))?;
+    }
+    limits.iops_size = number("iops_size")?.unwrap_or(0);
+    limits.check().map_err(Error::generic)?;
+    image.set_limits(limits);
     Ok(json!({}))
 }

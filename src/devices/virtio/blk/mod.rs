@@ -25,9 +25,10 @@ use crate::block::{self, Image};
 use crate::config::{self, OnError};
 use crate::devices::{DiskErrors, Error, Slots};
 use crate::memory::GuestRam;
-use request::{Asked, Request, Status};
+use request::{Action, Asked, Request, Status};
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 
 /// Legacy drivers are offered this beside, and not offered that, as by QEMU.
@@ -58,6 +59,8 @@ pub(super) struct Disk {
     /// Sectors that the driver was told of.
     sectors: u64,
     resized: bool,
+    /// The image's limits let nothing begin before.
+    later: Option<Instant>,
 }
 
 /// What becomes of requests that the host cannot do.
@@ -120,6 +123,7 @@ impl Disk {
             write_cache: true,
             sectors: image.sectors(),
             resized: false,
+            later: None,
             image,
         };
         disk.write_cache = disk.original_write_cache();
@@ -140,21 +144,39 @@ impl Disk {
                 }
                 let Some(chain) = queue.pop(ram)? else { break };
                 left -= 1;
-                self.begin(ram, queue, number as u16, chain)?;
+                let (chain, asked) = self.read(ram, number as u16, chain)?;
+                if let Some(later) = self.not_before(&asked) {
+                    queue.unpop();
+                    self.later = Some(self.later.map_or(later, |other| other.min(later)));
+                    break;
+                }
+                self.begin(ram, queue, chain, asked)?;
             }
         }
         Ok(false)
+    }
+
+    fn read(&self, ram: &GuestRam, queue: u16, chain: Chain) -> Result<(Chain, Asked), Fault> {
+        request::read(ram, queue, chain, &self.wanted, self.sectors * request::SECTOR)
+    }
+
+    /// When the image's limits allow a request, if that is not now.
+    fn not_before(&self, asked: &Asked) -> Option<Instant> {
+        let Asked::Work(request) = asked else { return None };
+        match request.action {
+            Action::Read => self.image.begin(false, request.bytes),
+            Action::Write | Action::Zeroes { .. } => self.image.begin(true, request.bytes),
+            Action::Flush | Action::Discard => None,
+        }
     }
 
     fn begin(
         &mut self,
         ram: &GuestRam,
         queue: &mut Queue,
-        number: u16,
         chain: Chain,
+        asked: Asked,
     ) -> Result<(), Fault> {
-        let (chain, asked) =
-            request::read(ram, number, chain, &self.wanted, self.sectors * request::SECTOR)?;
         match asked {
             Asked::Work(request) => self.start(ram, queue, Request { chain, ..request }),
             Asked::Answered(status) => answer(ram, queue, &chain, status),
@@ -168,7 +190,8 @@ impl Disk {
     /// What failed is tried again.
     fn try_again(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<(), Fault> {
         for (number, chain) in std::mem::take(&mut self.stopped) {
-            self.begin(ram, &mut queues[usize::from(number)], number, chain)?;
+            let (chain, asked) = self.read(ram, number, chain)?;
+            self.begin(ram, &mut queues[usize::from(number)], chain, asked)?;
             // The list may be longer than the ring.
             while self.under_way.len() >= FLIGHTS_MAX {
                 self.ring.wait();
@@ -233,7 +256,7 @@ impl Model for Disk {
     }
 
     fn connect(&mut self, wake: Wake) {
-        self.image.on_resize(Box::new(move || wake()));
+        self.image.on_change(Box::new(move || wake()));
     }
 
     fn reset(&mut self) {
@@ -266,6 +289,7 @@ impl Model for Disk {
         if std::mem::take(&mut self.again) {
             self.try_again(ram, queues)?;
         }
+        self.later = None;
         let more = self.take(ram, queues)?;
         self.ring.submit();
         self.arrivals(ram, queues)?;
@@ -295,7 +319,7 @@ impl Model for Disk {
 
     fn waits_for(&self) -> Wait {
         let under_way = !self.under_way.is_empty();
-        Wait { readable: under_way.then(|| self.ring.event().clone()), until: None }
+        Wait { readable: under_way.then(|| self.ring.event().clone()), until: self.later }
     }
 
     fn save(&self) -> VirtioDevice {
