@@ -59,7 +59,7 @@ pub use limits::{
     BLOCKS_MAX, DESCRIPTION_BYTES_MAX, MAGIC, PACKAGE_BYTES_MAX, PAGE_BYTES, PAYLOAD_BYTES_MAX,
 };
 pub(crate) use ram::{ListedBlock, PageAt};
-pub use ram::{RamWriter, Record};
+pub use ram::{RamParser, RamWriter, Record};
 pub(crate) use reader::{Extent, Layouts};
 pub use reader::{Item, Reader};
 pub use writer::{Configuration, SectionHeader, SectionKind, description, end_of_states};

@@ -23,7 +23,7 @@ mod record;
 mod tests;
 mod writer;
 
-pub(crate) use parser::RamParser;
+pub use parser::RamParser;
 pub(crate) use qemu_records::QemuRecords;
 pub use record::Record;
 pub(crate) use record::{FLAG_EOS, FLAG_PAGE, RamRules};

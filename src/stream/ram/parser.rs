@@ -14,7 +14,7 @@ const FLAG_ZERO_AGAIN: u64 = FLAG_ZERO | FLAG_CONTINUE;
 
 /// Reads records off the front of a buffer. Remembers the block list and the block named last.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct RamParser {
+pub struct RamParser {
     rules: RamRules,
     blocks: Vec<ListedBlock>,
     last: Option<u32>,
@@ -86,7 +86,7 @@ impl RamParser {
     /// Appends records to `out` until the input or `limit` is used up, or one comes that ends or
     /// interrupts the page records (anything but a page, zero page or delta), which is appended
     /// last. Returns the bytes consumed.
-    pub(crate) fn batch<'a>(
+    pub fn batch<'a>(
         &mut self,
         input: &'a [u8],
         limit: usize,
