@@ -126,27 +126,33 @@ impl Layout for PicState {
     }
 }
 
+/// A struct of KVM's or the stream's: the fields that both have, of the other one, and the rest.
+macro_rules! converted {
+    ($from:ident to $to:ident, $($more:tt)*) => {
+        $to {
+            last_irr: $from.last_irr,
+            irr: $from.irr,
+            imr: $from.imr,
+            isr: $from.isr,
+            priority_add: $from.priority_add,
+            irq_base: $from.irq_base,
+            read_reg_select: $from.read_reg_select,
+            poll: $from.poll,
+            special_mask: $from.special_mask,
+            init_state: $from.init_state,
+            auto_eoi: $from.auto_eoi,
+            rotate_on_auto_eoi: $from.rotate_on_auto_eoi,
+            special_fully_nested_mode: $from.special_fully_nested_mode,
+            init4: $from.init4,
+            elcr: $from.elcr,
+            $($more)*
+        }
+    };
+}
+
 fn pic(from: &kvm_pic_state) -> PicState {
-    PicState {
-        last_irr: from.last_irr,
-        irr: from.irr,
-        imr: from.imr,
-        isr: from.isr,
-        priority_add: from.priority_add,
-        irq_base: from.irq_base,
-        read_reg_select: from.read_reg_select,
-        poll: from.poll,
-        special_mask: from.special_mask,
-        init_state: from.init_state,
-        auto_eoi: from.auto_eoi,
-        rotate_on_auto_eoi: from.rotate_on_auto_eoi,
-        special_fully_nested_mode: from.special_fully_nested_mode,
-        init4: from.init4,
-        // KVM's is always one of two.
-        single_mode: 0,
-        elcr: from.elcr,
-        ltim: None,
-    }
+    // KVM's mode is always one of two.
+    converted!(from to PicState, single_mode: 0, ltim: None)
 }
 
 /// Which lines of each controller can be level triggered.
@@ -154,22 +160,5 @@ const ELCR_MASKS: [u8; 2] = [0xf8, 0xde];
 
 /// KVM's controller of that number: 0 master, 1 slave.
 fn from_pic(from: &PicState, number: usize) -> kvm_pic_state {
-    kvm_pic_state {
-        last_irr: from.last_irr,
-        irr: from.irr,
-        imr: from.imr,
-        isr: from.isr,
-        priority_add: from.priority_add,
-        irq_base: from.irq_base,
-        read_reg_select: from.read_reg_select,
-        poll: from.poll,
-        special_mask: from.special_mask,
-        init_state: from.init_state,
-        auto_eoi: from.auto_eoi,
-        rotate_on_auto_eoi: from.rotate_on_auto_eoi,
-        special_fully_nested_mode: from.special_fully_nested_mode,
-        init4: from.init4,
-        elcr: from.elcr,
-        elcr_mask: ELCR_MASKS[number],
-    }
+    converted!(from to kvm_pic_state, elcr_mask: ELCR_MASKS[number])
 }

@@ -176,27 +176,37 @@ const PIT_NO_IRQ: u32 = 1;
 const PIT_HZ: i128 = 1_193_182;
 const NS_PER_S: i128 = 1_000_000_000;
 
+/// A counter of KVM's or the stream's: the fields that both have, of the other one, its load time
+/// moved to the other clock, and the rest.
+macro_rules! converted {
+    ($from:ident + $ahead:ident to $to:ident, $($more:tt)*) => {
+        $to {
+            latched_count: $from.latched_count,
+            count_latched: $from.count_latched,
+            status_latched: $from.status_latched,
+            status: $from.status,
+            read_state: $from.read_state,
+            write_state: $from.write_state,
+            write_latch: $from.write_latch,
+            rw_mode: $from.rw_mode,
+            mode: $from.mode,
+            bcd: $from.bcd,
+            gate: $from.gate,
+            count_load_time: $from.count_load_time.wrapping_add($ahead),
+            $($more)*
+        }
+    };
+}
+
 /// The stream's PIT: KVM's load times are on the host's monotonic clock, the stream's on the
 /// virtual one. `now` is the virtual clock, `ahead` what must be added to KVM's times.
 fn pit(from: &kvm_pit_state2, now: i64, ahead: i64) -> PitState {
     let channels = [0, 1, 2].map(|at| {
         let channel = &from.channels[at];
-        PitChannel {
-            count: channel.count as i32,
-            latched_count: channel.latched_count,
-            count_latched: channel.count_latched,
-            status_latched: channel.status_latched,
-            status: channel.status,
-            read_state: channel.read_state,
-            write_state: channel.write_state,
-            write_latch: channel.write_latch,
-            rw_mode: channel.rw_mode,
-            mode: channel.mode,
-            bcd: channel.bcd,
-            gate: channel.gate,
-            count_load_time: channel.count_load_time.wrapping_add(ahead),
-            next_transition_time: 0,
-        }
+        converted!(
+            channel + ahead to PitChannel,
+            count: channel.count as i32, next_transition_time: 0
+        )
     });
     let mut pit =
         PitState { irq_disabled: from.flags & PIT_NO_IRQ, channels, next_transition_time: 0 };
@@ -229,21 +239,7 @@ fn next_transition(channel: &PitChannel, now: i64) -> i64 {
 fn from_pit(from: &PitState, ahead: i64) -> kvm_pit_state2 {
     let mut pit = kvm_pit_state2 { flags: from.irq_disabled & PIT_NO_IRQ, ..Default::default() };
     for (to, channel) in pit.channels.iter_mut().zip(&from.channels) {
-        *to = kvm_pit_channel_state {
-            count: channel.count as u32,
-            latched_count: channel.latched_count,
-            count_latched: channel.count_latched,
-            status_latched: channel.status_latched,
-            status: channel.status,
-            read_state: channel.read_state,
-            write_state: channel.write_state,
-            write_latch: channel.write_latch,
-            rw_mode: channel.rw_mode,
-            mode: channel.mode,
-            bcd: channel.bcd,
-            gate: channel.gate,
-            count_load_time: channel.count_load_time.wrapping_add(ahead),
-        };
+        *to = converted!(channel + ahead to kvm_pit_channel_state, count: channel.count as u32);
     }
     pit
 }
