@@ -9,6 +9,7 @@ use crate::config::{Config, Entropy, EntropySource};
 use crate::devices::Error;
 use crate::memory::GuestRam;
 use crate::suggest::nearest;
+use rustix::event::{PollFd, PollFlags};
 use rustix::rand::{GetRandomFlags, getrandom};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -119,10 +120,30 @@ pub(super) fn open(wanted: &Wanted, sources: &[Entropy]) -> Result<Rng, Error> {
 fn open_file(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK.bits() as i32;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    match file.metadata()?.is_dir() {
-        true => Err(io::ErrorKind::IsADirectory.into()),
-        false => Ok(file),
+    match file.metadata()?.file_type() {
+        of if of.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        // A disk lets its reader wait all the same.
+        of if of.is_file() => piped(file),
+        _ => Ok(file),
     }
+}
+
+/// What is in `file`, and what comes to it, through a pipe, which a thread fills that may wait.
+fn piped(mut file: File) -> io::Result<File> {
+    let (reader, mut writer) = io::pipe()?;
+    rustix::io::ioctl_fionbio(&reader, true)?;
+    let copy = move || {
+        while io::copy(&mut file, &mut writer).is_ok() && !is_closed(&writer, END_OF_FILE_PAUSE) {}
+    };
+    std::thread::Builder::new().name("entropy".into()).spawn(copy)?;
+    Ok(std::os::fd::OwnedFd::from(reader).into())
+}
+
+/// Waits so long for the other end to be closed; the pipe tells it as an error.
+fn is_closed(writer: &io::PipeWriter, time: Duration) -> bool {
+    let mut poll = [PollFd::new(writer, PollFlags::empty())];
+    let time = rustix::time::Timespec::try_from(time).ok();
+    rustix::event::poll(&mut poll, time.as_ref()).is_ok_and(|closed| closed > 0)
 }
 
 enum Source {
@@ -247,5 +268,33 @@ impl Model for Rng {
     fn load(&mut self, _from: &VirtioDevice, _ram: &GuestRam) -> Result<(), String> {
         self.wait = Wait::default();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::poll;
+    use std::io::Write;
+
+    #[test]
+    fn what_a_regular_file_has_comes_through_a_pipe_that_holds_nobody() {
+        let mut growing = tempfile::NamedTempFile::new().unwrap();
+        let mut file = open_file(growing.path()).unwrap();
+        let nothing = file.read(&mut [0; 8]).unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
+        growing.write_all(b"entropy").unwrap();
+        assert_eq!(poll(&mut [PollFd::new(&file, PollFlags::IN)], None).unwrap(), 1);
+        let mut bytes = [0; 8];
+        assert_eq!(file.read(&mut bytes).unwrap(), 7);
+        assert_eq!(&bytes[..7], b"entropy");
+    }
+
+    #[test]
+    fn the_thread_behind_the_pipe_ends_with_the_device() {
+        let (reader, writer) = io::pipe().unwrap();
+        assert!(!is_closed(&writer, Duration::ZERO));
+        drop(reader);
+        assert!(is_closed(&writer, Duration::from_secs(60)));
     }
 }
