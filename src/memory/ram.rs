@@ -185,7 +185,6 @@ impl GuestRam {
 
     /// Marks pages that were written through a raw pointer (`bytes` from `offset` in the main
     /// block).
-    #[allow(dead_code, reason = "for devices whose I/O the kernel writes into guest memory")]
     pub(crate) fn mark(&self, offset: u64, bytes: u64) {
         for (region, map) in self.main().regions().iter().zip(self.mem().iter()) {
             let start = offset.max(region.offset);
