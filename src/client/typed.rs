@@ -87,7 +87,8 @@ impl Schema {
     }
 
     /// Arguments from words: `NAME=VALUE`, `NAME.NAME=VALUE` for what is inside an object, or `NAME`
-    /// for true. What the schema does not know goes as it looks: JSON, or text.
+    /// for true, in any order: members that depend on another's value wait for it. What the schema
+    /// does not know goes as it looks: JSON, or text.
     pub(crate) fn read(
         &self,
         command: &str,
@@ -95,11 +96,43 @@ impl Schema {
     ) -> Result<Map<String, Value>, String> {
         let mut made = Map::new();
         let object = self.0.get(command).map_or("", |entry| text(&entry["arg-type"]));
-        for word in words {
+        let mut put = |word: &str, made: &mut Map<String, Value>| {
             let (path, value) = word.split_once('=').unwrap_or((word, "true"));
-            self.put(object, path, value, &mut made).map_err(|why| format!("{path}: {why}"))?;
+            self.put(object, path, value, made).map_err(|why| format!("{path}: {why}"))
+        };
+        let mut waiting: Vec<&String> = words.iter().collect();
+        loop {
+            let before = waiting.len();
+            let mut later = Vec::new();
+            for word in waiting {
+                let path = word.split_once('=').map_or(word.as_str(), |(path, _)| path);
+                if self.knows(object, path, &made) {
+                    put(word, &mut made)?;
+                } else {
+                    later.push(word);
+                }
+            }
+            waiting = later;
+            if waiting.len() == before {
+                break;
+            }
         }
+        waiting.into_iter().try_for_each(|word| put(word, &mut made))?;
         Ok(made)
+    }
+
+    /// Whether there is such a member, with what is made of the others so far.
+    fn knows(&self, object: &str, path: &str, made: &Map<String, Value>) -> bool {
+        let members = self.members(object, made);
+        let of = |name: &str| members.iter().find(|member| member.name == name);
+        match path.split_once('.') {
+            _ if of(path).is_some() => true,
+            Some((outer, path)) => of(outer).is_some_and(|outer| {
+                let inner = made.get(&outer.name).and_then(Value::as_object);
+                self.knows(&outer.of, path, inner.unwrap_or(&Map::new()))
+            }),
+            None => false,
+        }
     }
 
     fn put(
@@ -261,9 +294,28 @@ mod tests {
     }
 
     #[test]
+    fn members_of_a_union_may_stand_in_front_of_its_tag() {
+        let all = ["vcpus=/machine/unattached/device[0]", "target=vcpu", "providers=[]"];
+        let want = json!({
+            "target": "vcpu",
+            "vcpus": ["/machine/unattached/device[0]"],
+            "providers": [],
+        });
+        for first in 0..3 {
+            for step in [1, 2] {
+                let line = (0..3).map(|n| all[(first + n * step) % 3]).collect::<Vec<_>>();
+                let line = format!("query-stats {}", line.join(" "));
+                assert_eq!(read(&line).as_ref(), Ok(&want), "{line}");
+            }
+        }
+        // A case without this member: it goes as it looks.
+        assert_eq!(read("query-stats vcpus=7 target=vm"), Ok(json!({"target": "vm", "vcpus": 7})));
+    }
+
+    #[test]
     fn a_line_is_completed() {
         let complete = |line: &str| own().complete(line).1;
-        assert_eq!(complete("query-stat").first().map(String::as_str), Some("query-status "));
+        assert_eq!(complete("query-statu").first().map(String::as_str), Some("query-status "));
         assert_eq!(complete("set-action p"), ["panic="]);
         assert_eq!(complete("set-action panic=pause re"), ["reboot="]);
         assert_eq!(complete("set-action panic=p"), ["pause "]);
