@@ -205,6 +205,19 @@ impl Object {
         if self.kind == kind { Ok(()) } else { Err(otherwise) }
     }
 
+    /// Memory that no machine has yet, under the name `id`.
+    pub(super) fn memory(&self, place: &str, id: &str) -> Result<Memory, Error> {
+        let bytes = self.bytes.ok_or_else(|| Problem::MissingKey("size=").at(place))?;
+        Ok(Memory {
+            bytes,
+            block: id.to_owned(),
+            backend: self.backend(place)?,
+            prealloc: self.prealloc,
+            merge: self.merge.unwrap_or(true),
+            dump: self.dump.unwrap_or(true),
+        })
+    }
+
     fn backend(&self, place: &str) -> Result<MemoryBackend, Error> {
         let huge_pages = match (self.huge, self.huge_page_bytes) {
             (true, Some(bytes)) => Some(HugePages::Bytes(bytes)),

@@ -4,7 +4,7 @@ use super::draft::Draft;
 use super::error::{Error, Problem};
 use super::keys::{Key, Keys, Pair, Parameter, split};
 use super::{memory, value};
-use crate::config::{Entropy, EntropySource};
+use crate::config::{Entropy, EntropySource, Memory};
 use std::path::PathBuf;
 
 const RNG_BUILTIN: &str = EntropySource::TYPES[0];
@@ -34,6 +34,81 @@ const ENTROPY: Keys<EntropyDraft> = Keys {
         }),
     ],
 };
+
+/// An object that is added while the machine runs, ready to be made.
+pub(crate) enum Described {
+    Memory(Memory),
+    Entropy(EntropySource),
+    IoThread(IoThreadOptions),
+}
+
+/// How an I/O thread looks for work before it sleeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct IoThreadOptions {
+    pub poll_max_ns: u64,
+    pub poll_grow: u64,
+    pub poll_shrink: u64,
+    pub aio_max_batch: u64,
+}
+
+impl IoThreadOptions {
+    pub(crate) const TYPE: &str = "iothread";
+}
+
+impl Default for IoThreadOptions {
+    fn default() -> IoThreadOptions {
+        IoThreadOptions { poll_max_ns: 32768, poll_grow: 0, poll_shrink: 0, aio_max_batch: 0 }
+    }
+}
+
+const NS_MAX: u64 = i64::MAX as u64;
+
+const IO_THREAD: Keys<IoThreadOptions> = Keys {
+    owner: "an I/O thread",
+    implied: None,
+    table: &[
+        Key::set("poll-max-ns", "N", |o, v| number(v, &mut o.poll_max_ns)),
+        Key::set("poll-grow", "N", |o, v| number(v, &mut o.poll_grow)),
+        Key::set("poll-shrink", "N", |o, v| number(v, &mut o.poll_shrink)),
+        Key::set("aio-max-batch", "N", |o, v| number(v, &mut o.aio_max_batch)),
+        Key::refuse("thread-pool-min", "I/O threads have no threads of their own here"),
+        Key::refuse("thread-pool-max", "I/O threads have no threads of their own here"),
+    ],
+};
+
+fn number(text: &str, place: &mut u64) -> Result<(), Problem> {
+    *place = value::number(text, 0, NS_MAX)?;
+    Ok(())
+}
+
+/// The keys of a type that can be added while the machine runs; `None` for others.
+pub(crate) fn keys_of(name: &str) -> Option<Vec<Parameter>> {
+    match name {
+        IoThreadOptions::TYPE => Some(IO_THREAD.parameters()),
+        RNG_BUILTIN | RNG_RANDOM => Some(ENTROPY.parameters()),
+        _ if memory::KINDS.iter().any(|(known, _)| *known == name) => {
+            Some(memory::OBJECT.parameters())
+        }
+        _ => None,
+    }
+}
+
+/// Reads an object that is added while the machine runs from its keys, without its id, which is
+/// `id`.
+pub(crate) fn describe(name: &str, id: &str, pairs: &[Pair]) -> Result<Described, Error> {
+    if name == IoThreadOptions::TYPE {
+        let mut options = IoThreadOptions::default();
+        let set = |(key, value): &Pair| IO_THREAD.set(name, key, value.as_deref(), &mut options);
+        return pairs.iter().try_for_each(set).map(|()| Described::IoThread(options));
+    }
+    match memory::backend(name, name, pairs) {
+        Some(object) => object?.memory(name, id).map(Described::Memory),
+        None => {
+            let entropy = entropy(name, name, pairs)?;
+            Ok(Described::Entropy(entropy.path.map_or(EntropySource::Builtin, EntropySource::File)))
+        }
+    }
+}
 
 /// What can be written behind `-object TYPE`.
 pub(crate) fn parameters() -> Vec<Parameter> {

@@ -5,8 +5,8 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::error::Error;
 use super::socket::{self, Client, Listener, waited_for};
@@ -67,6 +67,33 @@ impl Drop for Pty {
 pub(crate) struct Status {
     pub connected: AtomicBool,
     pub used: AtomicBool,
+    /// The connection there is, for those who cut it.
+    connection: Mutex<Option<OwnedFd>>,
+}
+
+impl Status {
+    /// Somebody is there. Without a descriptor to be had nobody can cut the connection.
+    pub(crate) fn connect(&self, socket: &OwnedFd) {
+        *self.connection() = socket.try_clone().ok();
+        self.connected.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn disconnect(&self) {
+        *self.connection() = None;
+        self.connected.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends the connection, if there is one, whoever waits for it.
+    pub(crate) fn cut(&self) {
+        if let Some(socket) = &*self.connection() {
+            // It fails where the other side was faster.
+            let _ = rustix::net::shutdown(socket, rustix::net::Shutdown::Both);
+        }
+    }
+
+    fn connection(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Chardev {
@@ -100,7 +127,7 @@ impl Chardev {
     /// Tells `query-chardev` about this device for as long as the process runs.
     pub(crate) fn info(&self) -> impl Fn() -> ChardevInfo + Send + Sync + use<> {
         let (label, name, status) = (self.id.clone(), self.name.clone(), self.status.clone());
-        let socket = matches!(self.backend, Backend::Server(_) | Backend::Client(_));
+        let socket = self.is_socket();
         move || {
             let gone = socket && !status.connected.load(Ordering::Relaxed);
             ChardevInfo {
@@ -109,6 +136,10 @@ impl Chardev {
                 frontend_open: status.used.load(Ordering::Relaxed),
             }
         }
+    }
+
+    pub(crate) fn is_socket(&self) -> bool {
+        matches!(self.backend, Backend::Server(_) | Backend::Client(_))
     }
 
     /// The files that [`empty`] is for.

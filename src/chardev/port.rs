@@ -118,10 +118,10 @@ async fn converse(
     let shared = Arc::new(File::from(socket.try_clone()?));
     let input = File::from(socket.try_clone()?);
     let connection = output.connect(To::Socket(shared));
-    status.connected.store(true, Ordering::Relaxed);
+    status.connect(&socket);
     let draining = tokio_uring::spawn(drain(output.clone(), connection, writer));
     feed(input, receive, room).await;
-    status.connected.store(false, Ordering::Relaxed);
+    status.disconnect();
     output.disconnect();
     // A write that waits for this reader ends with an error.
     let _ = rustix::net::shutdown(&socket, Shutdown::Both);

@@ -96,7 +96,7 @@ impl Schema {
     ) -> Result<Map<String, Value>, String> {
         let mut made = Map::new();
         let object = self.0.get(command).map_or("", |entry| text(&entry["arg-type"]));
-        let mut put = |word: &str, made: &mut Map<String, Value>| {
+        let put = |word: &str, made: &mut Map<String, Value>| {
             let (path, value) = word.split_once('=').unwrap_or((word, "true"));
             self.put(object, path, value, made).map_err(|why| format!("{path}: {why}"))
         };

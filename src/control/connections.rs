@@ -11,6 +11,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
+use super::chardevs::{Keeper, Registry};
 use super::error::Error;
 use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, PortLine, bridge};
 use crate::config::Config;
@@ -18,9 +19,6 @@ use crate::devices::Lines;
 use crate::devices::serial::Serial;
 use crate::machine::Machine;
 use crate::qmp::{Monitor, Server};
-use crate::vmm::ChardevInfo;
-
-type Info = Box<dyn Fn() -> ChardevInfo + Send + Sync>;
 
 /// Character devices, open, each with the one who uses it.
 pub(super) struct Connections {
@@ -29,9 +27,9 @@ pub(super) struct Connections {
     lines: Vec<(Arc<PortLine>, Port)>,
     line_ends: Lines,
     monitors: Vec<Served>,
-    /// Open and used by nobody.
-    idle: Vec<Chardev>,
-    infos: Vec<Info>,
+    registry: Arc<Registry>,
+    /// Has those that nobody uses.
+    keeper: Option<Keeper>,
     /// To be emptied when the machine starts.
     stale: Vec<std::fs::File>,
     bridges: Bridges,
@@ -59,14 +57,15 @@ impl Connections {
     /// Opens all of them, on the control plane's runtime; those that another machine may hold come
     /// first.
     pub(super) async fn open(config: &Config) -> Result<Connections, Error> {
+        let (registry, keeper) = Registry::new();
         let mut all = Connections {
             port: None,
             sink: None,
             lines: Vec::new(),
             line_ends: Lines::new(),
             monitors: Vec::new(),
-            idle: Vec::new(),
-            infos: Vec::new(),
+            registry,
+            keeper: None,
             stale: Vec::new(),
             bridges: Bridges::default(),
         };
@@ -75,7 +74,7 @@ impl Connections {
         for described in described {
             let mut chardev = Chardev::open(described).await?;
             all.stale.extend(chardev.take_stale());
-            all.infos.push(Box::new(chardev.info()));
+            all.registry.insert(&chardev);
             let monitor = config.monitors.iter().find(|monitor| monitor.chardev == chardev.id);
             if let Some(monitor) = monitor {
                 let id = chardev.id.clone();
@@ -94,9 +93,10 @@ impl Connections {
                 all.line_ends.insert(id, line.clone());
                 all.lines.push((line, port));
             } else {
-                all.idle.push(chardev);
+                keeper.keep(chardev);
             }
         }
+        all.keeper = Some(keeper);
         Ok(all)
     }
 
@@ -127,9 +127,9 @@ impl Connections {
         std::mem::take(&mut self.line_ends)
     }
 
-    /// What `query-chardev` tells.
-    pub(super) fn take_infos(&mut self) -> Vec<Info> {
-        std::mem::take(&mut self.infos)
+    /// What commands about character devices work on.
+    pub(super) fn registry(&self) -> Arc<Registry> {
+        self.registry.clone()
     }
 
     /// Empties the files that are written from their beginning.
@@ -139,6 +139,9 @@ impl Connections {
 
     /// Starts to serve them all.
     pub(super) fn serve(&mut self, server: &Rc<Server>, machine: &Arc<Machine>) {
+        if let Some(keeper) = self.keeper.take() {
+            tokio_uring::spawn(keeper.run());
+        }
         for monitor in self.monitors.drain(..) {
             tokio_uring::spawn(monitor.serve(server.clone()));
         }
@@ -169,9 +172,9 @@ impl Served {
         let Served { monitor, status, pretty, clients } = self;
         // A monitor in trouble is no reason to end the guest.
         let converse = async |socket| {
-            status.connected.store(true, Ordering::Relaxed);
+            status.connect(&socket);
             let served = server.serve(&monitor, socket, pretty).await;
-            status.connected.store(false, Ordering::Relaxed);
+            status.disconnect();
             if let Err(error) = served {
                 say!("godwit: monitor {}: {error}", monitor.label);
             }

@@ -5,6 +5,7 @@
 //! migration or dump has a thread of its own. The guest runs on vCPU threads and needs nothing of
 //! this loop; it is started when the loop has all that it will need.
 
+mod chardevs;
 mod connections;
 mod daemon;
 mod descriptors;
@@ -103,8 +104,7 @@ async fn live(
     vmm.set_autostart(!config.start_paused);
     let migration = migrations(config, &machine, &vmm);
     vmm.migration = Some(migration.clone());
-    let infos = connections.take_infos();
-    vmm.chardevs = Box::new(move || infos.iter().map(|info| info()).collect());
+    vmm.chardevs = connections.registry();
     let vmm = Arc::new(vmm);
 
     connections.empty_files()?;

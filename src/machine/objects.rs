@@ -17,7 +17,7 @@ use serde_json::{Value as Json, json};
 use super::{Machine, PARTS};
 use crate::arch::x86_64::{cpuid, features};
 use crate::args::{self, Parameter, ParameterType};
-use crate::config::{ChardevBackend, Config, EntropySource, MemoryBackend};
+use crate::config::{ChardevBackend, EntropySource, Memory, MemoryBackend};
 
 /// One object: its type, what can be read of it, and what is in it.
 #[derive(Clone, Debug)]
@@ -43,7 +43,7 @@ pub(crate) fn property_type(value: &Json) -> &'static str {
 }
 
 impl Object {
-    fn of(type_name: &'static str) -> Object {
+    pub(crate) fn of(type_name: &'static str) -> Object {
         Object {
             type_name,
             id: None,
@@ -180,7 +180,7 @@ impl Machine {
         for (name, container) in &mut root.children {
             match name.as_str() {
                 "objects" => {
-                    container.add(&config.memory.block, memory(config));
+                    container.add(&config.memory.block, Object::of_memory(&config.memory));
                     for entropy in &config.entropy {
                         container.add(&entropy.id, Object::of(entropy.source.type_name()));
                     }
@@ -235,17 +235,19 @@ impl Buses {
     }
 }
 
-fn memory(config: &Config) -> Object {
-    let memory = &config.memory;
-    let mut object = Object::of(memory.backend.type_name());
-    object.properties = vec![
-        ("size", json!(memory.bytes)),
-        ("share", json!(memory.backend.is_shared())),
-        ("prealloc", json!(memory.prealloc)),
-        ("merge", json!(memory.merge)),
-        ("dump", json!(memory.dump)),
-    ];
-    object
+impl Object {
+    /// Memory that a guest has, or could have.
+    pub(crate) fn of_memory(memory: &Memory) -> Object {
+        let mut object = Object::of(memory.backend.type_name());
+        object.properties = vec![
+            ("size", json!(memory.bytes)),
+            ("share", json!(memory.backend.is_shared())),
+            ("prealloc", json!(memory.prealloc)),
+            ("merge", json!(memory.merge)),
+            ("dump", json!(memory.dump)),
+        ];
+        object
+    }
 }
 
 /// A type that objects have.
@@ -329,6 +331,9 @@ pub(crate) fn object_types() -> Vec<ObjectType> {
     for name in EntropySource::TYPES {
         types.push(ObjectType::of(name, "rng-backend", args::entropy_parameters()));
     }
+    let io_thread = args::IoThreadOptions::TYPE;
+    let keys = args::object_keys(io_thread).unwrap_or_default();
+    types.push(ObjectType::of(io_thread, OBJECT, keys));
     for name in ChardevBackend::TYPES {
         types.push(ObjectType::of(name, "chardev", Vec::new()));
     }

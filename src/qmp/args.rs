@@ -63,6 +63,11 @@ impl<'a> Args<'a> {
         self.get(name).and_then(wrapping_u64)
     }
 
+    /// All members, by name.
+    pub(crate) fn members(self) -> impl Iterator<Item = (&'a str, &'a Value)> {
+        self.members.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
     /// An object inside.
     pub(crate) fn object_if_given(self, name: &str) -> Option<Args<'a>> {
         match self.get(name) {

@@ -1,10 +1,12 @@
 //! The running process: its machine, and what goes on around it. QMP's commands and the control
 //! plane meet here.
 
+mod chardevs;
 mod events;
 mod exit;
 mod fd_sets;
 mod guest;
+mod objects;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +14,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::config::Identity;
 use crate::dirty_rate::Meter;
 use crate::dump::Dumps;
-use crate::machine::Error;
 use crate::machine::moment::{self, Moment, Request, Ruling};
+use crate::machine::{Error, Object};
 
+pub use chardevs::{ChardevError, ChardevInfo, Chardevs};
 pub use events::Events;
 pub(crate) use events::Listener;
 pub use exit::Exit;
 pub(crate) use fd_sets::{FdSetError, FdSets};
 pub use guest::Controllable;
+pub(crate) use objects::IoThreadInfo;
+pub use objects::Objects;
 
 /// The whole VMM as commands see it: one per process, shared by every monitor.
 pub struct Vmm {
@@ -27,25 +32,19 @@ pub struct Vmm {
     pub identity: Identity,
     pub events: Arc<Events>,
     pub fd_sets: FdSets,
+    /// Those that came after the machine was built.
+    pub objects: Objects,
     pub exit: Arc<Exit>,
     /// In `inmigrate`: whether the guest starts once it has arrived. `-S` and `stop` clear it,
     /// `cont` sets it.
     pub autostart: Arc<AtomicBool>,
-    /// What `query-chardev` tells.
-    pub chardevs: Box<dyn Fn() -> Vec<ChardevInfo> + Send + Sync>,
+    pub chardevs: Arc<dyn Chardevs>,
     /// Absent where there is no machine to dump.
     pub dumps: Option<Arc<Dumps>>,
     /// Absent where there is no machine to measure.
     pub meter: Option<Arc<Meter>>,
     /// Absent where there is no machine to migrate.
     pub migration: Option<Arc<crate::migrate::Handle>>,
-}
-
-/// A character device, as `query-chardev` shows it.
-pub struct ChardevInfo {
-    pub label: String,
-    pub filename: String,
-    pub frontend_open: bool,
 }
 
 impl Vmm {
@@ -56,13 +55,23 @@ impl Vmm {
             identity: Identity::default(),
             events,
             fd_sets: FdSets::default(),
+            objects: Objects::default(),
             exit,
             autostart: Arc::new(AtomicBool::new(true)),
-            chardevs: Box::new(Vec::new),
+            chardevs: Arc::new(chardevs::Nothing),
             dumps: None,
             meter: None,
             migration: None,
         }
+    }
+
+    /// The machine and all in it as a tree, with what came later.
+    pub(crate) fn tree(&self) -> Object {
+        let mut root = self.guest.objects();
+        if let Some((_, objects)) = root.children.iter_mut().find(|(name, _)| name == "objects") {
+            objects.children.extend(self.objects.shown());
+        }
+        root
     }
 
     /// Refuses a request that has no place at this moment; see [`moment`]. What is for later is

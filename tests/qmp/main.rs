@@ -3,6 +3,7 @@
 
 mod addresses;
 mod behaviour;
+mod chardevs;
 #[path = "../common/mod.rs"]
 mod common;
 mod descriptors;

@@ -83,6 +83,8 @@ impl Maker<'_> {
                     self.text(name).into()
                 }
             }
+            // Nobody comes.
+            Type::Bool if name == "wait" => false.into(),
             Type::Bool => self.dice.one_in(2).into(),
             Type::Null => Value::Null,
             Type::Number => self.dice.pick(&[json!(0.5), json!(-1), json!(1e300)]),
@@ -113,6 +115,15 @@ impl Maker<'_> {
         let file = self.folder.join("file").display().to_string();
         match name {
             "filename" => self.dice.pick(&[file, "/nonexistent/x".into(), "/dev/fdset/7".into()]),
+            "path" => self.dice.pick(&[
+                file,
+                "/nonexistent/x".into(),
+                "/machine".into(),
+                "/machine/unattached/device[0]".into(),
+            ]),
+            "out" | "in" | "logfile" => self.dice.pick(&[file, "/nonexistent/x".into()]),
+            "host" => "127.0.0.1".into(),
+            "port" => self.dice.pick(&["1".to_owned(), "0".into(), "x".into()]),
             "protocol" => {
                 self.dice.pick(&[format!("file:{file}"), "fd:none".into(), "nonsense".into()])
             }

@@ -40,6 +40,7 @@ pub(crate) fn replay_with_signal(
     let path =
         PathBuf::from(format!("{}/tests/vectors/qmp/{topic}.jsonl", env!("CARGO_MANIFEST_DIR")));
     let text = std::fs::read_to_string(path).unwrap();
+    let text = text.replace("@DIR@", dir.to_str().unwrap());
     let mut unused = differences(topic);
     let differences = unused.clone();
     let mut replay = Replay {
@@ -106,7 +107,8 @@ fn all_differences() -> impl Iterator<Item = (&'static str, &'static str)> {
 #[test]
 fn every_listed_difference_is_of_a_topic_that_is_replayed() {
     for (topic, part) in all_differences() {
-        assert!(TOPICS.contains(&topic), "{topic} {part}");
+        let replayed = TOPICS.iter().chain(BY_PROCESS).any(|known| *known == topic);
+        assert!(replayed, "{topic} {part}");
     }
 }
 
@@ -284,11 +286,24 @@ fn same(want: &Value, got: &Value, fds: &HashMap<i64, i64>) -> bool {
         }
         (Value::Object(want), _) if want.contains_key("clipped") => true,
         (Value::Array(want), Value::Array(got)) => {
-            want.len() == got.len() && want.iter().zip(got).all(|(want, got)| same(want, got, fds))
+            let (want, got) = (by_label(want), by_label(got));
+            want.len() == got.len()
+                && want.into_iter().zip(got).all(|(want, got)| same(want, got, fds))
         }
+        (Value::String(want), Value::String(got)) if want.contains(PTY) => got.contains(PTY),
         (Value::Number(want), Value::Number(got)) => want.as_f64() == got.as_f64(),
         _ => want == got,
     }
+}
+
+/// Terminals have numbers of their own.
+const PTY: &str = "/dev/pts/";
+
+/// QEMU lists character devices in no order.
+fn by_label(list: &[Value]) -> Vec<&Value> {
+    let mut sorted: Vec<&Value> = list.iter().collect();
+    sorted.sort_by_key(|entry| entry["label"].as_str());
+    sorted
 }
 
 /// With several unknown arguments, any of them may be named; descriptors have their own numbers.
@@ -323,6 +338,9 @@ $(
         }
     )*};
 }
+
+/// Topics that only a whole process can answer; their tests stand where they belong.
+const BY_PROCESS: &[&str] = &["chardev_object", "dirtyrate"];
 
 topics! {
     negotiation;

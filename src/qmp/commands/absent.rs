@@ -36,13 +36,6 @@ pub(crate) static COMMANDS: &[Command] = &[
     Command::new("balloon", Run::Now(no_balloon))
         .arguments(&TARGET)
         .does("Is an error: there is no balloon yet."),
-    Command::new("chardev-add", Run::Now(chardev_add))
-        .arguments(&CHARDEV)
-        .returns(Type::Object(&CHARDEV_ADDED))
-        .does("Is an error: character devices come from the command line only so far."),
-    Command::new("chardev-remove", Run::Now(chardev_remove))
-        .arguments(&ID)
-        .does("Is an error: what there is, is in use."),
     none("query-memory-devices", "Lists memory that came later, of which there is none."),
     none("query-pci", "Lists PCI buses, of which there are none."),
     none("query-mice", "Lists pointing devices, of which there are none."),
@@ -106,12 +99,6 @@ static NAME: Shape = Shape::of(&[optional("name", Type::Text).means("only this o
 static BALLOON: Shape = Shape::of(&[required("actual", Type::Int)]);
 static TARGET: Shape =
     Shape::of(&[required("value", Type::Int).means("bytes that the guest shall keep")]);
-static CHARDEV: Shape =
-    Shape::of(&[ITS_ID, required("backend", Type::Object(&BACKEND)).means("what is behind it")]);
-static BACKEND: Shape =
-    Shape::open(&[required("type", Type::Text), required("data", Type::Object(&DATA))]);
-static DATA: Shape = Shape::open(&[]);
-static CHARDEV_ADDED: Shape = Shape::of(&[optional("pty", Type::Text)]);
 static GUID: Shape = Shape::of(&[required("guid", Type::Text)]);
 static CURRENT: Shape = Shape::of(&[required("wakeup-suspend-support", Type::Bool)]);
 
@@ -159,24 +146,4 @@ fn query_rx_filter(call: Call<'_>) -> Answer {
 
 fn no_balloon(_call: Call<'_>) -> Answer {
     Err(Error::device_not_active("No balloon device has been activated"))
-}
-
-fn has_chardev(call: Call<'_>, id: &str) -> bool {
-    (call.vmm.chardevs)().iter().any(|device| device.label == id)
-}
-
-fn chardev_add(call: Call<'_>) -> Answer {
-    let id = call.args.text("id");
-    if has_chardev(call, id) {
-        return Err(Error::generic(format_args!("Chardev with id '{id}' already exists")));
-    }
-    refuse("chardev-add: character devices come from the command line only so far; write -chardev")
-}
-
-fn chardev_remove(call: Call<'_>) -> Answer {
-    let id = call.args.text("id");
-    Err(Error::generic(match has_chardev(call, id) {
-        true => format!("Chardev '{id}' is busy"),
-        false => format!("Chardev '{id}' not found"),
-    }))
 }

@@ -30,7 +30,7 @@ pub(crate) static SOCKET_ADDRESS: Shape = Shape::tagged(
         branches: &[("inet", &INET), ("unix", &UNIX), ("vsock", &VSOCK), ("fd", &FD)],
     },
 );
-static INET: Shape = Shape::of(&[
+pub(super) static INET: Shape = Shape::of(&[
     required("host", Type::Text),
     required("port", Type::Text),
     optional("numeric", Type::Bool),
@@ -41,13 +41,14 @@ static INET: Shape = Shape::of(&[
     optional("keep-alive", Type::Bool),
     optional("mptcp", Type::Bool),
 ]);
-static UNIX: Shape = Shape::of(&[
+pub(super) static UNIX: Shape = Shape::of(&[
     required("path", Type::Text),
     optional("abstract", Type::Bool),
     optional("tight", Type::Bool),
 ]);
-static VSOCK: Shape = Shape::of(&[required("cid", Type::Text), required("port", Type::Text)]);
-static FD: Shape = Shape::of(&[required("str", Type::Text)]);
+pub(super) static VSOCK: Shape =
+    Shape::of(&[required("cid", Type::Text), required("port", Type::Text)]);
+pub(super) static FD: Shape = Shape::of(&[required("str", Type::Text)]);
 
 /// Which way the guest goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
-use super::{Answer, Call, Command, Run};
+use super::command::{Answer, Call, Command, Run};
 use crate::dirty_rate::{Meter, Mode, Status, Wanted};
 use crate::migrate::capabilities::Capability;
 use crate::qmp::error::Error;

@@ -43,9 +43,6 @@ pub(crate) static COMMANDS: &[Command] = &[
     Command::new("query-memory-size-summary", Run::Now(query_memory_size_summary))
         .returns(Type::Object(&MEMORY))
         .does("Tells the size of guest RAM in bytes."),
-    Command::new("query-iothreads", Run::Now(|_| Ok(json!([]))))
-        .returns(Type::List(&Type::Object(&IO_THREAD)))
-        .does("Lists the threads made for devices."),
     Command::new("query-chardev", Run::Now(query_chardev))
         .returns(Type::List(&Type::Object(&CHARDEV)))
         .does("Lists the character devices and what is behind them."),
@@ -111,14 +108,6 @@ static HOTPLUGGABLE_CPU: Shape = Shape::of(&[
     required("vcpus-count", Type::Int),
     required("props", Type::Object(&POSITION)),
     optional("qom-path", Type::Text),
-]);
-static IO_THREAD: Shape = Shape::of(&[
-    required("id", Type::Text),
-    required("thread-id", Type::Int),
-    required("poll-max-ns", Type::Int),
-    required("poll-grow", Type::Int),
-    required("poll-shrink", Type::Int),
-    required("aio-max-batch", Type::Int),
 ]);
 static MEMORY: Shape =
     Shape::of(&[required("base-memory", Type::U64), optional("plugged-memory", Type::U64)]);
@@ -255,5 +244,5 @@ fn query_chardev(call: Call<'_>) -> Answer {
             "frontend-open": device.frontend_open,
         })
     };
-    Ok((call.vmm.chardevs)().iter().map(entry).collect::<Vec<Json>>().into())
+    Ok(call.vmm.chardevs.list().iter().map(entry).collect::<Vec<Json>>().into())
 }

@@ -64,7 +64,7 @@ pub(crate) static COMMANDS: &[Command] = &[
     Command::new("query-yank", Run::Now(query_yank))
         .returns(Type::List(&Type::Object(&shapes::INSTANCE)))
         .oob()
-        .does("Lists what yank can free: the migration, while there is one."),
+        .does("Lists what yank can free: sockets of character devices, and the migration, while there is one."),
     Command::new("yank", Run::Now(yank))
         .arguments(&shapes::YANK)
         .oob()
@@ -227,21 +227,37 @@ fn no_recover(_call: Call<'_>) -> Answer {
 }
 
 fn query_yank(call: Call<'_>) -> Answer {
-    let busy = call.vmm.migration.as_ref().is_some_and(|migration| migration.is_busy());
-    Ok(if busy { json!([{"type": "migration"}]) } else { json!([]) })
+    let mut all: Vec<Json> = call
+        .vmm
+        .chardevs
+        .sockets()
+        .into_iter()
+        .map(|id| json!({"type": "chardev", "id": id}))
+        .collect();
+    if call.vmm.migration.as_ref().is_some_and(|migration| migration.is_busy()) {
+        all.push(json!({"type": "migration"}));
+    }
+    Ok(all.into())
 }
 
 /// All of them, or none if one is not there.
 fn yank(call: Call<'_>) -> Answer {
     let busy = call.vmm.migration.as_ref().filter(|migration| migration.is_busy());
-    let migration = |instance: Args<'_>| instance.text("type") == "migration";
-    if busy.is_none() && call.args.objects("instances").next().is_some()
-        || !call.args.objects("instances").all(migration)
-    {
+    let sockets = call.vmm.chardevs.sockets();
+    let is_there = |instance: Args<'_>| match instance.text("type") {
+        "migration" => busy.is_some(),
+        "chardev" => sockets.iter().any(|id| id == instance.text("id")),
+        _ => false,
+    };
+    if !call.args.objects("instances").all(is_there) {
         return Err(Error::device_not_found("Instance not found"));
     }
-    if let Some(migration) = busy.filter(|_| call.args.objects("instances").next().is_some()) {
-        migration.cancel();
+    for instance in call.args.objects("instances") {
+        match (instance.text("type"), busy) {
+            ("migration", Some(migration)) => migration.cancel(),
+            ("migration", None) => {}
+            _ => call.vmm.chardevs.cut(instance.text("id")),
+        }
     }
     Ok(json!({}))
 }

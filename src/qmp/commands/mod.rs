@@ -15,6 +15,7 @@
 mod absent;
 mod block;
 pub(crate) mod channels;
+mod chardevs;
 mod command;
 mod descriptors;
 mod dirty;
@@ -41,6 +42,7 @@ static SUBJECTS: &[&[Command]] = &[
     machine::COMMANDS,
     objects::COMMANDS,
     absent::COMMANDS,
+    chardevs::COMMANDS,
     block::COMMANDS,
     memory::COMMANDS,
     dirty::COMMANDS,

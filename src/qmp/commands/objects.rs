@@ -6,10 +6,12 @@
 use serde_json::{Value as Json, json};
 
 use super::command::{Answer, Call, Command, Run};
-use crate::args;
+use crate::args::{self, Pair, Parameter, ParameterType};
 use crate::machine::objects::{Buses, CPU, parameter_type, property_type};
 use crate::machine::{Object, ObjectType, object_types};
+use crate::qmp::args::Args;
 use crate::qmp::error::Error;
+use crate::qmp::json::Value;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
 pub(crate) static COMMANDS: &[Command] = &[
@@ -42,12 +44,15 @@ pub(crate) static COMMANDS: &[Command] = &[
     Command::new("device_del", Run::Now(device_del))
         .arguments(&DEVICE_ID)
         .does("Is an error: devices do not come and go on this board."),
-    Command::new("object-add", Run::Now(object_add))
-        .arguments(&OBJECT)
-        .does("Is an error: objects come from the command line only so far."),
-    Command::new("object-del", Run::Now(object_del))
+    Command::new("object-add", Run::Waiting(object_add)).arguments(&OBJECT).does(
+        "Adds memory, a source of entropy or an I/O thread; further members are those of -object.",
+    ),
+    Command::new("object-del", Run::Waiting(object_del))
         .arguments(&ID)
-        .does("Is an error: what there is, is in use."),
+        .does("Takes away what object-add added; what the machine was built with is in use."),
+    Command::new("query-iothreads", Run::Now(query_iothreads))
+        .returns(Type::List(&Type::Object(&IO_THREAD)))
+        .does("Lists the threads made by object-add."),
     Command::new("query-memdev", Run::Now(query_memdev))
         .returns(Type::List(&Type::Object(&MEMORY)))
         .does("Lists where guest RAM comes from."),
@@ -91,6 +96,14 @@ static OBJECT: Shape = Shape::open(&[
     required("qom-type", Type::Text).means("as -object has it"),
     required("id", Type::Text).means("what to call it"),
 ]);
+static IO_THREAD: Shape = Shape::of(&[
+    required("id", Type::Text),
+    required("thread-id", Type::Int),
+    required("poll-max-ns", Type::Int),
+    required("poll-grow", Type::Int),
+    required("poll-shrink", Type::Int),
+    required("aio-max-batch", Type::Int),
+]);
 static MEMORY: Shape = Shape::of(&[
     optional("id", Type::Text),
     required("size", Type::U64),
@@ -108,7 +121,7 @@ fn not_found(name: &str) -> Error {
 }
 
 fn list(call: Call<'_>) -> Answer {
-    let (root, path) = (call.vmm.guest.objects(), call.args.text("path"));
+    let (root, path) = (call.vmm.tree(), call.args.text("path"));
     let (_, object) = root.find(path).ok_or_else(|| not_found(path))?;
     let mut entries = vec![json!({"name": "type", "type": "string"})];
     let property =
@@ -123,7 +136,7 @@ fn list(call: Call<'_>) -> Answer {
 }
 
 fn get(call: Call<'_>) -> Answer {
-    let (root, path) = (call.vmm.guest.objects(), call.args.text("path"));
+    let (root, path) = (call.vmm.tree(), call.args.text("path"));
     let name = call.args.text("property");
     let (path, object) = root.find(path).ok_or_else(|| not_found(path))?;
     if object.child(name).is_some() {
@@ -137,7 +150,7 @@ fn no_property(of: &str, name: &str) -> Error {
 }
 
 fn set(call: Call<'_>) -> Answer {
-    let (root, path) = (call.vmm.guest.objects(), call.args.text("path"));
+    let (root, path) = (call.vmm.tree(), call.args.text("path"));
     let name = call.args.text("property");
     let (_, object) = root.find(path).ok_or_else(|| not_found(path))?;
     let of = object.type_name;
@@ -233,7 +246,7 @@ fn device_add(call: Call<'_>) -> Answer {
             (Some(bus), own) if !is_bus(bus, own) => format!("Bus '{bus}' not found"),
             (Some(bus), _) => no_hotplug(bus),
             (None, "") => format!("Device '{driver}' does not support hotplugging"),
-            (None, _) => no_hotplug(&Buses::of(&call.vmm.guest.objects()).take(driver)),
+            (None, _) => no_hotplug(&Buses::of(&call.vmm.tree()).take(driver)),
         },
     };
     Err(Error::generic(refused))
@@ -249,7 +262,7 @@ fn is_bus(name: &str, kind: &str) -> bool {
 }
 
 fn device_del(call: Call<'_>) -> Answer {
-    let (root, id) = (call.vmm.guest.objects(), call.args.text("id"));
+    let (root, id) = (call.vmm.tree(), call.args.text("id"));
     let path =
         if id.starts_with('/') { id.to_owned() } else { format!("/machine/peripheral/{id}") };
     let (_, object) = root.find(&path).ok_or_else(|| not_found(id))?;
@@ -272,25 +285,87 @@ fn object_add(call: Call<'_>) -> Answer {
         Error::generic(format_args!("Parameter 'qom-type' does not accept value '{of}'"))
     })?;
     args::value::id(id).map_err(|_| Error::generic("Parameter 'id' expects an identifier"))?;
-    Err(Error::generic(match known {
-        (_, Some(why)) => format!("object-add of {of}: {why}"),
-        (_, None) => format!(
-            "object-add of {of}: objects come from the command line only so far; write -object {of} when it starts"
-        ),
-    }))
+    let Some(keys) = args::object_keys(of) else {
+        let why = known.1.unwrap_or("it is not built yet");
+        return Err(Error::generic(format_args!("object-add of {of}: {why}")));
+    };
+    let pairs = pairs(call.args, of, &keys)?;
+    if call.vmm.tree().child("objects").is_some_and(|objects| objects.child(id).is_some()) {
+        return Err(Error::generic(format_args!(
+            "attempt to add duplicate property '{id}' to object (type 'container')"
+        )));
+    }
+    let described = args::describe_object(of, id, &pairs).map_err(Error::generic)?;
+    call.vmm.objects.add(id, described).map_err(Error::generic)?;
+    Ok(json!({}))
+}
+
+/// The members that the type has keys for, as the command line would have them.
+fn pairs(args: Args<'_>, of: &str, keys: &[Parameter]) -> Result<Vec<Pair>, Error> {
+    let mut pairs = Vec::new();
+    for (name, value) in args.members().filter(|(name, _)| !["qom-type", "id"].contains(name)) {
+        let Some(key) = keys.iter().find(|key| key.name == name && name != "id") else {
+            return Err(Error::generic(format_args!("Parameter '{name}' is unexpected")));
+        };
+        let (expected, text) = match (key.of(), value) {
+            (ParameterType::Boolean, Value::Bool(on)) => {
+                ("", if *on { "on" } else { "off" }.into())
+            }
+            (ParameterType::Boolean, _) => ("boolean", String::new()),
+            (ParameterType::Size | ParameterType::Number, value) => match value.as_u64() {
+                Some(0) if name == "size" => {
+                    return Err(Error::generic(format_args!(
+                        "property 'size' of {of} doesn't take value '0'"
+                    )));
+                }
+                Some(number) => ("", number.to_string()),
+                None => ("integer", String::new()),
+            },
+            (ParameterType::String, Value::Text(text)) => ("", text.clone()),
+            (ParameterType::String, _) => ("string", String::new()),
+        };
+        if !expected.is_empty() {
+            return Err(Error::generic(format_args!(
+                "Invalid parameter type for '{name}', expected: {expected}"
+            )));
+        }
+        pairs.push((name.to_owned(), Some(text)));
+    }
+    if keys.iter().any(|key| key.name == "size") && !args.has("size") {
+        return Err(Error::generic("Parameter 'size' is missing"));
+    }
+    Ok(pairs)
 }
 
 fn object_del(call: Call<'_>) -> Answer {
-    let (root, id) = (call.vmm.guest.objects(), call.args.text("id"));
-    let there = root.child("objects").is_some_and(|objects| objects.child(id).is_some());
+    let id = call.args.text("id");
+    if call.vmm.objects.remove(id) {
+        return Ok(json!({}));
+    }
+    let there = call.vmm.tree().child("objects").is_some_and(|objects| objects.child(id).is_some());
     Err(Error::generic(match there {
         true => format!("object '{id}' is in use, can not be deleted"),
         false => format!("object '{id}' not found"),
     }))
 }
 
+fn query_iothreads(call: Call<'_>) -> Answer {
+    let all = call.vmm.objects.io_threads();
+    let entry = |thread: &crate::vmm::IoThreadInfo| {
+        json!({
+            "id": thread.id,
+            "thread-id": thread.thread_id,
+            "poll-max-ns": thread.options.poll_max_ns,
+            "poll-grow": thread.options.poll_grow,
+            "poll-shrink": thread.options.poll_shrink,
+            "aio-max-batch": thread.options.aio_max_batch,
+        })
+    };
+    Ok(all.iter().map(entry).collect::<Vec<Json>>().into())
+}
+
 fn query_memdev(call: Call<'_>) -> Answer {
-    let root = call.vmm.guest.objects();
+    let root = call.vmm.tree();
     let all = root.child("objects").into_iter().flat_map(|objects| &objects.children);
     let all = all.filter(|(_, object)| object.property("size").is_some());
     let entry = |(id, object): &(String, Object)| {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Answer, Call, Command, Run};
+use super::command::{Answer, Call, Command, Run};
 use crate::kvm::{Statistic, StatisticKind, Unit};
 use crate::qmp::args::Args;
 use crate::qmp::error::Error;

@@ -1,0 +1,64 @@
+//! Character devices, as far as commands have to do with them.
+
+use std::os::fd::OwnedFd;
+
+use crate::config;
+
+/// A character device, as `query-chardev` shows it.
+pub struct ChardevInfo {
+    pub label: String,
+    pub filename: String,
+    pub frontend_open: bool,
+}
+
+/// Why one could not come or go. The texts are QEMU's where it has one.
+#[derive(Debug, thiserror::Error)]
+pub enum ChardevError {
+    #[error("Chardev with id '{0}' already exists")]
+    Exists(String),
+    #[error("Chardev '{0}' not found")]
+    NotFound(String),
+    #[error("Chardev '{0}' is busy")]
+    Busy(String),
+    #[error("{0}")]
+    Open(String),
+    #[error("the machine is about to end")]
+    Ending,
+}
+
+/// All character devices.
+pub trait Chardevs: Send + Sync {
+    fn list(&self) -> Vec<ChardevInfo>;
+    /// The labels of those behind which is a socket.
+    fn sockets(&self) -> Vec<String>;
+    /// Ends the connection of such a one, if there is any.
+    fn cut(&self, label: &str);
+    /// Opens another one, which may take as long as names and peers do. Not on the control plane.
+    /// `fd` is held until it was taken by its number.
+    fn add(&self, chardev: config::Chardev, fd: Option<OwnedFd>) -> Result<(), ChardevError>;
+    /// Closes one that nobody uses. Not on the control plane.
+    fn remove(&self, label: &str) -> Result<(), ChardevError>;
+}
+
+/// Where there are none.
+pub(super) struct Nothing;
+
+impl Chardevs for Nothing {
+    fn list(&self) -> Vec<ChardevInfo> {
+        Vec::new()
+    }
+
+    fn sockets(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    fn cut(&self, _label: &str) {}
+
+    fn add(&self, _chardev: config::Chardev, _fd: Option<OwnedFd>) -> Result<(), ChardevError> {
+        Err(ChardevError::Ending)
+    }
+
+    fn remove(&self, label: &str) -> Result<(), ChardevError> {
+        Err(ChardevError::NotFound(label.to_owned()))
+    }
+}
