@@ -43,6 +43,12 @@ pub struct Config {
     pub pidfile: Option<PathBuf>,
     /// `-daemonize`: go to the background once the machine is built.
     pub daemonize: bool,
+    /// End when the process that started this one ends.
+    pub exit_with_parent: bool,
+    /// What the guest finds in fw_cfg beside what the machine itself puts there.
+    pub firmware_files: Vec<FirmwareFile>,
+    /// What the guest's DMI tables say; without it there are none.
+    pub smbios: Option<SystemInformation>,
     /// What to say about the line at the start: parts that it could do without.
     pub notices: Vec<String>,
 }
@@ -55,6 +61,8 @@ pub struct MachineOptions {
     /// Leave the JSON description out of migration streams.
     pub suppress_vmdesc: bool,
     pub oem: Oem,
+    /// `-M none`: there is nothing to run, only somebody to ask over QMP.
+    pub none: bool,
 }
 
 /// Who is named in ACPI tables as their maker.
@@ -397,6 +405,35 @@ pub struct Cpu {
     pub count: u8,
     /// What the guest is told, of which the first `count` are there.
     pub topology: Topology,
+    /// What was chosen otherwise than the host's processor and KVM have it, by QEMU's names.
+    pub features: BTreeMap<&'static str, bool>,
+}
+
+/// A file in fw_cfg.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FirmwareFile {
+    /// At most 55 bytes.
+    pub name: String,
+    pub content: FirmwareContent,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FirmwareContent {
+    Text(String),
+    File(PathBuf),
+}
+
+/// SMBIOS type 1; what is empty is not told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SystemInformation {
+    pub manufacturer: String,
+    pub product: String,
+    pub version: String,
+    pub serial: String,
+    pub sku: String,
+    pub family: String,
+    /// Else the machine's.
+    pub system_uuid: Option<[u8; 16]>,
 }
 
 /// How processors stand together. No number is zero, and APIC ids stay below [`Cpu::COUNT_MAX`].
@@ -416,7 +453,8 @@ impl Cpu {
 
     /// `count` cores of one socket.
     pub fn cores(count: u8) -> Cpu {
-        Cpu { count, topology: Topology { sockets: 1, cores: count, threads: 1 } }
+        let topology = Topology { sockets: 1, cores: count, threads: 1 };
+        Cpu { count, topology, features: BTreeMap::new() }
     }
 }
 

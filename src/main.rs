@@ -58,7 +58,20 @@ enum Verb {
     },
 }
 
+/// Called by a name of QEMU's, this is `godwit run`.
+fn is_called_as_qemu() -> bool {
+    let name = std::env::args_os().next().map(PathBuf::from);
+    let name = name.as_deref().and_then(std::path::Path::file_name).and_then(|name| name.to_str());
+    name.is_some_and(|name| name.starts_with("qemu-system-") || ["qemu-kvm", "kvm"].contains(&name))
+}
+
 fn main() -> ExitCode {
+    if is_called_as_qemu() {
+        return match prepare() {
+            Ok(()) => run(std::env::args_os().skip(1).collect()),
+            Err(why) => refuse(why),
+        };
+    }
     let cli = Cli::command().try_get_matches().and_then(|matches| Cli::from_arg_matches(&matches));
     let cli = match cli {
         Ok(cli) => cli,
@@ -70,15 +83,9 @@ fn main() -> ExitCode {
         }
         Err(error) => error.exit(),
     };
-    if let Err(error) = outlive_file_size_limit() {
-        return refuse(format_args!("SIGXFSZ cannot be handled: {error}"));
-    }
-    log();
-    if let Err(why) = check_codec_path() {
+    if let Err(why) = prepare() {
         return refuse(why);
     }
-    #[cfg(feature = "sabotage")]
-    godwit::sabotage::chosen();
     match cli.verb {
         Verb::Run { words } => run(words),
         Verb::Demo(demo) => done(client::demo::run(&demo)),
@@ -97,6 +104,16 @@ fn main() -> ExitCode {
         }
         Verb::BuiltinGuest { file } => done(client::builtin_guest::run(&file)),
     }
+}
+
+/// What every verb wants to be so.
+fn prepare() -> Result<(), String> {
+    outlive_file_size_limit().map_err(|error| format!("SIGXFSZ cannot be handled: {error}"))?;
+    log();
+    check_codec_path()?;
+    #[cfg(feature = "sabotage")]
+    godwit::sabotage::chosen();
+    Ok(())
 }
 
 /// A write past `ulimit -f` is an error of that write (`EFBIG`), not the end of the process and its
@@ -138,9 +155,7 @@ fn run(words: Vec<OsString>) -> ExitCode {
             done(client::show(args::help(style)))
         }
         Ok(Request::Keys(keys)) => done(client::show(keys.join("\n") + "\n")),
-        Ok(Request::Version) => {
-            done(client::show(concat!("godwit ", env!("CARGO_PKG_VERSION"), "\n")))
-        }
+        Ok(Request::Version) => done(client::show(args::version() + "\n")),
         Ok(Request::Run(config)) => match control::run(*config) {
             Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
             Err(error) => refuse(chain(&error)),

@@ -45,7 +45,11 @@ pub(crate) fn add(option: &str, text: &str, devices: &mut Vec<Device>) -> Result
 
 /// For `-device help`: each driver, and what it is for.
 pub(crate) fn drivers() -> Vec<String> {
-    available().map(|device| format!("{}: {}", device.driver, device.help)).collect()
+    let row = |device: &Pluggable| match device.bus {
+        "" => format!("name \"{}\", desc \"{}\"", device.driver, device.help),
+        bus => format!("name \"{}\", bus {bus}, desc \"{}\"", device.driver, device.help),
+    };
+    available().map(row).collect()
 }
 
 /// For `-device DRIVER,help`: the properties of that driver.

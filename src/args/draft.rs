@@ -9,12 +9,13 @@ use super::memory::MemoryDraft;
 use super::smp::Smp;
 use super::value;
 use crate::config::{
-    Actions, Boot, Chardev, ChardevBackend, Config, Entropy, Identity, Incoming, Kernel, Monitor,
-    PanicAction, RebootAction, ShutdownAction,
+    Actions, Boot, Chardev, ChardevBackend, Config, Entropy, FirmwareFile, Identity, Incoming,
+    Kernel, Monitor, PanicAction, RebootAction, ShutdownAction, SystemInformation,
 };
 use crate::devices::Kind;
 use crate::machine::PARTS;
 use crate::suggest::nearest;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 #[derive(Default)]
@@ -36,6 +37,11 @@ pub(crate) struct Draft {
     pub monitors: Vec<MonitorDraft>,
     pub actions: Actions,
     pub identity: Identity,
+    /// Of the processor.
+    pub features: BTreeMap<&'static str, bool>,
+    pub firmware_files: Vec<FirmwareFile>,
+    pub smbios: Option<SystemInformation>,
+    pub run_with: RunWith,
     pub pidfile: Option<PathBuf>,
     pub daemonize: bool,
     pub nodefaults: bool,
@@ -92,6 +98,25 @@ pub(crate) const NAME: Keys<Identity> = Keys {
         }),
         Key::ignore("debug-threads"),
         Key::refuse("process", "the process keeps its own name"),
+    ],
+};
+
+/// What `-run-with` said.
+#[derive(Default)]
+pub(crate) struct RunWith {
+    exit_with_parent: bool,
+}
+
+const ELSEWHERE: &str = "not built yet; start Godwit as the user, and in the place, it shall run";
+
+pub(crate) const RUN_WITH: Keys<RunWith> = Keys {
+    owner: "-run-with",
+    implied: None,
+    table: &[
+        Key::set("exit-with-parent", "on|off", |r, v| into(v, &mut r.exit_with_parent)),
+        Key::only("async-teardown", &["off", "on"], "expects on or off"),
+        Key::refuse("user", ELSEWHERE),
+        Key::refuse("chroot", ELSEWHERE),
     ],
 };
 
@@ -224,12 +249,13 @@ impl Draft {
         match (machine, cpu, memory, boot, images, wiring) {
             (
                 Some(machine),
-                Some((cpu, cpu_notice)),
+                Some((mut cpu, cpu_notice)),
                 Some((memory, memory_notice)),
                 Some(boot),
                 Some(images),
                 Some((serial, monitors)),
             ) => {
+                cpu.features = self.features;
                 let isa_serial = machine.switches.get("isa-serial", true);
                 let mut config = Config {
                     machine,
@@ -248,6 +274,9 @@ impl Draft {
                     start_paused: self.start_paused,
                     actions: self.actions,
                     identity: self.identity,
+                    exit_with_parent: self.run_with.exit_with_parent,
+                    firmware_files: self.firmware_files,
+                    smbios: self.smbios,
                     pidfile: self.pidfile,
                     daemonize: self.daemonize,
                     notices: cpu_notice.into_iter().chain(memory_notice).collect(),
@@ -265,6 +294,7 @@ impl Draft {
     fn boot(&mut self) -> Result<Option<Boot>, Error> {
         let Some(kernel) = self.kernel.take() else {
             return match (&self.initrd, &self.append, &self.incoming) {
+                _ if self.machine.options.none => Ok(None),
                 (Some(_), _, _) => Err(Problem::NeedsOther("it", "-kernel").at("-initrd")),
                 (_, Some(_), _) => Err(Problem::NeedsOther("it", "-kernel").at("-append")),
                 (None, None, Some(_)) => Ok(None),

@@ -11,6 +11,23 @@ const GOOD: &str = "-M microvm,acpi=off -kernel K";
 /// An option, a key of it if it has keys, and two endings of a good line that differ in it.
 #[rustfmt::skip]
 const CHANGES: &[(&str, &str, &str, &str)] = &[
+    ("M", "type", "", "-M none"),
+    ("cpu", "", "", "-cpu host,-x2apic"),
+    ("cpu", "", "", "-cpu host,+invtsc"),
+    ("cpu", "", "", "-cpu host,topoext=off"),
+    ("cpu", "", "", "-cpu host,migratable=off"),
+    ("run-with", "exit-with-parent", "", "-run-with exit-with-parent=on"),
+    ("fw_cfg", "name", "-fw_cfg opt/a,string=x", "-fw_cfg name=opt/b,string=x"),
+    ("fw_cfg", "file", "-fw_cfg opt/a,string=x", "-fw_cfg opt/a,file=x"),
+    ("fw_cfg", "string", "-fw_cfg opt/a,string=x", "-fw_cfg opt/a,string=y"),
+    ("smbios", "type", "", "-smbios type=1"),
+    ("smbios", "manufacturer", "-smbios type=1", "-smbios type=1,manufacturer=x"),
+    ("smbios", "product", "-smbios type=1", "-smbios type=1,product=x"),
+    ("smbios", "version", "-smbios type=1", "-smbios type=1,version=x"),
+    ("smbios", "serial", "-smbios type=1", "-smbios type=1,serial=x"),
+    ("smbios", "uuid", "-smbios type=1", "-smbios type=1,uuid=01020304-0506-0708-090a-0b0c0d0e0f10"),
+    ("smbios", "sku", "-smbios type=1", "-smbios type=1,sku=x"),
+    ("smbios", "family", "-smbios type=1", "-smbios type=1,family=x"),
     ("M", "acpi", "", "-M acpi=on"),
     ("M", "ioapic2", "", "-M ioapic2=off"),
     ("M", "x-oem-id", "", "-M x-oem-id=ME"),
@@ -158,7 +175,6 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
 /// An option and a key of it, values to try, and why they ask for what is so anyway.
 #[rustfmt::skip]
 const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
-    ("M", "type", &["microvm"], "there is one machine"),
     ("M", "accel", &["kvm", "kvm:tcg"], "there is one accelerator"),
     ("M", "rtc", &["off", "auto"], "there is no MC146818"),
     ("M", "kernel-irqchip", &["on"], "interrupt controllers are KVM's"),
@@ -174,7 +190,8 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("accel", "kernel-irqchip", &["on"], "interrupt controllers are KVM's"),
     ("accel", "eager-split-size", &["0"], "exists on ARM only"),
     ("accel", "notify-vmexit", &["disable"], "is not asked of KVM"),
-    ("cpu", "", &["host", "max", "host,migratable=on"], "the processor is always the host's"),
+    ("run-with", "async-teardown", &["on", "off"], "the end waits for nobody's memory: the kernel frees it"),
+    ("echr", "", &["1", "0x01"], "no console is shared with a monitor"),
     ("smp", "dies", &["1"], "microvm has no such level"),
     ("smp", "clusters", &["1"], "microvm has no such level"),
     ("smp", "modules", &["1"], "microvm has no such level"),

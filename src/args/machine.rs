@@ -7,6 +7,7 @@ use crate::config::{Config, Device, Kvm, MachineOptions, Switches};
 use crate::devices::Kind;
 use crate::machine::PARTS;
 use crate::suggest::nearest;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// What `-M` and `-accel` said so far; later ones win, as in QEMU.
@@ -29,12 +30,14 @@ const MACHINE: Keys<MachineDraft> = Keys {
     owner: "machine microvm",
     implied: Some("type"),
     table: &[
-        Key::set("type", "microvm", |m, v| {
+        Key::set("type", "microvm|none", |m, v| {
             m.named = true;
-            match v {
-                "microvm" => Ok(()),
-                _ => Err(Problem::Refused("Godwit has one machine: microvm")),
-            }
+            m.options.none = match v {
+                "microvm" => false,
+                "none" => true,
+                _ => return Err(Problem::Refused("Godwit has one machine: microvm")),
+            };
+            Ok(())
         }),
         Key::shown(
             "memory-backend",
@@ -262,21 +265,86 @@ impl MachineDraft {
     }
 }
 
+/// For `-M help`, in the form that clients of QEMU read.
+pub(crate) fn machines() -> Vec<String> {
+    let row = |name: &str, what: &str| format!("{name:<20} {what}");
+    vec![
+        "Supported machines are:".into(),
+        row("microvm", "microvm (i386)"),
+        row("none", "empty machine, for questions over QMP"),
+        "-M microvm,help lists its properties".into(),
+    ]
+}
+
+/// For `-accel help`.
+pub(crate) fn accelerators() -> Vec<String> {
+    vec!["Accelerators supported in QEMU binary:".into(), "kvm".into()]
+}
+
+/// For `-cpu help`.
+pub(crate) fn cpu_models() -> Vec<String> {
+    let mut rows = vec!["Available CPUs:".to_owned()];
+    rows.extend(
+        MODELS.map(|model| format!("  {model:<20}  this host's processor, as KVM offers it")),
+    );
+    rows.push(String::new());
+    rows.push("Recognized CPUID flags:".into());
+    rows.push(format!("  {}", FEATURES.map(|(name, _)| name).join(" ")));
+    rows
+}
+
 /// The models of processors; both are what KVM can offer on this host.
 pub(crate) const MODELS: [&str; 2] = ["host", "max"];
 
-/// `-cpu MODEL`. There is one model; `max` is another name for it.
-pub(crate) fn cpu(option: &str, text: &str) -> Result<(), Error> {
-    let (model, features) = text.split_once(',').unwrap_or((text, ""));
+/// Features that can be asked for, and why one cannot be had.
+const FEATURES: [(&str, Option<&str>); 7] = [
+    ("x2apic", None),
+    ("topoext", None),
+    ("invtsc", None),
+    ("arch-capabilities", None),
+    ("svm", Some(NESTED)),
+    ("vmx", Some(NESTED)),
+    ("sgx", Some("SGX memory is not built; write -sgx")),
+];
+const NESTED: &str =
+    "the state of a guest's own virtual machines cannot be moved yet, so that it has none";
+
+/// `-cpu MODEL,+FEATURE,-FEATURE,FEATURE=on|off`. There is one model; `max` is another name for it.
+pub(crate) fn cpu(
+    option: &str,
+    text: &str,
+    features: &mut BTreeMap<&'static str, bool>,
+) -> Result<(), Error> {
+    let (model, rest) = text.split_once(',').unwrap_or((text, ""));
     if !MODELS.contains(&model) {
         let reason =
             "CPU models are not built yet: guests see the host's processor; write -cpu host";
         return Err(Problem::Refused(reason).at(format!("{option} {model}")));
     }
-    for feature in features.split(',').filter(|f| !f.is_empty()) {
-        if !["migratable=on", "migratable=true", "migratable=yes"].contains(&feature) {
-            let reason = "CPU features cannot be chosen one by one yet; write -cpu host";
-            return Err(Problem::Refused(reason).at(format!("{option} {feature}")));
+    features.clear();
+    for given in rest.split(',').filter(|given| !given.is_empty()) {
+        let place = || format!("{option} {given}");
+        let (name, on) = match (given.strip_prefix('+'), given.strip_prefix('-')) {
+            (Some(name), _) => (name, Ok(true)),
+            (_, Some(name)) => (name, Ok(false)),
+            _ => given
+                .split_once('=')
+                .map_or((given, Ok(true)), |(name, v)| (name, value::switch(v))),
+        };
+        let on = on.map_err(|problem| problem.at(place()))?;
+        // What QEMU shows only to a guest that is not to move is the invariant TSC.
+        let (name, on) = if name == "migratable" { ("invtsc", !on) } else { (name, on) };
+        match FEATURES.iter().find(|(known, _)| *known == name) {
+            // These the guest never has.
+            Some((_, Some(_))) if !on => {}
+            Some((_, Some(why))) => return Err(Problem::Refused(why).at(place())),
+            Some(("invtsc", None)) if !on => drop(features.remove("invtsc")),
+            Some((known, None)) => drop(features.insert(known, on)),
+            None => {
+                let reason =
+                    "this CPU feature cannot be chosen by itself; -cpu help lists those that can";
+                return Err(Problem::Refused(reason).at(place()));
+            }
         }
     }
     Ok(())

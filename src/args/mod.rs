@@ -9,6 +9,7 @@ mod chardev;
 mod device;
 mod draft;
 mod error;
+mod firmware;
 mod help;
 mod keys;
 mod machine;
@@ -49,6 +50,13 @@ pub enum Request {
 /// Every option with its meaning, for people.
 pub fn help(style: Style) -> String {
     help::page(style)
+}
+
+/// What `-version` says, in the form that clients of QEMU read.
+pub fn version() -> String {
+    let (major, minor, micro) = crate::qmp::version::QEMU_VERSION;
+    let own = env!("CARGO_PKG_VERSION");
+    format!("QEMU emulator version {major}.{minor}.{micro} (Godwit {own})")
 }
 
 /// An option that takes several keys.
@@ -121,7 +129,12 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Request, Error
                 (None, Some(_)) => return Err(Problem::TakesNoValue.at(word)),
                 (None, None) => String::new(),
             };
-            if let Some(keys) = opt.keys.filter(|_| ["help", "?"].contains(&value.as_str())) {
+            let asked = ["help", "?"].contains(&value.as_str());
+            if let Some(names) = opt.names_help.filter(|_| asked) {
+                return Ok(Some(Request::Keys(names())));
+            }
+            let behind = value.ends_with(",help") || value.ends_with(",?");
+            if let Some(keys) = opt.keys.filter(|_| asked || behind && opt.names_help.is_some()) {
                 return Ok(Some(Request::Keys(keys.rows())));
             }
             if let Some(keys) = device::properties(&value).filter(|_| opt.names[0] == "device") {

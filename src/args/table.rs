@@ -3,7 +3,7 @@
 use super::draft::{self, Draft};
 use super::error::Error;
 use super::keys::{self, Parameter};
-use super::{block, chardev, device, machine, memory, object, smp};
+use super::{block, chardev, device, firmware, machine, memory, object, smp};
 
 pub(crate) struct Opt {
     /// The first name is the one that help shows.
@@ -15,6 +15,8 @@ pub(crate) struct Opt {
     pub does: Does,
     /// What can be written as the value, for `-OPTION help`.
     pub keys: Option<Listed>,
+    /// What `-OPTION help` shows instead of the keys, which are behind `-OPTION NAME,help` then.
+    pub names_help: Option<fn() -> Vec<String>>,
 }
 
 #[derive(Clone, Copy)]
@@ -73,7 +75,15 @@ const fn set(
     help: &'static str,
     act: fn(&mut Draft, &str, &str) -> Result<(), Error>,
 ) -> Opt {
-    Opt { names, value: Some(value), section, help, does: Does::Set(act), keys: None }
+    Opt {
+        names,
+        value: Some(value),
+        section,
+        help,
+        does: Does::Set(act),
+        keys: None,
+        names_help: None,
+    }
 }
 
 const fn flag(
@@ -82,11 +92,19 @@ const fn flag(
     help: &'static str,
     act: fn(&mut Draft, &str, &str) -> Result<(), Error>,
 ) -> Opt {
-    Opt { names, value: None, section, help, does: Does::Set(act), keys: None }
+    Opt { names, value: None, section, help, does: Does::Set(act), keys: None, names_help: None }
 }
 
 const fn ignore(names: &'static [&'static str], value: Option<&'static str>) -> Opt {
-    Opt { names, value, section: Section::Accepted, help: "", does: Does::Ignore, keys: None }
+    Opt {
+        names,
+        value,
+        section: Section::Accepted,
+        help: "",
+        does: Does::Ignore,
+        keys: None,
+        names_help: None,
+    }
 }
 
 /// Accepted with `values` alone.
@@ -103,6 +121,7 @@ const fn only(
         help: otherwise,
         does: Does::Only(values),
         keys: None,
+        names_help: None,
     }
 }
 
@@ -111,12 +130,25 @@ const fn refuse(
     value: Option<&'static str>,
     reason: &'static str,
 ) -> Opt {
-    Opt { names, value, section: Section::NotBuilt, help: reason, does: Does::Refuse, keys: None }
+    Opt {
+        names,
+        value,
+        section: Section::NotBuilt,
+        help: reason,
+        does: Does::Refuse,
+        keys: None,
+        names_help: None,
+    }
 }
 
 impl Opt {
     const fn words(mut self, words: fn() -> Vec<String>) -> Opt {
         self.keys = Some(Listed::Words(words));
+        self
+    }
+
+    const fn listing(mut self, names: fn() -> Vec<String>) -> Opt {
+        self.names_help = Some(names);
         self
     }
 
@@ -138,11 +170,11 @@ pub(crate) const OPTIONS: &[Opt] = {
     use Section::*;
     &[
         set(Machine, &["M", "machine"], "microvm[,…]", "the machine; -M help lists its properties",
-            |d, o, v| machine::read(o, v, &mut d.machine)).group("machine", machine::parameters),
+            |d, o, v| machine::read(o, v, &mut d.machine)).group("machine", machine::parameters).listing(machine::machines),
         set(Machine, &["accel"], "kvm[,dirty-ring-size=N]", "use KVM, logging dirty pages in bitmaps, or in rings of N entries",
-            |d, o, v| machine::KVM.read(o, v, &mut d.machine)).group("accel", || machine::KVM.parameters()),
-        set(Machine, &["cpu"], "host", "the processor's model: always this host's (max means the same)",
-            |_, o, v| machine::cpu(o, v)).words(|| machine::MODELS.map(String::from).to_vec()),
+            |d, o, v| machine::KVM.read(o, v, &mut d.machine)).group("accel", || machine::KVM.parameters()).listing(machine::accelerators),
+        set(Machine, &["cpu"], "host[,+FEATURE,-FEATURE]", "the processor's model: always this host's (max means the same), but for a few features",
+            |d, o, v| machine::cpu(o, v, &mut d.features)).words(machine::cpu_models),
         set(Machine, &["smp"], "N[,sockets=N,cores=N,threads=N]", "number of processors, 1 to 254 (default 1), and how the guest sees them",
             |d, o, v| smp::SMP.read(o, v, &mut d.smp)).group("smp-opts", || smp::SMP.parameters()),
         set(Machine, &["m"], "SIZE", "guest RAM, in MiB unless K, M, G or T follows (default 128M)",
@@ -163,6 +195,10 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, o, v| machine::global(o, v, &mut d.machine)).words(machine::globals),
         set(Machine, &["name"], "NAME", "what QMP calls the machine",
             |d, o, v| d.name(o, v)).group("name", || draft::NAME.parameters()),
+        set(Machine, &["fw_cfg"], "NAME,file=FILE|string=TEXT", "a file for the guest to read through fw_cfg",
+            |d, o, v| firmware::file(o, v, &mut d.firmware_files)).group("fw_cfg", || firmware::FILE.parameters()),
+        set(Machine, &["smbios"], "type=1[,…]", "who the machine is to a guest that reads its DMI tables",
+            |d, o, v| firmware::smbios(o, v, &mut d.smbios)).group("smbios", || firmware::SMBIOS.parameters()),
         set(Machine, &["uuid"], "UUID", "what QMP gives as its UUID",
             |d, o, v| d.uuid(o, v)),
 
@@ -196,6 +232,8 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, _, _| { d.actions.reboot = crate::config::RebootAction::Shutdown; Ok(()) }),
         flag(Running, &["no-shutdown"], "stay, paused, when the guest shuts down",
             |d, _, _| { d.actions.shutdown = crate::config::ShutdownAction::Pause; Ok(()) }),
+        set(Running, &["run-with"], "exit-with-parent=on", "end when the process that started this one ends",
+            |d, o, v| draft::RUN_WITH.read(o, v, &mut d.run_with)).group("run-with", || draft::RUN_WITH.parameters()),
         set(Running, &["action"], "EVENT=ACTION", "reboot=reset|shutdown, shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none",
             |d, o, v| d.action(o, v)).group("action", || draft::ACTION.parameters()),
         flag(Running, &["h", "help"], "this page", |d, _, _| { d.help = true; Ok(()) }),
@@ -214,6 +252,7 @@ pub(crate) const OPTIONS: &[Opt] = {
         only(&["vga"], &["none"], DISPLAY),
         only(&["monitor"], &["none", "null"], HMP),
         only(&["parallel"], &["none", "null"], "there is no parallel port; write -parallel none"),
+        only(&["echr"], &["1", "0x1", "0x01"], "the character that leads to a monitor on a shared console, which there is none of; leave it out"),
         only(&["nic"], &["none"], NETWORK),
         only(&["net"], &["none"], NETWORK),
         only(&["rtc"], &["base=utc", "base=utc,clock=host", "base=utc,driftfix=none", "clock=host"], "the clock runs in UTC by the host's clock; write -rtc base=utc"),
@@ -228,8 +267,7 @@ pub(crate) const OPTIONS: &[Opt] = {
         refuse(&["fsdev", "virtfs"], Some("…"), "shared directories are not built yet"),
         refuse(&["tpmdev"], Some("…"), "TPMs are not built"),
         refuse(&["numa"], Some("…"), "guest NUMA nodes are not built; start Godwit with numactl to bind its memory"),
-        refuse(&["fw_cfg"], Some("…"), "own fw_cfg entries are not built yet"),
-        refuse(&["smbios", "acpitable"], Some("…"), "firmware tables are not built yet"),
+        refuse(&["acpitable"], Some("…"), "own ACPI tables are not built"),
         refuse(&["bios"], Some("FILE"), FIRMWARE),
         refuse(&["pflash"], Some("FILE"), FIRMWARE),
         refuse(&["dtb"], Some("FILE"), "device trees are not built: x86 kernels need none"),
@@ -249,7 +287,7 @@ pub(crate) const OPTIONS: &[Opt] = {
         refuse(&["singlestep", "one-insn-per-tb"], None, "belongs to accelerator tcg, and Godwit runs on KVM only"),
         refuse(&["seed"], Some("N"), "belongs to accelerator tcg, and Godwit runs on KVM only"),
         refuse(&["d", "D", "trace", "plugin", "dfilter"], Some("…"), "QEMU's own logs; write GODWIT_LOG=debug in front of the command"),
-        refuse(&["runas", "chroot", "run-with"], Some("…"), "not built yet; start Godwit as the user, and in the place, it shall run"),
+        refuse(&["runas", "chroot"], Some("…"), "not built yet; start Godwit as the user, and in the place, it shall run"),
         refuse(&["compat"], Some("…"), "not built yet"),
         refuse(&["watchdog-action"], Some("…"), "there is no watchdog yet"),
         refuse(&["option-rom"], Some("FILE"), FIRMWARE),

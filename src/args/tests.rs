@@ -74,6 +74,9 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         start_paused: false,
         actions: Actions::default(),
         identity: Identity::default(),
+        exit_with_parent: false,
+        firmware_files: vec![],
+        smbios: None,
         pidfile: None,
         daemonize: false,
         notices: vec![],
@@ -240,7 +243,21 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-cpu host,-avx",
-            "-cpu -avx: CPU features cannot be chosen one by one yet; write -cpu host",
+            "-cpu -avx: this CPU feature cannot be chosen by itself; -cpu help lists those that can",
+        ),
+        (
+            "-cpu host,+svm",
+            "-cpu +svm: the state of a guest's own virtual machines cannot be moved yet, so that it has none",
+        ),
+        ("-smbios type=2", "-smbios type=2: only the system's table, type=1, is built"),
+        (
+            "-fw_cfg etc/x,string=y",
+            "-fw_cfg name=etc/x: this name is the machine's own; names of others begin with opt/",
+        ),
+        ("-fw_cfg opt/x", "-fw_cfg name=opt/x: expects one of file= and string="),
+        (
+            "-run-with user=x",
+            "-run-with user=x: not built yet; start Godwit as the user, and in the place, it shall run",
         ),
         ("-smp 0", "-smp 0: expects a number from 1 to 254"),
         (

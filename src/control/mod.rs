@@ -51,6 +51,10 @@ pub fn run(config: Config) -> Result<i32, Error> {
         Some(daemon::Side::Child(child)) => Some(child),
         None => None,
     };
+    if config.exit_with_parent {
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+            .map_err(|error| Error::Signal(error.into()))?;
+    }
     config.notices.iter().for_each(|notice| say!("godwit: warning: {notice}"));
     descriptors::check(&config)?;
     memory::survive_missing_pages().map_err(Error::Signal)?;

@@ -28,6 +28,7 @@ pub(crate) mod second_ioapic;
 mod sections;
 pub mod serial;
 mod slots;
+pub(crate) mod smbios;
 pub(crate) mod virtio;
 pub(crate) mod vmcoreinfo;
 

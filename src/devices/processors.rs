@@ -50,7 +50,7 @@ fn per_vcpu(config: &Config, instance: u32) -> Option<Misfit> {
 
 /// `4 vCPUs (-smp 4,sockets=1,cores=2,threads=2)`
 fn told(config: &Config) -> String {
-    let Cpu { count, topology: Topology { sockets, cores, threads } } = config.cpu;
+    let Cpu { count, topology: Topology { sockets, cores, threads }, .. } = config.cpu;
     format!("{count} vCPUs (-smp {count},sockets={sockets},cores={cores},threads={threads})")
 }
 

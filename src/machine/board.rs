@@ -6,7 +6,7 @@ use crate::devices::bus::Bus;
 use crate::devices::{
     Built, Device, DeviceRequest, Error, Kind, LoadReport, Loading, Sections, Slots, acpi, clock,
     debug_exit, fw_cfg, ged, ioapic, kvmclock, pic, pit, processors, rtc, second_ioapic, serial,
-    virtio, vmcoreinfo,
+    smbios, virtio, vmcoreinfo,
 };
 use crate::kvm::Exit;
 use crate::kvm::state::ForeignTsc;
@@ -37,6 +37,7 @@ pub(crate) static PARTS: &[&Kind] = &[
     &virtio::VIRTSERIALPORT,
     &virtio::RNG,
     &virtio::BALLOON,
+    &smbios::KIND,
     // Its tables name those before it.
     &acpi::KIND,
     &global_state::KIND,

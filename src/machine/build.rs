@@ -6,9 +6,9 @@ use super::gate::Gate;
 use super::throttle::Throttle;
 use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo, limit};
 use crate::arch::x86_64::boot::{self, Firmware, Images};
-use crate::arch::x86_64::cpuid;
+use crate::arch::x86_64::{cpuid, features};
 use crate::config::{Config, Cpu};
-use crate::devices::{DiskError, DiskErrorAction, Slots, acpi, pit};
+use crate::devices::{DiskError, DiskErrorAction, Slots, acpi, pit, smbios};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,7 +33,7 @@ impl Machine {
         let cpus = u32::from(config.cpu.count);
         kvm::check(&config.kvm, cpus)?;
         if let Some(boot) = &config.boot {
-            let firmware = Firmware { cpus: &config.cpu, acpi: None };
+            let firmware = Firmware { cpus: &config.cpu, acpi: None, smbios: None };
             Images::open(boot)?.check(config.memory.bytes, &firmware)?;
         }
         Ok(())
@@ -142,7 +142,11 @@ impl Machine {
 
 /// What a kernel is told of the machine.
 fn firmware<'a>(config: &'a Config, board: &'a Board) -> Firmware<'a> {
-    Firmware { cpus: &config.cpu, acpi: board.device::<acpi::Acpi>().map(|acpi| &**acpi.tables()) }
+    Firmware {
+        cpus: &config.cpu,
+        acpi: board.device::<acpi::Acpi>().map(|acpi| &**acpi.tables()),
+        smbios: board.device::<smbios::Smbios>().map(|smbios| smbios.tables()),
+    }
 }
 
 /// Loads the kernel, if there is one, and leaves the vCPUs as firmware would.
@@ -161,7 +165,16 @@ fn start_kernel(
 
 fn create_vcpus(vm: &Vm, cpus: &Cpu) -> Result<Vec<Vcpu>, kvm::Error> {
     let create = |index| {
-        let cpuid = cpuid::for_vcpu(vm.cpuid(), &cpus.topology, index, vm.caps());
+        let cpuid = cpuid::for_vcpu(vm.cpuid(), cpus, index, vm.caps());
+        if index == 0 {
+            let has = features::features(cpuid.as_slice());
+            let wanted = cpus.features.iter().filter(|(_, on)| **on).map(|(name, _)| *name);
+            for name in wanted.filter(|name| has.contains(&(*name, false))) {
+                say!(
+                    "godwit: warning: this host, or its KVM, does not support the CPU feature {name}"
+                );
+            }
+        }
         vm.create_vcpu(cpus.topology.apic_id(index), &cpuid)
     };
     (0..cpus.count.into()).map(create).collect()

@@ -211,7 +211,10 @@ impl Machine {
 
     /// Opens the gate.
     pub(super) fn go(&self) {
-        self.cpus.gate.open();
+        // An empty machine has nothing to run.
+        if !self.config.machine.none {
+            self.cpus.gate.open();
+        }
     }
 
     /// The guest cannot go on, because of `error`: it stands still, the state says so, and so do
@@ -242,7 +245,10 @@ impl Machine {
 
     fn start_anew(&self, control: &mut Control, cause: StopCause) -> Result<(), Error> {
         if let Some(images) = &mut control.images {
-            images.check(self.ram().bytes(), &Firmware { cpus: &self.config.cpu, acpi: None })?;
+            images.check(
+                self.ram().bytes(),
+                &Firmware { cpus: &self.config.cpu, acpi: None, smbios: None },
+            )?;
         }
         if control.state.is_running() {
             self.halt(control)?;

@@ -198,8 +198,7 @@ impl Machine {
 
     /// What the processors can do, and what they cannot.
     pub(crate) fn cpu_features(&self) -> Vec<(&'static str, bool)> {
-        let topology = &self.config().cpu.topology;
-        let cpuid = cpuid::for_vcpu(self.vm().cpuid(), topology, 0, self.vm().caps());
+        let cpuid = cpuid::for_vcpu(self.vm().cpuid(), &self.config().cpu, 0, self.vm().caps());
         features::features(cpuid.as_slice())
     }
 }

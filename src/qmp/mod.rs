@@ -21,7 +21,7 @@ mod outbox;
 pub mod schema;
 mod server;
 mod session;
-mod version;
+pub(crate) mod version;
 mod wire;
 
 pub use error::Error;

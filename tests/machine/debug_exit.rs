@@ -78,6 +78,9 @@ fn help_tells_its_properties() {
         assert!(told.status.success(), "{told:?}");
         String::from_utf8(told.stdout).unwrap()
     };
-    assert!(help("help").contains("isa-debug-exit: lets the guest end the process"));
+    assert!(
+        help("help")
+            .contains("name \"isa-debug-exit\", bus isa.0, desc \"lets the guest end the process")
+    );
     assert_eq!(help("isa-debug-exit,help"), "iobase=0x501\niosize=2\nid=ID\n");
 }

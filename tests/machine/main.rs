@@ -6,6 +6,7 @@ mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod debug_exit;
+mod drop_in;
 mod interrupts;
 mod lifecycle;
 mod limits;

@@ -1,8 +1,9 @@
 //! The CPUID table of a vCPU: what the host's KVM supports, with the vCPU's own ids, and without
 //! what could not follow a guest to another host.
 
+use super::features;
 use super::topology::Position;
-use crate::config::Topology;
+use crate::config::{Cpu, Topology};
 use crate::kvm::Caps;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -24,7 +25,8 @@ const INVARIANT_TSC: u32 = 1 << 8;
 /// The table of vCPU `index`, as QEMU's microvm shows it.
 ///
 /// Nested virtualization (VMX, SVM) is left out: its state cannot be moved yet.
-pub(crate) fn for_vcpu(supported: &CpuId, topology: &Topology, index: u32, caps: &Caps) -> CpuId {
+pub(crate) fn for_vcpu(supported: &CpuId, cpus: &Cpu, index: u32, caps: &Caps) -> CpuId {
+    let topology = &cpus.topology;
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .as_slice()
         .iter()
@@ -34,8 +36,16 @@ pub(crate) fn for_vcpu(supported: &CpuId, topology: &Topology, index: u32, caps:
         .collect();
     let leaves_max = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
     let of = Of { topology, index, apic_id: topology.apic_id(index) };
+    let keeps_invariant_tsc = cpus.features.get("invtsc") == Some(&true);
     for entry in &mut entries {
+        let offered = *entry;
         of.patch(entry, caps);
+        if entry.function == 0x8000_0007 && keeps_invariant_tsc {
+            entry.edx |= offered.edx & INVARIANT_TSC;
+        }
+    }
+    for (name, _) in cpus.features.iter().filter(|(_, on)| !**on) {
+        features::clear(&mut entries, name);
     }
     if leaves_max >= 0xb {
         entries.extend(of.levels());
@@ -133,7 +143,6 @@ fn set(word: &mut u32, bit: u32, on: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Cpu;
     use kvm_ioctls::Kvm;
 
     fn entry(cpuid: &CpuId, function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -147,7 +156,7 @@ mod tests {
         let supported = kvm.get_supported_cpuid(256).unwrap();
         let caps = Caps::of(&kvm).unwrap();
         for index in 0..3 {
-            let cpuid = for_vcpu(&supported, &Cpu::cores(3).topology, index, &caps);
+            let cpuid = for_vcpu(&supported, &Cpu::cores(3), index, &caps);
             let one = entry(&cpuid, 1, 0);
             assert_eq!((one.ebx >> 24, one.ebx >> 16 & 0xff), (index, 3));
             assert!(
@@ -165,8 +174,28 @@ mod tests {
     fn one_vcpu_is_no_multiprocessor_with_kvm() {
         let kvm = Kvm::new().unwrap();
         let supported = kvm.get_supported_cpuid(256).unwrap();
-        let cpuid = for_vcpu(&supported, &Cpu::cores(1).topology, 0, &Caps::of(&kvm).unwrap());
+        let cpuid = for_vcpu(&supported, &Cpu::cores(1), 0, &Caps::of(&kvm).unwrap());
         assert_eq!(entry(&cpuid, 1, 0).edx & HTT, 0);
+    }
+
+    #[test]
+    fn chosen_features_are_shown_or_not() {
+        let caps = Caps::of(&Kvm::new().unwrap()).unwrap();
+        let host =
+            |function, ecx, edx| kvm_cpuid_entry2 { function, ecx, edx, ..Default::default() };
+        let entries =
+            [host(1, 1 << 21, 0), host(0x8000_0001, 1 << 22, 0), host(0x8000_0007, 0, 1 << 8)];
+        let supported = CpuId::from_entries(&entries).unwrap();
+        let shown = |chosen: &[(&'static str, bool)]| {
+            let cpus = Cpu { features: chosen.iter().copied().collect(), ..Cpu::cores(1) };
+            let cpuid = for_vcpu(&supported, &cpus, 0, &caps);
+            let (one, topoext) = (entry(&cpuid, 1, 0), entry(&cpuid, 0x8000_0001, 0));
+            let bits = [one.ecx >> 21, topoext.ecx >> 22, entry(&cpuid, 0x8000_0007, 0).edx >> 8];
+            bits.map(|bit| bit & 1 == 1)
+        };
+        assert_eq!(shown(&[]), [true, true, false]);
+        assert_eq!(shown(&[("x2apic", false), ("topoext", false)]), [false, false, false]);
+        assert_eq!(shown(&[("x2apic", true), ("topoext", true), ("invtsc", true)]), [true; 3]);
     }
 
     /// Recorded from QEMU 10.0.2: `-M microvm,acpi=off -cpu host -smp …`.
@@ -204,7 +233,8 @@ mod tests {
             ((1, 4, 1, 1), [0x0104_0800, 0x0c00_0121, 0x0c00_c163, 0, 1, 2, 4, 1, 0x2003]),
         ] {
             let topology = Topology { sockets, cores, threads };
-            let cpuid = for_vcpu(&supported, &topology, index, &caps);
+            let cpus = Cpu { count: 1, topology, features: Default::default() };
+            let cpuid = for_vcpu(&supported, &cpus, index, &caps);
             let (thread, socket) = (entry(&cpuid, 0xb, 0), entry(&cpuid, 0xb, 1));
             let found = [
                 entry(&cpuid, 1, 0).ebx,

@@ -78,6 +78,23 @@ const WORDS: &[Word] = &[
     ]},
 ];
 
+/// Takes a feature away.
+pub(crate) fn clear(cpuid: &mut [kvm_cpuid_entry2], name: &str) {
+    for word in WORDS {
+        let Some((bit, _)) = word.bits.iter().find(|(_, known)| *known == name) else { continue };
+        let entries = cpuid.iter_mut();
+        for entry in entries.filter(|e| e.function == word.leaf && e.index == word.subleaf) {
+            let register = match word.register {
+                Register::Eax => &mut entry.eax,
+                Register::Ebx => &mut entry.ebx,
+                Register::Ecx => &mut entry.ecx,
+                Register::Edx => &mut entry.edx,
+            };
+            *register &= !(1 << bit);
+        }
+    }
+}
+
 /// Every feature that has a name, and whether a processor with this CPUID table has it.
 pub(crate) fn features(cpuid: &[kvm_cpuid_entry2]) -> Vec<(&'static str, bool)> {
     let mut all = Vec::new();

@@ -11,5 +11,6 @@ pub(crate) mod features;
 pub(crate) mod lapic;
 pub(crate) mod msrs;
 pub(crate) mod registers;
+pub(crate) mod smbios;
 pub(crate) mod topology;
 pub(crate) mod xsave;

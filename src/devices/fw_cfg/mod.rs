@@ -22,9 +22,12 @@ use super::{
     Built, Device, DeviceRequest, Error, Kind, Loading, SectionKind, Sections, Slots, only_one,
 };
 use crate::arch::x86_64::acpi;
+use crate::config::FirmwareContent;
 use crate::memory::GuestRam;
 use acpi_tables::aml;
 use items::Item;
+use std::io::Read;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) const KIND: Kind = Kind {
@@ -41,10 +44,32 @@ const PORTS: u64 = 12;
 /// Other devices add their files when they are built.
 fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     items::describe_machine(&mut slots.items(), slots.config, slots.vm.ram());
+    for file in &slots.config.firmware_files {
+        let content = match &file.content {
+            FirmwareContent::Text(text) => text.clone().into_bytes(),
+            FirmwareContent::File(path) => read(path)?,
+        };
+        slots.items().add_file(&file.name, content);
+    }
     let device = Arc::new(FwCfg::new(slots.items.clone(), slots.vm.ram().clone()));
     slots.port_window(PORT, PORTS, device.clone())?;
     slots.describe(Place::FirmwareConfiguration, describe());
     Ok(vec![device])
+}
+
+/// A file's size has 32 bits in the directory; this is more than a guest reads byte by byte.
+const FILE_BYTES_MAX: u64 = 256 << 20;
+
+/// What is in a file of the command line.
+fn read(path: &Path) -> Result<Vec<u8>, Error> {
+    let failed = |source| Error::Host { what: format!("-fw_cfg file={}", path.display()), source };
+    let file = std::fs::File::open(path).map_err(failed)?;
+    let mut content = Vec::new();
+    file.take(FILE_BYTES_MAX + 1).read_to_end(&mut content).map_err(failed)?;
+    match content.len() as u64 <= FILE_BYTES_MAX {
+        true => Ok(content),
+        false => Err(failed(std::io::Error::other("256 MiB are the most that a file may have"))),
+    }
 }
 
 /// How a kernel finds it that looks for devices through ACPI.

@@ -1,7 +1,7 @@
 //! What every boot protocol puts into guest RAM.
 
 use super::error::BootError;
-use super::memory_map::Low;
+use super::memory_map::{BIOS, Low};
 use super::places::{CMDLINE, HIGH_MEMORY, INITRD_END_MAX};
 use super::room::{Room, bytes_of, copy, put, seek};
 use super::{Firmware, mptable};
@@ -24,6 +24,9 @@ pub(super) fn write_common(
         let (tables, rsdp) = acpi.place(low.tables);
         put(ram, low.tables, &tables)?;
         put(ram, rsdp_at, &rsdp)?;
+    }
+    if let Some(smbios) = firmware.smbios {
+        put(ram, BIOS, &smbios.place(BIOS))?;
     }
     let table = mptable::build(firmware.cpus);
     put(ram, low.mptable, &mptable::at(low.mptable, &table))?;

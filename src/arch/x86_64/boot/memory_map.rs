@@ -9,7 +9,8 @@ const ACPI: u32 = 3;
 /// Conventional memory ends here, less what firmware keeps.
 const CONVENTIONAL_END: u64 = 0xa_0000;
 const EBDA_MAX: u64 = 0x9_fc00;
-const BIOS: u64 = 0xf_0000;
+/// Where SMBIOS tables are looked for.
+pub(super) const BIOS: u64 = 0xf_0000;
 const HIGH: u64 = 0x10_0000;
 
 /// One range, in the terms of e820.
@@ -99,7 +100,7 @@ mod tests {
             let cpus = Cpu::cores(cpus);
             let acpi = acpi::Tables::new(&Oem::default(), &cpus, true, vec![0; 4000]);
             for acpi in [None, Some(&acpi)] {
-                let low = Low::new(&Firmware { cpus: &cpus, acpi });
+                let low = Low::new(&Firmware { cpus: &cpus, acpi, smbios: None });
                 let end = low.mptable + (mptable::FLOATING_BYTES + mptable::bytes(count)) as u64;
                 assert!(end <= CONVENTIONAL_END && low.tables > 0x9_0000 && low.ebda & 0x3ff == 0);
                 assert!(low.mptable < low.ebda + 0x3f0 && low.mptable & 0xf == 0);
@@ -112,7 +113,7 @@ mod tests {
                 }
             }
         }
-        let low = Low::new(&Firmware { cpus: &Cpu::cores(1), acpi: None });
+        let low = Low::new(&Firmware { cpus: &Cpu::cores(1), acpi: None, smbios: None });
         assert_eq!(low.ebda, 0x9_fc00);
     }
 
@@ -120,7 +121,7 @@ mod tests {
     fn the_tables_are_said_to_be_acpis() {
         let (cpus, regions) = (Cpu::cores(2), crate::memory::layout(64 << 20));
         let acpi = acpi::Tables::new(&Oem::default(), &cpus, true, Vec::new());
-        let map = ranges(&regions, &Firmware { cpus: &cpus, acpi: Some(&acpi) });
+        let map = ranges(&regions, &Firmware { cpus: &cpus, acpi: Some(&acpi), smbios: None });
         let kinds: Vec<_> = map.iter().map(|range| (range.start, range.kind)).collect();
         let wanted =
             [(0, RAM), (0x9_f000, ACPI), (0x9_fc00, RESERVED), (BIOS, RESERVED), (HIGH, RAM)];

@@ -10,6 +10,7 @@
 //! | 0x20000 | command line, up to 64 KiB |
 //! | 0x9f000 | ACPI tables, with `acpi=on` (lower where they need more) |
 //! | 0x9fc00 | ACPI's root pointer, and the MP table (lower with many vCPUs); reserved from here to 0xa0000 |
+//! | 0xf0000 | SMBIOS tables, with `-smbios` |
 //! | 0x100000 | kernel |
 //! | top, below 2 GiB | initrd |
 
@@ -28,7 +29,7 @@ pub(crate) use error::BootError;
 pub(crate) use memory_map::e820_file;
 pub(crate) use registers::Entry;
 
-use crate::arch::x86_64::acpi;
+use crate::arch::x86_64::{acpi, smbios};
 use crate::config::{Boot, Cpu, Kernel};
 use crate::memory::{GuestRam, layout};
 use common::Initrd;
@@ -95,6 +96,7 @@ pub(crate) struct Firmware<'a> {
     pub cpus: &'a Cpu,
     /// `None`: the machine has no ACPI.
     pub acpi: Option<&'a acpi::Tables>,
+    pub smbios: Option<&'a smbios::Tables>,
 }
 
 fn open(path: &Path) -> Result<File, BootError> {
