@@ -71,6 +71,12 @@ impl Migratable for Guestless {
         unreachable!("a target stops no guest")
     }
 
+    fn stop_time(&self) -> Duration {
+        unreachable!("a target stops no guest")
+    }
+
+    fn let_go(&self) {}
+
     fn cont(&self) -> Result<(), GuestError> {
         *self.state.lock().unwrap() = RunState::Running;
         Ok(())

@@ -3,9 +3,9 @@
 //!
 //! | command | then |
 //! |---|---|
-//! | le32 1, allocate | file[56], le32 alignment, u8 zone (1 anywhere, 2 below 1 MiB) |
-//! | le32 2, add pointer | in file[56], to file[56], le32 offset, u8 bytes: adds the other's address |
-//! | le32 3, add checksum | file[56], le32 place, le32 start, le32 bytes |
+//! | le32 1, allocate | `file[56]`, le32 alignment, u8 zone (1 anywhere, 2 below 1 MiB) |
+//! | le32 2, add pointer | in `file[56]`, to `file[56]`, le32 offset, u8 bytes: adds the other's address |
+//! | le32 3, add checksum | `file[56]`, le32 place, le32 start, le32 bytes |
 
 /// Files by the names that a script calls them.
 pub(crate) const TABLES: &str = "etc/acpi/tables";
