@@ -59,6 +59,7 @@ fn recorded_conversations_are_the_same_with_the_real_process() {
         "arguments",
         "fd_disconnect",
         "removed",
+        "migrate_params",
     ] {
         against_process(topic, None);
     }
