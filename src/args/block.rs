@@ -554,6 +554,57 @@ impl Node {
     }
 }
 
+/// The image that a node with these keys is, for `blockdev-add`; `found` gives the one of a node that
+/// it stands on by name. The texts are QEMU's where it has one.
+pub(crate) fn added(
+    pairs: &[Pair],
+    found: &dyn Fn(&str) -> Option<Image>,
+) -> Result<Image, String> {
+    const COMMAND: &str = "blockdev-add";
+    let mut node = Node::default();
+    for (key, value) in pairs {
+        let own = key.strip_prefix("file.").unwrap_or(key);
+        let target = if own == key { &mut node } else { below(&mut node) };
+        match NODE.set(COMMAND, own, value.as_deref(), target).map_err(|error| error.problem) {
+            Err(Problem::UnknownKey { .. }) => {
+                return Err(format!("Parameter '{key}' is unexpected"));
+            }
+            Err(Problem::UnknownValue { .. }) => {
+                let value = value.as_deref().unwrap_or_default();
+                return Err(format!("Parameter '{key}' does not accept value '{value}'"));
+            }
+            Err(Problem::NotAnId) => {
+                return Err(format!(
+                    "Invalid node-name: '{}'",
+                    value.as_deref().unwrap_or_default()
+                ));
+            }
+            set => set.map_err(|problem| format!("{key}: {problem}"))?,
+        }
+    }
+    let stands_on = node.below.take();
+    if let Some(name) = &stands_on {
+        let image =
+            found(name).ok_or(format!("Cannot find device='{name}' nor node-name='{name}'"))?;
+        let file = below(&mut node);
+        file.driver = image.kind.map(Driver::File);
+        file.filename = Some(image.path);
+        file.name = Some(name.clone());
+        file.read_only = image.read_only;
+        file.auto_read_only = Some(image.auto_read_only);
+        file.cache.direct = Some(image.cache.direct);
+        file.cache.no_flush = Some(image.cache.no_flush);
+        file.discard = Some(image.discard);
+        file.locking = Some(image.locking);
+    }
+    node.image(&|_| None).map_err(|problem| match problem {
+        Problem::MissingKey(key) => {
+            format!("Parameter '{}' is missing", key.trim_end_matches('='))
+        }
+        other => other.to_string(),
+    })
+}
+
 /// The members of a JSON object as keys and values, those of one inside with its name in front.
 fn json_pairs(text: &str) -> Result<Vec<Pair>, Problem> {
     const SHAPE: Problem =

@@ -1,10 +1,11 @@
 //! Why an image cannot be had. The texts are QEMU's where it has one.
 
+use crate::io::reason;
 use std::io;
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
-    #[error("Could not open '{path}': {source}")]
+    #[error("Could not open '{path}': {}", reason(source))]
     Open { path: String, source: io::Error },
     #[error("'file' driver requires '{0}' to be a regular file")]
     NotRegular(String),
@@ -21,9 +22,9 @@ pub(crate) enum Error {
          does without)"
     )]
     Locked { what: &'static str, path: String },
-    #[error("the image [{path}] cannot be locked: {source}")]
+    #[error("the image [{path}] cannot be locked: {}", reason(source))]
     Lock { path: String, source: io::Error },
-    #[error("the length of '{path}' cannot be told: {source}")]
+    #[error("the length of '{path}' cannot be told: {}", reason(source))]
     Length { path: String, source: io::Error },
     #[error(
         "with cache.direct=on '{path}' takes requests of {needed} bytes only; write logical_block_size={needed} and \
@@ -32,6 +33,6 @@ pub(crate) enum Error {
     Alignment { path: String, needed: u32 },
     #[error("Cannot grow device files")]
     Device,
-    #[error("the image '{path}' cannot be resized: {source}")]
+    #[error("the image '{path}' cannot be resized: {}", reason(source))]
     Resize { path: String, source: io::Error },
 }

@@ -111,6 +111,27 @@ impl Image {
         Ok(image)
     }
 
+    /// The name of the node of the format.
+    pub(crate) fn node(&self) -> String {
+        self.config.node.clone().unwrap_or_else(|| format!("#block{:03}", 2 * self.number + 1))
+    }
+
+    /// The name of the node below, or its own where there is none.
+    pub(crate) fn file_node(&self) -> String {
+        match self.config.format {
+            ImageFormat::Bare => self.node(),
+            _ => {
+                let made = || format!("#block{:03}", 2 * self.number);
+                self.config.file_node.clone().unwrap_or_else(made)
+            }
+        }
+    }
+
+    /// Whether a node of it, or its drive, is called so.
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.config.name == name || self.node() == name || self.file_node() == name
+    }
+
     fn path(&self) -> String {
         self.config.path.display().to_string()
     }

@@ -2,10 +2,10 @@
 
 use super::error::Error;
 use super::image::Image;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ImageFormat};
 use crate::devices::{self, Built, Device, Kind, Loading, Sections, Slots};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A machine that the guest leaves, or does not go to after all, gives the locks back by itself: it
@@ -16,12 +16,36 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// What stands on the board for them; guests see nothing of it.
 pub(crate) const KIND: Kind = Kind { build, ..Kind::NONE };
 
-/// The images, in the order of the command line.
+/// The images, in the order of the command line, then those of `blockdev-add`.
 #[derive(Default)]
 pub struct Images {
-    all: Vec<Arc<Image>>,
+    all: Mutex<Vec<Arc<Image>>>,
+    /// Who adds one.
+    adding: Mutex<()>,
     /// The guest is, or was, in another process.
     away: AtomicBool,
+}
+
+/// Why an image was not added.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AddError {
+    #[error("Duplicate nodes with node-name='{0}'")]
+    Duplicate(String),
+    #[error(transparent)]
+    Open(#[from] Error),
+}
+
+/// Why a node stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RemoveError {
+    Unknown,
+    NotOwned,
+    InUse,
+}
+
+/// Whether `name` is a node without one of a format above it.
+pub(crate) fn is_bare(all: &[Arc<Image>], name: &str) -> bool {
+    all.iter().any(|image| image.config.format == ImageFormat::Bare && image.node() == name)
 }
 
 impl Images {
@@ -34,18 +58,64 @@ impl Images {
         };
         let all =
             config.images.iter().enumerate().map(open).collect::<Result<_, devices::Error>>()?;
-        Ok(Images { all, away: AtomicBool::new(config.incoming.is_some()) })
+        let away = AtomicBool::new(config.incoming.is_some());
+        Ok(Images { all: Mutex::new(all), adding: Mutex::new(()), away })
     }
 
     pub(crate) fn all(&self) -> Vec<Arc<Image>> {
-        self.all.clone()
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Image>>> {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds what `open` makes of its number, unless a node of it has a name already. No disk uses it.
+    pub(crate) fn add(
+        &self,
+        open: impl FnOnce(usize) -> Result<Image, Error>,
+    ) -> Result<(), AddError> {
+        // Nobody else adds meanwhile: opening may take long, and holds up those who look only.
+        let _turn = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = self.lock().iter().map(|image| image.number + 1).max().unwrap_or(0);
+        let image = open(number)?;
+        let all = self.all();
+        let taken = |name: &&String| all.iter().any(|other| other.has_name(name));
+        let below = image.config.file_node.as_ref().filter(|name| !is_bare(&all, name));
+        let names = image.config.node.iter().chain(below);
+        if let Some(name) = names.into_iter().find(taken) {
+            return Err(AddError::Duplicate(name.clone()));
+        }
+        self.lock().push(Arc::new(image));
+        Ok(())
+    }
+
+    /// Removes the node `name` of `-blockdev` or `blockdev-add`.
+    pub(crate) fn remove(&self, name: &str) -> Result<(), RemoveError> {
+        let mut all = self.lock();
+        let Some(at) = all.iter().position(|image| image.node() == name) else {
+            let is_below = all.iter().any(|image| image.file_node() == name);
+            return Err(if is_below { RemoveError::InUse } else { RemoveError::Unknown });
+        };
+        let image = &all[at];
+        if image.config.drive.is_some() {
+            return Err(RemoveError::NotOwned);
+        }
+        let stands_on =
+            |other: &Arc<Image>| other.number != image.number && other.file_node() == name;
+        if image.user().is_some() || all.iter().any(stands_on) {
+            return Err(RemoveError::InUse);
+        }
+        all.remove(at);
+        Ok(())
     }
 
     /// The image that `drive=` names.
-    pub(crate) fn find(&self, name: &str) -> Option<&Arc<Image>> {
-        self.all
-            .iter()
-            .find(|image| image.config.name == name || image.config.node.as_deref() == Some(name))
+    pub(crate) fn find(&self, name: &str) -> Option<Arc<Image>> {
+        let named = |image: &&Arc<Image>| {
+            image.config.name == name || image.config.node.as_deref() == Some(name)
+        };
+        self.lock().iter().find(named).cloned()
     }
 
     /// Gives a device its image.
@@ -69,7 +139,7 @@ impl Images {
         if !self.away.load(Ordering::Acquire) {
             image.take(false).map_err(|error| refused(name, &error))?;
         }
-        Ok(image.clone())
+        Ok(image)
     }
 }
 
@@ -91,7 +161,7 @@ impl Device for Images {
     fn claim(&self) -> Result<(), devices::Error> {
         let away = self.away.load(Ordering::Acquire);
         let deadline = Instant::now() + if away { GIVEN_BACK_WITHIN } else { Duration::ZERO };
-        for image in &self.all {
+        for image in &self.all() {
             loop {
                 match image.take(away) {
                     Err(Error::Locked { .. }) if Instant::now() < deadline => {
@@ -107,13 +177,13 @@ impl Device for Images {
     }
 
     fn resume(&self) -> Result<(), devices::Error> {
-        self.all.iter().for_each(|image| image.is_well());
+        self.all().iter().for_each(|image| image.is_well());
         Ok(())
     }
 
     fn let_go(&self) {
         self.away.store(true, Ordering::Release);
-        self.all.iter().for_each(|image| image.let_go());
+        self.all().iter().for_each(|image| image.let_go());
     }
 
     fn save(&self, _sections: &mut Sections) -> Result<(), devices::Error> {

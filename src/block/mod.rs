@@ -22,5 +22,5 @@ mod throttle;
 pub(crate) use error::Error;
 pub use image::Image;
 pub use images::Images;
-pub(crate) use images::KIND;
+pub(crate) use images::{KIND, RemoveError, is_bare};
 pub(crate) use stats::Operation;

@@ -1,11 +1,10 @@
 //! The machine, as far as QMP's own commands need one.
 
-use crate::block::{Image, Images};
+use crate::block::Images;
 use crate::config::Actions;
 use crate::kvm::Statistic;
 use crate::machine::{ContRefused, DirtyLimit, Error, Machine, Moment, Object, RunState, VcpuInfo};
 use crate::memory;
-use std::sync::Arc;
 
 /// The machine, as far as QMP's own commands need one; tests put a fake in its place.
 pub trait Controllable: Send + Sync {
@@ -30,8 +29,8 @@ pub trait Controllable: Send + Sync {
         Vec::new()
     }
     /// What its disks are made of.
-    fn images(&self) -> Vec<Arc<Image>> {
-        Vec::new()
+    fn images(&self) -> Option<&Images> {
+        None
     }
     /// Whether vCPUs have rings that count the pages they dirty.
     fn has_dirty_rings(&self) -> bool {
@@ -99,8 +98,8 @@ impl Controllable for Machine {
         self.cpu_features()
     }
 
-    fn images(&self) -> Vec<Arc<Image>> {
-        self.device::<Images>().map(Images::all).unwrap_or_default()
+    fn images(&self) -> Option<&Images> {
+        self.device()
     }
 
     fn has_dirty_rings(&self) -> bool {

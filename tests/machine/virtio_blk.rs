@@ -320,6 +320,7 @@ fn limits_slow_a_disk_down_until_they_are_lifted() {
     image(&path);
     // One turn of the guest is two requests.
     let drive = format!("file={},iops=4,iops_max=40", path.display());
+    let begun = Instant::now();
     let mut vm = launch(folder.path(), "vm", &drive, "", true).start();
     let operations = |vm: &mut Vm| {
         let stats = &vm.ask("query-blockstats", json!({}))[0]["stats"];
@@ -329,13 +330,10 @@ fn limits_slow_a_disk_down_until_they_are_lifted() {
     while operations(&mut vm) < 40 {
         assert!(Instant::now() < end);
     }
-    // The burst is over.
-    let (before, begun) = (operations(&mut vm), Instant::now());
-    while begun.elapsed() < Duration::from_secs(1) {
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    let allowed = 4 * begun.elapsed().as_secs() + 8;
-    let done = operations(&mut vm) - before;
+    // What the bucket holds, and what has leaked out of it: a bound whatever the host is busy with.
+    std::thread::sleep(Duration::from_secs(1));
+    let done = operations(&mut vm);
+    let allowed = 42 + (4.0 * begun.elapsed().as_secs_f64()) as u64;
     assert!(done <= allowed, "{done} of {allowed}");
     let shown = vm.ask("query-block", json!({}))[0]["inserted"].clone();
     assert_eq!((&shown["iops"], &shown["iops_max"]), (&json!(4), &json!(40)));
@@ -345,4 +343,51 @@ fn limits_slow_a_disk_down_until_they_are_lifted() {
     let both = json!({"device": "d", "bps": 1, "bps_rd": 1, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0});
     let refused = vm.try_ask("block_set_io_throttle", both).unwrap_err();
     assert!(refused.contains("cannot be used at the same time"), "{refused}");
+}
+
+#[test]
+fn images_come_and_go_in_qemus_words() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    image(&path);
+    let other = folder.path().join("other");
+    image(&other);
+    let (name, absent) = (other.to_str().unwrap(), folder.path().join("absent"));
+    let drive = format!("file={}", path.display());
+    let mut vm = launch(folder.path(), "vm", &drive, "", true).start();
+    let mut ask = |command: &str, arguments| vm.try_ask(command, arguments).map(|_| ());
+    let refused = |text: &str| Err(text.to_owned());
+    let file = |node: &str, more: serde_json::Value| {
+        let mut all = json!({"driver": "file", "node-name": node, "filename": name});
+        all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        all
+    };
+    assert_eq!(ask("blockdev-add", file("b0", json!({}))), Ok(()));
+    let raw = json!({"driver": "raw", "node-name": "r0", "file": "b0"});
+    assert_eq!(ask("blockdev-add", raw.clone()), Ok(()));
+    assert_eq!(ask("blockdev-add", raw), refused("Duplicate nodes with node-name='r0'"));
+    let text = format!("Could not open '{}': No such file or directory", absent.display());
+    assert_eq!(ask("blockdev-add", file("x0", json!({"filename": absent}))), Err(text));
+    for (arguments, text) in [
+        (json!({"driver": "file", "node-name": "x0"}), "Parameter 'filename' is missing"),
+        (
+            json!({"driver": "nope", "node-name": "x0"}),
+            "Parameter 'driver' does not accept value 'nope'",
+        ),
+        (file("bad name", json!({})), "Invalid node-name: 'bad name'"),
+        (file("x0", json!({"x": 1})), "Parameter 'x' is unexpected"),
+        (
+            json!({"driver": "file", "filename": name}),
+            "'node-name' must be specified for the root node",
+        ),
+    ] {
+        assert_eq!(ask("blockdev-add", arguments), refused(text));
+    }
+    let node = |node: &str| json!({"node-name": node});
+    assert_eq!(ask("blockdev-del", node("b0")), refused("Block device b0 is in use"));
+    assert_eq!(ask("block_resize", json!({"node-name": "r0", "size": 4096})), Ok(()));
+    assert_eq!(ask("blockdev-del", node("r0")), Ok(()));
+    assert_eq!(ask("blockdev-del", node("b0")), Ok(()));
+    assert_eq!(ask("blockdev-del", node("b0")), refused("Failed to find node with node-name='b0'"));
+    wait_for_points(&vm, 1);
 }

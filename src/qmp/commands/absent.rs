@@ -12,12 +12,6 @@ use crate::qmp::schema::{Member, Shape, Type, optional, required};
 pub(crate) static COMMANDS: &[Command] = &[
     none("query-jobs", "Lists jobs on disks, of which there are none."),
     none("query-block-jobs", "Lists jobs on disks, of which there are none."),
-    Command::new("blockdev-add", Run::Now(blockdev_add))
-        .arguments(&BLOCK_NODE)
-        .does("Is an error: images come from the command line only so far."),
-    Command::new("blockdev-del", Run::Now(blockdev_del))
-        .arguments(&NODE_NAME)
-        .does("Is an error: what there is, is in use."),
     Command::new("netdev_add", Run::Now(netdev_add))
         .arguments(&NETDEV)
         .does("Is an error: networks are not built yet."),
@@ -65,11 +59,6 @@ const fn none(name: &'static str, does: &'static str) -> Command {
 
 const NO_OBJECT: Type = Type::Object(&NOTHING);
 
-static BLOCK_NODE: Shape = Shape::open(&[
-    required("driver", Type::Text).means("what it is"),
-    optional("node-name", Type::Text).means("what to call it"),
-]);
-static NODE_NAME: Shape = Shape::of(&[required("node-name", Type::Text).means("its name")]);
 const ITS_ID: Member = required("id", Type::Text).means("its id");
 static ID: Shape = Shape::of(&[ITS_ID]);
 static NETDEV: Shape =
@@ -114,21 +103,6 @@ fn identifier(call: Call<'_>) -> Result<(), Error> {
     value::id(call.args.text("id"))
         .map(drop)
         .map_err(|_| Error::generic("Parameter 'id' expects an identifier"))
-}
-
-fn blockdev_add(call: Call<'_>) -> Answer {
-    let driver = call.args.text("driver");
-    if !call.args.has("node-name") {
-        return refuse("'node-name' must be specified for the root node");
-    }
-    Err(Error::generic(format_args!(
-        "blockdev-add of {driver}: images come from the command line only so far; write -blockdev"
-    )))
-}
-
-fn blockdev_del(call: Call<'_>) -> Answer {
-    let name = call.args.text("node-name");
-    Err(Error::generic(format_args!("Failed to find node with node-name='{name}'")))
 }
 
 fn netdev_add(call: Call<'_>) -> Answer {

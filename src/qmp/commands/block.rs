@@ -6,10 +6,12 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value as Json, json};
 
 use super::{Answer, Call, Command, Run};
-use crate::block::{Image, Operation};
+use crate::args::{Pair, block::added};
+use crate::block::{Image, Images, Operation, RemoveError, is_bare};
 use crate::config::{DetectZeroes, ImageFormat, Throttle};
 use crate::machine::Request;
 use crate::qmp::error::Error;
+use crate::qmp::json::Value;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
 pub(crate) static COMMANDS: &[Command] = &[
@@ -27,6 +29,12 @@ pub(crate) static COMMANDS: &[Command] = &[
     Command::new("block_resize", Run::Waiting(resize))
         .arguments(&RESIZE)
         .does("Makes an image longer or shorter; the guest is told."),
+    Command::new("blockdev-add", Run::Waiting(blockdev_add))
+        .arguments(&BLOCK_NODE)
+        .does("Opens an image. No disk comes on this board, so that none will use it."),
+    Command::new("blockdev-del", Run::Waiting(blockdev_del))
+        .arguments(&NODE_NAME)
+        .does("Closes an image that nobody uses."),
     Command::new("block_set_io_throttle", Run::Now(set_throttle))
         .arguments(&THROTTLE)
         .does("Limits bytes and requests of a disk per second; zeros end all limits."),
@@ -73,6 +81,12 @@ static THROTTLE: Shape = Shape::of(&[
     optional("iops_size", Type::Int).means("bytes that count as one request"),
     optional("group", Type::Text).means("whom it shares the limits with: none but itself so far"),
 ]);
+
+static BLOCK_NODE: Shape = Shape::open(&[
+    required("driver", Type::Text).means("what it is: raw, file, host_device"),
+    optional("node-name", Type::Text).means("what to call it"),
+]);
+static NODE_NAME: Shape = Shape::of(&[required("node-name", Type::Text).means("its name")]);
 
 static DISK: Shape = Shape::of(&[
     required("device", Type::Text),
@@ -183,16 +197,6 @@ static COUNTS: Shape = Shape::of(&[
     required("timed_stats", Type::List(&Type::Object(&super::NOTHING))),
 ]);
 
-/// The node of the image's format.
-fn node_name(image: &Image) -> String {
-    image.config.node.clone().unwrap_or_else(|| format!("#block{:03}", 2 * image.number + 1))
-}
-
-/// The node below that.
-fn file_node_name(image: &Image) -> String {
-    image.config.file_node.clone().unwrap_or_else(|| format!("#block{:03}", 2 * image.number))
-}
-
 fn file_driver(image: &Image) -> &'static str {
     if image.is_device { "host_device" } else { "file" }
 }
@@ -221,7 +225,7 @@ fn node(image: &Image, below: bool) -> Json {
     }
     let mut node = json!({
         "file": path,
-        "node-name": if below { file_node_name(image) } else { node_name(image) },
+        "node-name": if below { image.file_node() } else { image.node() },
         "ro": config.read_only || !image.writable,
         "drv": driver,
         "backing_file_depth": 0,
@@ -254,10 +258,20 @@ fn node(image: &Image, below: bool) -> Json {
     node
 }
 
+/// All that there are.
+fn images(call: Call<'_>) -> Vec<Arc<Image>> {
+    call.vmm.guest.images().map(Images::all).unwrap_or_default()
+}
+
 /// Drives, and nodes that a disk has.
 fn disks(call: Call<'_>) -> Vec<Arc<Image>> {
-    let all = call.vmm.guest.images();
+    let all = images(call);
     all.into_iter().filter(|image| image.config.drive.is_some() || image.user().is_some()).collect()
+}
+
+/// Whether the node below is to be shown with it: it has one, which is none of its own.
+fn shows_below(all: &[Arc<Image>], image: &Image) -> bool {
+    image.config.format != ImageFormat::Bare && !is_bare(all, &image.file_node())
 }
 
 /// The id of the `-drive`; a node of `-blockdev` has none.
@@ -286,11 +300,12 @@ fn query_block(call: Call<'_>) -> Answer {
 }
 
 fn query_nodes(call: Call<'_>) -> Answer {
+    let all = images(call);
     let mut nodes = Vec::new();
     // The newest first, as QEMU has them.
-    for image in call.vmm.guest.images().iter().rev() {
+    for image in all.iter().rev() {
         nodes.push(node(image, false));
-        if image.config.format != ImageFormat::Bare {
+        if shows_below(&all, image) {
             nodes.push(node(image, true));
         }
     }
@@ -341,13 +356,13 @@ fn query_stats(call: Call<'_>) -> Answer {
     };
     let file = |image: &Image| {
         json!({
-            "node-name": file_node_name(image),
+            "node-name": image.file_node(),
             "stats": counts(image, false),
             "driver-specific": of_driver(image),
         })
     };
     let top = |image: &Image, of_disk: bool| {
-        let mut shown = json!({"node-name": node_name(image), "stats": counts(image, of_disk)});
+        let mut shown = json!({"node-name": image.node(), "stats": counts(image, of_disk)});
         match image.config.format {
             ImageFormat::Bare => shown["driver-specific"] = of_driver(image),
             _ => shown["parent"] = file(image),
@@ -355,14 +370,15 @@ fn query_stats(call: Call<'_>) -> Answer {
         shown
     };
     if call.args.bool_if_given("query-nodes") == Some(true) {
-        let mut all = Vec::new();
-        for image in call.vmm.guest.images().iter().rev() {
-            all.push(top(image, false));
-            if image.config.format != ImageFormat::Bare {
-                all.push(file(image));
+        let all = images(call);
+        let mut nodes = Vec::new();
+        for image in all.iter().rev() {
+            nodes.push(top(image, false));
+            if shows_below(&all, image) {
+                nodes.push(file(image));
             }
         }
-        return Ok(all.into());
+        return Ok(nodes.into());
     }
     let disk = |image: Arc<Image>| {
         let mut shown = top(&image, true);
@@ -378,10 +394,10 @@ fn query_stats(call: Call<'_>) -> Answer {
 fn resize(call: Call<'_>) -> Answer {
     let name = |member| call.args.text_if_given(member).unwrap_or("");
     let (device, node) = (name("device"), name("node-name"));
-    let images = call.vmm.guest.images();
+    let images = images(call);
     let found = images.iter().find(|image| {
         let is_drive = image.config.drive.is_some() && image.config.name == device;
-        is_drive || node_name(image) == node || file_node_name(image) == node
+        is_drive || image.node() == node || image.file_node() == node
     });
     let image = found.ok_or_else(|| {
         Error::generic(format_args!("Cannot find device='{device}' nor node-name='{node}'"))
@@ -395,7 +411,7 @@ fn resize(call: Call<'_>) -> Answer {
 
 fn set_throttle(call: Call<'_>) -> Answer {
     let (device, id) = (call.args.text_if_given("device"), call.args.text_if_given("id"));
-    let images = call.vmm.guest.images();
+    let images = images(call);
     let (name, found) = match (device, id) {
         (Some(name), None) => {
             let is =
@@ -431,4 +447,71 @@ fn set_throttle(call: Call<'_>) -> Answer {
     limits.check().map_err(Error::generic)?;
     image.set_limits(limits);
     Ok(json!({}))
+}
+
+fn blockdev_add(call: Call<'_>) -> Answer {
+    if !call.args.has("node-name") {
+        return Err(Error::generic("'node-name' must be specified for the root node"));
+    }
+    let Some(images) = call.vmm.guest.images() else {
+        return Err(Error::generic("this machine has no images"));
+    };
+    let mut pairs = Vec::new();
+    flatten("", &mut call.args.members(), &mut pairs)?;
+    let all = images.all();
+    let found = |name: &str| {
+        let bare = all.iter().find(|image| is_bare(&all, name) && image.node() == name);
+        bare.map(|image| image.config.clone())
+    };
+    let wanted = added(&pairs, &found).map_err(Error::generic)?;
+    images.add(|number| Image::open(number, &wanted)).map_err(Error::generic)?;
+    Ok(json!({}))
+}
+
+/// Members as the keys of an option: those of an object inside have its name in front.
+fn flatten<'a>(
+    prefix: &str,
+    members: &mut dyn Iterator<Item = (&'a str, &'a Value)>,
+    into: &mut Vec<Pair>,
+) -> Result<(), Error> {
+    for (key, value) in members {
+        let key = format!("{prefix}{key}");
+        let text = match value {
+            Value::Object(inner) => {
+                let mut inner = inner.iter().map(|(key, value)| (key.as_str(), value));
+                flatten(&format!("{key}."), &mut inner, into)?;
+                continue;
+            }
+            Value::Bool(on) => if *on { "on" } else { "off" }.to_owned(),
+            other => match (other.as_str(), other.as_i64()) {
+                (Some(text), _) => text.to_owned(),
+                (None, Some(number)) => number.to_string(),
+                (None, None) => {
+                    return Err(Error::generic(format_args!(
+                        "Invalid parameter type for '{key}', expected: string"
+                    )));
+                }
+            },
+        };
+        into.push((key, Some(text)));
+    }
+    Ok(())
+}
+
+fn blockdev_del(call: Call<'_>) -> Answer {
+    let name = call.args.text("node-name");
+    let unknown = || Err(RemoveError::Unknown);
+    let removed = call.vmm.guest.images().map_or_else(unknown, |images| images.remove(name));
+    match removed {
+        Ok(()) => Ok(json!({})),
+        Err(RemoveError::Unknown) => {
+            Err(Error::generic(format_args!("Failed to find node with node-name='{name}'")))
+        }
+        Err(RemoveError::NotOwned) => {
+            Err(Error::generic(format_args!("Node {name} is not owned by the monitor")))
+        }
+        Err(RemoveError::InUse) => {
+            Err(Error::generic(format_args!("Block device {name} is in use")))
+        }
+    }
 }
