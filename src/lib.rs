@@ -7,7 +7,7 @@
 //! | floor | modules |
 //! | --- | --- |
 //! | command lines and shell verbs | [`args`], [`client`], [`inspect`] |
-//! | the running process | [`control`], [`vmm`], [`chardev`], [`config`] |
+//! | the running process | [`control`], [`vmm`], [`chardev`], [`net`], [`config`] |
 //! | QEMU's machine protocol | [`qmp`] |
 //! | jobs, a thread each | [`migrate`], [`dump`] |
 //! | bytes, without I/O | [`stream`], [`vmstate`], `pages` |
@@ -46,6 +46,7 @@ pub mod kvm;
 pub mod machine;
 pub mod memory;
 pub mod migrate;
+pub mod net;
 mod output;
 mod pages;
 pub mod qmp;

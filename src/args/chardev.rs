@@ -366,7 +366,7 @@ impl Kind {
 }
 
 /// `ipv4=on` alone means IPv4 only, and so on, as in QEMU.
-fn family(v4: Option<bool>, v6: Option<bool>) -> Result<IpFamily, Problem> {
+pub(super) fn family(v4: Option<bool>, v6: Option<bool>) -> Result<IpFamily, Problem> {
     Ok(match (v4, v6) {
         (None, None) | (Some(true), Some(true)) => IpFamily::Any,
         (Some(true), _) | (None, Some(false)) => IpFamily::V4,

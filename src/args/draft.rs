@@ -7,10 +7,10 @@ use super::keys::{Key, Keys};
 use super::machine::{MachineDraft, into};
 use super::memory::MemoryDraft;
 use super::smp::Smp;
-use super::value;
+use super::{netdev, value};
 use crate::config::{
     Actions, Boot, Chardev, ChardevBackend, Config, Entropy, FirmwareFile, Identity, Incoming,
-    Kernel, Monitor, PanicAction, RebootAction, ShutdownAction, SystemInformation,
+    Kernel, Monitor, Netdev, PanicAction, RebootAction, ShutdownAction, SystemInformation,
 };
 use crate::devices::Kind;
 use crate::machine::PARTS;
@@ -27,6 +27,7 @@ pub(crate) struct Draft {
     pub objects: Vec<String>,
     pub entropy: Vec<Entropy>,
     pub blocks: Blocks,
+    pub netdevs: Vec<Netdev>,
     pub kernel: Option<PathBuf>,
     pub initrd: Option<PathBuf>,
     pub append: Option<String>,
@@ -216,6 +217,16 @@ impl Draft {
         Ok(())
     }
 
+    pub(crate) fn netdev(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        let netdev = netdev::read(option, text)?;
+        if self.netdevs.iter().any(|other| other.id == netdev.id) {
+            let place = format!("{option} id={}", netdev.id);
+            return Err(Problem::DuplicateId("a network back-end").at(place));
+        }
+        self.netdevs.push(netdev);
+        Ok(())
+    }
+
     pub(crate) fn qmp(&mut self, option: &str, text: &str, pretty: bool) -> Result<(), Error> {
         let chardev = chardev::short(option, text)?;
         if chardev != Short::None {
@@ -263,6 +274,7 @@ impl Draft {
                     entropy: self.entropy,
                     images,
                     lines: Vec::new(),
+                    netdevs: self.netdevs,
                     kvm: self.machine.kvm,
                     cpu,
                     memory,

@@ -129,6 +129,75 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("blockdev", "locking", "-blockdev file,NODE", "-blockdev file,NODE,locking=off"),
     ("blockdev", "discard", "-blockdev file,NODE", "-blockdev file,NODE,discard=unmap"),
     ("blockdev", "detect-zeroes", "-blockdev file,NODE", "-blockdev file,NODE,detect-zeroes=on"),
+    ("device", "csum", "CARD", "CARD,csum=off"),
+    ("device", "guest_csum", "CARD", "CARD,guest_csum=off"),
+    ("device", "gso", "CARD", "CARD,gso=off"),
+    ("device", "guest_tso4", "CARD", "CARD,guest_tso4=off"),
+    ("device", "guest_tso6", "CARD", "CARD,guest_tso6=off"),
+    ("device", "guest_ecn", "CARD", "CARD,guest_ecn=off"),
+    ("device", "guest_ufo", "CARD", "CARD,guest_ufo=off"),
+    ("device", "guest_uso4", "CARD", "CARD,guest_uso4=off"),
+    ("device", "guest_uso6", "CARD", "CARD,guest_uso6=off"),
+    ("device", "guest_announce", "CARD", "CARD,guest_announce=off"),
+    ("device", "host_tso4", "CARD", "CARD,host_tso4=off"),
+    ("device", "host_tso6", "CARD", "CARD,host_tso6=off"),
+    ("device", "host_ecn", "CARD", "CARD,host_ecn=off"),
+    ("device", "host_ufo", "CARD", "CARD,host_ufo=off"),
+    ("device", "host_uso", "CARD", "CARD,host_uso=off"),
+    ("device", "mrg_rxbuf", "CARD", "CARD,mrg_rxbuf=off"),
+    ("device", "status", "CARD", "CARD,status=off"),
+    ("device", "ctrl_vq", "CARD", "CARD,ctrl_vq=off"),
+    ("device", "ctrl_rx", "CARD", "CARD,ctrl_rx=off"),
+    ("device", "ctrl_vlan", "CARD", "CARD,ctrl_vlan=off"),
+    ("device", "ctrl_rx_extra", "CARD", "CARD,ctrl_rx_extra=off"),
+    ("device", "ctrl_mac_addr", "CARD", "CARD,ctrl_mac_addr=off"),
+    ("device", "ctrl_guest_offloads", "CARD", "CARD,ctrl_guest_offloads=off"),
+    ("device", "mac", "CARD", "CARD,mac=2:0:0:0:0:1"),
+    ("device", "host_mtu", "CARD", "CARD,host_mtu=1400"),
+    ("device", "rx_queue_size", "CARD", "CARD,rx_queue_size=512"),
+    ("device", "tx_queue_size", "CARD", "CARD,tx_queue_size=512"),
+    ("device", "netdev", "-netdev tap,id=n CARD", "-netdev tap,id=n CARD,netdev=n"),
+    ("netdev", "type", "-netdev tap,id=n", "-netdev user,id=n"),
+    ("netdev", "id", "-netdev tap,id=n", "-netdev tap,id=m"),
+    ("netdev", "ifname", "-netdev tap,id=n", "-netdev tap,id=n,ifname=t"),
+    ("netdev", "fd", "-netdev tap,id=n", "-netdev tap,id=n,fd=3"),
+    ("netdev", "fds", "-netdev tap,id=n", "-netdev tap,id=n,fds=3"),
+    ("netdev", "sndbuf", "-netdev tap,id=n", "-netdev tap,id=n,sndbuf=1M"),
+    ("netdev", "vnet_hdr", "-netdev tap,id=n", "-netdev tap,id=n,vnet_hdr=off"),
+    ("netdev", "server", "-netdev stream,id=n,addr.type=unix,addr.path=S", "-netdev stream,id=n,addr.type=unix,addr.path=S,server=on"),
+    ("netdev", "reconnect-ms", "-netdev stream,id=n,addr.type=unix,addr.path=S", "-netdev stream,id=n,addr.type=unix,addr.path=S,reconnect-ms=9"),
+    ("netdev", "reconnect", "-netdev stream,id=n,addr.type=unix,addr.path=S", "-netdev stream,id=n,addr.type=unix,addr.path=S,reconnect=9"),
+    ("netdev", "listen", "-netdev socket,id=n,listen=:1", "-netdev socket,id=n,listen=:2"),
+    ("netdev", "connect", "-netdev socket,id=n,connect=h:1", "-netdev socket,id=n,connect=h:2"),
+    ("netdev", "mcast", "-netdev socket,id=n,mcast=230.0.0.1:1", "-netdev socket,id=n,mcast=230.0.0.1:2"),
+    ("netdev", "udp", "-netdev socket,id=n,localaddr=:1,udp=h:1", "-netdev socket,id=n,localaddr=:1,udp=h:2"),
+    ("netdev", "localaddr", "-netdev socket,id=n,localaddr=:1,udp=h:1", "-netdev socket,id=n,localaddr=:2,udp=h:1"),
+    ("netdev", "hostfwd", "-netdev user,id=n", "-netdev user,id=n,hostfwd=tcp::1-:2"),
+    ("netdev", "net", "-netdev user,id=n", "-netdev user,id=n,net=10.1.0.0/16"),
+    ("netdev", "host", "-netdev user,id=n", "-netdev user,id=n,host=10.1.0.1"),
+    ("netdev", "dns", "-netdev user,id=n", "-netdev user,id=n,dns=10.1.0.1"),
+    ("netdev", "dhcpstart", "-netdev user,id=n", "-netdev user,id=n,dhcpstart=10.1.0.9"),
+    ("netdev", "ipv4", "-netdev user,id=n", "-netdev user,id=n,ipv4=off"),
+    ("netdev", "ipv6", "-netdev user,id=n", "-netdev user,id=n,ipv6=off"),
+    ("netdev", "addr.type", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1", "-netdev stream,id=n,addr.type=unix,addr.path=S"),
+    ("netdev", "addr.path", "-netdev stream,id=n,addr.type=unix,addr.path=S", "-netdev stream,id=n,addr.type=unix,addr.path=T"),
+    ("netdev", "addr.abstract", "-netdev stream,id=n,addr.type=unix,addr.path=S", "-netdev stream,id=n,addr.type=unix,addr.path=S,addr.abstract=on"),
+    ("netdev", "addr.host", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1", "-netdev stream,id=n,addr.type=inet,addr.host=i,addr.port=1"),
+    ("netdev", "addr.port", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=2"),
+    ("netdev", "addr.to", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1,server=on", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1,server=on,addr.to=9"),
+    ("netdev", "addr.str", "-netdev stream,id=n,addr.type=fd,addr.str=3", "-netdev stream,id=n,addr.type=fd,addr.str=4"),
+    ("netdev", "addr.ipv4", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1,addr.ipv4=on"),
+    ("netdev", "addr.ipv6", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1", "-netdev stream,id=n,addr.type=inet,addr.host=h,addr.port=1,addr.ipv6=on"),
+    ("netdev", "local.type", "-netdev dgram,id=n,local.type=unix,local.path=L,remote.type=unix,remote.path=R", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=i,remote.port=2"),
+    ("netdev", "local.path", "-netdev dgram,id=n,local.type=unix,local.path=L,remote.type=unix,remote.path=R", "-netdev dgram,id=n,local.type=unix,local.path=X,remote.type=unix,remote.path=R"),
+    ("netdev", "local.host", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=i,remote.port=2", "-netdev dgram,id=n,local.type=inet,local.host=x,local.port=1,remote.type=inet,remote.host=i,remote.port=2"),
+    ("netdev", "local.port", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=i,remote.port=2", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=7,remote.type=inet,remote.host=i,remote.port=2"),
+    ("netdev", "remote.type", "-netdev dgram,id=n,local.type=unix,local.path=L,remote.type=unix,remote.path=R", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=i,remote.port=2"),
+    ("netdev", "remote.path", "-netdev dgram,id=n,local.type=unix,local.path=L,remote.type=unix,remote.path=R", "-netdev dgram,id=n,local.type=unix,local.path=L,remote.type=unix,remote.path=X"),
+    ("netdev", "remote.host", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=i,remote.port=2", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=x,remote.port=2"),
+    ("netdev", "remote.port", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=i,remote.port=2", "-netdev dgram,id=n,local.type=inet,local.host=h,local.port=1,remote.type=inet,remote.host=i,remote.port=7"),
+    ("netdev", "local.str", "-netdev dgram,id=n,local.type=fd,local.str=3", "-netdev dgram,id=n,local.type=fd,local.str=4"),
+    ("netdev", "remote.str", "-netdev dgram,id=n,local.type=fd,local.str=3,remote.type=inet,remote.host=230.0.0.1,remote.port=1", "-netdev dgram,id=n,local.type=fd,local.str=3,remote.type=inet,remote.host=230.0.0.1,remote.port=2"),
     ("global", "virtio-mmio.force-legacy", "", "-global virtio-mmio.force-legacy=off"),
     ("name", "guest", "", "-name guest=x"),
     ("uuid", "", "", "-uuid 01020304-0506-0708-090a-0b0c0d0e0f10"),
@@ -218,6 +287,19 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("blockdev", "aio", &["threads", "io_uring"], "the kernel's ring does what is asked"),
     ("blockdev", "force-share", &["off"], "an image that others write is not built"),
     ("blockdev", "x-check-cache-dropped", &["off"], "is not checked"),
+    ("device", "mq", &["off"], "there is one pair of queues"),
+    ("device", "rss", &["off"], "there is one pair of queues"),
+    ("device", "hash", &["off"], "frames are not hashed"),
+    ("device", "guest_rsc_ext", &["off"], "segments are not joined"),
+    ("device", "failover", &["off"], "no other device stands in"),
+    ("netdev", "script", &["no"], "scripts are not run"),
+    ("netdev", "downscript", &["no"], "scripts are not run"),
+    ("netdev", "vhost", &["off"], "frames are carried by this process"),
+    ("netdev", "vhostforce", &["off"], "frames are carried by this process"),
+    ("netdev", "queues", &["1"], "there is one pair of queues"),
+    ("netdev", "poll-us", &["0"], "belongs to vhost"),
+    ("netdev", "restrict", &["off"], "passt has nothing like it"),
+    ("netdev", "addr.tight", &["on"], "abstract names end where they end"),
     ("name", "debug-threads", &["on", "off"], "threads always have names"),
     ("chardev", "mux", &["off"], "a device has one user"),
     ("chardev", "tight", &["on"], "abstract names end where they end"),
@@ -277,6 +359,7 @@ fn line(ending: &str) -> Config {
             "TWO",
             "-blockdev file,node-name=n,filename=F -blockdev file,node-name=m,filename=F",
         )
+        .replace("CARD", "-device virtio-net-device")
         .replace("RNG", "-device virtio-rng-device")
         .replace("RAM,", "-object memory-backend-ram,")
         .replace("MEMFD", &backend("memfd"))
@@ -335,6 +418,19 @@ fn what_is_so_anyway_changes_nothing() {
                 ("blockdev", _) => {
                     let node = "-blockdev file,NODE";
                     (node.into(), format!("{node},{key}={value}"))
+                }
+                ("device", "mq" | "rss" | "hash" | "guest_rsc_ext" | "failover") => {
+                    ("CARD".into(), format!("CARD,{key}={value}"))
+                }
+                ("netdev", "addr.tight") => {
+                    let stream = "-netdev stream,id=n,addr.type=unix,addr.path=S,addr.abstract=on";
+                    (stream.into(), format!("{stream},{key}={value}"))
+                }
+                ("netdev", "restrict") => {
+                    ("-netdev user,id=n".into(), format!("-netdev user,id=n,{key}={value}"))
+                }
+                ("netdev", _) => {
+                    ("-netdev tap,id=n".into(), format!("-netdev tap,id=n,{key}={value}"))
                 }
                 ("device", _) => ("RNG".into(), format!("RNG,{key}={value}")),
                 ("chardev", "tight") => {

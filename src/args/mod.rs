@@ -14,6 +14,7 @@ mod help;
 mod keys;
 mod machine;
 mod memory;
+mod netdev;
 mod object;
 mod smp;
 mod table;
@@ -93,6 +94,20 @@ pub(crate) fn memory_backend_parameters() -> Vec<Parameter> {
 /// What `-object rng-…` can set.
 pub(crate) fn entropy_parameters() -> Vec<Parameter> {
     object::entropy_parameters()
+}
+
+/// A network back-end from its keys, as [`json_pairs`] makes them of a JSON object.
+pub fn netdev(option: &str, pairs: &[Pair]) -> Result<crate::config::Netdev, Error> {
+    netdev::of_pairs(option, pairs)
+}
+
+/// The members of a JSON object as keys and values.
+pub fn json_pairs(
+    members: serde_json::Map<String, serde_json::Value>,
+) -> Result<Vec<Pair>, Problem> {
+    let mut pairs = Vec::new();
+    object::flatten("", members, &mut pairs)?;
+    Ok(pairs)
 }
 
 /// The driver that `-device` knows by this name, available or not.

@@ -201,16 +201,40 @@ fn unknown(name: &str) -> Problem {
     }
 }
 
-/// The members of a flat JSON object as keys and values.
-fn json_pairs(text: &str) -> Result<Vec<(String, Option<String>)>, Problem> {
-    const SHAPE: Problem = Problem::Malformed("a JSON object of strings, numbers and booleans");
-    let members: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(text).map_err(|_| SHAPE)?;
-    let value = |value| match value {
-        serde_json::Value::String(text) => Ok(text),
-        serde_json::Value::Bool(on) => Ok(if on { "on".into() } else { "off".into() }),
-        serde_json::Value::Number(number) => Ok(number.to_string()),
-        _ => Err(SHAPE),
-    };
-    members.into_iter().map(|(key, member)| Ok((key, Some(value(member)?)))).collect()
+/// The members of a JSON object as keys and values; those of an object inside have its name and a dot
+/// in front, and a list of texts gives its key several times.
+pub(super) fn json_pairs(text: &str) -> Result<Vec<Pair>, Problem> {
+    let members = serde_json::from_str(text).map_err(|_| SHAPE)?;
+    let mut pairs = Vec::new();
+    flatten("", members, &mut pairs)?;
+    Ok(pairs)
+}
+
+const SHAPE: Problem = Problem::Malformed("a JSON object of strings, numbers and booleans");
+
+type Members = serde_json::Map<String, serde_json::Value>;
+
+pub(super) fn flatten(
+    prefix: &str,
+    members: Members,
+    pairs: &mut Vec<Pair>,
+) -> Result<(), Problem> {
+    use serde_json::Value::{Array, Bool, Number, Object, String as Text};
+    for (key, member) in members {
+        let key = format!("{prefix}{key}");
+        match member {
+            Text(text) => pairs.push((key, Some(text))),
+            Bool(on) => pairs.push((key, Some(if on { "on".into() } else { "off".into() }))),
+            Number(number) => pairs.push((key, Some(number.to_string()))),
+            Object(members) => flatten(&format!("{key}."), members, pairs)?,
+            Array(items) if !items.is_empty() => {
+                for item in items {
+                    let text = item.get("str").unwrap_or(&item).as_str().ok_or(SHAPE)?;
+                    pairs.push((key.clone(), Some(text.into())));
+                }
+            }
+            _ => return Err(SHAPE),
+        }
+    }
+    Ok(())
 }

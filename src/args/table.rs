@@ -3,7 +3,7 @@
 use super::draft::{self, Draft};
 use super::error::Error;
 use super::keys::{self, Parameter};
-use super::{block, chardev, device, firmware, machine, memory, object, smp};
+use super::{block, chardev, device, firmware, machine, memory, netdev, object, smp};
 
 pub(crate) struct Opt {
     /// The first name is the one that help shows.
@@ -159,7 +159,8 @@ impl Opt {
 }
 
 const NO_IDE: &str = "the machine has no IDE; write -drive file=FILE,if=none,id=ID -device virtio-blk-device,drive=ID";
-const NETWORK: &str = "network devices are not built yet";
+const NETWORK: &str =
+    "short forms of networks are not built; write -netdev and -device virtio-net-device,netdev=";
 const DISPLAY: &str = "there is no display; the guest's console is -serial";
 const FIRMWARE: &str = "there is no firmware: -kernel starts the guest directly";
 const HMP: &str = "the human monitor is not built; write -qmp, and `godwit qmp` to talk to it";
@@ -191,6 +192,8 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, o, v| d.blocks.drive(o, v)).group("drive", block::drive_parameters),
         set(Machine, &["blockdev"], "driver=DRIVER,node-name=NAME,…", "the same by nodes, in key or JSON form: raw, file, host_device",
             |d, o, v| d.blocks.blockdev(o, v)).group("blockdev", block::node_parameters),
+        set(Machine, &["netdev"], "TYPE,id=ID,…", "what a network card is connected to: tap, stream, dgram, socket, user; -netdev help lists keys",
+            |d, o, v| d.netdev(o, v)).group("netdev", netdev::parameters),
         set(Machine, &["global"], "DRIVER.PROPERTY=VALUE", "set a property of all devices of a kind; -global help lists them",
             |d, o, v| machine::global(o, v, &mut d.machine)).words(machine::globals),
         set(Machine, &["name"], "NAME", "what QMP calls the machine",
@@ -262,7 +265,6 @@ pub(crate) const OPTIONS: &[Opt] = {
         refuse(&["hda", "hdb", "hdc", "hdd"], Some("FILE"), NO_IDE),
         refuse(&["cdrom"], Some("FILE"), NO_IDE),
         refuse(&["snapshot"], None, "throw-away overlays are not built yet; copy the image"),
-        refuse(&["netdev"], Some("…"), NETWORK),
         refuse(&["set"], Some("…"), "it sets properties of devices, which are not built yet"),
         refuse(&["fsdev", "virtfs"], Some("…"), "shared directories are not built yet"),
         refuse(&["tpmdev"], Some("…"), "TPMs are not built"),

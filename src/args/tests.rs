@@ -47,6 +47,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         entropy: vec![],
         images: vec![],
         lines: vec![],
+        netdevs: vec![],
         kvm: Kvm::default(),
         cpu: Cpu::cores(1),
         memory: Memory {
@@ -198,14 +199,14 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-drive file=x,if=virtio",
             "-drive if=virtio: write if=none, and -device virtio-blk-device,drive=ID",
         ),
-        ("-netdev user,id=n", "-netdev: network devices are not built yet"),
+        ("-netdev user", "-netdev: id= is missing"),
         (
             "-device virtio-net-device,netdev=n",
-            "-device virtio-net-device: this virtio device is not built yet",
+            "-device virtio-net-device,netdev=n: there is no network (-netdev) with this id",
         ),
         (
             "-device isa-serial",
-            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-blk-device, virtio-serial-device, virtconsole, virtserialport or virtio-rng-device",
+            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-blk-device, virtio-net-device, virtio-serial-device, virtconsole, virtserialport or virtio-rng-device",
         ),
         ("-device vmcoreinfo,at=3", "-device at=3: vmcoreinfo has no such property"),
         (
@@ -393,7 +394,7 @@ fn a_machine_must_be_named() {
 fn every_fault_of_a_line_is_told_at_once() {
     assert_eq!(
         refusal("-cdrom x -netdev user -smp many -kernal K"),
-        "-cdrom: the machine has no IDE; write -drive file=FILE,if=none,id=ID -device virtio-blk-device,drive=ID\n-netdev: network devices are not built yet\n-smp many: expects a number \
+        "-cdrom: the machine has no IDE; write -drive file=FILE,if=none,id=ID -device virtio-blk-device,drive=ID\n-netdev: id= is missing\n-smp many: expects a number \
          from 1 to 254\n-kernal: no such option, did you mean -kernel?"
     );
 }

@@ -19,3 +19,4 @@ pub(crate) use error::Error;
 pub(crate) use line::PortLine;
 pub(crate) use port::{Port, bridge};
 pub(crate) use socket::{Client, Listener, connect, describe};
+pub(crate) use socket::{inherited, listen};

@@ -171,7 +171,8 @@ fn bound_name(address: &SocketAddress, socket: &OwnedFd) -> String {
     }
 }
 
-fn listen(address: &SocketAddress) -> io::Result<(Option<SocketFile>, OwnedFd)> {
+/// A socket that listens at `address`; its name goes with the file.
+pub(crate) fn listen(address: &SocketAddress) -> io::Result<(Option<SocketFile>, OwnedFd)> {
     let socket = match address {
         SocketAddress::Unix { path } => {
             let (file, socket) = socket_file::listen_at(path, BACKLOG)?;
@@ -236,7 +237,7 @@ fn resolve(
 
 /// A copy of a descriptor that we were started with. The number comes from the command line, so the
 /// kernel is asked for it by number: what is not open is refused.
-fn inherited(number: i32) -> io::Result<OwnedFd> {
+pub(crate) fn inherited(number: i32) -> io::Result<OwnedFd> {
     use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
     let this = pidfd_open(getpid(), PidfdFlags::empty())?;
     let fd = pidfd_getfd(this.as_fd(), number, PidfdGetfdFlags::empty())?;

@@ -31,12 +31,15 @@ pub enum TooFew {
 const PROCESS: usize = 24;
 /// A character device with a client.
 const PER_CHARDEV: usize = 6;
+/// A network: what it is made of, a listener, a connection, a program, a bell.
+const PER_NETDEV: usize = 6;
 /// Its own, and one of a machine made for a reset.
 const PER_VCPU: usize = 2;
 
 /// At most so many descriptors are open at one time, as long as nothing is moved or dumped.
 fn needed(config: &Config) -> usize {
-    PROCESS + PER_CHARDEV * config.chardevs.len() + PER_VCPU * usize::from(config.cpu.count)
+    let backends = PER_CHARDEV * config.chardevs.len() + PER_NETDEV * config.netdevs.len();
+    PROCESS + backends + PER_VCPU * usize::from(config.cpu.count)
 }
 
 /// Fails if `config` needs more descriptors than can be had.

@@ -2,7 +2,7 @@
 
 use super::{daemon, descriptors, outputs, pidfile, ring};
 use crate::machine::{self, ContRefused};
-use crate::{chardev, migrate, qmp};
+use crate::{chardev, migrate, net, qmp};
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -14,6 +14,8 @@ pub enum Error {
     Signal(#[source] std::io::Error),
     #[error(transparent)]
     Chardev(#[from] chardev::Error),
+    #[error("-netdev: {0}")]
+    Network(#[from] net::Error),
     #[error("cannot set up the connection of character device '{id}'")]
     Connection { id: String, source: std::io::Error },
     #[error("cannot empty the file of a character device")]

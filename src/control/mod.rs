@@ -31,8 +31,9 @@ use crate::io::Address;
 use crate::machine::{Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
+use crate::net::{Nets, Rounds};
 use crate::qmp::Server;
-use crate::qmp::commands::{channels, migration::InheritedFds};
+use crate::qmp::commands::{self, channels, migration::InheritedFds};
 use crate::vmm::Events;
 use crate::vmm::{Exit, Vmm};
 
@@ -84,16 +85,17 @@ async fn live(
         let claim = move || described.pidfile.as_deref().map(Pidfile::claim).transpose();
         let pidfile = apart(claim).await??;
         let mut connections = Connections::open(config).await?;
+        let (config, nets) = networks(config, &events).await?;
         let outside = Outside {
             serial: connections.take_sink(),
             lines: connections.take_lines(),
+            networks: nets.clone(),
             events: Box::new(report),
         };
-        let described = config.clone();
-        let machine = apart(move || Machine::build(&described, outside)).await??;
-        Ok::<_, Error>((pidfile, connections, machine))
+        let machine = apart(move || Machine::build(&config, outside)).await??;
+        Ok::<_, Error>((pidfile, connections, machine, nets))
     };
-    let (_pidfile, mut connections, machine) = tokio::select! {
+    let (_pidfile, mut connections, machine, nets) = tokio::select! {
         begun = begun => begun?,
         // While it waited for a client, a file system, memory.
         status = exit.requested() => return Ok(status),
@@ -102,6 +104,7 @@ async fn live(
 
     let mut vmm = Vmm::new(machine.clone(), events, exit);
     vmm.identity = config.identity.clone();
+    vmm.nets = nets;
     let dumps = Dumps::new(machine.clone());
     vmm.dumps = Some(dumps.clone());
     vmm.meter = Some(Meter::new(machine.clone()));
@@ -146,6 +149,22 @@ async fn live(
     Ok(status)
 }
 
+/// Opens what network cards are connected to, and writes down what each can do.
+async fn networks(
+    config: &Arc<Config>,
+    events: &Arc<Events>,
+) -> Result<(Config, Arc<Nets>), Error> {
+    let (mut config, events) = (Config::clone(config), events.clone());
+    apart(move || {
+        let nets = Arc::new(Nets::new(move |event| commands::network::emit(&events, event)));
+        for netdev in &mut config.netdevs {
+            netdev.offloads = nets.add(netdev)?;
+        }
+        Ok((config, nets))
+    })
+    .await?
+}
+
 /// How soon an address can be waited at, unless something is stuck.
 const PROMPT: Duration = Duration::from_millis(300);
 
@@ -172,10 +191,13 @@ fn end_within(time: Duration, work: impl FnOnce() + Send + 'static) {
     }
 }
 
+/// No client can call its own announcement so.
+const ARRIVED: &str = "\0arrived";
+
 /// Migrations of the machine, connected to events and to the end of the process.
 fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle> {
     let (events, autostart) = (vmm.events.clone(), vmm.autostart.clone());
-    let (exit, ending) = (vmm.exit.clone(), vmm.events.clone());
+    let (exit, ending, nets) = (vmm.exit.clone(), vmm.events.clone(), vmm.nets.clone());
     Handle::new(Parts {
         guest: machine.clone(),
         events: Arc::new(move |event| match event {
@@ -185,6 +207,19 @@ fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle>
             migrate::Event::Pass(pass) => events.emit("MIGRATION_PASS", json!({"pass": pass})),
         }),
         autostart: Arc::new(move || autostart.load(Ordering::SeqCst)),
+        arrived: Arc::new(move |parameters| {
+            let rounds = Rounds {
+                initial: parameters.announce_initial,
+                step: parameters.announce_step,
+                max: parameters.announce_max,
+                count: parameters.announce_rounds,
+            };
+            if let Err(error) = nets.announce(rounds, None, ARRIVED) {
+                say!(
+                    "godwit: warning: network cards are not announced, for want of a thread: {error}"
+                );
+            }
+        }),
         on_failure: Arc::new(move |_| exit.shutdown(&ending, StopCause::HostError, 1)),
         is_incoming: config.incoming.is_some(),
         uuid: Some(config.identity.uuid).filter(|uuid| *uuid != [0; 16]),

@@ -20,6 +20,7 @@ pub(crate) mod ioapic;
 mod kind;
 pub(crate) mod kvmclock;
 mod line;
+mod network;
 pub(crate) mod pic;
 pub mod pit;
 pub mod processors;
@@ -38,6 +39,10 @@ pub(crate) use error::Error;
 pub use host_cpu::HostCpu;
 pub(crate) use kind::{Kind, Misfit, Missing, Pluggable, SectionKind, lacks, only_one};
 pub(crate) use line::{Line, LineEnd, Lines};
+pub use network::NoNetworks;
+pub(crate) use network::{
+    Card, FRAME_BYTES_MAX, Filter, HEADER_BYTES, Mac, Network, Networks, show_mac,
+};
 pub(crate) use sections::Loading;
 pub use sections::{LoadReport, Sections};
 pub(crate) use slots::{Built, Slots};

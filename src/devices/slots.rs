@@ -8,6 +8,7 @@ use super::error::Error;
 use super::fw_cfg::Items;
 use super::host_cpu::HostCpu;
 use super::line::Lines;
+use super::network::Networks;
 use super::second_ioapic::SecondIoapic;
 use crate::arch::x86_64::acpi::SECOND_IOAPIC_GSI;
 use crate::block::Images;
@@ -36,6 +37,8 @@ pub(crate) struct Slots<'a> {
     pub(crate) images: Arc<Images>,
     /// Who hears of what the host could not do for them.
     pub disk_errors: DiskErrors,
+    /// What network cards are connected to.
+    pub networks: Arc<dyn Networks>,
     /// I/O ports and memory addresses at which somebody answers.
     pub ports: Bus,
     pub mmio: Bus,
@@ -54,6 +57,7 @@ impl<'a> Slots<'a> {
         clock: &'a Arc<VirtualClock>,
         console: Option<Box<dyn Write + Send>>,
         lines: Lines,
+        networks: Arc<dyn Networks>,
     ) -> Slots<'a> {
         let (ports, mmio) = (Bus::default(), Bus::default());
         let items = Arc::new(Mutex::new(Items::new()));
@@ -65,6 +69,7 @@ impl<'a> Slots<'a> {
             clock,
             console,
             lines,
+            networks,
             images,
             disk_errors,
             ports,

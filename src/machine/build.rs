@@ -58,7 +58,15 @@ impl Machine {
             let _ = requests.send(request);
         });
         let events: Arc<dyn Fn(Event) + Send + Sync> = outside.events.into();
-        let mut slots = Slots::new(config, &vm, &vcpus, &clock, outside.serial, outside.lines);
+        let mut slots = Slots::new(
+            config,
+            &vm,
+            &vcpus,
+            &clock,
+            outside.serial,
+            outside.lines,
+            outside.networks,
+        );
         slots.disk_errors = {
             let (events, request) = (events.clone(), request.clone());
             Arc::new(move |error: DiskError| {

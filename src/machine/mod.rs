@@ -40,7 +40,7 @@ use crate::arch::x86_64::boot::Images;
 use crate::arch::x86_64::topology::Position;
 use crate::config::Config;
 use crate::devices::clock::VirtualClock;
-use crate::devices::{Device, Lines};
+use crate::devices::{Device, Lines, Networks};
 use crate::kvm::{DirtyLog, Vm};
 use crate::memory::GuestRam;
 use cpus::{Cpus, Threads};
@@ -56,6 +56,8 @@ pub struct Outside {
     pub serial: Option<Box<dyn Write + Send>>,
     /// The other ends of [`Config::lines`]; one that is missing is a line with nobody there.
     pub lines: Lines,
+    /// What network cards are connected to.
+    pub networks: Arc<dyn Networks>,
     /// Called for each event, in order, on whichever thread caused it, while the machine is busy:
     /// it may ask for the run state, but must not stop, start, save or load.
     pub events: Box<dyn Fn(Event) + Send + Sync>,

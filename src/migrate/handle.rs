@@ -66,6 +66,7 @@ pub struct Handle {
     settings: Arc<Settings>,
     events: Events,
     autostart: Arc<dyn Fn() -> bool + Send + Sync>,
+    arrived: Arc<dyn Fn(&Parameters) + Send + Sync>,
     /// Called when an incoming migration failed and `exit-on-error` is on.
     on_failure: OnFailure,
     /// Started with `-incoming`.
@@ -97,13 +98,15 @@ pub struct Parts {
     pub events: Events,
     pub autostart: Arc<dyn Fn() -> bool + Send + Sync>,
     pub on_failure: OnFailure,
+    /// Called when a guest has arrived and is this machine's.
+    pub arrived: Arc<dyn Fn(&Parameters) + Send + Sync>,
     pub is_incoming: bool,
     pub uuid: Option<[u8; 16]>,
 }
 
 impl Handle {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { guest, events, autostart, on_failure, is_incoming, uuid } = parts;
+        let Parts { guest, events, autostart, on_failure, arrived, is_incoming, uuid } = parts;
         let settings = Arc::new(Settings::default());
         // QEMU shows events only where the capability is on.
         let shown = settings.clone();
@@ -118,6 +121,7 @@ impl Handle {
             events,
             autostart,
             on_failure,
+            arrived,
             is_incoming,
             uuid,
             outgoing: Mutex::default(),
@@ -270,6 +274,7 @@ impl Handle {
             events: self.events.clone(),
             waker: Waker::new(),
             autostart: self.autostart.clone(),
+            arrived: self.arrived.clone(),
             uuid: self.uuid,
         };
         let on_failure = self.on_failure.clone();

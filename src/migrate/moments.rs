@@ -37,6 +37,7 @@ impl Scene {
                 }
             }),
             autostart: Arc::new(|| true),
+            arrived: Arc::new(|_| {}),
             on_failure: Arc::new(|_| {}),
             is_incoming: false,
             uuid: None,

@@ -354,6 +354,7 @@ fn migrate_with(
         events: Arc::new(|_| {}),
         waker: Waker::new(),
         autostart: Arc::new(|| false),
+        arrived: Arc::new(|_| {}),
         uuid: None,
     };
     let receiver = std::thread::spawn(move || incoming.run(Origin::Listener(listener)));
@@ -583,6 +584,7 @@ fn a_stream_without_the_guests_ram_is_refused() {
         events: Arc::new(|_| {}),
         waker: Waker::new(),
         autostart: Arc::new(|| true),
+        arrived: Arc::new(|_| {}),
         uuid: None,
     };
     let error =

@@ -21,6 +21,14 @@ impl<'a> Args<'a> {
         self.members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
+    /// All of them.
+    pub(crate) fn to_json(self) -> serde_json::Map<String, serde_json::Value> {
+        let member = |(name, value): &(String, Value)| {
+            Some((name.clone(), serde_json::to_value(value).ok()?))
+        };
+        self.members.iter().filter_map(member).collect()
+    }
+
     pub(crate) fn has(self, name: &str) -> bool {
         self.get(name).is_some()
     }

@@ -1,8 +1,8 @@
 //! The events that clients may be told, and their data.
 
-use super::commands::NOTHING;
 use super::commands::dump::RESULT as DUMP_RESULT;
 use super::commands::migration_shapes::STATES;
+use super::commands::{NOTHING, network};
 use super::schema::{Shape, Type, optional, required};
 use crate::devices::DiskErrorAction;
 use crate::machine::{Panic, StopCause};
@@ -23,6 +23,9 @@ pub(crate) static KINDS: &[Kind] = &[
     kind("MEMORY_FAILURE", &MEMORY_FAILURE),
     kind("MIGRATION", &MIGRATION),
     kind("MIGRATION_PASS", &PASS),
+    kind("NETDEV_STREAM_CONNECTED", &network::CONNECTED),
+    kind("NETDEV_STREAM_DISCONNECTED", &network::DISCONNECTED),
+    kind("NIC_RX_FILTER_CHANGED", &network::FILTER_CHANGED),
     kind("POWERDOWN", &NOTHING),
     kind("RESET", &ENDED),
     kind("RESUME", &NOTHING),

@@ -16,6 +16,7 @@ use crate::dirty_rate::Meter;
 use crate::dump::Dumps;
 use crate::machine::moment::{self, Moment, Request, Ruling};
 use crate::machine::{Error, Object};
+use crate::net::Nets;
 
 pub use chardevs::{ChardevError, ChardevInfo, Chardevs};
 pub use events::Events;
@@ -39,6 +40,8 @@ pub struct Vmm {
     /// `cont` sets it.
     pub autostart: Arc<AtomicBool>,
     pub chardevs: Arc<dyn Chardevs>,
+    /// What network cards are connected to.
+    pub nets: Arc<Nets>,
     /// Absent where there is no machine to dump.
     pub dumps: Option<Arc<Dumps>>,
     /// Absent where there is no machine to measure.
@@ -59,6 +62,7 @@ impl Vmm {
             exit,
             autostart: Arc::new(AtomicBool::new(true)),
             chardevs: Arc::new(chardevs::Nothing),
+            nets: Arc::new(Nets::new(|_| {})),
             dumps: None,
             meter: None,
             migration: None,

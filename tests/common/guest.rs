@@ -294,6 +294,7 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
         entropy: vec![],
         images: vec![],
         lines: vec![],
+        netdevs: vec![],
         kvm: Default::default(),
         cpu: godwit::config::Cpu::cores(cpus),
         memory,
@@ -355,6 +356,7 @@ impl Guest {
         let outside = Outside {
             serial: Some(Box::new(said.clone())),
             lines: Default::default(),
+            networks: std::sync::Arc::new(godwit::devices::NoNetworks),
             events: Box::new(move |event| record.lock().unwrap().push(event)),
         };
         Guest { machine: Machine::build(config, outside).unwrap(), said, events }

@@ -42,6 +42,7 @@ pub(crate) fn build(words: &str) -> (Arc<Machine>, Output) {
     let outside = Outside {
         serial: Some(Box::new(output.clone())),
         lines: Default::default(),
+        networks: std::sync::Arc::new(godwit::devices::NoNetworks),
         events: Box::new(|_| {}),
     };
     (Machine::build(&config, outside).expect("the machine is built"), output)

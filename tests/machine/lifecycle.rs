@@ -375,6 +375,7 @@ fn a_missing_device_says_what_to_do() {
     let outside = godwit::machine::Outside {
         serial: None,
         lines: Default::default(),
+        networks: std::sync::Arc::new(godwit::devices::NoNetworks),
         events: Box::new(|_| {}),
     };
     let Err(e) = godwit::machine::Machine::build(&config, outside) else { panic!("built") };

@@ -18,4 +18,5 @@ mod starts;
 mod unfit_hosts;
 mod virtio_blk;
 mod virtio_console;
+mod virtio_net;
 mod virtio_rng;

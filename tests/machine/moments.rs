@@ -43,6 +43,7 @@ impl Stage {
             guest: machine.clone(),
             events: Arc::new(|_| {}),
             autostart: Arc::new(|| true),
+            arrived: Arc::new(|_| {}),
             on_failure: Arc::new(|_| {}),
             is_incoming: moment == Moment::Arriving,
             uuid: None,

@@ -5,7 +5,7 @@
 //! | `transport` | a transport with its device: window, lock, interrupt line, and `worker`, its thread |
 //! | `mmio` | the registers, legacy and modern |
 //! | `queue` | a queue, its ring and what is in it, none of it believed |
-//! | `model` | what a kind of device has to bring, each in a file of its own (`rng`, `console`) |
+//! | `model` | what a kind of device has to bring, each in a file of its own (`rng`, `console`, `net`) |
 //! | `section`, `parts`, `state` | the state in QEMU's layout, and how it is made and taken |
 //!
 //! The first `-device` has the last transport, as in QEMU.
@@ -15,6 +15,7 @@ mod console;
 mod element;
 mod mmio;
 mod model;
+mod net;
 mod parts;
 mod queue;
 mod rng;
@@ -83,7 +84,19 @@ pub(crate) const BLOCK: Kind = Kind {
     complete: blk::complete,
     ..Kind::NONE
 };
-pub(crate) const NET: Kind = not_built!(VirtioKind::Net, "virtio-net-device");
+pub(crate) const NET: Kind = Kind {
+    sections: &[section_kind!(VirtioKind::Net, |config, _| lacks_driver(config, net::DRIVER))],
+    device: Some(Pluggable {
+        driver: net::DRIVER,
+        bus: "virtio-mmio-bus",
+        help: "a network card, connected to what -netdev says",
+        read: |option, pairs| Ok(Arc::new(net::KEYS.fill(option, pairs)?)),
+        properties: || net::KEYS.parameters(),
+        refuses: |_| None,
+    }),
+    complete: net::complete,
+    ..Kind::NONE
+};
 pub(crate) const CONSOLE: Kind = Kind {
     sections: &[section_kind!(VirtioKind::Console, |config, _| {
         lacks_driver(config, console::CONTROLLER)
@@ -221,6 +234,21 @@ static DRIVERS: &[Driver] = &[
             let ports = console::ports_of(slots.config, device);
             let controller = of(&*device.properties);
             Ok(Box::new(console::Console::new(controller, ports, &slots.lines)))
+        },
+    },
+    Driver {
+        name: net::DRIVER,
+        kind: VirtioKind::Net,
+        features: |properties, config| of::<net::Wanted>(properties).offers(config),
+        legacy: (0, 0),
+        ring: |properties| of::<net::Wanted>(properties).ring,
+        check: |device, config, part| match part {
+            VirtioDevice::Net(part) => net::check(of(&*device.properties), config, part),
+            _ => Ok(()),
+        },
+        open: |device, slots| {
+            let wanted = of(&*device.properties);
+            Ok(Box::new(net::Net::new(wanted, device, slots.config, &*slots.networks)))
         },
     },
 ];

@@ -3,7 +3,9 @@
 use super::queue::{Fault, Queue};
 use super::{VirtioDevice, VirtioKind};
 use crate::memory::GuestRam;
+use rustix::event::PollFlags;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -23,8 +25,8 @@ pub(crate) trait Model: Send {
         Vec::new()
     }
 
-    /// The guest writes to its configuration space.
-    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The guest writes to its configuration space. `features` are those agreed upon so far.
+    fn write_config(&mut self, _offset: u64, _data: &[u8], _features: u64) {}
 
     /// How others wake the transport when something happened outside of the guest.
     fn connect(&mut self, _wake: Wake) {}
@@ -61,8 +63,8 @@ pub(crate) trait Model: Send {
         Wait::default()
     }
 
-    /// Its part of a section.
-    fn save(&self) -> VirtioDevice;
+    /// Its part of a section. `features` are those agreed upon so far.
+    fn save(&self, features: u64) -> VirtioDevice;
 
     fn load(&mut self, from: &VirtioDevice, ram: &GuestRam) -> Result<(), String>;
 }
@@ -84,5 +86,7 @@ pub(crate) enum Next {
 pub(crate) struct Wait {
     /// Something to be read here.
     pub readable: Option<Arc<File>>,
+    /// Or this, and what of it.
+    pub ready: Option<(Arc<OwnedFd>, PollFlags)>,
     pub until: Option<Instant>,
 }

@@ -147,6 +147,8 @@ pub(crate) struct Queue {
     event_idx: bool,
     /// Something was given back, and the guest's wishes were not looked at yet.
     has_news: bool,
+    /// How far the used ring was when they were; unknown at first.
+    asked_at: Option<u16>,
 }
 
 /// The alignment that legacy drivers assume without saying so.
@@ -167,6 +169,7 @@ impl Queue {
             loaded: false,
             event_idx: false,
             has_news: false,
+            asked_at: None,
         }
     }
 
@@ -235,6 +238,7 @@ impl Queue {
             ring.set_next_used(ring.used_idx(ram.mem(), Ordering::Acquire)?.0);
         }
         self.event_idx = event_idx;
+        self.asked_at = (!self.loaded).then(|| ring.next_used());
         self.ring = Some(ring);
         Ok(())
     }
@@ -281,6 +285,22 @@ impl Queue {
         Ok(())
     }
 
+    /// Gives several chains back at once, each with the bytes that were written: the guest sees all of
+    /// them or none.
+    pub(crate) fn push_all(&mut self, ram: &GuestRam, done: &[(u16, u32)]) -> Result<(), Fault> {
+        let Some(((head, written), before)) = done.split_last() else { return Ok(()) };
+        if let Some(ring) = self.ring.as_mut().filter(|_| !before.is_empty()) {
+            let first = ring.next_used();
+            for (index, (head, written)) in (0u16..).zip(before) {
+                let slot = u32::from(first.wrapping_add(index)) % self.size;
+                let entry = [u32::from(*head).to_le_bytes(), written.to_le_bytes()].concat();
+                ram.write(self.used + 4 + 8 * u64::from(slot), &entry)?;
+            }
+            ring.set_next_used(first.wrapping_add(before.len() as u16));
+        }
+        self.push(ram, *head, *written)
+    }
+
     /// Whether something was given back since [`Queue::wants_interrupt`] was last asked.
     pub(crate) fn has_news(&self) -> bool {
         self.has_news
@@ -297,13 +317,18 @@ impl Queue {
         let Some(ring) = &mut self.ring else { return Ok(false) };
         // What was given back must be seen before the guest's wishes are read.
         fence(Ordering::SeqCst);
+        let used = ring.next_used();
+        let asked_at = self.asked_at.replace(used);
         if on_empty && ring.avail_idx(ram.mem(), Ordering::Relaxed)?.0 == ring.next_avail() {
-            // Counts as asked.
-            ring.needs_notification(ram.mem())?;
             return Ok(true);
         }
         if self.event_idx {
-            return Ok(ring.needs_notification(ram.mem())?);
+            // Behind the avail ring's entries: which one it wants to hear of.
+            let at = GuestAddress(self.avail + 4 + 2 * u64::from(self.size));
+            let event: u16 =
+                ram.mem().load(at, Ordering::Relaxed).map_err(virtio_queue::Error::GuestMemory)?;
+            let since = used.wrapping_sub(u16::from_le(event)).wrapping_sub(1);
+            return Ok(asked_at.is_none_or(|asked| since < used.wrapping_sub(asked)));
         }
         let flags: u16 = ram
             .mem()

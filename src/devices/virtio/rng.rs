@@ -261,7 +261,7 @@ impl Model for Rng {
     }
 
     /// How much was given in this period is not carried, in QEMU either.
-    fn save(&self) -> VirtioDevice {
+    fn save(&self, _: u64) -> VirtioDevice {
         VirtioDevice::Rng
     }
 

@@ -24,7 +24,7 @@ pub(super) fn save(state: &State, kind: VirtioKind) -> VirtioState {
     saved.config = state.model.config();
     let there = queues.iter().take_while(|queue| queue.size != 0);
     saved.queues = there.map(|queue| queue.save()).collect();
-    saved.device = state.model.save();
+    saved.device = state.model.save(registers.features);
     saved.guest_features = Some(registers.features);
     if !registers.legacy {
         saved.virtqueues =

@@ -237,7 +237,7 @@ impl Window for Transport {
         let State { registers, queues, model, .. } = &mut *state;
         let effect = match <[u8; 4]>::try_from(data) {
             _ if offset >= CONFIG => {
-                model.write_config(offset - CONFIG, data);
+                model.write_config(offset - CONFIG, data, registers.features);
                 Effect::Nothing
             }
             Ok(word) => registers.write(offset, u32::from_le_bytes(word), queues),

@@ -91,6 +91,7 @@ fn sleep(bell: &Bell, wait: &Wait) {
     });
     let mut fds = vec![PollFd::new(bell, PollFlags::IN)];
     fds.extend(wait.readable.iter().map(|file| PollFd::new(file, PollFlags::IN)));
+    fds.extend(wait.ready.iter().map(|(fd, wanted)| PollFd::new(fd, *wanted)));
     // A signal, or an error that will come again on the next turn, is a turn with nothing to do.
     let _ = poll(&mut fds, time_out.as_ref());
 }

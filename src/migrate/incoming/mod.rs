@@ -27,6 +27,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::guest::Migratable;
+use super::parameters::Parameters;
 use super::settings::Settings;
 use super::status::{Event, Status};
 use crate::io::connection::Medium;
@@ -58,6 +59,8 @@ pub struct Incoming {
     pub waker: Waker,
     /// Whether the guest starts once it is here; read at the end.
     pub autostart: Arc<dyn Fn() -> bool + Send + Sync>,
+    /// The guest is this machine's: switches may learn where it is.
+    pub arrived: Arc<dyn Fn(&Parameters) + Send + Sync>,
     pub uuid: Option<[u8; 16]>,
 }
 
@@ -172,6 +175,7 @@ impl Incoming {
 
     /// Lets the guest run, if it ran at the source and nobody wants it paused here.
     fn start(&self, state: Option<RunState>) -> Result<(), Error> {
+        (self.arrived)(&self.settings.parameters());
         let ran = state.is_none_or(|state| state == RunState::Running);
         if ran && (self.autostart)() {
             self.guest.cont()?;

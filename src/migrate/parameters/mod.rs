@@ -51,7 +51,7 @@ const fn between(min: u64, max: u64, says: &'static str) -> Limits {
 parameters! {
     announce_initial: u64 = 50, "announce-initial",
         between(0, 100_000, "expects a value between 0 and 100000"), Never,
-        "Milliseconds until network cards are announced a second time; there are none.";
+        "Milliseconds until network cards are announced a second time.";
     announce_max: u64 = 550, "announce-max",
         between(0, 100_000, "expects a value between 0 and 100000"), Never,
         "Milliseconds between announcements at most.";

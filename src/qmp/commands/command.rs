@@ -75,10 +75,6 @@ impl Command {
         Command { arguments, ..self }
     }
 
-    pub(crate) const fn at(self, run: Run) -> Command {
-        Command { run, ..self }
-    }
-
     pub(crate) const fn oob(self) -> Command {
         Command { oob: true, ..self }
     }

@@ -51,6 +51,7 @@ static TABLE: &[Human] = &[
     info(&["cpus"], "show infos for each CPU", cpus),
     info(&["kvm"], "show KVM information", |_| Ok("kvm support: enabled\r\n".into())),
     info(&["name"], "show the current VM name", |call| field(call, "query-name", "name")),
+    info(&["network"], "show the network state", |call| Ok(call.vmm.nets.describe())),
     info(&["status"], "show the current VM status", status),
     info(&["uuid"], "show the current VM UUID", |call| field(call, "query-uuid", "UUID")),
     info(&["version"], "show the version", version),

@@ -69,9 +69,6 @@ pub(crate) static COMMANDS: &[Command] = &[
         .arguments(&shapes::YANK)
         .oob()
         .does("Cuts connections that hang; of the migration it is what migrate_cancel does."),
-    Command::new("announce-self", Run::Now(announce))
-        .arguments(&shapes::ANNOUNCE)
-        .does("Announces the guest's network cards, of which there are none."),
 ];
 
 fn handle<'a>(call: Call<'a>) -> Result<&'a Arc<Handle>, Error> {
@@ -259,10 +256,5 @@ fn yank(call: Call<'_>) -> Answer {
             _ => call.vmm.chardevs.cut(instance.text("id")),
         }
     }
-    Ok(json!({}))
-}
-
-/// There are no network devices whose place could be announced.
-fn announce(_call: Call<'_>) -> Answer {
     Ok(json!({}))
 }

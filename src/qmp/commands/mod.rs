@@ -26,6 +26,7 @@ mod machine;
 mod memory;
 pub(crate) mod migration;
 pub(crate) mod migration_shapes;
+pub(crate) mod network;
 pub(crate) mod objects;
 mod protocol;
 mod runstate;
@@ -44,6 +45,7 @@ static SUBJECTS: &[&[Command]] = &[
     absent::COMMANDS,
     chardevs::COMMANDS,
     block::COMMANDS,
+    network::COMMANDS,
     memory::COMMANDS,
     dirty::COMMANDS,
     stats::COMMANDS,

@@ -248,7 +248,7 @@ impl Model for Disk {
         space::bytes(&self.wanted, space::Now { sectors, write_cache: self.write_cache })
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&mut self, offset: u64, data: &[u8], _features: u64) {
         let at = space::WRITE_CACHE_AT.checked_sub(offset).and_then(|at| data.get(at as usize));
         if let (Some(on), true) = (at, self.wanted.config_wce) {
             self.write_cache = *on != 0;
@@ -319,10 +319,11 @@ impl Model for Disk {
 
     fn waits_for(&self) -> Wait {
         let under_way = !self.under_way.is_empty();
-        Wait { readable: under_way.then(|| self.ring.event().clone()), until: self.later }
+        let readable = under_way.then(|| self.ring.event().clone());
+        Wait { readable, until: self.later, ..Wait::default() }
     }
 
-    fn save(&self) -> VirtioDevice {
+    fn save(&self, _: u64) -> VirtioDevice {
         let element = |(queue, chain): &(u16, Chain)| Element {
             queue: (*queue).into(),
             bytes: element::encode(chain),

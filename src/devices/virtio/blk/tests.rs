@@ -251,7 +251,7 @@ fn what_is_stopped_travels_and_is_done_again() {
     let told = rig.errors.lock().unwrap()[0].clone();
     assert_eq!((told.action, told.is_read), (DiskErrorAction::Stop, false));
     rig.disk.quiesce(&rig.ram, &mut rig.queues).unwrap();
-    let saved = rig.disk.save();
+    let saved = rig.disk.save(0);
     let VirtioDevice::Block(state) = &saved else { panic!() };
     assert_eq!(state.requests.len(), 1);
 
@@ -260,7 +260,7 @@ fn what_is_stopped_travels_and_is_done_again() {
     target.ram.write(HEADER, &rig.bytes(HEADER, 16)).unwrap();
     target.ram.write(DATA, &[5; 512]).unwrap();
     target.disk.load(&saved, &target.ram).unwrap();
-    assert_eq!(target.disk.save(), saved);
+    assert_eq!(target.disk.save(0), saved);
     target.serve().unwrap();
     assert_eq!(target.on_disk(1536, 512), [5; 512]);
     assert_eq!(target.bytes(STATUS, 1), [0]);

@@ -180,7 +180,7 @@ impl Model for Console {
     }
 
     /// A driver may say a byte in an emergency before it has agreed to anything (virtio 1.2, 5.3.4).
-    fn write_config(&mut self, offset: u64, data: &[u8]) {
+    fn write_config(&mut self, offset: u64, data: &[u8], _features: u64) {
         let console = self.ports.iter().find(|port| port.is_console && port.host_connected);
         if let (EMERGENCY_AT, Some(byte), Some(port)) = (offset, data.first(), console)
             && self.emergency_write
@@ -230,7 +230,7 @@ impl Model for Console {
         })
     }
 
-    fn save(&self) -> VirtioDevice {
+    fn save(&self, _: u64) -> VirtioDevice {
         let mut map = vec![PortsMapWord(0); self.ports_max.div_ceil(32) as usize];
         for port in &self.ports {
             map[port.number as usize / 32].0 |= 1 << (port.number % 32);

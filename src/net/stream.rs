@@ -1,0 +1,240 @@
+//! Frames on a connection, each behind its length (four bytes, big-endian), as QEMU and passt speak.
+
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::net::{
+    RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown, recv, send, sendmsg, shutdown,
+};
+
+use crate::devices::{FRAME_BYTES_MAX, HEADER_BYTES};
+
+const LENGTH_BYTES: usize = 4;
+/// Read at once: the longest frame fits.
+const PIECE_BYTES: usize = 128 << 10;
+/// Kept of what a peer said before it went; nobody else can be made to keep more.
+const LAST_WORDS: usize = 1 << 20;
+
+/// A connection, or none at the moment. What comes and goes in between is lost.
+#[derive(Default)]
+pub(super) struct Stream {
+    socket: Option<Arc<OwnedFd>>,
+    /// Read and not taken yet, from `taken` on.
+    incoming: Vec<u8>,
+    taken: usize,
+    /// The rest of a frame of which the first part has left.
+    outgoing: Vec<u8>,
+    /// Nothing more comes.
+    ended: bool,
+}
+
+impl Stream {
+    pub(super) fn connect(&mut self, socket: Arc<OwnedFd>) {
+        *self = Stream { socket: Some(socket), ..Stream::default() };
+    }
+
+    /// The peer has gone: what it said last is still to be taken.
+    pub(super) fn disconnect(&mut self) {
+        while !self.ended && self.incoming.len() < LAST_WORDS && self.fill() {}
+        (self.socket, self.ended) = (None, true);
+        self.outgoing.clear();
+    }
+
+    /// What comes while there is no card.
+    pub(super) fn discard(&mut self) {
+        while self.fill() {
+            self.incoming.clear();
+        }
+        (self.incoming, self.taken) = (Vec::new(), 0);
+    }
+
+    pub(super) fn wait(&self) -> Option<Arc<OwnedFd>> {
+        self.socket.as_ref().filter(|_| !self.ended).cloned()
+    }
+
+    pub(super) fn has_unsent(&self) -> bool {
+        !self.outgoing.is_empty()
+    }
+
+    /// Reads some; false if there is nothing now.
+    fn fill(&mut self) -> bool {
+        let Some(socket) = self.socket.as_ref().filter(|_| !self.ended) else { return false };
+        self.incoming.drain(..std::mem::take(&mut self.taken));
+        let had = self.incoming.len();
+        self.incoming.resize(had + PIECE_BYTES, 0);
+        let read = loop {
+            match recv(socket, &mut self.incoming[had..], RecvFlags::DONTWAIT) {
+                Err(Errno::INTR) => {}
+                Ok((count, _)) => break Ok(count),
+                Err(errno) => break Err(errno),
+            }
+        };
+        self.incoming.truncate(had + read.unwrap_or(0));
+        // An end, or an error, is seen by whoever watches the connection, too.
+        self.ended |= !matches!(read, Ok(1..) | Err(Errno::AGAIN));
+        matches!(read, Ok(1..))
+    }
+
+    pub(super) fn receive(&mut self, into: &mut [u8]) -> Option<usize> {
+        loop {
+            let waiting = &self.incoming[self.taken..];
+            if let Some((length, rest)) = waiting.split_first_chunk::<LENGTH_BYTES>() {
+                let length = u32::from_be_bytes(*length) as usize;
+                if length > FRAME_BYTES_MAX - HEADER_BYTES {
+                    tracing::warn!(
+                        "a network's peer sends a frame of {length} bytes; it is cut off"
+                    );
+                    self.hang_up();
+                    return None;
+                }
+                if let Some(frame) = rest.get(..length) {
+                    into[..HEADER_BYTES].fill(0);
+                    into[HEADER_BYTES..][..length].copy_from_slice(frame);
+                    self.taken += LENGTH_BYTES + length;
+                    match length {
+                        0 => continue,
+                        _ => return Some(HEADER_BYTES + length),
+                    }
+                }
+            }
+            if !self.fill() {
+                return None;
+            }
+        }
+    }
+
+    pub(super) fn send(&mut self, frame: &[u8]) -> bool {
+        if !self.flush() {
+            return false;
+        }
+        let Some(socket) = &self.socket else { return true };
+        let length = (frame.len() as u32).to_be_bytes();
+        let parts = [IoSlice::new(&length), IoSlice::new(frame)];
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        match sendmsg(socket, &parts, &mut SendAncillaryBuffer::default(), flags) {
+            Ok(count) => {
+                self.outgoing.extend(length.iter().chain(frame).skip(count));
+                true
+            }
+            Err(Errno::AGAIN | Errno::INTR) => false,
+            Err(_) => {
+                self.hang_up();
+                true
+            }
+        }
+    }
+
+    /// Sends what waits; false if some still does.
+    pub(super) fn flush(&mut self) -> bool {
+        let Some(socket) = &self.socket else { return true };
+        while !self.outgoing.is_empty() {
+            match send(socket, &self.outgoing, SendFlags::DONTWAIT | SendFlags::NOSIGNAL) {
+                Ok(count) => drop(self.outgoing.drain(..count)),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return false,
+                Err(_) => {
+                    self.hang_up();
+                    return true;
+                }
+            }
+        }
+        true
+    }
+
+    /// Whoever watches the connection sees its end.
+    fn hang_up(&mut self) {
+        if let Some(socket) = &self.socket {
+            let _ = shutdown(socket, Shutdown::Both);
+        }
+        (self.incoming, self.taken, self.ended) = (Vec::new(), 0, true);
+        self.outgoing.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    fn pair() -> (Stream, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut stream = Stream::default();
+        stream.connect(Arc::new(ours.into()));
+        (stream, theirs)
+    }
+
+    fn take(stream: &mut Stream) -> Option<Vec<u8>> {
+        let mut buffer = vec![0xff; FRAME_BYTES_MAX];
+        let count = stream.receive(&mut buffer)?;
+        assert_eq!(buffer[..HEADER_BYTES], [0; HEADER_BYTES]);
+        Some(buffer[HEADER_BYTES..count].to_vec())
+    }
+
+    fn framed(frame: &[u8]) -> Vec<u8> {
+        [&(frame.len() as u32).to_be_bytes(), frame].concat()
+    }
+
+    #[test]
+    fn frames_are_put_together_from_any_pieces() {
+        let (mut stream, mut peer) = pair();
+        let long = vec![7; FRAME_BYTES_MAX - HEADER_BYTES];
+        for byte in framed(b"in pieces") {
+            assert_eq!(take(&mut stream), None);
+            peer.write_all(&[byte]).unwrap();
+        }
+        assert_eq!(take(&mut stream).unwrap(), b"in pieces");
+        peer.write_all(&[framed(b"a"), framed(b""), framed(b"b")].concat()).unwrap();
+        assert_eq!(take(&mut stream).unwrap(), b"a");
+        assert_eq!(take(&mut stream).unwrap(), b"b");
+        peer.write_all(&framed(&long)).unwrap();
+        assert_eq!(take(&mut stream).unwrap(), long);
+        assert_eq!(take(&mut stream), None);
+    }
+
+    #[test]
+    fn a_frame_too_long_ends_the_connection_and_takes_no_memory() {
+        for length in [FRAME_BYTES_MAX as u32, u32::MAX] {
+            let (mut stream, mut peer) = pair();
+            peer.write_all(&length.to_be_bytes()).unwrap();
+            assert_eq!(take(&mut stream), None);
+            assert!(stream.wait().is_none());
+            assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
+            assert!(stream.send(b"lost"));
+        }
+    }
+
+    #[test]
+    fn a_peer_that_reads_nothing_makes_the_card_wait_and_gets_whole_frames() {
+        let (mut stream, mut peer) = pair();
+        let frame = vec![9; 60_000];
+        let mut sent = 0;
+        while stream.send(&frame) {
+            sent += 1;
+            assert!(sent < 1000);
+        }
+        peer.set_nonblocking(true).unwrap();
+        let (mut got, mut buffer) = (Vec::<u8>::new(), vec![0; 1 << 20]);
+        while got.len() < sent * (frame.len() + 4) {
+            if let Ok(count) = peer.read(&mut buffer) {
+                got.extend(&buffer[..count]);
+            }
+            stream.flush();
+        }
+        assert!(!stream.has_unsent());
+        assert_eq!(got, framed(&frame).repeat(sent));
+    }
+
+    #[test]
+    fn last_words_are_heard_and_then_nothing_is_waited_for() {
+        let (mut stream, mut peer) = pair();
+        peer.write_all(&framed(b"goodbye")).unwrap();
+        drop(peer);
+        stream.disconnect();
+        assert_eq!(take(&mut stream).unwrap(), b"goodbye");
+        assert_eq!(take(&mut stream), None);
+        assert!(stream.wait().is_none() && stream.send(b"nobody"));
+    }
+}

@@ -1,0 +1,187 @@
+//! The thread that makes a network's connections, one after the other, and sees them end.
+//!
+//! It holds nothing of the network while it waits, so that one that was taken away is gone, whatever
+//! its peer does; a name that does not resolve keeps the thread, and nothing else.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::thread::Builder;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::net::SocketAddrUnix;
+use rustix::time::Timespec;
+
+use super::netdev::Netdev;
+use super::{Event, Peer, Tell};
+use crate::chardev::{connect, describe, listen};
+use crate::config::SocketAddress;
+use crate::devices::Network;
+use crate::io::socket_file::SocketFile;
+
+/// Wakes the thread.
+pub(super) struct Bell(OwnedFd);
+
+impl Bell {
+    pub(super) fn new() -> io::Result<Bell> {
+        Ok(Bell(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    pub(super) fn ring(&self) {
+        // Fails only where nobody has heard it 2^64 - 2 times.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+}
+
+/// Where connections come from.
+pub(super) enum Watch {
+    Listener {
+        socket: OwnedFd,
+        address: SocketAddress,
+    },
+    Address {
+        address: SocketAddress,
+        reconnect: Option<Duration>,
+    },
+    /// One that is there, and no other.
+    Socket(OwnedFd),
+    /// One to a program of ours.
+    Program(OwnedFd),
+}
+
+impl Watch {
+    /// With the name, which goes when it is dropped.
+    pub(super) fn listen(address: &SocketAddress) -> io::Result<(Watch, Option<SocketFile>)> {
+        let (file, socket) = listen(address)?;
+        rustix::io::ioctl_fionbio(&socket, true)?;
+        Ok((Watch::Listener { socket, address: address.clone() }, file))
+    }
+
+    pub(super) fn connect(address: &SocketAddress, reconnect_ms: u64) -> Watch {
+        let reconnect = (reconnect_ms > 0).then(|| Duration::from_millis(reconnect_ms));
+        Watch::Address { address: address.clone(), reconnect }
+    }
+
+    /// Starts the thread, which ends when the network does.
+    pub(super) fn start(self, of: Weak<Netdev>, bell: Arc<Bell>, tell: Tell) -> io::Result<()> {
+        Builder::new().name("net-watch".into()).spawn(move || self.run(&of, &bell, &tell))?;
+        Ok(())
+    }
+
+    fn run(self, of: &Weak<Netdev>, bell: &Bell, tell: &Tell) {
+        match self {
+            Watch::Socket(socket) => serve(of, bell, tell, socket, None),
+            // QEMU's own network for users has no connection that could be told of.
+            Watch::Program(socket) => serve(of, bell, &(Arc::new(|_| {}) as Tell), socket, None),
+            Watch::Listener { socket, address } => {
+                while let Some(netdev) = here(of) {
+                    netdev.set_info("listening".into());
+                    drop(netdev);
+                    wait(bell, Some((&socket, PollFlags::IN)), None);
+                    if here(of).is_none() {
+                        break;
+                    }
+                    match rustix::net::accept_with(&socket, rustix::net::SocketFlags::CLOEXEC) {
+                        Ok(client) => serve(of, bell, tell, client, Some(&address)),
+                        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED) => {}
+                        // Too many open files, as a rule.
+                        Err(errno) => {
+                            tracing::warn!("{}: accept: {errno}", describe(&address));
+                            wait(bell, None, Some(PAUSE));
+                        }
+                    }
+                }
+            }
+            Watch::Address { address, reconnect } => loop {
+                if here(of).is_none() {
+                    return;
+                }
+                match connect(&address) {
+                    Ok(socket) => serve(of, bell, tell, socket, Some(&address)),
+                    Err(error) => {
+                        tracing::debug!("{}: {error}", describe(&address));
+                        if let Some(netdev) = here(of) {
+                            netdev.set_info(format!("error: {error}"));
+                        }
+                    }
+                }
+                let Some(pause) = reconnect else { return };
+                wait(bell, None, Some(pause));
+            },
+        }
+    }
+}
+
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The network, unless it was taken away.
+fn here(of: &Weak<Netdev>) -> Option<Arc<Netdev>> {
+    of.upgrade().filter(|netdev| !netdev.is_gone())
+}
+
+/// One connection, from its first byte to its last.
+fn serve(
+    of: &Weak<Netdev>,
+    bell: &Bell,
+    tell: &Tell,
+    socket: OwnedFd,
+    address: Option<&SocketAddress>,
+) {
+    let socket = Arc::new(socket);
+    let Some(netdev) = here(of) else { return };
+    let id = netdev.id().to_owned();
+    netdev.connected(socket.clone());
+    netdev.set_info(address.map_or("fd".into(), describe));
+    drop(netdev);
+    tell(Event::Connected { id: id.clone(), peer: peer(&socket) });
+    loop {
+        let Some(netdev) = here(of) else { return };
+        let reads = !netdev.has_card();
+        drop(netdev);
+        let wanted = PollFlags::RDHUP | if reads { PollFlags::IN } else { PollFlags::empty() };
+        let seen = wait(bell, Some((&*socket, wanted)), None);
+        let Some(netdev) = here(of) else { return };
+        if seen.intersects(PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+            netdev.disconnected();
+            netdev.set_info(String::new());
+            drop(netdev);
+            tell(Event::Disconnected { id });
+            return;
+        }
+        if seen.contains(PollFlags::IN) {
+            netdev.discard();
+        }
+    }
+}
+
+/// Who is there, as far as the kernel knows a name.
+fn peer(socket: &OwnedFd) -> Peer {
+    let Ok(Some(peer)) = rustix::net::getpeername(socket) else {
+        return Peer::Unix(String::new());
+    };
+    match SocketAddr::try_from(peer.clone()) {
+        Ok(address) => Peer::Inet(address),
+        Err(_) => {
+            let unix = SocketAddrUnix::try_from(peer).ok();
+            let path = unix.as_ref().and_then(SocketAddrUnix::path_bytes);
+            let path = path.map(|path| String::from_utf8_lossy(path).into_owned());
+            Peer::Unix(path.unwrap_or_default())
+        }
+    }
+}
+
+/// Waits for the bell, or for what is wanted of a descriptor; says what it has.
+fn wait(bell: &Bell, of: Option<(&OwnedFd, PollFlags)>, time: Option<Duration>) -> PollFlags {
+    let time = time.map(|time| Timespec {
+        tv_sec: time.as_secs() as i64,
+        tv_nsec: time.subsec_nanos().into(),
+    });
+    let mut fds = vec![PollFd::new(&bell.0, PollFlags::IN)];
+    fds.extend(of.map(|(fd, wanted)| PollFd::from_borrowed_fd(fd.as_fd(), wanted)));
+    // A signal is a turn with nothing to do.
+    let _ = poll(&mut fds, time.as_ref());
+    let _ = rustix::io::read(&bell.0, &mut [0u8; 8]);
+    fds.get(1).map_or(PollFlags::empty(), PollFd::revents)
+}
