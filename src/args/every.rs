@@ -30,6 +30,7 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("smbios", "family", "-smbios type=1", "-smbios type=1,family=x"),
     ("M", "acpi", "", "-M acpi=on"),
     ("M", "ioapic2", "", "-M ioapic2=off"),
+    ("M", "rtc", "", "-M rtc=on"),
     ("M", "x-oem-id", "", "-M x-oem-id=ME"),
     ("M", "x-oem-table-id", "", "-M x-oem-table-id=MINE"),
     ("M", "pic", "", "-M pic=off"),
@@ -245,7 +246,6 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
 #[rustfmt::skip]
 const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("M", "accel", &["kvm", "kvm:tcg"], "there is one accelerator"),
-    ("M", "rtc", &["off", "auto"], "there is no MC146818"),
     ("M", "kernel-irqchip", &["on"], "interrupt controllers are KVM's"),
     ("M", "x-option-roms", &["on", "off"], "there is no firmware that would run them"),
     ("M", "graphics", &["off"], "there is no display"),

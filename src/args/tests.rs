@@ -226,10 +226,6 @@ fn refusals_say_what_and_why_and_what_instead() {
         ("-M memory-backend=x", "-M memory-backend=x: there is no memory backend with this id"),
         ("-accel tcg", "-accel tcg: Godwit runs on KVM only; write -accel kvm"),
         (
-            "-M microvm,acpi=off,rtc=on",
-            "-M rtc=on: the MC146818 clock is not built yet; write rtc=off (guests have kvmclock)",
-        ),
-        (
             "-accel kvm,dirty-ring-size=1000",
             "-accel dirty-ring-size=1000: expects a power of two from 1024 to 65536",
         ),

@@ -42,6 +42,7 @@ pub(crate) fn wanted(config: &Config) -> bool {
 pub(crate) enum Place {
     FirmwareConfiguration,
     Serial,
+    Clock,
     Events,
     Virtio,
 }

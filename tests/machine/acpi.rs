@@ -23,6 +23,7 @@ fn tables_are_those_of_qemu() {
     const VIRTIO: &str = "-device virtio-rng-device -device virtio-serial-device";
     for (name, line) in [
         ("two-cpus", "-M microvm -smp 2 -serial null".to_owned()),
+        ("devices", format!("-M microvm,acpi=on,rtc=on -serial null {VIRTIO}")),
         ("one-ioapic", format!("-M microvm,ioapic2=off -smp 2,maxcpus=3 -nodefaults {VIRTIO}")),
     ] {
         let (machine, _) = build(&format!("{line} -m 16 -kernel builtin"));

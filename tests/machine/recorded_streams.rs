@@ -66,6 +66,7 @@ fn guests_of_qemu_go_on() {
     guest_of_qemu_goes_on("kvm-acpi-off-16m", "");
     guest_of_qemu_goes_on("kvm-host-cpu-16m", "");
     guest_of_qemu_goes_on("kvm-2cpu-16m", "-smp 2");
+    guest_of_qemu_goes_on("kvm-acpi-on-16m", "-M acpi=on,rtc=on");
 }
 
 #[test]

@@ -1,21 +1,6 @@
-//! The MC146818 real-time clock, as streams have it; it is not built yet.
+//! The clock as streams have it.
 
-use super::kind::{Kind, SectionKind, lacks};
-use crate::args::Key;
 use crate::vmstate::{Layout, Visitor};
-
-pub(crate) const KIND: Kind = Kind {
-    type_name: "mc146818rtc",
-    sections: &[SectionKind::of::<RtcState>("real-time clock and CMOS", |_, _| {
-        Some(lacks("the MC146818 clock of rtc=on is not built yet"))
-    })],
-    machine: &[Key::only(
-        "rtc",
-        &["off", "auto"],
-        "the MC146818 clock is not built yet; write rtc=off (guests have kvmclock)",
-    )],
-    ..Kind::NONE
-};
 
 /// `mc146818rtc`. Times are on the RTC's own clock (the host's real time, unless told otherwise),
 /// ns.
