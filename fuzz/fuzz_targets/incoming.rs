@@ -214,6 +214,7 @@ fuzz_target!(|bytes: &[u8]| {
         settings: settings(multifd, channels.len()),
         arrival: Arc::new(Arrival::default()),
         events: Arc::new(|_| {}),
+        arrived: Arc::new(|_| {}),
         waker: Waker::new(),
         autostart: Arc::new(|| true),
         uuid: None,
