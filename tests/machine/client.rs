@@ -152,11 +152,11 @@ fn names_that_are_no_text_are_taken_byte_for_byte_or_refused() {
 
 #[test]
 fn every_fault_of_a_command_line_is_a_line_on_stderr() {
-    let refused = godwit(&["run", "-M", "microvm", "-drive", "file=x", "-kernal", "K"]);
+    let refused = godwit(&["run", "-M", "microvm", "-netdev", "user", "-kernal", "K"]);
     assert_eq!(refused.status.code(), Some(1));
     assert_eq!(
         text(&refused.stderr),
-        "godwit: -drive: block devices are not built yet\ngodwit: -kernal: no such option, did you mean -kernel?\n"
+        "godwit: -netdev: id= is missing\ngodwit: -kernal: no such option, did you mean -kernel?\n"
     );
 }
 
