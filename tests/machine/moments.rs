@@ -346,16 +346,15 @@ fn a_reset_in_state_device_waits_for_the_outcome() {
         let mut other = socket.try_clone().unwrap();
         let reader = std::thread::spawn(move || {
             let (mut bytes, mut piece) = (Vec::<u8>::new(), vec![0; 1 << 16]);
-            let mut answered = false;
             while let Ok(count @ 1..) = other.read(&mut piece) {
                 bytes.extend(&piece[..count]);
-                // The second comes behind the pages.
+                // More of them come behind the pages, until the answer comes soon.
                 let ping = [8, 0, 2, 0, 4, 0, 0, 0, 2];
-                if !answered && bytes.windows(ping.len()).any(|found| found == ping) {
-                    answered = true;
+                while let Some(at) = bytes.windows(ping.len()).position(|found| found == ping) {
+                    bytes.drain(..at + ping.len());
                     let _ = other.write_all(&[0, 2, 0, 4, 0, 0, 0, 2]);
                 }
-                bytes.drain(..bytes.len().saturating_sub(ping.len()));
+                bytes.drain(..bytes.len().saturating_sub(ping.len() - 1));
             }
         });
         failed.recv().unwrap();
