@@ -1,0 +1,225 @@
+//! Drives, as `-drive` names them: the keys they have beside those of a node, limits among them.
+
+use std::path::PathBuf;
+
+use super::node::{Driver, NEEDS_DIRECT, NODE, Node, driver, switch_into};
+use crate::args::error::Problem;
+use crate::args::keys::{Key, Keys, Parameter};
+use crate::args::value;
+use crate::config::{Cache, DrivePolicies, Image, ImageFormat, OnError, Throttle};
+
+const SHARED: &str = "limits of several disks together are not built yet";
+
+/// `werror=` and, with `read`, `rerror=`; `auto` is `None`.
+pub(crate) fn on_error(text: &str, read: bool) -> Result<Option<OnError>, Problem> {
+    match text {
+        "auto" => Ok(None),
+        "report" => Ok(Some(OnError::Report)),
+        "ignore" => Ok(Some(OnError::Ignore)),
+        "stop" => Ok(Some(OnError::Stop)),
+        "enospc" if read => Err(Problem::Refused("no read fails for want of space")),
+        "enospc" => Ok(Some(OnError::NoSpace)),
+        _ => Err(value::unknown(text, &["report", "ignore", "stop", "enospc", "auto"])),
+    }
+}
+
+/// A drive as it is read.
+#[derive(Default)]
+pub(super) struct Drive {
+    id: Option<String>,
+    has_no_bus: bool,
+    format: Option<Driver>,
+    path: Option<PathBuf>,
+    pub node: Node,
+    policies: DrivePolicies,
+    pub throttle: Throttle,
+}
+
+/// Keys of limits, behind `throttling.`; each also with `-max` and `-max-length`.
+const LIMITS: [&str; 6] =
+    ["bps-total", "bps-read", "bps-write", "iops-total", "iops-read", "iops-write"];
+
+/// Every key that is about limits.
+#[rustfmt::skip]
+pub(crate) const THROTTLING: [&str; 19] = [
+    "throttling.bps-total", "throttling.bps-total-max", "throttling.bps-total-max-length",
+    "throttling.bps-read", "throttling.bps-read-max", "throttling.bps-read-max-length",
+    "throttling.bps-write", "throttling.bps-write-max", "throttling.bps-write-max-length",
+    "throttling.iops-total", "throttling.iops-total-max", "throttling.iops-total-max-length",
+    "throttling.iops-read", "throttling.iops-read-max", "throttling.iops-read-max-length",
+    "throttling.iops-write", "throttling.iops-write-max", "throttling.iops-write-max-length",
+    "throttling.iops-size",
+];
+
+/// Sets a limit, by its key or by the older name of it (`bps_rd_max`). `None`: it is none.
+pub(super) fn limit(throttle: &mut Throttle, key: &str, text: &str) -> Option<Result<(), Problem>> {
+    let number = || value::number(text, 0, i64::MAX as u64);
+    if matches!(key, "iops_size" | "throttling.iops-size") {
+        return Some(number().map(|size| throttle.iops_size = size));
+    }
+    let (name, what) = match key.strip_prefix("throttling.") {
+        Some(key) => match (key.strip_suffix("-max-length"), key.strip_suffix("-max")) {
+            (Some(name), _) => (name, "length"),
+            (None, Some(name)) => (name, "max"),
+            (None, None) => (key, "rate"),
+        },
+        None => match (key.strip_suffix("_max_length"), key.strip_suffix("_max")) {
+            (Some(name), _) => (name, "length"),
+            (None, Some(name)) => (name, "max"),
+            (None, None) => (key, "rate"),
+        },
+    };
+    let names = if key.starts_with("throttling.") { LIMITS } else { Throttle::NAMES };
+    let at = names.iter().position(|known| *known == name)?;
+    let limit = &mut *throttle.all_mut()[at];
+    Some(match what {
+        "length" => value::number(text, 1, u32::MAX.into()).map(|s| limit.seconds = s as u32),
+        "max" => number().map(|max| limit.max = max),
+        _ => number().map(|rate| limit.rate = rate),
+    })
+}
+
+pub(super) const DRIVE: Keys<Drive> = Keys {
+    owner: "a drive",
+    implied: Some("file"),
+    table: &[
+        Key::set("file", "PATH", |d, v| {
+            d.path = Some(v.into());
+            Ok(())
+        }),
+        Key::set("format", "raw", |d, v| match driver(v)? {
+            Driver::Raw => {
+                d.format = Some(Driver::Raw);
+                Ok(())
+            }
+            Driver::File(_) => Err(Problem::Refused("that is no format; write raw")),
+        }),
+        Key::set("if", "none", |d, v| match v {
+            "none" => {
+                d.has_no_bus = true;
+                Ok(())
+            }
+            "virtio" | "ide" | "scsi" | "sd" | "mtd" | "floppy" | "pflash" | "xen" => {
+                Err(Problem::Refused("write if=none, and -device virtio-blk-device,drive=ID"))
+            }
+            _ => Err(value::unknown(v, &["none"])),
+        }),
+        Key::set("id", "ID", |d, v| {
+            d.id = Some(value::id(v)?);
+            Ok(())
+        }),
+        Key::set("cache", "writeback|none|unsafe|directsync|writethrough", |d, v| {
+            let (writeback, direct, no_flush) = match v {
+                "writeback" => (true, false, false),
+                "none" | "off" => (true, true, false),
+                "unsafe" => (true, false, true),
+                "directsync" => (false, true, false),
+                "writethrough" => (false, false, false),
+                _ => {
+                    let known = ["writeback", "none", "unsafe", "directsync", "writethrough"];
+                    return Err(value::unknown(v, &known));
+                }
+            };
+            let cache = &mut d.node.cache;
+            cache.writeback.get_or_insert(writeback);
+            cache.direct.get_or_insert(direct);
+            cache.no_flush.get_or_insert(no_flush);
+            Ok(())
+        }),
+        Key::set("cache.writeback", "on|off", |d, v| switch_into(&mut d.node.cache.writeback, v)),
+        Key::set("werror", "report|ignore|stop|enospc", |d, v| {
+            d.policies.write = on_error(v, false)?;
+            Ok(())
+        }),
+        Key::set("rerror", "report|ignore|stop", |d, v| {
+            d.policies.read = on_error(v, true)?;
+            Ok(())
+        }),
+        Key::only("media", &["disk"], "the machine has no drive for such media; write disk"),
+        Key::only("snapshot", &["off"], "throw-away overlays are not built yet; copy the image"),
+        Key::only("copy-on-read", &["off"], "there are no backing files yet; write off"),
+        Key::refuse("index", "it belongs to a bus; write if=none"),
+        Key::refuse("bus", "it belongs to a bus; write if=none"),
+        Key::refuse("unit", "it belongs to a bus; write if=none"),
+        Key::refuse("addr", "it belongs to a bus; write if=none"),
+        Key::refuse("serial", "write it behind -device virtio-blk-device"),
+        Key::refuse("throttling.group", SHARED),
+        Key::refuse("group", SHARED),
+    ],
+};
+
+/// Older spellings, and keys of the node that a drive has, too.
+pub(super) fn of_drive(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "readonly" | "read-only" => "read-only",
+        "auto-read-only" => "auto-read-only",
+        "cache.direct" => "cache.direct",
+        "cache.no-flush" => "cache.no-flush",
+        "discard" => "discard",
+        "detect-zeroes" => "detect-zeroes",
+        "aio" => "aio",
+        "node-name" => "node-name",
+        _ => return None,
+    })
+}
+
+/// The keys of `-drive`.
+pub(crate) fn drive_parameters() -> Vec<Parameter> {
+    let mut all = DRIVE.parameters();
+    all.extend(NODE.parameters().into_iter().filter(|key| of_drive(key.name).is_some()));
+    all.push(Parameter { name: "file.locking", value: "on|off|auto" });
+    all.extend(THROTTLING.map(|name| Parameter { name, value: "N" }));
+    all
+}
+
+impl Drive {
+    pub(super) fn image(&self) -> Result<Option<Image>, Problem> {
+        if !self.has_no_bus {
+            return Err(Problem::Refused(
+                "write if=none, id=ID, and -device virtio-blk-device,drive=ID",
+            ));
+        }
+        let name = self.id.clone().ok_or(Problem::MissingKey("id="))?;
+        let file = self.node.file.as_deref();
+        let path = match (&self.path, file.and_then(|file| file.filename.as_ref())) {
+            (Some(path), None) | (None, Some(path)) => path,
+            (Some(_), Some(_)) => return Err(Problem::Conflict("file=", "file.filename=")),
+            (None, None) => return Err(Problem::MissingKey("file=")),
+        };
+        let path = path
+            .to_str()
+            .and_then(|path| path.strip_prefix("file:"))
+            .map_or(path.clone(), PathBuf::from);
+        let kind = match file.and_then(|file| file.driver) {
+            Some(Driver::Raw) => return Err(Problem::Refused("raw stands on file or host_device")),
+            Some(Driver::File(kind)) => Some(kind),
+            None => None,
+        };
+        self.throttle.check().map_err(Problem::Refused)?;
+        let keys = self.node.cache;
+        let cache = Cache {
+            writeback: keys.writeback.unwrap_or(true),
+            direct: keys.direct.unwrap_or(false),
+            no_flush: keys.no_flush.unwrap_or(false),
+        };
+        if (self.node.native || file.is_some_and(|file| file.native)) && !cache.direct {
+            return Err(NEEDS_DIRECT);
+        }
+        Ok(Some(Image {
+            name,
+            drive: Some(self.policies),
+            format: if self.format.is_some() { ImageFormat::Raw } else { ImageFormat::Probed },
+            node: self.node.name.clone(),
+            file_node: file.and_then(|file| file.name.clone()),
+            path,
+            kind,
+            read_only: self.node.read_only,
+            auto_read_only: self.node.auto_read_only.unwrap_or(true),
+            cache,
+            locking: file.and_then(|file| file.locking).unwrap_or(true),
+            discard: self.node.discard.unwrap_or(false),
+            detect_zeroes: self.node.detect_zeroes.unwrap_or_default(),
+            throttle: self.throttle,
+        }))
+    }
+}

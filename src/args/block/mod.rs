@@ -1,0 +1,282 @@
+//! `-drive` and `-blockdev`: images, and how the two spell them.
+//!
+//! A `-blockdev` names one node. A node of format `raw` stands on one of `file` or `host_device`,
+//! written out (`file.driver=…`) or named (`file=NAME`); a `-drive` makes both.
+
+mod drive;
+mod node;
+
+use super::error::{Error, Problem};
+use super::keys::{Pair, split};
+use crate::config::Image;
+use drive::{DRIVE, Drive, limit, of_drive};
+use node::{Driver, NODE, Node};
+use serde_json::Value as Json;
+
+#[cfg(test)]
+pub(crate) use drive::THROTTLING;
+pub(crate) use drive::{drive_parameters, on_error};
+pub(crate) use node::node_parameters;
+
+/// The node that a drive's and a node's `file.…` keys are about.
+fn below(node: &mut Node) -> &mut Node {
+    node.file.get_or_insert_default()
+}
+
+/// What was written behind all `-drive` and `-blockdev`.
+#[derive(Default)]
+pub(crate) struct Blocks {
+    drives: Vec<(String, Drive)>,
+    nodes: Vec<(String, Node)>,
+}
+
+impl Blocks {
+    pub(crate) fn drive(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        let mut drive = Drive::default();
+        for (key, value) in split(text, Some("file")) {
+            let value = value.as_deref();
+            if let Some(set) = limit(&mut drive.throttle, &key, value.unwrap_or_default()) {
+                set.map_err(|problem| {
+                    problem.at(format!("{option} {key}={}", value.unwrap_or_default()))
+                })?;
+                continue;
+            }
+            match (key.strip_prefix("file."), of_drive(&key)) {
+                (Some(rest), _) => NODE.set(option, rest, value, below(&mut drive.node))?,
+                (None, Some(key)) => NODE.set(option, key, value, &mut drive.node)?,
+                (None, None) if key == "driver" => {
+                    DRIVE.set(option, "format", value, &mut drive)?;
+                }
+                (None, None) => DRIVE.set(option, &key, value, &mut drive)?,
+            }
+        }
+        self.drives.push((format!("{option} {text}"), drive));
+        Ok(())
+    }
+
+    pub(crate) fn blockdev(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        let pairs = match text.trim_start().starts_with('{') {
+            true => json_pairs(text).map_err(|problem| problem.at(option))?,
+            false => split(text, NODE.implied),
+        };
+        let mut node = Node::default();
+        for (key, value) in &pairs {
+            let value = value.as_deref();
+            match key.strip_prefix("file.") {
+                Some(rest) => NODE.set(option, rest, value, below(&mut node))?,
+                None => NODE.set(option, key, value, &mut node)?,
+            }
+        }
+        self.nodes.push((format!("{option} {text}"), node));
+        Ok(())
+    }
+
+    /// The images that all of it describes.
+    pub(crate) fn images(&self) -> Result<Vec<Image>, Error> {
+        let mut images: Vec<Image> = Vec::new();
+        for (place, drive) in &self.drives {
+            images.extend(drive.image().map_err(|problem| problem.at(place.clone()))?);
+        }
+        let of_name = |name: &str| {
+            let named = |(_, node): &&(String, Node)| node.name.as_deref() == Some(name);
+            self.nodes.iter().find(named).map(|(_, node)| node)
+        };
+        for (place, node) in &self.nodes {
+            let is_below =
+                |(_, other): &(String, Node)| other.below.is_some() && other.below == node.name;
+            let at = |problem: Problem| problem.at(place.clone());
+            let image = node.image(&of_name).map_err(at)?;
+            // What another stands on is that one's.
+            if !self.nodes.iter().any(is_below) {
+                images.push(image);
+            }
+        }
+        let mut names: Vec<&str> = Vec::new();
+        for image in &images {
+            let own = [image.drive.is_some().then_some(&image.name), image.node.as_ref()];
+            for name in own.into_iter().flatten().chain(&image.file_node) {
+                if names.contains(&name.as_str()) {
+                    return Err(Problem::DuplicateId("a block node or drive").at(name.clone()));
+                }
+                names.push(name);
+            }
+        }
+        Ok(images)
+    }
+}
+
+/// The image that a node with these keys is, for `blockdev-add`; `found` gives the one of a node that
+/// it stands on by name. The texts are QEMU's where it has one.
+pub(crate) fn added(
+    pairs: &[Pair],
+    found: &dyn Fn(&str) -> Option<Image>,
+) -> Result<Image, String> {
+    const COMMAND: &str = "blockdev-add";
+    let mut node = Node::default();
+    for (key, value) in pairs {
+        let own = key.strip_prefix("file.").unwrap_or(key);
+        let target = if own == key { &mut node } else { below(&mut node) };
+        match NODE.set(COMMAND, own, value.as_deref(), target).map_err(|error| error.problem) {
+            Err(Problem::UnknownKey { .. }) => {
+                return Err(format!("Parameter '{key}' is unexpected"));
+            }
+            Err(Problem::UnknownValue { .. }) => {
+                let value = value.as_deref().unwrap_or_default();
+                return Err(format!("Parameter '{key}' does not accept value '{value}'"));
+            }
+            Err(Problem::NotAnId) => {
+                return Err(format!(
+                    "Invalid node-name: '{}'",
+                    value.as_deref().unwrap_or_default()
+                ));
+            }
+            set => set.map_err(|problem| format!("{key}: {problem}"))?,
+        }
+    }
+    let stands_on = node.below.take();
+    if let Some(name) = &stands_on {
+        let image =
+            found(name).ok_or(format!("Cannot find device='{name}' nor node-name='{name}'"))?;
+        let file = below(&mut node);
+        file.driver = image.kind.map(Driver::File);
+        file.filename = Some(image.path);
+        file.name = Some(name.clone());
+        file.read_only = image.read_only;
+        file.auto_read_only = Some(image.auto_read_only);
+        file.cache.direct = Some(image.cache.direct);
+        file.cache.no_flush = Some(image.cache.no_flush);
+        file.discard = Some(image.discard);
+        file.locking = Some(image.locking);
+    }
+    node.image(&|_| None).map_err(|problem| match problem {
+        Problem::MissingKey(key) => {
+            format!("Parameter '{}' is missing", key.trim_end_matches('='))
+        }
+        other => other.to_string(),
+    })
+}
+
+/// The members of a JSON object as keys and values, those of one inside with its name in front.
+fn json_pairs(text: &str) -> Result<Vec<Pair>, Problem> {
+    const SHAPE: Problem =
+        Problem::Malformed("a JSON object of strings, numbers, booleans and objects");
+    let Ok(Json::Object(members)) = serde_json::from_str(text) else { return Err(SHAPE) };
+    let mut pairs = Vec::new();
+    let mut open = vec![(String::new(), members)];
+    while let Some((prefix, members)) = open.pop() {
+        for (key, value) in members {
+            let key = format!("{prefix}{key}");
+            match value {
+                Json::Object(inner) => open.push((format!("{key}."), inner)),
+                Json::String(text) => pairs.push((key, Some(text))),
+                Json::Bool(on) => pairs.push((key, Some(if on { "on" } else { "off" }.into()))),
+                Json::Number(number) => pairs.push((key, Some(number.to_string()))),
+                Json::Array(_) | Json::Null => return Err(SHAPE),
+            }
+        }
+    }
+    Ok(pairs)
+}
+
+#[cfg(test)]
+mod tests {
+
+    use super::*;
+    use crate::config::{DetectZeroes, ImageFormat, OnError, Throttle};
+
+    fn images(options: &[(&str, &str)]) -> Result<Vec<Image>, String> {
+        let mut blocks = Blocks::default();
+        for (option, text) in options {
+            let read = match *option {
+                "-drive" => blocks.drive(option, text),
+                _ => blocks.blockdev(option, text),
+            };
+            read.map_err(|error| error.to_string())?;
+        }
+        blocks.images().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_chain_of_nodes_is_one_image_however_it_is_written() {
+        let apart = [
+            (
+                "-blockdev",
+                r#"{"driver":"file","filename":"F","node-name":"s","auto-read-only":true,"discard":"unmap","cache":{"direct":true,"no-flush":false}}"#,
+            ),
+            (
+                "-blockdev",
+                r#"{"node-name":"f","read-only":false,"driver":"raw","discard":"unmap","file":"s"}"#,
+            ),
+        ];
+        let together = [(
+            "-blockdev",
+            "raw,node-name=f,file.driver=file,file.filename=F,file.node-name=s,discard=unmap,cache.direct=on",
+        )];
+        let [apart, together] = [&apart[..], &together].map(|options| images(options).unwrap());
+        assert_eq!(apart, together);
+        assert_eq!(apart.len(), 1);
+        assert!(apart[0].discard && apart[0].cache.direct && apart[0].format == ImageFormat::Raw);
+    }
+
+    #[test]
+    fn what_programs_pass_is_understood() {
+        let one = images(&[("-drive", "file=F,format=raw,if=none,id=d,cache=unsafe,aio=threads,discard=unmap,detect-zeroes=unmap,werror=report,rerror=report,copy-on-read=off,file.locking=off,readonly=on")]).unwrap();
+        let image = &one[0];
+        assert!(image.cache.no_flush && !image.locking && image.read_only);
+        assert_eq!(image.detect_zeroes, DetectZeroes::Unmap);
+        assert_eq!(image.drive.unwrap().write, Some(OnError::Report));
+    }
+
+    #[test]
+    fn limits_have_two_spellings_and_each_is_a_limit() {
+        let drive = |keys: &str| {
+            images(&[("-drive", &format!("file=F,if=none,id=d,format=raw,{keys}"))]).unwrap()
+        };
+        let old = drive("bps=10,bps_max=20,bps_max_length=3,iops_rd=4,iops_size=5");
+        let new = drive(
+            "throttling.bps-total=10,throttling.bps-total-max=20,throttling.bps-total-max-length=3,\
+             throttling.iops-read=4,throttling.iops-size=5",
+        );
+        assert_eq!(old, new);
+        for key in THROTTLING {
+            let mut throttle = Throttle::default();
+            limit(&mut throttle, key, "7").unwrap().unwrap();
+            assert_ne!(throttle, Throttle::default(), "{key}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for (text, says) in [
+            ("file=F,if=none,id=d,format=qcow2", "only raw"),
+            ("file=F,if=none,id=d,format=foo", "expects raw"),
+            ("file=F,if=none,id=d,bps=1,bps_rd=1", "cannot be used at the same time"),
+            ("file=F,if=none,id=d,iops_max=1", "require corresponding"),
+            ("file=F,if=none,id=d,group=g", "several disks"),
+            ("file=F,if=none,id=d,bps=x", "expects a number"),
+            ("file=F,if=none,id=d,rerror=enospc", "no read fails"),
+            ("file=F,if=none,id=d,aio=native", "requires cache.direct=on"),
+            ("file=F,if=virtio,id=d", "if=none"),
+            ("file=F,id=d", "if=none"),
+            ("if=none,id=d", "file= is missing"),
+            ("file=F,if=none", "id= is missing"),
+            ("file=F,if=none,id=d,x=y", "no such property"),
+        ] {
+            let refused = images(&[("-drive", text)]).unwrap_err();
+            assert!(refused.contains(says), "{text}: {refused}");
+        }
+        for (text, says) in [
+            ("driver=file,filename=F", "node-name"),
+            ("driver=raw,node-name=r,filename=F", "'file' is missing"),
+            ("driver=raw,node-name=r,file=s", "no block node"),
+            ("driver=file,node-name=r", "filename= is missing"),
+            ("driver=nbd,node-name=r", "not built"),
+            ("{\"driver\":[]}", "a JSON object"),
+        ] {
+            let refused = images(&[("-blockdev", text)]).unwrap_err();
+            assert!(refused.contains(says), "{text}: {refused}");
+        }
+        let twice = ("-drive", "file=F,if=none,id=d,format=raw");
+        assert!(images(&[twice, twice]).unwrap_err().contains("already"));
+    }
+}
