@@ -6,12 +6,14 @@
 
 use std::cell::RefCell;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use super::outputs;
 use crate::chardev::{self, Chardev, Status};
 use crate::config;
 use crate::vmm::{ChardevError, ChardevInfo, Chardevs};
@@ -19,6 +21,8 @@ use crate::vmm::{ChardevError, ChardevInfo, Chardevs};
 /// All that are open.
 pub(super) struct Registry {
     all: Mutex<Vec<Entry>>,
+    /// The files that the machine was given to read.
+    read: Vec<PathBuf>,
     requests: UnboundedSender<Request>,
 }
 
@@ -42,9 +46,9 @@ pub(super) struct Keeper {
 }
 
 impl Registry {
-    pub(super) fn new() -> (Arc<Registry>, Keeper) {
+    pub(super) fn new(read: Vec<PathBuf>) -> (Arc<Registry>, Keeper) {
         let (requests, received) = unbounded_channel();
-        let registry = Arc::new(Registry { all: Mutex::default(), requests });
+        let registry = Arc::new(Registry { all: Mutex::default(), read, requests });
         let keeper = Keeper { requests: received, registry: registry.clone(), idle: Rc::default() };
         (registry, keeper)
     }
@@ -89,10 +93,18 @@ impl Chardevs for Registry {
         self.lock().iter().filter(|entry| entry.label == label).for_each(|e| e.status.cut());
     }
 
-    fn add(&self, chardev: config::Chardev, fd: Option<OwnedFd>) -> Result<(), ChardevError> {
+    fn add(
+        &self,
+        chardev: config::Chardev,
+        fd: Option<OwnedFd>,
+        images: &[PathBuf],
+    ) -> Result<(), ChardevError> {
         if self.has(&chardev.id) {
             return Err(ChardevError::Exists(chardev.id));
         }
+        // It would be emptied.
+        outputs::check_added(&chardev, &[&self.read, images].concat())
+            .map_err(|error| ChardevError::Open(error.to_string()))?;
         let added = self.ask(|reply| Request::Add(chardev, reply));
         // It was copied by its number meanwhile.
         drop(fd);

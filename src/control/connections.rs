@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use super::chardevs::{Keeper, Registry};
 use super::error::Error;
+use super::outputs;
 use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, PortLine, bridge};
 use crate::config::Config;
 use crate::devices::Lines;
@@ -57,7 +58,8 @@ impl Connections {
     /// Opens all of them, on the control plane's runtime; those that another machine may hold come
     /// first.
     pub(super) async fn open(config: &Config) -> Result<Connections, Error> {
-        let (registry, keeper) = Registry::new();
+        let (registry, keeper) =
+            Registry::new(outputs::inputs(config, None).into_iter().map(Into::into).collect());
         let mut all = Connections {
             port: None,
             sink: None,

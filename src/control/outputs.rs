@@ -23,6 +23,23 @@ pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), E
     if let Some(pidfile) = &pidfile {
         twice(pidfile, &files)?;
     }
+    let read = inputs(config, incoming);
+    if let MemoryBackend::File { path, share: true, .. } = &config.memory.backend {
+        let others: Vec<&Path> = read.iter().copied().filter(|other| *other != path).collect();
+        overwrites(&[Written { writer: "mem-path=".into(), path }], &others)?;
+    }
+    let all: Vec<Written<'_>> = files.into_iter().chain(pidfile).collect();
+    overwrites(&all, &read)
+}
+
+/// The same for a character device that comes later, where the machine reads `read`.
+pub(super) fn check_added(chardev: &Chardev, read: &[PathBuf]) -> Result<(), Error> {
+    let read: Vec<&Path> = read.iter().map(PathBuf::as_path).collect();
+    overwrites(&written(chardev).collect::<Vec<_>>(), &read)
+}
+
+/// The files that the machine reads.
+pub(super) fn inputs<'a>(config: &'a Config, incoming: Option<&'a Address>) -> Vec<&'a Path> {
     let mut read: Vec<&Path> = Vec::new();
     if let Some(boot) = &config.boot {
         if let Kernel::File(kernel) = &boot.kernel {
@@ -33,10 +50,7 @@ pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), E
     if let Some(Address::File { path, .. }) = incoming {
         read.push(Path::new(path));
     }
-    if let MemoryBackend::File { path, share, .. } = &config.memory.backend {
-        if *share {
-            overwrites(&[Written { writer: "mem-path=".into(), path }], &read)?;
-        }
+    if let MemoryBackend::File { path, .. } = &config.memory.backend {
         read.push(path);
     }
     read.extend(config.entropy.iter().filter_map(|entropy| match &entropy.source {
@@ -44,8 +58,7 @@ pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), E
         EntropySource::Builtin => None,
     }));
     read.extend(config.images.iter().map(|image| image.path.as_path()));
-    let all: Vec<Written<'_>> = files.into_iter().chain(pidfile).collect();
-    overwrites(&all, &read)
+    read
 }
 
 /// A file that is written, and by what.

@@ -180,7 +180,7 @@ impl Meter {
     fn begin(self: &Arc<Meter>, wanted: Wanted, sample_pages: u64) -> Result<(), Refused> {
         let vm = self.machine.vm().clone();
         let counting = match wanted.mode {
-            Mode::PageSampling => Counting::Sample(Sample::take(self.machine.ram(), sample_pages)?),
+            Mode::PageSampling => Counting::Sample(sample_pages),
             Mode::DirtyRing => {
                 let counts = RingCounts::start(vm)?;
                 let before = counts.dirtied()?;
@@ -235,7 +235,8 @@ impl Meter {
 
 /// A measurement that has begun.
 enum Counting {
-    Sample(Sample),
+    /// Pages of each GiB.
+    Sample(u64),
     Ring(RingCounts, Vec<u64>),
     Bitmap(DirtyLog),
 }
@@ -257,7 +258,9 @@ impl Counting {
         let wait = || std::thread::sleep(time.saturating_sub(started.elapsed()));
         let mib = |pages: u64| (pages * PAGE_BYTES) as f64 / MIB;
         match self {
-            Counting::Sample(sample) => {
+            Counting::Sample(per_gib) => {
+                // Both looks go the same way, so that each page has the time between their beginnings.
+                let sample = Sample::take(machine.ram(), per_gib)?;
                 wait();
                 let took = started.elapsed();
                 let changed = sample.changed(machine.ram())?;

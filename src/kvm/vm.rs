@@ -226,7 +226,8 @@ impl Vm {
     pub(super) fn begin_logging(&self) -> Result<(), Error> {
         let mut users = self.logging.lock().unwrap_or_else(PoisonError::into_inner);
         if *users == 0 {
-            self.map_slots(KVM_MEM_LOG_DIRTY_PAGES)?;
+            // Some may log already.
+            self.map_slots(KVM_MEM_LOG_DIRTY_PAGES).inspect_err(|_| drop(self.map_slots(0)))?;
         }
         *users += 1;
         Ok(())

@@ -127,6 +127,8 @@ impl Gate {
                 kick(index);
             }
         }
+        // Sleepers under throttle are outside of the guest.
+        self.changed.notify_all();
         loop {
             let left = most.saturating_sub(started.elapsed());
             let all_are_here = state.places.iter().all(|p| p.parked || !p.called);
@@ -173,6 +175,9 @@ impl Gate {
         let end = Instant::now() + time;
         let mut state = self.lock();
         while state.open && !state.quit && must() {
+            if std::mem::take(&mut state.places[index].called) {
+                self.changed.notify_all();
+            }
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() || state.places[index].held {
                 return;
@@ -229,6 +234,17 @@ mod tests {
         assert!(gate.roll_call(|_| {}, LONG) < LONG);
         for thread in threads {
             thread.join().unwrap();
+        }
+        // Who sleeps under throttle is outside of the guest already, and sleeps on.
+        let naps = [0, 1].map(|index| {
+            let gate = gate.clone();
+            std::thread::spawn(move || gate.nap(index, 3 * LONG, || true))
+        });
+        assert!(gate.roll_call(|_| {}, LONG) < LONG);
+        assert!(naps.iter().all(|nap| !nap.is_finished()));
+        gate.quit();
+        for nap in naps {
+            nap.join().unwrap();
         }
     }
 }

@@ -11,7 +11,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-/// A vCPU under throttle naps for longer, and does not where it is stopped.
+/// A guest that takes longer to be stopped has a host that is busy with something else.
 const ROLL_CALL_MAX: Duration = Duration::from_millis(100);
 
 impl Machine {
@@ -191,6 +191,11 @@ impl Machine {
 
     /// How long the vCPUs take to stand still, tried without stopping them; at most 100 ms.
     pub(crate) fn stop_time(&self) -> Duration {
+        // As where they are stopped, so that nobody ends the threads that are called.
+        let control = self.control();
+        if control.gone {
+            return Duration::ZERO;
+        }
         self.cpus.gate.roll_call(|index| self.kick(index), ROLL_CALL_MAX)
     }
 
@@ -326,9 +331,7 @@ impl Machine {
             return;
         }
         control.gone = true;
-        let threads = self.threads();
         self.cpus.gate.quit();
-        drop(threads);
         self.cpus.gate.close(|index| self.kick(index));
         self.threads().join();
     }

@@ -194,6 +194,10 @@ impl Machine {
         };
         let wanted: Vec<u64> = limits.own.iter().map(|own| lower(*own)).collect();
         let begins = wanted.iter().any(|mib| *mib > 0);
+        // One that failed has ended by itself; the next limit has another try.
+        if let Some((_, ended)) = limits.running.take_if(|(_, thread)| thread.is_finished()) {
+            let _ = ended.join();
+        }
         if begins && limits.running.is_none() {
             match self.start_limits() {
                 Ok(running) => limits.running = Some(running),
@@ -255,13 +259,19 @@ fn watch(
         let time = since.elapsed();
         if time.as_millis() as u64 >= cpus.limit_period_ms.load(Ordering::Relaxed) {
             for ((limit, now), before) in cpus.limits.iter().zip(&dirtied).zip(&before) {
+                if now == before {
+                    limit.nap_us.store(0, Ordering::Relaxed);
+                }
                 let mib = ((now - before) * PAGE_BYTES) as f64 / MIB as f64;
                 limit.rate.store((mib / time.as_secs_f64()).round() as u64, Ordering::Relaxed);
             }
             (since, before) = (Instant::now(), dirtied);
         }
     }
-    cpus.limits.iter().for_each(|limit| limit.rate.store(0, Ordering::Relaxed));
+    for limit in &cpus.limits {
+        limit.rate.store(0, Ordering::Relaxed);
+        limit.nap_us.store(0, Ordering::Relaxed);
+    }
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! Character devices, as far as commands have to do with them.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 
 use crate::config;
 
@@ -34,8 +35,14 @@ pub trait Chardevs: Send + Sync {
     /// Ends the connection of such a one, if there is any.
     fn cut(&self, label: &str);
     /// Opens another one, which may take as long as names and peers do. Not on the control plane.
-    /// `fd` is held until it was taken by its number.
-    fn add(&self, chardev: config::Chardev, fd: Option<OwnedFd>) -> Result<(), ChardevError>;
+    /// `fd` is held until it was taken by its number. Refused if it would write over what the machine
+    /// reads, `images` among it.
+    fn add(
+        &self,
+        chardev: config::Chardev,
+        fd: Option<OwnedFd>,
+        images: &[PathBuf],
+    ) -> Result<(), ChardevError>;
     /// Closes one that nobody uses. Not on the control plane.
     fn remove(&self, label: &str) -> Result<(), ChardevError>;
 }
@@ -54,7 +61,12 @@ impl Chardevs for Nothing {
 
     fn cut(&self, _label: &str) {}
 
-    fn add(&self, _chardev: config::Chardev, _fd: Option<OwnedFd>) -> Result<(), ChardevError> {
+    fn add(
+        &self,
+        _chardev: config::Chardev,
+        _fd: Option<OwnedFd>,
+        _images: &[PathBuf],
+    ) -> Result<(), ChardevError> {
         Err(ChardevError::Ending)
     }
 

@@ -34,6 +34,16 @@ fn what_was_added_is_there_until_it_goes() {
     let backend = json!({"type": "file", "data": {"out": file.to_str().unwrap()}});
     vm.ask("chardev-add", json!({"id": "f", "backend": backend}));
     assert_eq!(std::fs::read(&file).unwrap(), b"", "it is written from its beginning");
+    // What the machine reads is not emptied, by whatever name.
+    let (image, link) = (vm.path("image"), vm.path("link"));
+    std::fs::write(&image, [7; 4096]).unwrap();
+    std::os::unix::fs::symlink(&image, &link).unwrap();
+    let node = json!({"driver": "file", "node-name": "n", "filename": image.to_str().unwrap()});
+    vm.ask("blockdev-add", node);
+    let over = json!({"type": "file", "data": {"out": link.to_str().unwrap()}});
+    let refused = vm.try_ask("chardev-add", json!({"id": "i", "backend": over})).unwrap_err();
+    assert!(refused.contains("would overwrite"), "{refused}");
+    assert_eq!(std::fs::read(&image).unwrap(), [7; 4096]);
     let server = socket(&path, json!({"server": true, "wait": false}));
     vm.ask("chardev-add", json!({"id": "s", "backend": server}));
     UnixStream::connect(&path).unwrap();

@@ -81,5 +81,8 @@ pub(super) fn advice(source: &Source, cache: u64, left: u64) -> String {
     } else {
         text += "; auto-converge or a larger downtime-limit may help";
     }
+    if source.guest.has_dirty_rings() && !source.settings.has(Capability::DirtyLimit) {
+        text += "; so may dirty-limit instead of auto-converge";
+    }
     text
 }

@@ -393,9 +393,10 @@ impl Peer {
             return Ok(true);
         }
         let took = self.ping(source)?;
+        let is_the_way = took <= self.round_trip.unwrap_or_default() + NO_LAG;
         // The target has nothing else to do now, so that this is the way there and back alone. With
         // the backlog in it, no forecast would ever let the guest be stopped.
-        let trip = if took <= NO_LAG { took } else { self.ping(source)? };
+        let trip = if is_the_way { took } else { self.ping(source)? };
         self.round_trip = Some(self.round_trip.map_or(trip, |least| least.min(trip)));
         let lag = took.saturating_sub(trip);
         let before = self.lag.replace(lag);

@@ -28,6 +28,8 @@ const FIRST_CLEAR_PAGES: u64 = (1 << 30) / PAGE_BYTES;
 /// Pages that go at this share of the limit or faster are held back by the limit.
 const LIMITED: f64 = 0.7;
 
+/// Decided again so often, at most, after the target has caught up.
+const DECIDED_AGAIN_MAX: u32 = 8;
 /// How often it is tried what stopping the vCPUs takes: they do not always come at once.
 const STOPS_TRIED: usize = 3;
 
@@ -44,6 +46,10 @@ pub(super) struct Rounds {
     owed: Vec<PageSet>,
     /// What stopping the vCPUs takes.
     stop_time: Duration,
+    /// How often it was decided again, after the target had caught up.
+    decided_again: u32,
+    /// It was said that vCPUs cannot be limited.
+    limit_failed: bool,
     #[cfg(feature = "sabotage")]
     swap: super::sabotage::Swap,
 }
@@ -95,6 +101,8 @@ impl Rounds {
             number: 0,
             owed,
             stop_time: (0..STOPS_TRIED).map(|_| source.guest.stop_time()).max().unwrap_or_default(),
+            decided_again: 0,
+            limit_failed: false,
             #[cfg(feature = "sabotage")]
             swap: super::sabotage::Swap::new(source.guest.ram())?,
         })
@@ -126,6 +134,7 @@ impl Rounds {
             if decision == Decision::SwitchOver
                 && peer.agrees_to_switch_over(source)?
                 && peer.catches_up(source)?
+                && self.still_fits(source, peer)?
             {
                 if sabotage::on(Fault::NoFinalHarvest) {
                     // Long enough that the guest surely writes something between the last harvest
@@ -146,6 +155,20 @@ impl Rounds {
             peer.check()?;
             self.rates(source, left, started.elapsed());
         }
+    }
+
+    /// While the target caught up the guest dirtied more, and the way there and back is known now:
+    /// decides once more. A guest that is too fast for that is stopped all the same after some
+    /// times: it would never end.
+    fn still_fits(&mut self, source: &Source, peer: &mut Peer) -> Result<bool, Error> {
+        if peer.return_path.is_none() {
+            return Ok(true);
+        }
+        self.harvest(source)?;
+        let left = self.owed_pages();
+        self.decided_again += 1;
+        let decision = self.decide(source, peer, left, left, 0);
+        Ok(decision == Decision::SwitchOver || self.decided_again > DECIDED_AGAIN_MAX)
     }
 
     /// The last round, of a guest that stands still and whose state has been read.
@@ -293,16 +316,18 @@ impl Rounds {
     }
 
     /// From the moment on at which auto-converge would begin, no vCPU dirties more than the limit.
-    fn limit_dirt(&self, source: &Source) {
+    fn limit_dirt(&mut self, source: &Source) {
         if !self.throttle.has_begun() {
             return;
         }
         let parameters = source.settings.parameters();
         let period = Duration::from_millis(parameters.x_vcpu_dirty_limit_period);
         // Without, the guest is not slowed down, and the migration takes longer.
-        if let Err(error) = source.guest.limit_dirt(parameters.vcpu_dirty_limit, period) {
+        let limited = source.guest.limit_dirt(parameters.vcpu_dirty_limit, period);
+        if let (Err(error), false) = (&limited, self.limit_failed) {
             tracing::warn!("vCPUs are not limited: {error}");
         }
+        self.limit_failed = limited.is_err();
         source.progress.figures().limit = source.guest.limit_cost();
     }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::command::{Answer, Call, Command, Run};
 use crate::args::value;
+use crate::block::Images;
 use crate::config::{
     Chardev, ChardevBackend, IpFamily, LogFile, Socket, SocketAddress, SocketRole,
 };
@@ -141,7 +142,9 @@ fn add(call: Call<'_>) -> Answer {
     }
     let (chardev, fd) = describe(call, id)?;
     let is_pty = matches!(chardev.backend, ChardevBackend::Pty { .. });
-    call.vmm.chardevs.add(chardev, fd).map_err(Error::generic)?;
+    let images = call.vmm.guest.images().map(Images::all).unwrap_or_default();
+    let images: Vec<_> = images.iter().map(|image| image.config.path.clone()).collect();
+    call.vmm.chardevs.add(chardev, fd, &images).map_err(Error::generic)?;
     let opened = call.vmm.chardevs.list().into_iter().find(|other| other.label == id);
     Ok(match opened.as_ref().and_then(|opened| opened.filename.strip_prefix("pty:")) {
         Some(name) if is_pty => json!({"pty": name}),

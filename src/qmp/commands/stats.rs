@@ -10,11 +10,11 @@ use crate::qmp::json::Value;
 use crate::qmp::schema::{Shape, Type, Union, optional, required};
 
 pub(crate) static COMMANDS: &[Command] = &[
-    Command::new("query-stats", Run::Now(query))
+    Command::new("query-stats", Run::Waiting(query))
         .arguments(&FILTER)
         .returns(Type::List(&Type::Object(&RESULT)))
         .does("Tells what KVM counted of the machine or of its vCPUs."),
-    Command::new("query-stats-schemas", Run::Now(schemas))
+    Command::new("query-stats-schemas", Run::Waiting(schemas))
         .arguments(&PROVIDER_FILTER)
         .returns(Type::List(&Type::Object(&STATS_SCHEMA)))
         .does("Tells what each number of query-stats means."),
