@@ -58,8 +58,7 @@ impl Connections {
     /// Opens all of them, on the control plane's runtime; those that another machine may hold come
     /// first.
     pub(super) async fn open(config: &Config) -> Result<Connections, Error> {
-        let (registry, keeper) =
-            Registry::new(outputs::inputs(config, None).into_iter().map(Into::into).collect());
+        let (registry, keeper) = Registry::new(outputs::read(config));
         let mut all = Connections {
             port: None,
             sink: None,

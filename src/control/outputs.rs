@@ -23,10 +23,12 @@ pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), E
     if let Some(pidfile) = &pidfile {
         twice(pidfile, &files)?;
     }
-    let read = inputs(config, incoming);
-    if let MemoryBackend::File { path, share: true, .. } = &config.memory.backend {
-        let others: Vec<&Path> = read.iter().copied().filter(|other| *other != path).collect();
-        overwrites(&[Written { writer: "mem-path=".into(), path }], &others)?;
+    let mut read = inputs(config, incoming);
+    if let MemoryBackend::File { path, share, .. } = &config.memory.backend {
+        if *share {
+            overwrites(&[Written { writer: "mem-path=".into(), path }], &read)?;
+        }
+        read.push(path);
     }
     let all: Vec<Written<'_>> = files.into_iter().chain(pidfile).collect();
     overwrites(&all, &read)
@@ -38,8 +40,17 @@ pub(super) fn check_added(chardev: &Chardev, read: &[PathBuf]) -> Result<(), Err
     overwrites(&written(chardev).collect::<Vec<_>>(), &read)
 }
 
-/// The files that the machine reads.
-pub(super) fn inputs<'a>(config: &'a Config, incoming: Option<&'a Address>) -> Vec<&'a Path> {
+/// The files that the machine reads as long as it lives.
+pub(super) fn read(config: &Config) -> Vec<PathBuf> {
+    let memory = match &config.memory.backend {
+        MemoryBackend::File { path, .. } => Some(path.as_path()),
+        _ => None,
+    };
+    inputs(config, None).into_iter().chain(memory).map(Into::into).collect()
+}
+
+/// The files that the machine reads, but for its memory's.
+fn inputs<'a>(config: &'a Config, incoming: Option<&'a Address>) -> Vec<&'a Path> {
     let mut read: Vec<&Path> = Vec::new();
     if let Some(boot) = &config.boot {
         if let Kernel::File(kernel) = &boot.kernel {
@@ -49,9 +60,6 @@ pub(super) fn inputs<'a>(config: &'a Config, incoming: Option<&'a Address>) -> V
     }
     if let Some(Address::File { path, .. }) = incoming {
         read.push(Path::new(path));
-    }
-    if let MemoryBackend::File { path, .. } = &config.memory.backend {
-        read.push(path);
     }
     read.extend(config.entropy.iter().filter_map(|entropy| match &entropy.source {
         EntropySource::File(path) => Some(path.as_path()),

@@ -141,7 +141,8 @@ fn a_device_on_one_side_only_is_refused_by_name_and_the_guest_stays() {
 fn what_it_gives_comes_from_the_file_that_was_named() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("entropy");
-    std::fs::write(&file, [0x5a; 4096]).unwrap();
+    // The guest asks for eight bytes at a time, for as long as it runs.
+    std::fs::write(&file, vec![0x5a; 16 << 20]).unwrap();
     let object = format!("rng-random,id=r,filename={}", file.display());
     let kernel = folder.path().join("kernel");
     std::fs::write(&kernel, guest::elf(&virtio_guest::entropy())).unwrap();
@@ -155,10 +156,17 @@ fn what_it_gives_comes_from_the_file_that_was_named() {
     ];
     let mut vm = Launch::new(folder.path(), "vm").no_guest().words(&words).start();
     wait_for_points(&vm, 1);
-    vm.ask("stop", json!({}));
     let dump = folder.path().join("ram");
-    vm.ask("pmemsave", json!({"val": 0x20_2000, "size": 8, "filename": dump}));
-    assert_eq!(std::fs::read(dump).unwrap(), [0x5a; 8]);
+    let end = Instant::now() + Duration::from_secs(60);
+    // Before each request the guest clears them.
+    let mut got = vec![0; 8];
+    while got == [0; 8] && Instant::now() < end {
+        vm.ask("stop", json!({}));
+        vm.ask("pmemsave", json!({"val": 0x20_2000, "size": 8, "filename": dump}));
+        got = std::fs::read(&dump).unwrap();
+        vm.ask("cont", json!({}));
+    }
+    assert_eq!(got, [0x5a; 8]);
 
     let lost = Command::new(env!("CARGO_BIN_EXE_godwit"))
         .args("run -M microvm,acpi=off -m 16 -nodefaults -kernel builtin -append ws=1".split(' '))

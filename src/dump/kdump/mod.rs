@@ -30,8 +30,8 @@ use crate::dump::ranges::{PAGE, Range};
 use crate::dump::vmcoreinfo;
 use crate::io::gather::Buffer;
 
-/// The bitmaps are made in pieces of this size.
-const BITMAP_PIECE_BYTES: u64 = 1 << 20;
+/// The bitmaps are made in pieces of this size, which the heap has even where memory is short.
+const BITMAP_PIECE_BYTES: u64 = 64 << 10;
 
 #[expect(clippy::too_many_arguments, reason = "the parts of one dump, each used once")]
 pub(super) fn write(

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Write;
 
+use memmap2::MmapMut;
 use serde_json::json;
 
 use super::command::{Answer, Call, Command, Run};
@@ -42,9 +43,11 @@ const PAGES_AT_ONCE: usize = 1024;
 fn pmemsave(call: Call<'_>) -> Answer {
     let Range { mut address, bytes: mut left } = Range::of(call)?;
     save(call, |file| {
-        let mut piece = vec![0; left.min(PIECE_BYTES) as usize];
+        // Not from the heap: memory that cannot be had there ends the process.
+        let mut room = MmapMut::map_anon(PIECE_BYTES as usize)
+            .map_err(|error| Error::generic(format!("no memory to copy with: {error}")))?;
         while left > 0 {
-            let piece = &mut piece[..left.min(PIECE_BYTES) as usize];
+            let piece = &mut room[..left.min(PIECE_BYTES) as usize];
             call.vmm.guest.read_physical(address, piece)?;
             write(call, file, piece)?;
             // Only the end of a range that ends at 2^64 wraps, and it is not looked at.
