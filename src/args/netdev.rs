@@ -367,13 +367,11 @@ impl Draft {
     /// The older spelling of the two before.
     fn socket(self) -> Result<NetBackend, Problem> {
         const ONE: Problem = Problem::Malformed("one of fd=, listen=, connect=, mcast= and udp=");
-        let client = NetRole::Client { reconnect_ms: 0 };
         if let Some(fd) = &self.fd {
             if !self.old_way.is_empty() {
                 return Err(ONE);
             }
-            let address = SocketAddress::Fd(number(fd)?);
-            return Ok(NetBackend::Stream { address, role: client });
+            return Ok(NetBackend::Socket(number(fd)?));
         }
         let [(way, address)] = &self.old_way[..] else { return Err(ONE) };
         let local = self.old_local.as_deref();
@@ -390,7 +388,10 @@ impl Draft {
         };
         Ok(match *way {
             "listen" => NetBackend::Stream { address: tcp(host), role: NetRole::Server },
-            "connect" => NetBackend::Stream { address: tcp(host), role: client },
+            "connect" => {
+                let role = NetRole::Client { reconnect_ms: 0 };
+                NetBackend::Stream { address: tcp(host), role }
+            }
             "udp" => {
                 let local = local.ok_or(Problem::MissingKey("localaddr="))?;
                 let (local, local_port) = host_and_port(local)?;
@@ -483,6 +484,7 @@ mod tests {
             backend("tap,id=n,fd=5"),
             NetBackend::Tap(Tap { fd: Some(5), ..Tap::default() })
         );
+        assert_eq!(backend("socket,id=n,fd=5"), NetBackend::Socket(5));
         let path = SocketAddress::Unix { path: "/s".into() };
         assert_eq!(
             backend("stream,id=n,server=on,addr.type=unix,addr.path=/s"),

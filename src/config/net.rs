@@ -38,6 +38,8 @@ pub enum NetBackend {
         local: Option<DgramAddress>,
         remote: Option<DgramAddress>,
     },
+    /// An inherited descriptor: of its kind depends which of the two before it is.
+    Socket(i32),
     /// A network of this process's user, made by the program passt.
     User(UserNet),
 }
@@ -49,6 +51,7 @@ impl NetBackend {
             NetBackend::Tap(_) => "tap",
             NetBackend::Stream { .. } => "stream",
             NetBackend::Dgram { .. } => "dgram",
+            NetBackend::Socket(_) => "socket",
             NetBackend::User(_) => "user",
         }
     }

@@ -86,14 +86,20 @@ impl Drop for SocketFile {
 /// A socket that listens at `path`. Drop the [`SocketFile`] first: an id is certain only while the
 /// socket is there.
 pub(crate) fn listen_at(path: &Path, backlog: i32) -> io::Result<(SocketFile, OwnedFd)> {
+    let (file, socket) = bind_at(path, SocketType::STREAM)?;
+    listen(&socket, backlog)?;
+    Ok((file, socket))
+}
+
+/// A socket whose name is `path`; for the [`SocketFile`] see [`listen_at`].
+pub(crate) fn bind_at(path: &Path, kind: SocketType) -> io::Result<(SocketFile, OwnedFd)> {
     let address = address(path)?;
     let _alone = Lock::of(path);
     for _ in 0..TRIES {
-        let socket = stream()?;
+        let socket = unix(kind)?;
         match bind(&socket, &address) {
             Ok(()) => {
                 let file = SocketFile { path: path.to_owned(), id: FileId::at(path)? };
-                listen(&socket, backlog)?;
                 return Ok((file, socket));
             }
             Err(Errno::ADDRINUSE) => bury(path, &address)?,
@@ -105,20 +111,20 @@ pub(crate) fn listen_at(path: &Path, backlog: i32) -> io::Result<(SocketFile, Ow
 
 /// A connection to the socket at `path`.
 pub(crate) fn connect_to(path: &Path) -> io::Result<OwnedFd> {
-    let socket = stream()?;
+    let socket = unix(SocketType::STREAM)?;
     connect(&socket, &address(path)?)?;
     Ok(socket)
 }
 
-fn address(path: &Path) -> io::Result<SocketAddrUnix> {
+pub(crate) fn address(path: &Path) -> io::Result<SocketAddrUnix> {
     SocketAddrUnix::new(path).map_err(|errno| match errno {
         Errno::NAMETOOLONG => taken(Taken::TooLong { bytes: path.as_os_str().len() }),
         other => other.into(),
     })
 }
 
-fn stream() -> io::Result<OwnedFd> {
-    Ok(socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?)
+fn unix(kind: SocketType) -> io::Result<OwnedFd> {
+    Ok(socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?)
 }
 
 /// Removes the socket of a program that is gone.
@@ -140,11 +146,12 @@ fn bury(path: &Path, address: &SocketAddrUnix) -> io::Result<()> {
 
 /// Whether a socket of any program belongs to the name. A datagram socket asks: it cannot be
 /// connected to a stream, so that the listener, who may wait for its first client, sees nothing of
-/// it, but the kernel looks whether there is one before it compares the kinds.
+/// it, but the kernel looks whether there is one before it compares the kinds. A datagram socket that
+/// is connected to another one hears nobody else (EPERM).
 fn is_alive(address: &SocketAddrUnix) -> io::Result<bool> {
-    let asks = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let asks = unix(SocketType::DGRAM)?;
     match connect(&asks, address) {
-        Ok(()) | Err(Errno::PROTOTYPE) => Ok(true),
+        Ok(()) | Err(Errno::PROTOTYPE | Errno::PERM) => Ok(true),
         Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
         Err(errno) => Err(errno.into()),
     }
@@ -199,7 +206,11 @@ mod tests {
         assert_eq!(living.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock);
         UnixStream::connect(&path).unwrap();
         let other = folder.path().join("d");
-        let _datagrams = UnixDatagram::bind(&other).unwrap();
+        let datagrams = UnixDatagram::bind(&other).unwrap();
+        assert!(refused(&other).contains("a running program listens there"));
+        let third = folder.path().join("e");
+        let _third = UnixDatagram::bind(&third).unwrap();
+        datagrams.connect(&third).unwrap();
         assert!(refused(&other).contains("a running program listens there"));
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();

@@ -6,6 +6,7 @@
 //! | `tap`, `tun` | a tap device, and the kernel's interface to it |
 //! | `stream`, `watch` | frames on a connection; the thread that makes connections, and sees them end |
 //! | `dgram` | a frame in each datagram |
+//! | `descriptor` | sockets that came open |
 //! | `user` | a network made by passt |
 //! | `announce` | telling switches where a card is now |
 //!
@@ -13,6 +14,7 @@
 //! as long as names do.
 
 mod announce;
+mod descriptor;
 mod dgram;
 mod netdev;
 mod stream;

@@ -5,14 +5,15 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use super::descriptor;
 use super::dgram::Dgram;
 use super::stream::Stream;
 use super::tap::Tap;
 use super::user::Passt;
 use super::watch::{Bell, Watch};
 use super::{Error, Tell};
-use crate::chardev::{describe, inherited};
-use crate::config::{self, NetBackend, NetRole, Offloads, SocketAddress};
+use crate::chardev::describe;
+use crate::config::{self, DgramAddress, NetBackend, NetRole, Offloads, SocketAddress};
 use crate::devices::{Card, HEADER_BYTES, Network};
 use crate::io::socket_file::SocketFile;
 
@@ -69,14 +70,25 @@ impl Netdev {
                     }
                     NetRole::Client { .. } if matches!(address, SocketAddress::Fd(_)) => {
                         let SocketAddress::Fd(number) = address else { unreachable!() };
-                        Watch::Socket(inherited(*number).map_err(failed(what))?)
+                        Watch::Socket(descriptor::stream(*number).map_err(failed(what))?)
                     }
                     NetRole::Client { reconnect_ms } => Watch::connect(address, *reconnect_ms),
                 });
                 Port::Stream(Stream::default())
             }
+            NetBackend::Socket(number) => {
+                let what = || failed(format!("fd:{number}"));
+                if descriptor::has_datagrams(*number).map_err(what())? {
+                    let dgram = Dgram::open(id, Some(&DgramAddress::Fd(*number)), None);
+                    Port::Dgram(dgram.map_err(what())?)
+                } else {
+                    let socket = descriptor::stream(*number).map_err(what())?;
+                    watch = Some(Watch::Socket(socket));
+                    Port::Stream(Stream::default())
+                }
+            }
             NetBackend::Dgram { local, remote } => {
-                let dgram = Dgram::open(local.as_ref(), remote.as_ref());
+                let dgram = Dgram::open(id, local.as_ref(), remote.as_ref());
                 Port::Dgram(dgram.map_err(failed("datagrams".into()))?)
             }
             NetBackend::User(user) => {

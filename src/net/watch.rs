@@ -15,7 +15,7 @@ use rustix::net::SocketAddrUnix;
 use rustix::time::Timespec;
 
 use super::netdev::Netdev;
-use super::{Event, Peer, Tell};
+use super::{Event, Peer, Tell, descriptor};
 use crate::chardev::{connect, describe, listen};
 use crate::config::SocketAddress;
 use crate::devices::Network;
@@ -55,6 +55,9 @@ impl Watch {
     /// With the name, which goes when it is dropped.
     pub(super) fn listen(address: &SocketAddress) -> io::Result<(Watch, Option<SocketFile>)> {
         let (file, socket) = listen(address)?;
+        if let SocketAddress::Fd(number) = address {
+            descriptor::check_listens(*number, &socket)?;
+        }
         rustix::io::ioctl_fionbio(&socket, true)?;
         Ok((Watch::Listener { socket, address: address.clone() }, file))
     }
