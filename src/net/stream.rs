@@ -1,6 +1,7 @@
 //! Frames on a connection, each behind its length (four bytes, big-endian), as QEMU and passt speak.
 
 use std::io::IoSlice;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -42,12 +43,13 @@ impl Stream {
         self.outgoing.clear();
     }
 
-    /// What comes while there is no card.
+    /// What comes while there is no card: one piece of it. A card that comes later begins with a
+    /// whole frame.
     pub(super) fn discard(&mut self) {
-        while self.fill() {
-            self.incoming.clear();
+        self.fill();
+        while let Some(frame) = self.whole() {
+            self.taken = frame.end;
         }
-        (self.incoming, self.taken) = (Vec::new(), 0);
     }
 
     pub(super) fn wait(&self) -> Option<Arc<OwnedFd>> {
@@ -77,27 +79,28 @@ impl Stream {
         matches!(read, Ok(1..))
     }
 
+    /// Where the next frame lies, if all of it was read.
+    fn whole(&mut self) -> Option<Range<usize>> {
+        let length = *self.incoming[self.taken..].first_chunk::<LENGTH_BYTES>()?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > FRAME_BYTES_MAX - HEADER_BYTES {
+            tracing::warn!("a network's peer sends a frame of {length} bytes; it is cut off");
+            self.hang_up();
+            return None;
+        }
+        let start = self.taken + LENGTH_BYTES;
+        Some(start..start + length).filter(|frame| frame.end <= self.incoming.len())
+    }
+
+    /// A frame may be empty: whoever takes it counts it, as one that a peer can send without end.
     pub(super) fn receive(&mut self, into: &mut [u8]) -> Option<usize> {
         loop {
-            let waiting = &self.incoming[self.taken..];
-            if let Some((length, rest)) = waiting.split_first_chunk::<LENGTH_BYTES>() {
-                let length = u32::from_be_bytes(*length) as usize;
-                if length > FRAME_BYTES_MAX - HEADER_BYTES {
-                    tracing::warn!(
-                        "a network's peer sends a frame of {length} bytes; it is cut off"
-                    );
-                    self.hang_up();
-                    return None;
-                }
-                if let Some(frame) = rest.get(..length) {
-                    into[..HEADER_BYTES].fill(0);
-                    into[HEADER_BYTES..][..length].copy_from_slice(frame);
-                    self.taken += LENGTH_BYTES + length;
-                    match length {
-                        0 => continue,
-                        _ => return Some(HEADER_BYTES + length),
-                    }
-                }
+            if let Some(frame) = self.whole() {
+                let bytes = HEADER_BYTES + frame.len();
+                self.taken = frame.end;
+                into[..HEADER_BYTES].fill(0);
+                into[HEADER_BYTES..bytes].copy_from_slice(&self.incoming[frame]);
+                return Some(bytes);
             }
             if !self.fill() {
                 return None;
@@ -143,8 +146,8 @@ impl Stream {
         true
     }
 
-    /// Whoever watches the connection sees its end.
-    fn hang_up(&mut self) {
+    /// Whoever watches the connection sees its end, and so does the peer.
+    pub(super) fn hang_up(&mut self) {
         if let Some(socket) = &self.socket {
             let _ = shutdown(socket, Shutdown::Both);
         }
@@ -187,11 +190,36 @@ mod tests {
         }
         assert_eq!(take(&mut stream).unwrap(), b"in pieces");
         peer.write_all(&[framed(b"a"), framed(b""), framed(b"b")].concat()).unwrap();
-        assert_eq!(take(&mut stream).unwrap(), b"a");
-        assert_eq!(take(&mut stream).unwrap(), b"b");
+        for frame in [&b"a"[..], b"", b"b"] {
+            assert_eq!(take(&mut stream).unwrap(), frame);
+        }
         peer.write_all(&framed(&long)).unwrap();
         assert_eq!(take(&mut stream).unwrap(), long);
         assert_eq!(take(&mut stream), None);
+    }
+
+    #[test]
+    fn empty_frames_are_a_turn_each() {
+        let (mut stream, mut peer) = pair();
+        let zeros = [0; 64 << 10];
+        for _ in 0..16 {
+            peer.write_all(&zeros).unwrap();
+            for _ in 0..zeros.len() / LENGTH_BYTES {
+                assert_eq!(take(&mut stream).unwrap(), b"");
+            }
+            assert_eq!(take(&mut stream), None);
+        }
+    }
+
+    #[test]
+    fn what_nobody_takes_is_dropped_piece_by_piece_and_frame_by_frame() {
+        let (mut stream, mut peer) = pair();
+        peer.write_all(&framed(&[7; 60_000]).repeat(3)).unwrap();
+        stream.discard();
+        assert!(!stream.incoming.is_empty() && stream.incoming.len() <= PIECE_BYTES);
+        stream.discard();
+        peer.write_all(&framed(b"for a card")).unwrap();
+        assert_eq!(take(&mut stream).unwrap(), b"for a card");
     }
 
     #[test]
