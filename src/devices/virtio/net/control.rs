@@ -40,7 +40,9 @@ pub(super) fn tap_flags(offloads: u64) -> u32 {
     let set = FLAGS.iter().filter(|(feature, _)| offloads & feature != 0);
     let flags = set.map(|(_, flag)| flag).sum();
     // The kernel knows these two together only.
-    if offloads & USO == USO { flags | 0x60 } else { flags }
+    let flags: u32 = if offloads & USO == USO { flags | 0x60 } else { flags };
+    // And ECN as something of segments.
+    if flags & 6 == 0 { flags & !8 } else { flags }
 }
 
 impl Net {
@@ -98,6 +100,7 @@ impl Net {
                     return None;
                 }
                 self.offloads = Some(wanted);
+                self.tell_offloads(features);
             }
             _ => return None,
         }

@@ -137,6 +137,11 @@ impl Net {
         if self.network.as_ref().is_some_and(|network| network.is_gone()) {
             self.network = None;
         }
+        self.tell_offloads(features);
+    }
+
+    /// Tells the network what the guest can do, if it does not know.
+    fn tell_offloads(&mut self, features: u64) {
         let offloads = self.offloads.unwrap_or(features) & control::GUEST_OFFLOADS;
         if self.told_offloads != Some(offloads)
             && let Some(network) = &self.network
@@ -240,6 +245,16 @@ impl Model for Net {
         self.wait.ready = fd.filter(|_| !wanted.is_empty()).map(|fd| (fd, wanted));
         let more = controlled || sent == send::Sent::More || received && !full;
         Ok(if more { Next::More } else { Next::Wait })
+    }
+
+    /// A descriptor of a network that is taken away meanwhile goes with it.
+    fn quiesce(&mut self, _ram: &GuestRam, _queues: &mut [Queue]) -> Result<(), Fault> {
+        self.wait = Wait::default();
+        Ok(())
+    }
+
+    fn broken(&mut self) {
+        self.wait = Wait::default();
     }
 
     fn waits_for(&self) -> Wait {

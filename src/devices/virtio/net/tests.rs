@@ -34,6 +34,7 @@ struct Wire {
     full: AtomicBool,
     gone: AtomicBool,
     offloads: AtomicU32,
+    ready: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl Network for Wire {
@@ -53,7 +54,7 @@ impl Network for Wire {
     }
 
     fn wait(&self) -> Option<Arc<OwnedFd>> {
-        None
+        self.ready.lock().unwrap().clone()
     }
 
     fn has_unsent(&self) -> bool {
@@ -353,9 +354,46 @@ fn offloads_are_what_was_agreed_upon_until_the_guest_wants_others() {
     rig.start(features | feature::CTRL_VQ | feature::CTRL_GUEST_OFFLOADS);
     wait("offloads", || rig.wire.offloads.load(Ordering::SeqCst) == 3);
     assert_eq!(rig.command(5, 0, &feature::GUEST_CSUM.to_le_bytes()), 0);
+    assert_eq!(rig.wire.offloads.load(Ordering::SeqCst), 1, "told before the answer");
     assert_eq!(rig.command(5, 0, &feature::GUEST_TSO6.to_le_bytes()), 1);
-    wait("offloads", || rig.wire.offloads.load(Ordering::SeqCst) == 1);
+    assert_eq!(rig.wire.offloads.load(Ordering::SeqCst), 1);
     assert_eq!(part(&rig.save()).offloads, Some(feature::GUEST_CSUM));
+}
+
+#[test]
+fn a_tap_device_is_asked_for_what_its_kernel_takes() {
+    use feature::*;
+    for (offloads, flags) in [
+        (GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_UFO, 0x1f),
+        (GUEST_CSUM | GUEST_TSO6 | GUEST_ECN, 0xd),
+        (GUEST_CSUM | GUEST_ECN, 1),
+        (GUEST_CSUM | GUEST_USO4 | GUEST_ECN, 1),
+        (GUEST_CSUM | GUEST_USO4 | GUEST_USO6, 0x61),
+        (GUEST_TSO4 | GUEST_UFO, 0),
+    ] {
+        assert_eq!(control::tap_flags(offloads), flags, "{offloads:#x}");
+    }
+}
+
+#[test]
+fn a_card_that_stands_still_keeps_no_descriptor() {
+    let mut rig = rig();
+    let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    let fd = Arc::new(fd);
+    *rig.wire.ready.lock().unwrap() = Some(fd.clone());
+    for broken in [false, true] {
+        rig.start(0);
+        wait("somebody who waits", || Arc::strong_count(&fd) >= 4);
+        if broken {
+            rig.give(SEND, &[0; 3], 0);
+            wait("the complaint", || rig.read(0x70) & NEEDS_RESET != 0);
+        } else {
+            rig.transport.quiesce().unwrap();
+        }
+        rig.card.wake();
+        wait("only the wire and the test", || Arc::strong_count(&fd) == 2);
+        rig.transport.resume().unwrap();
+    }
 }
 
 #[test]
@@ -393,7 +431,6 @@ fn a_cable_plugged_out_is_told_and_a_network_taken_away_is_let_go() {
     let mut rig = rig();
     rig.start(feature::STATUS);
     let status = |rig: &Rig| rig.read(0x104) >> 16;
-    wait("the first turn", || rig.filter() == rig.card.look_at_filter());
     assert_eq!(status(&rig), 1);
     rig.card.set_link(false);
     wait("the link", || status(&rig) == 0 && rig.read(0x60) & 2 != 0);
