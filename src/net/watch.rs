@@ -11,7 +11,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use rustix::net::SocketAddrUnix;
+use rustix::net::{SocketAddrUnix, SocketFlags, accept_with, sockopt};
 use rustix::time::Timespec;
 
 use super::netdev::Netdev;
@@ -86,7 +86,7 @@ impl Watch {
                     if here(of).is_none() {
                         break;
                     }
-                    match rustix::net::accept_with(&socket, rustix::net::SocketFlags::CLOEXEC) {
+                    match accept(&socket, &address) {
                         Ok(client) => serve(of, bell, tell, client, Some(&address)),
                         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNABORTED) => {}
                         // Too many open files, as a rule.
@@ -159,6 +159,15 @@ fn serve(
     }
 }
 
+/// The next client, its socket as ours would be had we called.
+fn accept(socket: &OwnedFd, address: &SocketAddress) -> rustix::io::Result<OwnedFd> {
+    let client = accept_with(socket, SocketFlags::CLOEXEC)?;
+    if let SocketAddress::Tcp { nodelay: true, .. } = address {
+        sockopt::set_tcp_nodelay(&client, true)?;
+    }
+    Ok(client)
+}
+
 /// Who is there, as far as the kernel knows a name.
 fn peer(socket: &OwnedFd) -> Peer {
     let Ok(Some(peer)) = rustix::net::getpeername(socket) else {
@@ -187,4 +196,27 @@ fn wait(bell: &Bell, of: Option<(&OwnedFd, PollFlags)>, time: Option<Duration>) 
     let _ = poll(&mut fds, time.as_ref());
     let _ = rustix::io::read(&bell.0, &mut [0u8; 8]);
     fds.get(1).map_or(PollFlags::empty(), PollFd::revents)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::IpFamily;
+
+    #[test]
+    fn frames_to_a_client_of_tcp_are_not_held_back() {
+        let address = SocketAddress::Tcp {
+            host: "127.0.0.1".into(),
+            port: 0,
+            port_to: None,
+            family: IpFamily::Any,
+            nodelay: true,
+        };
+        let (watch, _) = Watch::listen(&address).unwrap();
+        let Watch::Listener { socket, .. } = watch else { panic!() };
+        let at = SocketAddr::try_from(rustix::net::getsockname(&socket).unwrap()).unwrap();
+        let _client = std::net::TcpStream::connect(at).unwrap();
+        let client = accept(&socket, &address).unwrap();
+        assert!(sockopt::tcp_nodelay(&client).unwrap());
+    }
 }
