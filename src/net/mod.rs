@@ -116,9 +116,14 @@ impl Nets {
         let Some(at) = inner.netdevs.iter().position(|netdev| netdev.id() == id) else {
             return false;
         };
-        inner.netdevs.remove(at).close();
+        let netdev = inner.netdevs.remove(at);
         let cut: Vec<_> = inner.cards_on(id).collect();
+        // Another one that gets this id is not theirs.
+        for (_, on) in &mut inner.cards {
+            on.take_if(|on| on == id);
+        }
         drop(inner);
+        netdev.close();
         cut.iter().for_each(|card| card.set_link(false));
         true
     }

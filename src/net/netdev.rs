@@ -31,8 +31,8 @@ pub(super) struct Netdev {
     bell: Option<Arc<Bell>>,
     /// The name that it listens under.
     file: Mutex<Option<SocketFile>>,
-    #[expect(dead_code, reason = "ends the program when the network goes")]
-    passt: Option<Passt>,
+    /// Ends when it is dropped.
+    passt: Mutex<Option<Passt>>,
 }
 
 enum Port {
@@ -111,7 +111,7 @@ impl Netdev {
             card: OnceLock::new(),
             bell,
             file: Mutex::new(name),
-            passt,
+            passt: Mutex::new(passt),
         });
         if let (Some(watch), Some(bell)) = (watch, netdev.bell.clone()) {
             let ours = Arc::downgrade(&netdev);
@@ -164,10 +164,15 @@ impl Netdev {
         self.link_down.store(!up, Ordering::SeqCst);
     }
 
-    /// For good: names and descriptors are given back at once, whoever has this still.
+    /// For good: names, descriptors and programs are given back at once, whoever has this still.
     pub(super) fn close(&self) {
         self.gone.store(true, Ordering::SeqCst);
-        *self.port() = Port::None;
+        match std::mem::replace(&mut *self.port(), Port::None) {
+            Port::Stream(mut stream) => stream.hang_up(),
+            Port::Dgram(dgram) => dgram.close(),
+            Port::Tap(_) | Port::None => {}
+        }
+        drop(self.passt.lock().unwrap_or_else(PoisonError::into_inner).take());
         drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.ring();
         self.wake();
