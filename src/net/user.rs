@@ -1,9 +1,10 @@
 //! `-netdev user`: a network of this process's user, made by passt, which connects it to the host's
 //! sockets.
 
-use std::io;
+use std::io::{self, BufRead, BufReader, Read};
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::thread::Builder;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
@@ -11,6 +12,9 @@ use super::Error;
 use crate::config::{IpFamily, UserNet};
 
 const PROGRAM: &str = "passt";
+/// Of what it complains of; a guest may give it cause without end.
+const LINES_MAX: usize = 100;
+const LINE_BYTES_MAX: u64 = 4096;
 
 /// The program. It ends with its connection.
 pub(super) struct Passt(Child);
@@ -25,10 +29,17 @@ impl Passt {
             socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(|errno| failed(errno.into()))?;
         let mut command = Command::new(PROGRAM);
-        // It is the child's standard input, so that nobody else's child can get it.
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        // It is the child's standard input, so that nobody else's child can get it. Our stderr is not
+        // the child's: who started a daemon waits until nobody has it any more.
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::piped());
         command.args(["--foreground", "--quiet", "--fd", "0"]).args(arguments(user));
-        Ok((Passt(command.spawn().map_err(failed)?), ours))
+        let mut passt = Passt(command.spawn().map_err(failed)?);
+        if let Some(words) = passt.0.stderr.take() {
+            let of = id.to_owned();
+            let relay = Builder::new().name("passt-stderr".into());
+            relay.spawn(move || tell(&of, words)).map_err(failed)?;
+        }
+        Ok((passt, ours))
     }
 }
 
@@ -36,6 +47,25 @@ impl Drop for Passt {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// Says what passt complains of, until it ends.
+fn tell(id: &str, words: ChildStderr) {
+    let mut words = BufReader::new(words);
+    for count in 0.. {
+        let mut line = Vec::new();
+        match words.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+            Ok(1..) if count < LINES_MAX => {
+                let line = String::from_utf8_lossy(&line);
+                say!("godwit: network {id}: {PROGRAM}: {}", line.trim_end());
+            }
+            Ok(1..) if count == LINES_MAX => {
+                say!("godwit: network {id}: {PROGRAM}: what else it says is not shown");
+            }
+            Ok(1..) => {}
+            Ok(0) | Err(_) => return,
+        }
     }
 }
 

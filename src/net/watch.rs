@@ -77,7 +77,15 @@ impl Watch {
         match self {
             Watch::Socket(socket) => serve(of, bell, tell, socket, None),
             // QEMU's own network for users has no connection that could be told of.
-            Watch::Program(socket) => serve(of, bell, &(Arc::new(|_| {}) as Tell), socket, None),
+            Watch::Program(socket) => {
+                serve(of, bell, &(Arc::new(|_| {}) as Tell), socket, None);
+                if let Some(netdev) = here(of) {
+                    say!(
+                        "godwit: warning: network {}: passt has ended; its card is cut off",
+                        netdev.id()
+                    );
+                }
+            }
             Watch::Listener { socket, address } => {
                 while let Some(netdev) = here(of) {
                     netdev.set_info("listening".into());
@@ -104,8 +112,14 @@ impl Watch {
                 match connect(&address) {
                     Ok(socket) => serve(of, bell, tell, socket, Some(&address)),
                     Err(error) => {
-                        tracing::debug!("{}: {error}", describe(&address));
                         if let Some(netdev) = here(of) {
+                            let (id, to) = (netdev.id(), describe(&address));
+                            match reconnect {
+                                Some(_) => tracing::debug!("network {id}: {to}: {error}"),
+                                None => say!(
+                                    "godwit: warning: network {id}: {to}: {error}; its card is cut off"
+                                ),
+                            }
                             netdev.set_info(format!("error: {error}"));
                         }
                     }

@@ -5,6 +5,7 @@ use crate::common::{guest, virtio_guest};
 use serde_json::json;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
@@ -235,7 +236,8 @@ fn a_guest_answers_over_a_tap_device_until_that_is_taken_away() {
     assert_runs(&mut vm);
 }
 
-/// Moves a guest that answers, there and back, and counts that no answer is lost.
+/// Moves a guest that answers, there and back: what comes when it runs again is answered, and it is
+/// announced. What is on its way meanwhile may be lost, as on any wire.
 fn moves(source_is_qemu: bool, target_is_qemu: bool, modern: bool) {
     let folder = tempfile::tempdir().unwrap();
     let (mut source, mut stream) = start(folder.path(), "source", modern, source_is_qemu, &[]);
@@ -360,9 +362,56 @@ fn networks_come_and_go_while_the_guest_runs() {
     drop(ours);
     let gone = vm.session().event("NETDEV_STREAM_DISCONNECTED");
     assert_eq!(gone["data"]["netdev-id"], "f");
-    // The card's own: it is cut off, the guest runs on.
+    // One that is no connection, and a try that nobody answers, which is the only one.
+    let (ours, _theirs) = UnixDatagram::pair().unwrap();
+    vm.session().ask_with("getfd", json!({"fdname": "net"}), &[ours.as_fd()]);
+    let add = |id, addr| json!({"type": "stream", "id": id, "addr": addr});
+    let told = vm.try_ask("netdev_add", add("d", json!({"type": "fd", "str": "net"}))).unwrap_err();
+    assert!(told.contains("not of a connection"), "{told}");
+    let nowhere = folder.path().join("nowhere");
+    vm.ask("netdev_add", add("c", json!({"type": "unix", "path": nowhere})));
+    vm.wait_for_stderr("network c: unix:");
+    // The card's own: it is cut off even while the guest stands still, which runs on afterwards.
+    vm.ask("stop", json!({}));
     vm.ask("netdev_del", json!({"id": "n"}));
     assert!(matches!(stream.read(&mut [0; 8]), Ok(0) | Err(_)));
     assert!(vm.try_ask("netdev_del", json!({"id": "n"})).unwrap_err().contains("'n' not found"));
+    vm.ask("cont", json!({}));
+    // The next of its name is no cable of the card's.
+    let addr = json!({"type": "unix", "path": folder.path().join("third")});
+    vm.ask("netdev_add", json!({"type": "stream", "id": "n", "server": true, "addr": addr}));
+    let shown = vm.ask("human-monitor-command", json!({"command-line": "info network"}));
+    let shown = shown.as_str().unwrap();
+    assert!(shown.contains("\nn: index=0") && !shown.contains(" \\ "), "{shown}");
     assert_runs(&mut vm);
+}
+
+#[test]
+fn passt_is_heard_and_ends_with_its_network() {
+    let folder = tempfile::tempdir().unwrap();
+    // The first one stays as long as its connection, others fail.
+    let (pid, program) = (folder.path().join("pid"), folder.path().join("passt"));
+    let script = format!(
+        "#!/bin/sh\n[ -e {0} ] && {{ echo no such luck >&2; exit 1; }}\necho $$ >{0}.new; mv {0}.new {0}; exec cat\n",
+        pid.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", folder.path().display(), std::env::var("PATH").unwrap());
+    let launch = launch(folder.path(), "vm", true, "user,id=n").environment("PATH", &path);
+    let mut vm = launch.start();
+    let end = Instant::now() + LIMIT;
+    while !pid.exists() {
+        assert!(Instant::now() < end, "{}", vm.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    vm.ask("netdev_add", json!({"type": "user", "id": "m"}));
+    vm.wait_for_stderr("network m: passt: no such luck");
+    vm.wait_for_stderr("network m: passt has ended");
+    let process = Path::new("/proc").join(std::fs::read_to_string(&pid).unwrap().trim());
+    assert!(process.exists());
+    vm.ask("stop", json!({}));
+    vm.ask("netdev_del", json!({"id": "n"}));
+    assert!(!process.exists());
+    assert!(!vm.stderr().contains("network n:"), "{}", vm.stderr());
 }
