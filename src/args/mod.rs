@@ -105,9 +105,7 @@ pub fn netdev(option: &str, pairs: &[Pair]) -> Result<crate::config::Netdev, Err
 pub fn json_pairs(
     members: serde_json::Map<String, serde_json::Value>,
 ) -> Result<Vec<Pair>, Problem> {
-    let mut pairs = Vec::new();
-    object::flatten("", members, &mut pairs)?;
-    Ok(pairs)
+    object::flatten(members, object::Lists::Allowed).map_err(|_| object::SHAPE)
 }
 
 /// The driver that `-device` knows by this name, available or not.

@@ -202,7 +202,8 @@ fn kind(name: &str) -> Result<&'static str, Problem> {
 /// Reads one `-netdev`, in key or in JSON form.
 pub(crate) fn read(option: &str, text: &str) -> Result<Netdev, Error> {
     let pairs = match text.trim_start().starts_with('{') {
-        true => object::json_pairs(text).map_err(|problem| problem.at(option))?,
+        true => object::json_pairs(text, object::Lists::Allowed)
+            .map_err(|problem| problem.at(option))?,
         false => split(text, Some("type")),
     };
     of_pairs(option, &pairs)

@@ -120,7 +120,7 @@ pub(crate) fn parameters() -> Vec<Parameter> {
 /// Reads one `-object`, in key or in JSON form.
 pub(crate) fn add(draft: &mut Draft, option: &str, text: &str) -> Result<(), Error> {
     let mut pairs = match text.trim_start().starts_with('{') {
-        true => json_pairs(text).map_err(|problem| problem.at(option))?,
+        true => json_pairs(text, Lists::Allowed).map_err(|problem| problem.at(option))?,
         false => split(text, Some("qom-type")),
     };
     let at = pairs.iter().position(|(key, _)| key == "qom-type");
@@ -201,24 +201,40 @@ fn unknown(name: &str) -> Problem {
     }
 }
 
-/// The members of a JSON object as keys and values; those of an object inside have its name and a dot
-/// in front, and a list of texts gives its key several times.
-pub(super) fn json_pairs(text: &str) -> Result<Vec<Pair>, Problem> {
+/// Whether a list of texts is one: its key several times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lists {
+    Allowed,
+    Refused,
+}
+
+/// The members of a JSON object as keys and values, as [`flatten`] has them.
+pub(super) fn json_pairs(text: &str, lists: Lists) -> Result<Vec<Pair>, Problem> {
     let members = serde_json::from_str(text).map_err(|_| SHAPE)?;
+    flatten(members, lists).map_err(|_| SHAPE)
+}
+
+pub(super) const SHAPE: Problem =
+    Problem::Malformed("a JSON object of strings, numbers and booleans");
+
+pub(super) type Members = serde_json::Map<String, serde_json::Value>;
+
+/// The members as keys and values; those of an object inside have its name and a dot in front.
+///
+/// # Errors
+/// The key of what is none of it.
+pub(super) fn flatten(members: Members, lists: Lists) -> Result<Vec<Pair>, String> {
     let mut pairs = Vec::new();
-    flatten("", members, &mut pairs)?;
+    add_members("", members, lists, &mut pairs)?;
     Ok(pairs)
 }
 
-const SHAPE: Problem = Problem::Malformed("a JSON object of strings, numbers and booleans");
-
-type Members = serde_json::Map<String, serde_json::Value>;
-
-pub(super) fn flatten(
+fn add_members(
     prefix: &str,
     members: Members,
+    lists: Lists,
     pairs: &mut Vec<Pair>,
-) -> Result<(), Problem> {
+) -> Result<(), String> {
     use serde_json::Value::{Array, Bool, Number, Object, String as Text};
     for (key, member) in members {
         let key = format!("{prefix}{key}");
@@ -226,14 +242,15 @@ pub(super) fn flatten(
             Text(text) => pairs.push((key, Some(text))),
             Bool(on) => pairs.push((key, Some(if on { "on".into() } else { "off".into() }))),
             Number(number) => pairs.push((key, Some(number.to_string()))),
-            Object(members) => flatten(&format!("{key}."), members, pairs)?,
-            Array(items) if !items.is_empty() => {
+            Object(members) => add_members(&format!("{key}."), members, lists, pairs)?,
+            Array(items) if lists == Lists::Allowed && !items.is_empty() => {
                 for item in items {
-                    let text = item.get("str").unwrap_or(&item).as_str().ok_or(SHAPE)?;
+                    let text = item.get("str").unwrap_or(&item).as_str();
+                    let text = text.ok_or_else(|| key.clone())?;
                     pairs.push((key.clone(), Some(text.into())));
                 }
             }
-            _ => return Err(SHAPE),
+            _ => return Err(key),
         }
     }
     Ok(())

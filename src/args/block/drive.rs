@@ -163,6 +163,17 @@ pub(super) fn of_drive(key: &str) -> Option<&'static str> {
     })
 }
 
+/// Keys that a node has, too, which a drive takes only without `file.` in front.
+pub(super) const NOT_BELOW: [&str; 7] = [
+    "file",
+    "read-only",
+    "auto-read-only",
+    "cache.direct",
+    "cache.no-flush",
+    "discard",
+    "detect-zeroes",
+];
+
 /// The keys of `-drive`.
 pub(crate) fn drive_parameters() -> Vec<Parameter> {
     let mut all = DRIVE.parameters();
@@ -202,7 +213,8 @@ impl Drive {
             direct: keys.direct.unwrap_or(false),
             no_flush: keys.no_flush.unwrap_or(false),
         };
-        if (self.node.native || file.is_some_and(|file| file.native)) && !cache.direct {
+        let native = [Some(&self.node), file].into_iter().flatten().any(|n| n.native == Some(true));
+        if native && !cache.direct {
             return Err(NEEDS_DIRECT);
         }
         Ok(Some(Image {

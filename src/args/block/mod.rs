@@ -7,11 +7,11 @@ mod drive;
 mod node;
 
 use super::error::{Error, Problem};
-use super::keys::{Pair, split};
+use super::keys::split;
+use super::object::{Lists, Members, flatten, json_pairs};
 use crate::config::Image;
-use drive::{DRIVE, Drive, limit, of_drive};
+use drive::{DRIVE, Drive, NOT_BELOW, limit, of_drive};
 use node::{Driver, NODE, Node};
-use serde_json::Value as Json;
 
 #[cfg(test)]
 pub(crate) use drive::THROTTLING;
@@ -42,6 +42,10 @@ impl Blocks {
                 continue;
             }
             match (key.strip_prefix("file."), of_drive(&key)) {
+                (Some(rest), _) if NOT_BELOW.contains(&rest) => {
+                    let place = format!("{option} {key}={}", value.unwrap_or("on"));
+                    return Err(Problem::Refused("write it without file.").at(place));
+                }
                 (Some(rest), _) => NODE.set(option, rest, value, below(&mut drive.node))?,
                 (None, Some(key)) => NODE.set(option, key, value, &mut drive.node)?,
                 (None, None) if key == "driver" => {
@@ -56,7 +60,7 @@ impl Blocks {
 
     pub(crate) fn blockdev(&mut self, option: &str, text: &str) -> Result<(), Error> {
         let pairs = match text.trim_start().starts_with('{') {
-            true => json_pairs(text).map_err(|problem| problem.at(option))?,
+            true => json_pairs(text, Lists::Refused).map_err(|problem| problem.at(option))?,
             false => split(text, NODE.implied),
         };
         let mut node = Node::default();
@@ -105,15 +109,17 @@ impl Blocks {
     }
 }
 
-/// The image that a node with these keys is, for `blockdev-add`; `found` gives the one of a node that
+/// The image that a node with these members is, for `blockdev-add`; `found` gives the one of a node that
 /// it stands on by name. The texts are QEMU's where it has one.
 pub(crate) fn added(
-    pairs: &[Pair],
+    members: Members,
     found: &dyn Fn(&str) -> Option<Image>,
 ) -> Result<Image, String> {
     const COMMAND: &str = "blockdev-add";
+    let pairs = flatten(members, Lists::Refused)
+        .map_err(|key| format!("Invalid parameter type for '{key}', expected: string"))?;
     let mut node = Node::default();
-    for (key, value) in pairs {
+    for (key, value) in &pairs {
         let own = key.strip_prefix("file.").unwrap_or(key);
         let target = if own == key { &mut node } else { below(&mut node) };
         match NODE.set(COMMAND, own, value.as_deref(), target).map_err(|error| error.problem) {
@@ -154,28 +160,6 @@ pub(crate) fn added(
         }
         other => other.to_string(),
     })
-}
-
-/// The members of a JSON object as keys and values, those of one inside with its name in front.
-fn json_pairs(text: &str) -> Result<Vec<Pair>, Problem> {
-    const SHAPE: Problem =
-        Problem::Malformed("a JSON object of strings, numbers, booleans and objects");
-    let Ok(Json::Object(members)) = serde_json::from_str(text) else { return Err(SHAPE) };
-    let mut pairs = Vec::new();
-    let mut open = vec![(String::new(), members)];
-    while let Some((prefix, members)) = open.pop() {
-        for (key, value) in members {
-            let key = format!("{prefix}{key}");
-            match value {
-                Json::Object(inner) => open.push((format!("{key}."), inner)),
-                Json::String(text) => pairs.push((key, Some(text))),
-                Json::Bool(on) => pairs.push((key, Some(if on { "on" } else { "off" }.into()))),
-                Json::Number(number) => pairs.push((key, Some(number.to_string()))),
-                Json::Array(_) | Json::Null => return Err(SHAPE),
-            }
-        }
-    }
-    Ok(pairs)
 }
 
 #[cfg(test)]
@@ -261,6 +245,9 @@ mod tests {
             ("if=none,id=d", "file= is missing"),
             ("file=F,if=none", "id= is missing"),
             ("file=F,if=none,id=d,x=y", "no such property"),
+            ("file=F,if=none,id=d,file.read-only=on", "file.read-only=on: write it without file."),
+            ("file=F,if=none,id=d,file.cache.direct=on", "write it without file."),
+            ("file=F,if=none,id=d,file.x=y", "no such property"),
         ] {
             let refused = images(&[("-drive", text)]).unwrap_err();
             assert!(refused.contains(says), "{text}: {refused}");
@@ -271,7 +258,22 @@ mod tests {
             ("driver=raw,node-name=r,file=s", "no block node"),
             ("driver=file,node-name=r", "filename= is missing"),
             ("driver=nbd,node-name=r", "not built"),
+            ("raw,node-name=r,locking=off,file.driver=file,file.filename=F", "file.locking="),
+            ("raw,node-name=r,aio=threads,file.driver=file,file.filename=F", "file.aio="),
+            (
+                "raw,node-name=r,file.driver=file,file.filename=F,file.detect-zeroes=on",
+                "without file.",
+            ),
+            (
+                "raw,node-name=r,file.driver=file,file.filename=F,file.read-only=on,file.auto-read-only=on",
+                "Block node is read-only",
+            ),
+            (
+                "raw,node-name=r,file.driver=file,file.filename=F,file.file=s",
+                "a file stands on nothing",
+            ),
             ("{\"driver\":[]}", "a JSON object"),
+            ("{\"driver\":[\"raw\"]}", "a JSON object"),
         ] {
             let refused = images(&[("-blockdev", text)]).unwrap_err();
             assert!(refused.contains(says), "{text}: {refused}");

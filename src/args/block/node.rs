@@ -31,7 +31,8 @@ pub(super) struct Node {
     pub locking: Option<bool>,
     pub discard: Option<bool>,
     pub detect_zeroes: Option<DetectZeroes>,
-    pub native: bool,
+    /// Whether `aio=native` was asked for, where it was given.
+    pub native: Option<bool>,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -165,7 +166,7 @@ pub(super) const NODE: Keys<Node> = Keys {
             Ok(())
         }),
         Key::set("aio", "threads|native|io_uring", |n, v| {
-            n.native = aio(v)?;
+            n.native = Some(aio(v)?);
             Ok(())
         }),
         Key::only("force-share", &["off"], "an image that others write is not built; write off"),
@@ -181,6 +182,8 @@ pub(super) const NODE: Keys<Node> = Keys {
 pub(crate) fn node_parameters() -> Vec<Parameter> {
     NODE.parameters()
 }
+
+const STANDS_ON_NOTHING: Problem = Problem::Refused("a file stands on nothing; leave file= out");
 
 pub(super) const NEEDS_DIRECT: Problem = Problem::Refused(
     "aio=native was specified, but it requires cache.direct=on, which was not specified.",
@@ -199,7 +202,7 @@ impl Node {
         let (format, file) = match (driver, &self.below, &self.file) {
             (Driver::File(_), None, None) => (ImageFormat::Bare, self),
             (Driver::File(_), ..) => {
-                return Err(Problem::Refused("a file stands on nothing; leave file= out"));
+                return Err(STANDS_ON_NOTHING);
             }
             (Driver::Raw, ..) if self.filename.is_some() => {
                 return Err(Problem::Refused("Parameter 'file' is missing"));
@@ -218,18 +221,35 @@ impl Node {
         let Some(Driver::File(kind)) = file.driver else {
             return Err(Problem::Refused("raw stands on file or host_device"));
         };
+        if file.below.is_some() {
+            return Err(STANDS_ON_NOTHING);
+        }
         let path = file.filename.clone().ok_or(Problem::MissingKey("filename="))?;
         let written_out = self.file.is_some();
         // A node that is written out inherits; one with a name has what was said of it.
         let direct = file.cache.direct.or(self.cache.direct.filter(|_| written_out));
         let no_flush = [self, file].iter().any(|node| node.cache.no_flush == Some(true));
-        if file.native && direct != Some(true) {
+        if file.native == Some(true) && direct != Some(true) {
             return Err(NEEDS_DIRECT);
         }
-        if file.read_only && !self.read_only && file.auto_read_only != Some(true) {
+        // Not with auto-read-only=on either: that is for what nobody said is read-only.
+        if file.read_only && !self.read_only {
             return Err(Problem::Refused("Block node is read-only"));
         }
         let below = format != ImageFormat::Bare;
+        if below {
+            if self.locking.is_some() {
+                return Err(Problem::Refused("locking= is of the file below; write file.locking="));
+            }
+            if self.native.is_some() {
+                return Err(Problem::Refused("aio= is of the file below; write file.aio="));
+            }
+            if file.detect_zeroes.is_some_and(|detect| detect != DetectZeroes::Off) {
+                return Err(Problem::Refused(
+                    "detect-zeroes= is built for the upper node; write it without file.",
+                ));
+            }
+        }
         let discard_below = written_out || file.discard == Some(true);
         Ok(Image {
             name: name.clone(),

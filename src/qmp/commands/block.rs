@@ -6,12 +6,11 @@ use std::sync::atomic::Ordering;
 use serde_json::{Value as Json, json};
 
 use super::{Answer, Call, Command, Run};
-use crate::args::{Pair, block::added};
+use crate::args::block::added;
 use crate::block::{Image, Images, Operation, RemoveError, is_bare};
 use crate::config::{DetectZeroes, ImageFormat, Throttle};
 use crate::machine::Request;
 use crate::qmp::error::Error;
-use crate::qmp::json::Value;
 use crate::qmp::schema::{Member, Shape, Type, optional, required};
 
 pub(crate) static COMMANDS: &[Command] = &[
@@ -456,46 +455,14 @@ fn blockdev_add(call: Call<'_>) -> Answer {
     let Some(images) = call.vmm.guest.images() else {
         return Err(Error::generic("this machine has no images"));
     };
-    let mut pairs = Vec::new();
-    flatten("", &mut call.args.members(), &mut pairs)?;
     let all = images.all();
     let found = |name: &str| {
         let bare = all.iter().find(|image| is_bare(&all, name) && image.node() == name);
         bare.map(|image| image.config.clone())
     };
-    let wanted = added(&pairs, &found).map_err(Error::generic)?;
+    let wanted = added(call.args.to_json(), &found).map_err(Error::generic)?;
     images.add(|number| Image::open(number, &wanted)).map_err(Error::generic)?;
     Ok(json!({}))
-}
-
-/// Members as the keys of an option: those of an object inside have its name in front.
-fn flatten<'a>(
-    prefix: &str,
-    members: &mut dyn Iterator<Item = (&'a str, &'a Value)>,
-    into: &mut Vec<Pair>,
-) -> Result<(), Error> {
-    for (key, value) in members {
-        let key = format!("{prefix}{key}");
-        let text = match value {
-            Value::Object(inner) => {
-                let mut inner = inner.iter().map(|(key, value)| (key.as_str(), value));
-                flatten(&format!("{key}."), &mut inner, into)?;
-                continue;
-            }
-            Value::Bool(on) => if *on { "on" } else { "off" }.to_owned(),
-            other => match (other.as_str(), other.as_i64()) {
-                (Some(text), _) => text.to_owned(),
-                (None, Some(number)) => number.to_string(),
-                (None, None) => {
-                    return Err(Error::generic(format_args!(
-                        "Invalid parameter type for '{key}', expected: string"
-                    )));
-                }
-            },
-        };
-        into.push((key, Some(text)));
-    }
-    Ok(())
 }
 
 fn blockdev_del(call: Call<'_>) -> Answer {
