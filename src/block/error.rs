@@ -31,6 +31,11 @@ pub(crate) enum Error {
          physical_block_size={needed}, or cache.direct=off"
     )]
     Alignment { path: String, needed: u32 },
+    #[error(
+        "the image '{0}' is not this machine's now: the guest is, or was, in another process; resize it where the guest \
+         is"
+    )]
+    Inactive(String),
     #[error("Cannot grow device files")]
     Device,
     #[error("the image '{path}' cannot be resized: {}", reason(source))]

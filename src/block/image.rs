@@ -318,11 +318,30 @@ impl Image {
         *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
     }
 
-    /// Makes it so long; QEMU's rules: whole sectors, and devices are as long as they are.
+    /// Makes it so long; QEMU's rules: whole sectors, and devices are as long as they are. Only who
+    /// has the guest may: with the locks of its user, or, where it has none, its own meanwhile.
     pub(crate) fn resize(&self, bytes: u64) -> Result<(), Error> {
         if !self.writable {
             return Err(Error::ReadOnly);
         }
+        // Nobody takes it, or lets it go, before it is as long.
+        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        if claim.user.is_some() {
+            if !claim.held {
+                return Err(Error::Inactive(self.path()));
+            }
+            return self.set_length(bytes);
+        }
+        if !self.config.locking {
+            return self.set_length(bytes);
+        }
+        locks::take(&self.file, &self.path(), true, false)?;
+        let done = self.set_length(bytes);
+        locks::release(&self.file);
+        done
+    }
+
+    fn set_length(&self, bytes: u64) -> Result<(), Error> {
         if self.is_device {
             if bytes > self.bytes() {
                 return Err(Error::Device);
@@ -356,5 +375,43 @@ impl Image {
     pub(crate) fn set_limits(&self, limits: Throttle) {
         *self.buckets.lock().unwrap_or_else(PoisonError::into_inner) = Buckets::new(limits);
         self.tell();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(change: impl FnOnce(&mut config::Image)) -> (Image, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(1 << 16).unwrap();
+        let mut wanted = config::Image {
+            name: "d".into(),
+            path: file.path().into(),
+            locking: true,
+            ..config::Image::default()
+        };
+        change(&mut wanted);
+        (Image::open(0, &wanted).unwrap(), file)
+    }
+
+    #[test]
+    fn an_image_is_resized_only_where_the_guest_is() {
+        let (image, file) = image(|_| {});
+        let length = || file.as_file().metadata().unwrap().len();
+        image.resize(1 << 17).unwrap();
+        image.claim("disk", true, false).unwrap();
+        // The guest has not come yet.
+        assert!(matches!(image.resize(512), Err(Error::Inactive(_))));
+        image.take(true).unwrap();
+        image.resize(1 << 18).unwrap();
+        let other = Image::open(1, &image.config).unwrap();
+        assert!(matches!(other.resize(512), Err(Error::Locked { .. })));
+        image.let_go();
+        assert!(matches!(image.resize(512), Err(Error::Inactive(_))));
+        assert_eq!(length(), 1 << 18);
+        other.resize(1 << 16).unwrap();
+        // It gave back what it took.
+        image.take(true).unwrap();
     }
 }
