@@ -10,7 +10,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -35,6 +35,8 @@ pub struct Image {
     buckets: Mutex<Buckets>,
     /// Something was written since it was last flushed.
     unflushed: AtomicBool,
+    /// The errno of a flush that failed: nobody knows what of the image is on the disk. 0: none did.
+    lost: AtomicI32,
     changed: Mutex<Option<Changed>>,
     /// The guest was stopped because of it, for want of space or not.
     troubled: Mutex<Option<bool>>,
@@ -100,6 +102,7 @@ impl Image {
             claim: Mutex::default(),
             buckets: Mutex::new(Buckets::new(config.throttle)),
             unflushed: AtomicBool::new(false),
+            lost: AtomicI32::new(0),
             changed: Mutex::new(None),
             troubled: Mutex::new(None),
             has_status: AtomicBool::new(false),
@@ -271,10 +274,14 @@ impl Image {
         self.has_status.store(has, Ordering::Relaxed);
     }
 
-    /// Something was written.
-    pub(crate) fn written(&self, end: u64) {
+    /// Something of it may be other than it was, whatever became of the request.
+    pub(crate) fn touched(&self) {
         self.unflushed.store(true, Ordering::Release);
-        self.stats.wrote_to(end);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn is_unflushed(&self) -> bool {
+        self.unflushed.load(Ordering::Acquire)
     }
 
     /// A flush of the guest's is under way.
@@ -282,8 +289,18 @@ impl Image {
         self.unflushed.store(false, Ordering::Release);
     }
 
-    pub(crate) fn flush_failed(&self) {
-        self.unflushed.store(true, Ordering::Release);
+    /// A flush came to nothing. The kernel tells of pages that it could not write once, and takes
+    /// them for clean: a later flush that works says nothing of them, and none may.
+    pub(crate) fn flush_failed(&self, errno: i32) {
+        self.touched();
+        if !self.config.cache.direct {
+            self.lost.store(errno, Ordering::Release);
+        }
+    }
+
+    /// Why no flush of it can work any more.
+    pub(crate) fn lost(&self) -> Option<i32> {
+        Some(self.lost.load(Ordering::Acquire)).filter(|errno| *errno != 0)
     }
 
     /// The guest is stopped because of it.
@@ -307,8 +324,17 @@ impl Image {
 
     /// Brings what was written to the disk.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        if !self.config.cache.no_flush && self.unflushed.swap(false, Ordering::AcqRel) {
-            self.file.sync_data().inspect_err(|_| self.unflushed.store(true, Ordering::Release))?;
+        if self.config.cache.no_flush {
+            return Ok(());
+        }
+        if let Some(errno) = self.lost() {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        if self.unflushed.swap(false, Ordering::AcqRel) {
+            let failed = |error: &io::Error| {
+                self.flush_failed(error.raw_os_error().unwrap_or(libc::EIO));
+            };
+            self.file.sync_data().inspect_err(failed)?;
         }
         Ok(())
     }
@@ -413,5 +439,21 @@ mod tests {
         other.resize(1 << 16).unwrap();
         // It gave back what it took.
         image.take(true).unwrap();
+    }
+
+    #[test]
+    fn a_flush_that_failed_is_never_forgotten() {
+        for (direct, lost) in [(false, true), (true, false)] {
+            let (image, _file) = image(|image| image.cache.direct = direct);
+            image.flush().unwrap();
+            image.flush_failed(libc::EIO);
+            assert!(image.is_unflushed());
+            for _ in 0..2 {
+                assert_eq!(image.flush().is_err(), lost, "{direct}");
+            }
+        }
+        let (image, _file) = image(|image| image.cache.no_flush = true);
+        image.flush_failed(libc::EIO);
+        image.flush().unwrap();
     }
 }

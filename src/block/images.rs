@@ -4,6 +4,7 @@ use super::error::Error;
 use super::image::Image;
 use crate::config::{self, Config, ImageFormat};
 use crate::devices::{self, Built, Device, Kind, Loading, Sections, Slots};
+use crate::io::reason;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -186,11 +187,43 @@ impl Device for Images {
         self.all().iter().for_each(|image| image.let_go());
     }
 
+    /// Has no section. Whoever takes the guest over reads what is on the disk, so a guest whose
+    /// writes are not there does not leave.
     fn save(&self, _sections: &mut Sections) -> Result<(), devices::Error> {
-        Ok(())
+        self.all().iter().try_for_each(|image| {
+            let why = |error| {
+                let why = format!("what was written is not on the disk: {}", reason(&error));
+                devices::Error::Image { name: image.config.name.clone(), why }
+            };
+            image.flush().map_err(why)
+        })
     }
 
     fn load(&self, _from: &mut Loading<'_>) -> Result<(), devices::Error> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_whose_writes_are_not_on_the_disk_does_not_leave() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let wanted = config::Image {
+            name: "d".into(),
+            path: file.path().into(),
+            ..config::Image::default()
+        };
+        let images = Images::default();
+        images.add(|number| Image::open(number, &wanted)).unwrap();
+        let image = images.find("d").unwrap();
+        image.touched();
+        images.save(&mut Sections::default()).unwrap();
+        assert!(!image.is_unflushed());
+        image.flush_failed(libc::EIO);
+        let refused = images.save(&mut Sections::default()).unwrap_err().to_string();
+        assert!(refused.contains("disk image d") && refused.contains("Input/output"), "{refused}");
     }
 }

@@ -200,6 +200,11 @@ impl Ring {
         self.arrived.pop_front()
     }
 
+    /// Whether there is a next one already.
+    pub(crate) fn has_arrived(&self) -> bool {
+        !self.arrived.is_empty()
+    }
+
     fn collect(&mut self) {
         // Read first: what arrives later makes it readable again. Fails where nothing came.
         let _ = rustix::io::read(&*self.event, &mut [0u8; 8]);

@@ -42,7 +42,7 @@ impl Stats {
         counts.total_ns.fetch_add(ns, Ordering::Relaxed);
     }
 
-    /// The host could not do it. It counts as an operation, too.
+    /// The host could not do it. Its time counts, as in QEMU; it is no operation.
     pub(crate) fn failed(&self, operation: Operation, took: Duration) {
         self.of(operation).failed.fetch_add(1, Ordering::Relaxed);
         let ns = took.as_nanos().try_into().unwrap_or(u64::MAX);

@@ -53,7 +53,7 @@ pub(crate) trait Model: Send {
     -> Result<Next, Fault>;
 
     /// The machine stands still from here on: finishes what is under way, and keeps nothing that
-    /// [`Model::save`] does not carry. [`Model::serve`] begins again.
+    /// [`Model::save`] does not carry. [`Model::serve`] begins again. The driver need not be ready.
     fn quiesce(&mut self, _ram: &GuestRam, _queues: &mut [Queue]) -> Result<(), Fault> {
         Ok(())
     }
@@ -67,6 +67,10 @@ pub(crate) trait Model: Send {
     fn save(&self, features: u64) -> VirtioDevice;
 
     fn load(&mut self, from: &VirtioDevice, ram: &GuestRam) -> Result<(), String>;
+
+    /// Takes over what the guest has set in its configuration space, of the one that came with the
+    /// section. `features` are those agreed upon.
+    fn load_config(&mut self, _config: &[u8], _features: u64) {}
 }
 
 /// Wakes a device's worker, from any thread.

@@ -74,7 +74,9 @@ pub(super) fn load(state: &mut State, brought: &VirtioState, ram: &GuestRam) -> 
             queue.load(from, ring);
         }
     }
-    state.model.load(&brought.device, ram).map_err(|why| ("device", why))
+    state.model.load(&brought.device, ram).map_err(|why| ("device", why))?;
+    state.model.load_config(&brought.config, state.registers.features);
+    Ok(())
 }
 
 /// Whether a transport that offers these features can have this state.

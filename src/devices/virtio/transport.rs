@@ -146,6 +146,8 @@ impl Inner {
             Effect::QueueReset => {
                 let State { registers, model, .. } = state;
                 model.queue_reset(registers.queue_sel.into());
+                // What it heard of other queues meanwhile is still to be done.
+                self.bell.ring();
             }
             Effect::Start => match state.start(&self.ram) {
                 // The driver may have filled its queues before.
@@ -261,10 +263,11 @@ impl Device for Transport {
         Ok(())
     }
 
-    /// The worker serves under the lock: who has it afterwards knows that nothing is under way.
+    /// The worker serves under the lock: who has it afterwards knows that nothing is under way. Of a
+    /// broken device nothing is; a driver that is not there any more may have left something.
     fn quiesce(&self) -> Result<(), Error> {
         let mut state = self.inner.lock();
-        if std::mem::take(&mut state.running) && state.registers.is_live() {
+        if std::mem::take(&mut state.running) && !state.registers.broken {
             let State { queues, model, .. } = &mut *state;
             let done = model.quiesce(&self.inner.ram, queues);
             let told = done.and_then(|()| state.tell(&self.inner.ram));

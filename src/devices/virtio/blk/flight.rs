@@ -3,15 +3,18 @@
 use super::super::queue::{Buffer, Fault, Queue};
 use super::request::{Action, Request, Status, Step, part};
 use super::{Disk, answer};
-use crate::block::probe;
 use crate::block::ring::{Aligned, Arrival, Memory, Work};
+use crate::block::{Image, probe};
 use crate::config::{DetectZeroes, ImageFormat, OnError};
 use crate::devices::{DiskError, DiskErrorAction};
+use crate::io::reason;
 use crate::memory::GuestRam;
 use std::io;
 
-/// Zeros that are written out at a time.
-const ZEROS: u64 = 1 << 20;
+/// Bytes of memory of its own that a request has at a time, however long it is.
+const PIECE: u64 = 1 << 20;
+/// The longest write that is looked at for zeros: nobody else has the lock meanwhile.
+const DETECTED: u64 = 4 << 20;
 
 impl Disk {
     /// Begins a request that makes sense.
@@ -36,11 +39,9 @@ impl Disk {
                 if !self.image.writable {
                     return self.fail(ram, queue, request, libc::EPERM);
                 }
-                if self.would_be_another_format(ram, &request)? {
-                    return self.fail(ram, queue, request, libc::EPERM);
-                }
                 let detect = self.image.config.detect_zeroes;
-                if detect != DetectZeroes::Off && is_zero(ram, &request.data)? {
+                let looks = detect != DetectZeroes::Off && request.bytes <= DETECTED;
+                if looks && is_zero(ram, &request.data)? {
                     request.action = Action::Zeroes { unmap: detect == DetectZeroes::Unmap };
                 }
             }
@@ -57,11 +58,13 @@ impl Disk {
         let (at, left) = (request.at + request.done, request.bytes - request.done);
         let (work, memory) = match (request.step, request.action) {
             (Step::FlushAfter, _) | (_, Action::Flush) => {
-                self.image.begin_flush();
+                if let Some(errno) = self.image.lost() {
+                    return self.fail(ram, queue, request, errno);
+                }
                 (Work::Flush, Memory::None)
             }
             (Step::ZerosWritten, _) => {
-                (Work::Write { at }, Memory::Own(Aligned::new(left.min(ZEROS) as usize)))
+                (Work::Write { at }, Memory::Own(Aligned::new(left.min(PIECE) as usize)))
             }
             (Step::Direct, Action::Read) => {
                 let data = part(&request.data, request.done, left);
@@ -70,13 +73,18 @@ impl Disk {
                     // while the guest, and with it the disk, stands still.
                     drop(ram.ask_to_write(buffer.gpa, buffer.bytes.into()));
                 }
-                (Work::Read { at }, self.memory(ram, &data, left))
+                (Work::Read { at }, self.memory(ram, &data, left, false))
             }
             (Step::Direct, Action::Write) => {
                 let data = part(&request.data, request.done, left);
-                let mut memory = self.memory(ram, &data, left);
+                let guessed = self.is_guess(at);
+                let mut memory = self.memory(ram, &data, left, guessed);
                 if let Memory::Own(own) = &mut memory {
                     copy_out(ram, &data, own.get_mut())?;
+                    // What is written, and not what the guest's memory held before or after.
+                    if guessed && probe::format(own.get()).is_some() {
+                        return self.fail(ram, queue, request, libc::EPERM);
+                    }
                 }
                 (Work::Write { at }, memory)
             }
@@ -91,6 +99,9 @@ impl Disk {
         let number = self.next_number;
         match self.ring.push(number, self.image.file(), work, memory) {
             Ok(()) => {
+                if work == Work::Flush {
+                    self.image.begin_flush();
+                }
                 self.next_number += 1;
                 self.under_way.insert(number, request);
                 Ok(())
@@ -102,26 +113,33 @@ impl Disk {
         }
     }
 
-    /// Guest memory as it is, or memory that `O_DIRECT` takes.
-    fn memory(&self, ram: &GuestRam, data: &[Buffer], bytes: u64) -> Memory {
+    /// Guest memory as it is, or memory that `O_DIRECT` takes and, `own`, that no guest changes: of
+    /// that only the first [`PIECE`].
+    fn memory(&self, ram: &GuestRam, data: &[Buffer], bytes: u64, own: bool) -> Memory {
         let unit = u64::from(self.alignment);
         let fits = |buffer: &Buffer| {
             buffer.gpa.is_multiple_of(unit) && u64::from(buffer.bytes).is_multiple_of(unit)
         };
-        match data.iter().all(fits) {
+        match !own && data.iter().all(fits) {
             true => Memory::Guest {
                 ram: ram.clone(),
                 ranges: data.iter().map(|buffer| (buffer.gpa, buffer.bytes)).collect(),
             },
-            false => Memory::Own(Aligned::new(bytes as usize)),
+            false => Memory::Own(Aligned::new(bytes.min(PIECE) as usize)),
         }
     }
 
-    /// Takes what has arrived.
-    pub(super) fn arrivals(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<(), Fault> {
-        while let Some(arrival) = self.ring.take() {
-            mark(&arrival.memory);
+    /// Takes what has arrived, so many at most.
+    pub(super) fn arrivals(
+        &mut self,
+        ram: &GuestRam,
+        queues: &mut [Queue],
+        most: usize,
+    ) -> Result<(), Fault> {
+        for _ in 0..most {
+            let Some(arrival) = self.next_arrival() else { break };
             let Some(request) = self.under_way.remove(&arrival.number) else { continue };
+            note(&self.image, &request, &arrival);
             let queue = &mut queues[usize::from(request.queue)];
             self.arrived(ram, queue, request, &arrival)?;
             // Requests of several steps go on.
@@ -155,15 +173,19 @@ impl Disk {
                 if let Memory::Own(own) = &arrival.memory {
                     copy_in(ram, &data, &own.get()[..count as usize])?;
                 }
-                if count == 0 {
-                    // Behind the end of the file, in its last sector.
-                    copy_in(ram, &data, &vec![0; left as usize])?;
-                    request.done = request.bytes;
-                }
-                request.done += count;
+                // Behind the end of the file, in its last sector or because it was cut short, are
+                // zeros; `O_DIRECT` goes on at a boundary only.
+                let end = match count {
+                    0 => left.min(PIECE),
+                    count => count.next_multiple_of(self.alignment.into()).min(left),
+                };
+                fill(ram, &part(&data, count, end - count))?;
+                request.done += end;
                 self.go_on(ram, queue, request)
             }
-            (Step::ZerosWritten, ..) | (Step::Direct, Action::Write, _) if count == 0 => {
+            (Step::ZerosWritten, ..) | (Step::Direct, Action::Write, _)
+                if count == 0 || self.is_in_guess(&request, count) =>
+            {
                 self.fail(ram, queue, request, libc::ENOSPC)
             }
             (Step::ZerosWritten, ..) | (Step::Direct, Action::Write, _) => {
@@ -191,7 +213,7 @@ impl Disk {
             return self.send(ram, queue, request);
         }
         if request.action != Action::Read {
-            self.image.written(request.at + request.bytes);
+            self.image.stats.wrote_to(request.at + request.bytes);
             if !self.write_cache && !self.image.config.cache.no_flush {
                 request.step = Step::FlushAfter;
                 return self.send(ram, queue, request);
@@ -214,9 +236,6 @@ impl Disk {
         request: Request,
         errno: i32,
     ) -> Result<(), Fault> {
-        if matches!(request.action, Action::Flush) || request.step == Step::FlushAfter {
-            self.image.flush_failed();
-        }
         let is_read = request.action == Action::Read;
         let no_space = errno == libc::ENOSPC;
         let policy = if is_read { self.policy.read } else { self.policy.write };
@@ -237,7 +256,7 @@ impl Disk {
             is_read,
             action,
             no_space,
-            reason: reason(errno),
+            reason: reason(&io::Error::from_raw_os_error(errno)),
         };
         if action == DiskErrorAction::Stop {
             self.stopped.push((request.queue, request.chain));
@@ -250,29 +269,39 @@ impl Disk {
         answer(ram, queue, &request.chain, status)
     }
 
-    /// Of an image whose format was guessed: a write that would make the next guess another one.
-    fn would_be_another_format(&self, ram: &GuestRam, request: &Request) -> Result<bool, Fault> {
-        if self.image.config.format != ImageFormat::Probed || request.at != 0 {
-            return Ok(false);
-        }
-        let mut start = [0; probe::BYTES];
-        let data = part(&request.data, 0, probe::BYTES as u64);
-        copy_out(ram, &data, &mut start)?;
-        Ok(probe::format(&start).is_some())
+    /// Whether a write there could make the next guess at the format another one.
+    fn is_guess(&self, at: u64) -> bool {
+        self.image.config.format == ImageFormat::Probed && at == 0
+    }
+
+    /// A write that the host cut off where the guess looks: the rest would be taken unseen.
+    fn is_in_guess(&self, request: &Request, count: u64) -> bool {
+        let end = request.done + count;
+        request.action == Action::Write
+            && self.is_guess(request.at)
+            && end < request.bytes.min(probe::BYTES as u64)
     }
 }
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// The words of C's library, without the number.
-fn reason(errno: i32) -> String {
-    let text = io::Error::from_raw_os_error(errno).to_string();
-    text.split(" (os error").next().unwrap_or_default().to_owned()
+/// What an arrival means to image and memory, whoever still wants it.
+pub(super) fn note(image: &Image, request: &Request, arrival: &Arrival) {
+    let is_flush = request.action == Action::Flush || request.step == Step::FlushAfter;
+    match (request.action, arrival.result) {
+        (_, errno) if is_flush => match -errno {
+            ..=0 => {}
+            libc::EINTR | libc::EAGAIN => image.touched(),
+            errno => image.flush_failed(errno),
+        },
+        // The kernel wrote it, or may have in part.
+        (Action::Read, _) => mark(&arrival.memory),
+        _ => image.touched(),
+    }
 }
 
-/// Guest memory that the kernel wrote, or may have written in part.
-pub(super) fn mark(memory: &Memory) {
+fn mark(memory: &Memory) {
     let Memory::Guest { ram, ranges } = memory else { return };
     for (gpa, bytes) in ranges {
         if let Some(offset) = ram.main().offset(*gpa) {
@@ -298,6 +327,19 @@ fn copy_in(ram: &GuestRam, data: &[Buffer], mut from: &[u8]) -> Result<(), Fault
     }
     Ok(())
 }
+
+/// Zeros, a few at a time.
+fn fill(ram: &GuestRam, data: &[Buffer]) -> Result<(), Fault> {
+    for buffer in data {
+        for at in (0..buffer.bytes).step_by(ZEROS.len()) {
+            let zeros = &ZEROS[..(buffer.bytes - at).min(ZEROS.len() as u32) as usize];
+            ram.write(buffer.gpa + u64::from(at), zeros)?;
+        }
+    }
+    Ok(())
+}
+
+static ZEROS: [u8; 4096] = [0; 4096];
 
 fn is_zero(ram: &GuestRam, data: &[Buffer]) -> Result<bool, Fault> {
     let mut piece = [0; 4096];

@@ -20,13 +20,13 @@ pub(super) use options::{DRIVER, KEYS, Wanted, complete};
 use super::model::{Model, Next, Wait, Wake};
 use super::queue::{Chain, Fault, Queue};
 use super::{BlockState, Element, VirtioDevice, VirtioKind, element};
-use crate::block::ring::{FLIGHTS_MAX, Ring};
+use crate::block::ring::{Arrival, FLIGHTS_MAX, Ring};
 use crate::block::{self, Image};
 use crate::config::{self, OnError};
 use crate::devices::{DiskErrors, Error, Slots};
 use crate::memory::GuestRam;
 use request::{Action, Asked, Request, Status};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
@@ -35,7 +35,7 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BLOCK;
 pub(super) const LEGACY: (u64, u64) =
     (features::SCSI, 1 << virtio_bindings::virtio_config::VIRTIO_F_ANY_LAYOUT);
 
-/// Chains of one turn.
+/// Chains of one turn, and arrivals.
 const CHAINS: usize = 64;
 
 /// The device.
@@ -51,6 +51,10 @@ pub(super) struct Disk {
     ring: Ring,
     under_way: HashMap<u64, Request>,
     next_number: u64,
+    /// Heard of while another queue was waited for: to be looked at first.
+    kept: VecDeque<Arrival>,
+    /// The queue that is looked at first.
+    first: usize,
     /// Failed, and to be done again when the guest goes on.
     stopped: Vec<(u16, Chain)>,
     /// The guest goes on.
@@ -118,6 +122,8 @@ impl Disk {
             ring: Ring::new().map_err(|error| format!("there is no ring for it: {error}"))?,
             under_way: HashMap::new(),
             next_number: 0,
+            kept: VecDeque::new(),
+            first: 0,
             stopped: Vec::new(),
             again: false,
             write_cache: true,
@@ -137,7 +143,11 @@ impl Disk {
     /// Takes requests from the queues. True: there may be more.
     fn take(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<bool, Fault> {
         let mut left = CHAINS;
-        for (number, queue) in queues.iter_mut().enumerate() {
+        // Each comes first once: one that is never empty starves no other.
+        let first = self.first % queues.len().max(1);
+        self.first = first + 1;
+        for number in (first..queues.len()).chain(0..first) {
+            let queue = &mut queues[number];
             while self.under_way.len() < FLIGHTS_MAX {
                 if left == 0 {
                     return Ok(true);
@@ -194,22 +204,42 @@ impl Disk {
             self.begin(ram, &mut queues[usize::from(number)], chain, asked)?;
             // The list may be longer than the ring.
             while self.under_way.len() >= FLIGHTS_MAX {
-                self.ring.wait();
-                self.arrivals(ram, queues)?;
+                self.wait();
+                self.arrivals(ram, queues, usize::MAX)?;
             }
         }
         Ok(())
     }
 
-    /// Waits for all that is under way, and forgets whose it was.
-    fn drain(&mut self) {
-        while !self.under_way.is_empty() {
+    /// Waits until there is something for [`Disk::next_arrival`].
+    fn wait(&mut self) {
+        if self.kept.is_empty() {
             self.ring.wait();
-            while let Some(arrival) = self.ring.take() {
-                self.under_way.remove(&arrival.number);
-                flight::mark(&arrival.memory);
+        }
+    }
+
+    fn next_arrival(&mut self) -> Option<Arrival> {
+        self.kept.pop_front().or_else(|| self.ring.take())
+    }
+
+    /// Waits for all that is under way, or only what is of one queue, and forgets whose it was.
+    fn drain(&mut self, queue: Option<u16>) {
+        let is_meant = |request: &Request| queue.is_none_or(|queue| request.queue == queue);
+        let mut others = VecDeque::new();
+        while self.under_way.values().any(is_meant) {
+            self.wait();
+            while let Some(arrival) = self.next_arrival() {
+                match self.under_way.get(&arrival.number) {
+                    Some(request) if is_meant(request) => {
+                        flight::note(&self.image, request, &arrival);
+                        self.under_way.remove(&arrival.number);
+                    }
+                    _ => others.push_back(arrival),
+                }
             }
         }
+        others.append(&mut self.kept);
+        self.kept = others;
     }
 
     fn look_at_size(&mut self) {
@@ -248,9 +278,9 @@ impl Model for Disk {
         space::bytes(&self.wanted, space::Now { sectors, write_cache: self.write_cache })
     }
 
-    fn write_config(&mut self, offset: u64, data: &[u8], _features: u64) {
+    fn write_config(&mut self, offset: u64, data: &[u8], features: u64) {
         let at = space::WRITE_CACHE_AT.checked_sub(offset).and_then(|at| data.get(at as usize));
-        if let (Some(on), true) = (at, self.wanted.config_wce) {
+        if let (Some(on), true) = (at, features & features::CONFIG_WCE != 0) {
             self.write_cache = *on != 0;
         }
     }
@@ -260,19 +290,21 @@ impl Model for Disk {
     }
 
     fn reset(&mut self) {
-        self.drain();
+        self.drain(None);
         self.stopped.clear();
         self.again = false;
         self.write_cache = self.original_write_cache();
     }
 
     fn queue_reset(&mut self, queue: usize) {
-        self.drain();
+        if let Ok(queue) = u16::try_from(queue) {
+            self.drain(Some(queue));
+        }
         self.stopped.retain(|(of, _)| usize::from(*of) != queue);
     }
 
     fn broken(&mut self) {
-        self.drain();
+        self.drain(None);
         self.stopped.clear();
     }
 
@@ -282,7 +314,8 @@ impl Model for Disk {
         queues: &mut [Queue],
         features: u64,
     ) -> Result<Next, Fault> {
-        if !self.wanted.config_wce {
+        // Who cannot tell, and never flushes, takes what is done for safe.
+        if features & features::CONFIG_WCE == 0 {
             self.write_cache = features & features::FLUSH != 0;
         }
         self.look_at_size();
@@ -292,14 +325,19 @@ impl Model for Disk {
         self.later = None;
         let more = self.take(ram, queues)?;
         self.ring.submit();
-        self.arrivals(ram, queues)?;
+        let was_full = self.under_way.len() >= FLIGHTS_MAX;
+        self.arrivals(ram, queues, CHAINS)?;
+        // Nothing rings for what was left in the queues for want of room, nor for arrivals that the
+        // ring has handed over already.
+        let has_room = was_full && self.under_way.len() < FLIGHTS_MAX;
+        let more = more || has_room || !self.kept.is_empty() || self.ring.has_arrived();
         Ok(if more { Next::More } else { Next::Wait })
     }
 
     fn quiesce(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<(), Fault> {
         while !self.under_way.is_empty() {
-            self.ring.wait();
-            self.arrivals(ram, queues)?;
+            self.wait();
+            self.arrivals(ram, queues, usize::MAX)?;
         }
         self.again = true;
         // Whoever reads the image now, here or where the guest goes, reads all of it. A host that
@@ -343,6 +381,10 @@ impl Model for Disk {
         self.stopped = from.requests.iter().map(request).collect::<Result<_, String>>()?;
         self.again = true;
         Ok(())
+    }
+
+    fn load_config(&mut self, config: &[u8], features: u64) {
+        self.write_config(0, config, features);
     }
 }
 

@@ -9,6 +9,8 @@ use std::time::Instant;
 
 const HEADER_BYTES: usize = 16;
 pub(super) const SECTOR: u64 = 512;
+/// The most of one request, as in QEMU: whole sectors of what an `i32` counts.
+const BYTES_MAX: u64 = i32::MAX as u64 / SECTOR * SECTOR;
 /// Of a request to discard, or to write zeros: le64 sector, le32 count, le32 flags.
 const SEGMENT_BYTES: usize = 16;
 const UNMAP: u32 = 1;
@@ -116,7 +118,8 @@ pub(super) fn read(
         let block = u64::from(wanted.logical_block());
         let at = sector.checked_mul(SECTOR)?;
         let inside = at.checked_add(bytes).is_some_and(|end| end <= disk_bytes);
-        (inside && bytes.is_multiple_of(block) && at.is_multiple_of(block)).then_some(at)
+        let fits = inside && bytes <= BYTES_MAX;
+        (fits && bytes.is_multiple_of(block) && at.is_multiple_of(block)).then_some(at)
     };
     let work = |action, at, bytes, data| {
         Asked::Work(Request {

@@ -1,15 +1,19 @@
 //! A driver against a disk: requests well-formed and hostile, errors, state.
 
+use super::super::mmio::Registers;
 use super::super::model::Model;
-use super::super::queue::{Fault, Queue};
+use super::super::queue::{Buffer, Fault, Queue};
+use super::super::transport::Transport;
 use super::*;
 use crate::config::DetectZeroes;
-use crate::devices::{DiskError, DiskErrorAction};
+use crate::devices::bus::Window;
+use crate::devices::{Device, DiskError, DiskErrorAction, IrqLine};
 use crate::memory::PageSet;
 use proptest::prelude::*;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
+use std::time::Duration;
 
 const DESC: u64 = 0x1_0000;
 const AVAIL: u64 = 0x1_1000;
@@ -30,6 +34,8 @@ struct Rig {
     file: File,
     errors: Arc<Mutex<Vec<DiskError>>>,
     added: u16,
+    /// Those agreed upon.
+    features: u64,
     _folder: tempfile::TempDir,
 }
 
@@ -53,7 +59,7 @@ fn rig(keys: &[(&str, &str)], change: impl FnOnce(&mut config::Image)) -> Rig {
     let mut queue = Queue::new(SIZE);
     (queue.desc, queue.avail, queue.used) = (DESC, AVAIL, USED);
     queue.start(&ram, false).unwrap();
-    Rig { disk, ram, queues: vec![queue], file, errors, added: 0, _folder: folder }
+    Rig { disk, ram, queues: vec![queue], file, errors, added: 0, features: 0, _folder: folder }
 }
 
 impl Rig {
@@ -74,10 +80,10 @@ impl Rig {
 
     /// Serves until nothing is under way.
     fn serve(&mut self) -> Result<(), Fault> {
-        self.disk.serve(&self.ram, &mut self.queues, 0)?;
+        self.disk.serve(&self.ram, &mut self.queues, self.features)?;
         while !self.disk.under_way.is_empty() {
-            self.disk.ring.wait();
-            self.disk.arrivals(&self.ram, &mut self.queues)?;
+            self.disk.wait();
+            self.disk.arrivals(&self.ram, &mut self.queues, usize::MAX)?;
         }
         Ok(())
     }
@@ -229,17 +235,27 @@ fn a_guessed_image_stays_what_it_was_taken_for() {
     assert_eq!(rig.ask(1, 0, &[(DATA, 512, 0)]), Some(1));
     assert_eq!(rig.errors.lock().unwrap()[0].reason, "Operation not permitted");
     assert_eq!(rig.ask(1, 1, &[(DATA, 512, 0)]), Some(0));
+    // Looked at and written is the same, whatever the guest does meanwhile.
+    rig.ram.write(DATA, &[5; 512]).unwrap();
+    rig.header(1, 0);
+    rig.add(&[(HEADER, 16, 0), (DATA, 512, 0), (STATUS, 1, WRITE)]);
+    rig.disk.take(&rig.ram, &mut rig.queues).unwrap();
+    rig.ram.write(DATA, b"QFI\xfb").unwrap();
+    rig.serve().unwrap();
+    assert_eq!((rig.bytes(STATUS, 1), rig.on_disk(0, 512)), (vec![0], vec![5; 512]));
 }
 
 #[test]
 fn an_image_cut_short_reads_as_zeros() {
-    let mut rig = rig(&[], |_| {});
-    rig.file.write_all_at(&[7; 1024], 0).unwrap();
-    rig.file.set_len(600).unwrap();
-    rig.ram.write(DATA, &[9; 1024]).unwrap();
-    assert_eq!(rig.ask(0, 0, &[(DATA, 1024, WRITE)]), Some(0));
-    assert_eq!(rig.bytes(DATA, 600), [7; 600]);
-    assert_eq!(rig.bytes(DATA + 600, 424), [0; 424]);
+    for direct in [false, true] {
+        let mut rig = rig(&[], |image| image.cache.direct = direct);
+        rig.file.write_all_at(&[7; 1024], 0).unwrap();
+        rig.file.set_len(600).unwrap();
+        rig.ram.write(DATA, &[9; 2048]).unwrap();
+        assert_eq!(rig.ask(0, 0, &[(DATA, 2048, WRITE)]), Some(0), "{direct}");
+        assert_eq!(rig.bytes(DATA, 600), [7; 600]);
+        assert_eq!(rig.bytes(DATA + 600, 1448), [0; 1448]);
+    }
 }
 
 #[test]
@@ -256,7 +272,6 @@ fn what_is_stopped_travels_and_is_done_again() {
     assert_eq!(state.requests.len(), 1);
 
     let mut target = self::rig(&[], |_| {});
-    rig.queues[0].save();
     target.ram.write(HEADER, &rig.bytes(HEADER, 16)).unwrap();
     target.ram.write(DATA, &[5; 512]).unwrap();
     target.disk.load(&saved, &target.ram).unwrap();
@@ -268,6 +283,196 @@ fn what_is_stopped_travels_and_is_done_again() {
     let mut bad = state.clone();
     bad.requests[0].queue = 1;
     assert!(target.disk.load(&VirtioDevice::Block(bad), &target.ram).is_err());
+}
+
+#[test]
+fn a_write_is_flushed_where_the_guest_does_not_flush() {
+    const WCE: u64 = features::CONFIG_WCE;
+    const FLUSH: u64 = features::FLUSH;
+    // (write-cache, cache.writeback, features, flushed)
+    for (key, writeback, features, flushed) in [
+        ("auto", true, 0, true),
+        ("auto", true, FLUSH, false),
+        ("auto", true, WCE | FLUSH, false),
+        ("auto", true, WCE, false),
+        ("auto", false, WCE | FLUSH, true),
+        ("off", true, WCE | FLUSH, true),
+        ("on", true, 0, true),
+    ] {
+        let mut rig = rig(&[("write-cache", key)], |image| image.cache.writeback = writeback);
+        rig.features = features;
+        assert_eq!(rig.ask(1, 0, &[(DATA, 512, 0)]), Some(0));
+        assert_eq!(rig.disk.image.is_unflushed(), !flushed, "{key} {writeback} {features:#x}");
+    }
+}
+
+#[test]
+fn the_guests_switch_counts_once_agreed_upon_and_travels() {
+    let mut source = rig(&[], |_| {});
+    let at = space::WRITE_CACHE_AT;
+    source.disk.write_config(at, &[0], features::FLUSH);
+    assert!(source.disk.write_cache);
+    let features = features::FLUSH | features::CONFIG_WCE;
+    source.disk.write_config(at, &[0], features);
+    assert!(!source.disk.write_cache);
+    let mut target = rig(&[], |_| {});
+    target.disk.load_config(&source.disk.config(), features);
+    target.features = features;
+    assert_eq!(target.ask(1, 0, &[(DATA, 512, 0)]), Some(0));
+    assert!(!target.disk.write_cache && !target.disk.image.is_unflushed());
+}
+
+#[test]
+fn no_flush_works_after_one_that_did_not() {
+    let mut rig = rig(&[], |_| {});
+    assert_eq!(rig.ask(4, 0, &[]), Some(0));
+    rig.disk.image.flush_failed(libc::EIO);
+    for _ in 0..2 {
+        assert_eq!(rig.ask(4, 0, &[]), Some(1));
+    }
+    assert_eq!(rig.ask(1, 0, &[(DATA, 512, 0)]), Some(1), "it is flushed, too");
+    assert_eq!(rig.errors.lock().unwrap()[0].reason, "Input/output error");
+    assert_eq!(rig.ask(0, 0, &[(DATA, 512, WRITE)]), Some(0));
+}
+
+#[test]
+fn a_stop_flushes_what_a_driver_wrote_that_is_gone() {
+    struct NoLine;
+    impl IrqLine for NoLine {
+        fn set(&self, _: bool) {}
+    }
+    let rig = rig(&[], |_| {});
+    rig.ram.write(STATUS, &[0xff]).unwrap();
+    let image = rig.disk.image.clone();
+    let registers = Registers::new(true, features::FLUSH);
+    let (ram, irq) = (rig.ram.clone(), Box::new(NoLine));
+    let transport = Transport::new(0xfeb0_0000, registers, Box::new(rig.disk), ram, irq).unwrap();
+    transport.resume().unwrap();
+    let write = |register: u64, value: u32| {
+        assert!(transport.write(register, &value.to_le_bytes()).is_none());
+    };
+    for (register, value) in
+        [(0x70, 3), (0x28, 4096), (0x20, features::FLUSH as u32), (0x38, 16), (0x40, 0x10)]
+    {
+        write(register, value);
+    }
+    write(0x70, 7);
+    let mut header = [0; 16];
+    header[0] = 1;
+    rig.ram.write(HEADER, &header).unwrap();
+    for (at, (gpa, bytes, flags)) in
+        [(HEADER, 16u32, NEXT), (DATA, 512, NEXT), (STATUS, 1, WRITE)].into_iter().enumerate()
+    {
+        let mut entry = u64::to_le_bytes(gpa).to_vec();
+        entry.extend(bytes.to_le_bytes());
+        entry.extend(flags.to_le_bytes());
+        entry.extend((at as u16 + 1).to_le_bytes());
+        rig.ram.write(DESC + 16 * at as u64, &entry).unwrap();
+    }
+    // The avail ring of the legacy layout follows the descriptors.
+    rig.ram.write(DESC + 16 * 16 + 2, &[1, 0, 0, 0]).unwrap();
+    write(0x50, 0);
+    let end = Instant::now() + Duration::from_secs(30);
+    let status = || {
+        let mut status = [0];
+        rig.ram.read(STATUS, &mut status).unwrap();
+        status[0]
+    };
+    while status() == 0xff {
+        assert!(Instant::now() < end);
+        std::thread::yield_now();
+    }
+    assert!(image.is_unflushed());
+    write(0x70, 3);
+    transport.quiesce().unwrap();
+    assert!(!image.is_unflushed());
+}
+
+#[test]
+fn a_reset_forgets_requests_and_not_that_they_wrote() {
+    let mut rig = rig(&[], |_| {});
+    rig.header(1, 0);
+    assert!(!rig.disk.image.is_unflushed());
+    rig.add(&[(HEADER, 16, 0), (DATA, 512, 0), (STATUS, 1, WRITE)]);
+    rig.disk.take(&rig.ram, &mut rig.queues).unwrap();
+    rig.disk.reset();
+    assert!(rig.disk.under_way.is_empty() && rig.disk.image.is_unflushed());
+}
+
+#[test]
+fn long_requests_are_done_in_pieces_and_longer_ones_are_not_done() {
+    let mut rig = rig(&[], |image| image.cache.direct = true);
+    let bytes = 3 << 19;
+    rig.file.set_len(4 << 20).unwrap();
+    rig.disk.image.measure().unwrap();
+    let pattern: Vec<u8> = (0..bytes).map(|i: u32| (i / 3) as u8).collect();
+    rig.ram.write(DATA + 3, &pattern).unwrap();
+    assert_eq!(rig.ask(1, 8, &[(DATA + 3, bytes, 0)]), Some(0));
+    assert_eq!(rig.on_disk(4096, pattern.len()), pattern);
+    let to = 0x20_0005;
+    assert_eq!(rig.ask(0, 8, &[(to, bytes, WRITE)]), Some(0));
+    assert_eq!(rig.bytes(to, pattern.len()), pattern);
+    rig.file.set_len(0).unwrap();
+    assert_eq!(rig.ask(0, 8, &[(to, bytes, WRITE)]), Some(0));
+    assert_eq!(rig.bytes(to, pattern.len()), vec![0; pattern.len()]);
+
+    // The last byte is the status.
+    for (last, fits) in [((2 << 20) - 511, true), ((2 << 20) + 1, false)] {
+        let mut writable = vec![Buffer { gpa: 0, bytes: 2 << 20 }; 1023];
+        writable.push(Buffer { gpa: 0, bytes: last });
+        let readable = vec![Buffer { gpa: HEADER, bytes: 16 }];
+        let chain = Chain { head: 0, readable, writable };
+        let asked = request::read(&rig.ram, 0, chain, &rig.disk.wanted, 1 << 40).unwrap().1;
+        assert_eq!(matches!(asked, Asked::Work(_)), fits, "{last}");
+    }
+}
+
+#[test]
+fn what_found_no_room_is_served_without_another_bell() {
+    let mut rig = rig(&[], |_| {});
+    rig.header(0, 0);
+    rig.add(&[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
+    let chain = rig.queues[0].pop(&rig.ram).unwrap().unwrap();
+    for _ in 0..FLIGHTS_MAX {
+        let (chain, asked) = rig.disk.read(&rig.ram, 0, chain.clone()).unwrap();
+        rig.disk.begin(&rig.ram, &mut rig.queues[0], chain, asked).unwrap();
+    }
+    rig.ram.write(STATUS + 1, &[0xff]).unwrap();
+    rig.add(&[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS + 1, 1, WRITE)]);
+    loop {
+        let next = rig.disk.serve(&rig.ram, &mut rig.queues, 0).unwrap();
+        if next == Next::Wait {
+            if rig.disk.under_way.is_empty() {
+                break;
+            }
+            rig.disk.wait();
+        }
+    }
+    assert_eq!(rig.bytes(STATUS + 1, 1), [0]);
+}
+
+#[test]
+fn queues_take_turns_and_are_reset_one_by_one() {
+    let mut rig = rig(&[("num-queues", "2")], |_| {});
+    // Another over the same ring.
+    let mut queue = Queue::new(SIZE);
+    (queue.desc, queue.avail, queue.used) = (DESC, AVAIL, USED);
+    queue.start(&rig.ram, false).unwrap();
+    rig.queues.push(queue);
+    rig.header(0, 0);
+    for turn in 0..4u64 {
+        rig.add(&[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS, 1, WRITE)]);
+        rig.disk.take(&rig.ram, &mut rig.queues).unwrap();
+        assert_eq!(u64::from(rig.disk.under_way[&(2 * turn)].queue), turn % 2);
+    }
+    rig.disk.queue_reset(1);
+    assert_eq!(rig.disk.under_way.len(), 4);
+    rig.ram.write(STATUS, &[0xff]).unwrap();
+    // None of it rings again.
+    rig.disk.ring.wait();
+    while let Next::More = rig.disk.serve(&rig.ram, &mut rig.queues, 0).unwrap() {}
+    assert!(rig.queues[0].has_news() && !rig.queues[1].has_news());
+    assert_eq!((rig.disk.under_way.len(), rig.bytes(STATUS, 1)), (0, vec![0]));
 }
 
 proptest! {
