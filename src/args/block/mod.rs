@@ -4,18 +4,20 @@
 //! written out (`file.driver=…`) or named (`file=NAME`); a `-drive` makes both.
 
 mod drive;
+mod limits;
 mod node;
 
 use super::error::{Error, Problem};
 use super::keys::split;
 use super::object::{Lists, Members, flatten, json_pairs};
 use crate::config::Image;
-use drive::{DRIVE, Drive, NOT_BELOW, limit, of_drive};
+use drive::{DRIVE, Drive, NOT_BELOW, of_drive};
+use limits::limit;
 use node::{Driver, NODE, Node};
 
-#[cfg(test)]
-pub(crate) use drive::THROTTLING;
 pub(crate) use drive::{drive_parameters, on_error};
+#[cfg(test)]
+pub(crate) use limits::THROTTLING;
 pub(crate) use node::node_parameters;
 
 /// The node that a drive's and a node's `file.…` keys are about.
