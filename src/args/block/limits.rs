@@ -26,19 +26,15 @@ pub(super) fn limit(throttle: &mut Throttle, key: &str, text: &str) -> Option<Re
     if matches!(key, "iops_size" | "throttling.iops-size") {
         return Some(number().map(|size| throttle.iops_size = size));
     }
-    let (name, what) = match key.strip_prefix("throttling.") {
-        Some(key) => match (key.strip_suffix("-max-length"), key.strip_suffix("-max")) {
-            (Some(name), _) => (name, "length"),
-            (None, Some(name)) => (name, "max"),
-            (None, None) => (key, "rate"),
-        },
-        None => match (key.strip_suffix("_max_length"), key.strip_suffix("_max")) {
-            (Some(name), _) => (name, "length"),
-            (None, Some(name)) => (name, "max"),
-            (None, None) => (key, "rate"),
-        },
+    let (key, names, max, length) = match key.strip_prefix("throttling.") {
+        Some(key) => (key, LIMITS, "-max", "-max-length"),
+        None => (key, Throttle::NAMES, "_max", "_max_length"),
     };
-    let names = if key.starts_with("throttling.") { LIMITS } else { Throttle::NAMES };
+    let (name, what) = match (key.strip_suffix(length), key.strip_suffix(max)) {
+        (Some(name), _) => (name, "length"),
+        (None, Some(name)) => (name, "max"),
+        (None, None) => (key, "rate"),
+    };
     let at = names.iter().position(|known| *known == name)?;
     let limit = &mut *throttle.all_mut()[at];
     Some(match what {

@@ -154,6 +154,7 @@ pub(crate) fn added(
         file.cache.direct = Some(image.cache.direct);
         file.cache.no_flush = Some(image.cache.no_flush);
         file.discard = Some(image.discard);
+        file.detect_zeroes = Some(image.detect_zeroes);
         file.locking = Some(image.locking);
     }
     node.image(&|_| None).map_err(|problem| match problem {
@@ -202,6 +203,45 @@ mod tests {
         assert_eq!(apart, together);
         assert_eq!(apart.len(), 1);
         assert!(apart[0].discard && apart[0].cache.direct && apart[0].format == ImageFormat::Raw);
+    }
+
+    #[test]
+    fn an_upper_node_discards_what_the_lower_one_does() {
+        let inline = "raw,node-name=r,discard=unmap,file.driver=file,file.filename=F";
+        let named = "raw,node-name=r,discard=unmap,file=s";
+        let below = |more: &str| format!("file,node-name=s,filename=F{more}");
+        for (lower, upper, discards) in [
+            (None, inline.to_owned(), true),
+            (None, format!("{inline},file.discard=ignore"), false),
+            (Some(below("")), named.to_owned(), false),
+            (Some(below(",discard=unmap")), named.to_owned(), true),
+        ] {
+            let lower = lower.iter().map(|lower| ("-blockdev", lower.as_str()));
+            let options: Vec<_> = lower.chain([("-blockdev", upper.as_str())]).collect();
+            assert_eq!(images(&options).unwrap()[0].discard, discards, "{options:?}");
+        }
+    }
+
+    #[test]
+    fn a_node_stands_on_one_that_is_there_as_that_is() {
+        let members = |text: &str| serde_json::from_str(text).unwrap();
+        let file = r#"{"driver":"file","node-name":"s","filename":"F""#;
+        for (more, says) in [
+            (r#"}"#, Ok(false)),
+            (r#","discard":"unmap"}"#, Ok(true)),
+            (r#","detect-zeroes":"on"}"#, Err("detect-zeroes=")),
+            (r#","read-only":true}"#, Err("read-only")),
+        ] {
+            let below = added(members(&format!("{file}{more}")), &|_| None).unwrap();
+            let upper = r#"{"driver":"raw","node-name":"r","file":"s","discard":"unmap"}"#;
+            match (added(members(upper), &|_| Some(below.clone())), says) {
+                (Ok(image), Ok(discards)) => assert_eq!(image.discard, discards, "{more}"),
+                (Err(refused), Err(says)) => assert!(refused.contains(says), "{refused}"),
+                (got, _) => panic!("{more}: {got:?}"),
+            }
+        }
+        let list = added(members(r#"{"driver":["raw"],"node-name":"r"}"#), &|_| None);
+        assert_eq!(list, Err("Invalid parameter type for 'driver', expected: string".into()));
     }
 
     #[test]

@@ -250,7 +250,7 @@ impl Node {
                 ));
             }
         }
-        let discard_below = written_out || file.discard == Some(true);
+        let discard_below = file.discard.unwrap_or(written_out);
         Ok(Image {
             name: name.clone(),
             drive: None,
