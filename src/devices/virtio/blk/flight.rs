@@ -115,7 +115,7 @@ impl Disk {
 
     /// Guest memory as it is, or memory that `O_DIRECT` takes and, `own`, that no guest changes: of
     /// that only the first [`PIECE`].
-    fn memory(&self, ram: &GuestRam, data: &[Buffer], bytes: u64, own: bool) -> Memory {
+    pub(super) fn memory(&self, ram: &GuestRam, data: &[Buffer], bytes: u64, own: bool) -> Memory {
         let unit = u64::from(self.alignment);
         let fits = |buffer: &Buffer| {
             buffer.gpa.is_multiple_of(unit) && u64::from(buffer.bytes).is_multiple_of(unit)
@@ -142,9 +142,9 @@ impl Disk {
             note(&self.image, &request, &arrival);
             let queue = &mut queues[usize::from(request.queue)];
             self.arrived(ram, queue, request, &arrival)?;
-            // Requests of several steps go on.
-            self.ring.submit();
         }
+        // Requests of several steps go on.
+        self.ring.submit();
         Ok(())
     }
 
