@@ -4,8 +4,11 @@
 //! in it is left to be refused later for its form. Whether files exist and whether this host can do
 //! it is found out by whoever builds.
 
+mod actions;
 mod block;
 mod chardev;
+mod cpu;
+mod firmware;
 mod memory;
 mod net;
 
@@ -14,10 +17,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use actions::{Actions, PanicAction, RebootAction, ShutdownAction};
 pub use block::{
     Cache, DetectZeroes, DrivePolicies, FileKind, Image, ImageFormat, Limit, OnError, Throttle,
 };
 pub use chardev::{Chardev, ChardevBackend, IpFamily, LogFile, Socket, SocketAddress, SocketRole};
+pub use cpu::{Cpu, Topology};
+pub use firmware::{FirmwareContent, FirmwareFile, Oem, SystemInformation};
 pub use memory::{HugePages, Memory, MemoryBackend};
 pub use net::{DgramAddress, HostForward, NetBackend, NetRole, Netdev, Offloads, Tap, UserNet};
 
@@ -77,41 +83,6 @@ pub struct MachineOptions {
     pub oem: Oem,
     /// `-M none`: there is nothing to run, only somebody to ask over QMP.
     pub none: bool,
-}
-
-/// Who is named in ACPI tables as their maker.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Oem {
-    /// At most 6 bytes.
-    pub id: String,
-    /// At most 8 bytes.
-    pub table_id: String,
-}
-
-impl Default for Oem {
-    /// As in QEMU.
-    fn default() -> Oem {
-        Oem { id: "BOCHS ".into(), table_id: "BXPC    ".into() }
-    }
-}
-
-impl Oem {
-    /// Whose program made the tables; as in QEMU.
-    pub(crate) const CREATOR: &[u8; 4] = b"BXPC";
-
-    pub(crate) fn id(&self) -> [u8; 6] {
-        padded(&self.id)
-    }
-
-    pub(crate) fn table_id(&self) -> [u8; 8] {
-        padded(&self.table_id)
-    }
-}
-
-/// With zeros behind it.
-fn padded<const N: usize>(text: &str) -> [u8; N] {
-    let mut bytes = text.bytes();
-    std::array::from_fn(|_| bytes.next().unwrap_or(0))
 }
 
 /// Parts that were switched on or off, by the name of the property.
@@ -232,66 +203,6 @@ impl Default for Kvm {
     }
 }
 
-/// The processors. The model is always the host's, as KVM can offer it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cpu {
-    /// 1 to [`Cpu::COUNT_MAX`].
-    pub count: u8,
-    /// What the guest is told, of which the first `count` are there.
-    pub topology: Topology,
-    /// What was chosen otherwise than the host's processor and KVM have it, by QEMU's names.
-    pub features: BTreeMap<&'static str, bool>,
-}
-
-/// A file in fw_cfg.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FirmwareFile {
-    /// At most 55 bytes.
-    pub name: String,
-    pub content: FirmwareContent,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum FirmwareContent {
-    Text(String),
-    File(PathBuf),
-}
-
-/// SMBIOS type 1; what is empty is not told.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SystemInformation {
-    pub manufacturer: String,
-    pub product: String,
-    pub version: String,
-    pub serial: String,
-    pub sku: String,
-    pub family: String,
-    /// Else the machine's.
-    pub system_uuid: Option<[u8; 16]>,
-}
-
-/// How processors stand together. No number is zero, and APIC ids stay below [`Cpu::COUNT_MAX`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Topology {
-    pub sockets: u8,
-    /// In a socket.
-    pub cores: u8,
-    /// In a core.
-    pub threads: u8,
-}
-
-impl Cpu {
-    /// APIC ids 0 to 253: an MP table has eight bits for one, 255 is the broadcast, 254 goes to the
-    /// IOAPIC.
-    pub(crate) const COUNT_MAX: u8 = 254;
-
-    /// `count` cores of one socket.
-    pub fn cores(count: u8) -> Cpu {
-        let topology = Topology { sockets: 1, cores: count, threads: 1 };
-        Cpu { count, topology, features: BTreeMap::new() }
-    }
-}
-
 /// What a guest starts from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Boot {
@@ -325,38 +236,6 @@ pub enum Incoming {
     Defer,
     /// `tcp:…`, `unix:…`, `fd:…`, `exec:…` or `file:…`; the scheme is known to be one of these.
     Uri(String),
-}
-
-/// What happens when the guest or a person ends something (`-action`, `-no-reboot`, `-no-shutdown`,
-/// `set-action`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Actions {
-    pub reboot: RebootAction,
-    pub shutdown: ShutdownAction,
-    pub panic: PanicAction,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RebootAction {
-    #[default]
-    Reset,
-    Shutdown,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ShutdownAction {
-    #[default]
-    Poweroff,
-    Pause,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PanicAction {
-    #[default]
-    Shutdown,
-    Pause,
-    ExitFailure,
-    None,
 }
 
 /// Who the machine is to people and tools; the guest does not see it.
