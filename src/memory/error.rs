@@ -29,6 +29,8 @@ pub enum Error {
     Address { gpa: u64, bytes: usize },
     #[error("block {0:?} is already there with another size")]
     BlockExists(String),
+    #[error("block {name:?} belongs to no device here, and {most} such blocks are there already")]
+    TooManyBlocks { name: String, most: usize },
     #[error(
         "block {name:?} of {bytes} bytes belongs to no device here and is too large to be kept"
     )]

@@ -102,12 +102,13 @@ impl GuestRam {
                 return Err(Error::BlockTooLarge { name: name.into(), bytes });
             }
             let mut blocks = self.blocks().to_vec();
+            let Some(place) = self.inner.with_kept.get(blocks.len() - 1) else {
+                return Err(Error::TooManyBlocks { name: name.into(), most: KEPT_MAX });
+            };
             let backend = MemoryBackend::Anonymous { share: false };
             let kept = RamBlock::new(name.into(), Backing::new(name, bytes, &backend)?, Vec::new());
             blocks.push(kept);
-            if let Some(place) = self.inner.with_kept.get(blocks.len() - 2) {
-                let _ = place.set(blocks);
-            }
+            let _ = place.set(blocks);
         }
         let found = self.block(name).filter(|b| b.bytes() == bytes);
         found.ok_or_else(|| Error::BlockExists(name.into()))
@@ -339,7 +340,8 @@ mod tests {
         }
         let names: Vec<_> = ram.blocks().iter().map(|block| block.name()).collect();
         assert_eq!(names[1..], ["pc.bios", "a", "b", "c"]);
-        assert!(ram.keep_block("d", 4096).is_err(), "as many as a stream says");
+        let refused = ram.keep_block("d", 4096).unwrap_err();
+        assert!(matches!(refused, Error::TooManyBlocks { most: 4, .. }), "{refused}");
         let kept = ram.block("b").unwrap();
         kept.fill(0, &mut [std::io::IoSlice::new(&[7; 4096])]).unwrap();
         let mut bytes = [0; 3];
