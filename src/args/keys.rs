@@ -72,6 +72,22 @@ impl<T> Key<T> {
     }
 }
 
+/// A part of the machine that can be switched, and decides itself as long as nothing is said.
+macro_rules! switch_or_auto {
+    ($name:expr) => {
+        $crate::args::Key::shown(
+            $name,
+            "on|off|auto",
+            |switches, text| {
+                switches.say($name, $crate::args::value::switch_or_auto(text)?);
+                Ok(())
+            },
+            |switches| switches.said($name).into(),
+        )
+    };
+}
+pub(crate) use switch_or_auto;
+
 /// A key as others see it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Parameter {

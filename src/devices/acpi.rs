@@ -8,25 +8,13 @@ use super::fw_cfg::{FwCfgAcpi, FwCfgState, Items};
 use super::second_ioapic;
 use super::{Built, Device, Error, Kind, Loading, Sections, Slots};
 use crate::arch::x86_64::acpi::{RSDP, TABLES, Tables};
-use crate::args::{Key, value};
+use crate::args::switch_or_auto;
 use crate::config::Config;
 use crate::memory::{GuestRam, PAGE_BYTES};
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub(crate) const KIND: Kind = Kind {
-    machine: &[Key::shown(
-        SWITCH,
-        "on|off|auto",
-        |switches, text| {
-            switches.say(SWITCH, value::switch_or_auto(text)?);
-            Ok(())
-        },
-        |switches| switches.said(SWITCH).into(),
-    )],
-    build,
-    ..Kind::NONE
-};
+pub(crate) const KIND: Kind = Kind { machine: &[switch_or_auto!(SWITCH)], build, ..Kind::NONE };
 
 const SWITCH: &str = "acpi";
 /// The linker script's file in fw_cfg.

@@ -20,7 +20,7 @@ use super::{
     Built, Device, DeviceRequest, Error, IrqLine, Kind, Loading, Missing, Sections, Slots,
 };
 use crate::arch::x86_64::acpi::SECOND_IOAPIC;
-use crate::args::{Key, value};
+use crate::args::switch_or_auto;
 use crate::config::Config;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,15 +31,7 @@ pub(crate) const KIND: Kind = Kind {
             "missing; the stream is of a machine with one I/O APIC, write ioapic2=off".to_owned();
         lost.then(|| Missing { name: "ioapic".into(), instance: INSTANCE, why })
     },
-    machine: &[Key::shown(
-        SWITCH,
-        "on|off|auto",
-        |switches, text| {
-            switches.say(SWITCH, value::switch_or_auto(text)?);
-            Ok(())
-        },
-        |switches| switches.said(SWITCH).into(),
-    )],
+    machine: &[switch_or_auto!(SWITCH)],
     build,
     ..Kind::NONE
 };

@@ -20,7 +20,7 @@ use super::{
     Slots, lacks, only_one,
 };
 use crate::arch::x86_64::acpi::{self, Irq};
-use crate::args::{Key, value};
+use crate::args::switch_or_auto;
 use crate::config::Config;
 use acpi_tables::aml;
 use date::Date;
@@ -42,15 +42,7 @@ pub(crate) const KIND: Kind = Kind {
             "missing; the stream is of a machine without this clock, write rtc=off".to_owned();
         lost.then(|| Missing { name: "mc146818rtc".into(), instance: 0, why })
     },
-    machine: &[Key::shown(
-        SWITCH,
-        "on|off|auto",
-        |switches, text| {
-            switches.say(SWITCH, value::switch_or_auto(text)?);
-            Ok(())
-        },
-        |switches| switches.said(SWITCH).into(),
-    )],
+    machine: &[switch_or_auto!(SWITCH)],
     build,
     ..Kind::NONE
 };
