@@ -10,7 +10,7 @@ use super::{Built, Device, Error, Kind, Loading, Sections, Slots};
 use crate::arch::x86_64::acpi::{RSDP, TABLES, Tables};
 use crate::args::switch_or_auto;
 use crate::config::Config;
-use crate::memory::{GuestRam, PAGE_BYTES};
+use crate::memory::{GuestRam, PAGE_BYTES, RamBlock};
 use std::io::IoSlice;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,9 +46,7 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let devices = described.into_iter().flat_map(|(_, aml)| aml).collect();
     let second_ioapic = second_ioapic::wanted(config);
     let tables = Tables::new(&config.machine.oem, &config.cpu, second_ioapic, devices);
-    for (name, content) in
-        [(TABLES, tables.tables.clone()), (RSDP, tables.rsdp.clone()), (SCRIPT, tables.script())]
-    {
+    for (name, content) in files(&tables) {
         // The blocks of a guest that arrives are its source's.
         if config.incoming.is_none() {
             keep(slots.vm.ram(), name, &content)?;
@@ -59,6 +57,11 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     Ok(vec![Arc::new(Acpi { tables: Arc::new(tables), ram, items })])
 }
 
+/// What the guest reads through fw_cfg.
+fn files(tables: &Tables) -> [(&'static str, Vec<u8>); 3] {
+    [(TABLES, tables.tables.clone()), (RSDP, tables.rsdp.clone()), (SCRIPT, tables.script())]
+}
+
 /// The block of a file.
 fn block(name: &str) -> String {
     format!("/rom@{name}")
@@ -66,14 +69,22 @@ fn block(name: &str) -> String {
 
 /// Makes a block of whole pages of `content`.
 fn keep(ram: &GuestRam, name: &str, content: &[u8]) -> Result<(), Error> {
+    let bytes = content.len().next_multiple_of(PAGE_BYTES as usize) as u64;
+    let kept = ram.keep_block(&block(name), bytes).map_err(|source| failed(name, source))?;
+    fill(kept, name, content)
+}
+
+/// Puts as much of `content` into a block as it holds: one that came with its guest has the size that
+/// the file had at the source.
+fn fill(block: &RamBlock, name: &str, content: &[u8]) -> Result<(), Error> {
     let mut pages = content.to_vec();
-    pages.resize(content.len().next_multiple_of(PAGE_BYTES as usize), 0);
-    let failed = |source: crate::memory::Error| {
-        let source = std::io::Error::other(source.to_string());
-        Error::Host { what: format!("memory for {name}"), source }
-    };
-    let block = ram.keep_block(&block(name), pages.len() as u64).map_err(failed)?;
-    block.fill(0, &mut [IoSlice::new(&pages)]).map_err(failed)
+    pages.resize(block.bytes() as usize, 0);
+    block.fill(0, &mut [IoSlice::new(&pages)]).map_err(|source| failed(name, source))
+}
+
+fn failed(name: &str, source: crate::memory::Error) -> Error {
+    let source = std::io::Error::other(source.to_string());
+    Error::Host { what: format!("memory for {name}"), source }
 }
 
 /// The tables of a machine.
@@ -95,12 +106,14 @@ impl Acpi {
 }
 
 impl Device for Acpi {
+    /// The files are this machine's again, and so is what goes along with the guest when it moves on.
     fn reset(&self) -> Result<(), Error> {
-        let Tables { tables, rsdp, .. } = &*self.tables;
-        let mut items = self.items();
-        items.replace_file(TABLES, tables.clone());
-        items.replace_file(RSDP, rsdp.clone());
-        items.replace_file(SCRIPT, self.tables.script());
+        for (name, content) in files(&self.tables) {
+            if let Some(block) = self.ram.block(&block(name)) {
+                fill(block, name, &content)?;
+            }
+            self.items().replace_file(name, content);
+        }
         Ok(())
     }
 
@@ -122,5 +135,30 @@ impl Device for Acpi {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Cpu, Oem};
+
+    #[test]
+    fn a_reset_brings_this_machines_tables_back_for_the_guest_and_for_its_next_host() {
+        let ram = crate::memory::for_tests(1 << 20);
+        let tables = Tables::new(&Oem::default(), &Cpu::cores(1), true, Vec::new());
+        let mut items = Items::new();
+        for (name, content) in files(&tables) {
+            keep(&ram, name, b"the source's").unwrap();
+            items.add_file(name, content);
+        }
+        let acpi = Acpi { tables: Arc::new(tables), ram, items: Arc::new(Mutex::new(items)) };
+        acpi.reset().unwrap();
+        for (name, mut content) in files(&acpi.tables) {
+            let mut found = vec![0; PAGE_BYTES as usize];
+            acpi.ram.block(&block(name)).unwrap().copy_out(0, &mut found);
+            content.resize(found.len(), 0);
+            assert!(found == content, "{name}");
+        }
     }
 }

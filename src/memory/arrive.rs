@@ -34,7 +34,8 @@ impl RamBlock {
         assert!(end.is_some_and(|end| end <= self.bytes()));
         let from = self.host().wrapping_add(offset as usize);
         // SAFETY: the range lies in the block's mapping, `buf` is memory of its own, and nobody writes
-        // a block that the guest does not see but a stream, before its guest runs.
+        // a block that the guest does not see but a stream, before its guest runs, and the block's own
+        // device, which calls this at other times.
         unsafe { std::ptr::copy_nonoverlapping(from, buf.as_mut_ptr(), buf.len()) }
     }
 
