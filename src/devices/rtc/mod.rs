@@ -65,6 +65,8 @@ const CENTURY: usize = 0x32;
 const ANY: u8 = 0xc0;
 
 const A_UPDATING: u8 = 0x80;
+/// Both bits: the clock is held.
+const A_HELD: u8 = 0x60;
 const A_RATE: u8 = 0x0f;
 const B_SET: u8 = 0x80;
 const B_PERIODIC: u8 = 0x40;
@@ -82,6 +84,11 @@ const SECOND: i128 = 1_000_000_000;
 /// Before a second ends, the clock says for so long that it is about to change.
 const UPDATING_NS: i128 = 244_000;
 const TICKS_PER_SECOND: i128 = 32768;
+/// Seconds.
+const DAY: i128 = 86_400;
+/// Since 1970. No registers, sense or nonsense, say a year so far away (it is the 36,812th).
+const SECONDS_MAX: u64 = 1 << 40;
+const NAME: &str = "mc146818rtc";
 
 /// Whether the machine has one. `auto`, QEMU's own default, means off under KVM.
 fn wanted(config: &Config) -> bool {
@@ -188,22 +195,31 @@ impl Chip {
         Some((SECOND << (rate - 1)) / TICKS_PER_SECOND)
     }
 
-    /// Whether a second of the alarm is among those that began between two times, of which no more
-    /// than a day is looked at.
-    fn alarms(&self, from: i128, to: i128) -> bool {
-        let (from, to) = (from.div_euclid(SECOND) + 1, to.div_euclid(SECOND));
-        let mode = self.cmos[B];
-        let wanted = [SECONDS_ALARM, MINUTES_ALARM, HOURS_ALARM].map(|at| self.cmos[at]);
-        let matches = |second: i128| {
-            let mut shown = self.cmos;
-            Date::of(second as i64).write(mode, &mut shown);
-            let now = [shown[0], shown[2], shown[4]];
-            wanted.iter().zip(now).all(|(wanted, now)| *wanted >= ANY || *wanted == now)
-        };
-        (from..=to).take(86_400).any(matches)
+    /// The first second of the alarm from `second` on; it comes within a day, or never.
+    fn next_alarm(&self, mut second: i128) -> Option<i128> {
+        let end = second + DAY;
+        let mut shown = self.cmos;
+        while second < end {
+            Date::of(second as i64).write(self.cmos[B], &mut shown);
+            let differs = |at: usize, shown: u8| self.cmos[at] < ANY && self.cmos[at] != shown;
+            let step = match () {
+                () if differs(HOURS_ALARM, shown[4]) => 3600,
+                () if differs(MINUTES_ALARM, shown[2]) => 60,
+                () if differs(SECONDS_ALARM, shown[0]) => 1,
+                () => return Some(second),
+            };
+            second += step - second.rem_euclid(step);
+        }
+        None
     }
 
-    /// Finds out what has happened since it was last asked, and raises the line if it shall be.
+    /// Whether a second of the alarm is among those that began between two times.
+    fn alarms(&self, from: i128, to: i128) -> bool {
+        let next = self.next_alarm(from.div_euclid(SECOND) + 1);
+        next.is_some_and(|second| second <= to.div_euclid(SECOND))
+    }
+
+    /// Finds out what has happened since it was last asked, and raises the line if it should be.
     fn look(&mut self) {
         let (from, to) = (self.looked, self.now());
         self.looked = to;
@@ -216,13 +232,15 @@ impl Chip {
         if self.period().is_some_and(|period| from.div_euclid(period) != to.div_euclid(period)) {
             self.cmos[C] |= B_PERIODIC;
         }
-        self.raise();
+        self.settle();
     }
 
-    fn raise(&mut self) {
-        if self.cmos[C] & self.cmos[B] & CAUSES != 0 && self.cmos[C] & C_IRQ == 0 {
-            self.cmos[C] |= C_IRQ;
-            self.irq.set(true);
+    /// The line is high as long as a cause is there that may interrupt.
+    fn settle(&mut self) {
+        let high = self.cmos[C] & self.cmos[B] & CAUSES != 0;
+        if high != (self.cmos[C] & C_IRQ != 0) {
+            self.cmos[C] ^= C_IRQ;
+            self.irq.set(high);
         }
     }
 
@@ -277,16 +295,17 @@ impl Chip {
             B => {
                 self.look();
                 self.show(self.now());
-                let was_set = self.cmos[B] & B_SET != 0;
+                let before = self.cmos[B];
+                self.cmos[B] = match value & B_SET {
+                    0 => value,
+                    _ => value & !B_UPDATE,
+                };
                 // The registers are read in the mode in which they were written.
-                if was_set && value & B_SET == 0 {
-                    self.cmos[B] = value;
+                if before & B_SET != 0 && value & B_SET == 0 {
                     self.set_time();
                 }
-                // Nothing that was before counts for what is allowed now.
-                self.cmos[C] &= !(value & !self.cmos[B] & CAUSES);
-                self.cmos[B] = value;
-                self.raise();
+                // A cause that is there already interrupts as soon as it may.
+                self.settle();
             }
             C | D => {}
             _ => self.cmos[index] = value,
@@ -354,8 +373,14 @@ impl Device for Rtc {
         Ok(())
     }
 
+    /// What is due is raised while the interrupt controllers still take it.
     fn quiesce(&self) -> Result<(), Error> {
-        self.change(|chip| chip.running = false);
+        self.change(|chip| {
+            if chip.running {
+                chip.look();
+            }
+            chip.running = false;
+        });
         Ok(())
     }
 
@@ -366,14 +391,19 @@ impl Device for Rtc {
 
     fn save(&self, sections: &mut Sections) -> Result<(), Error> {
         let mut chip = self.inner.lock();
-        let now = chip.now();
-        chip.show(now);
         let host = host_ns();
+        let now = host + chip.ahead;
+        chip.show(now);
         let periodic = chip.period().filter(|_| chip.cmos[B] & B_PERIODIC != 0);
         let next = |step: i128| (host + step - now.rem_euclid(step)) as i64;
         let ticks = |period: i128| (period * TICKS_PER_SECOND / SECOND) as u32;
+        // When the next second and the next alarm that nobody has looked for yet begin; by the time
+        // the guest is there, they may have. QEMU asks for both only when that timer runs.
+        let at_host = |second: i128| (second * SECOND - chip.ahead) as i64;
+        let second = chip.looked.div_euclid(SECOND) + 1;
+        let held = chip.cmos[A] & A_HELD == A_HELD;
         sections.push(
-            "mc146818rtc",
+            NAME,
             0,
             RtcState {
                 cmos: chip.cmos,
@@ -383,6 +413,8 @@ impl Device for Rtc {
                 period: periodic.map_or(0, ticks),
                 base_rtc: now.div_euclid(SECOND) as u64,
                 last_update: (host - now.rem_euclid(SECOND)) as u64,
+                update_timer: if held { -1 } else { at_host(second) },
+                next_alarm_time: chip.next_alarm(second).map_or(i64::MAX, at_host) as u64,
                 ..RtcState::default()
             },
         );
@@ -390,15 +422,26 @@ impl Device for Rtc {
     }
 
     fn load(&self, from: &mut Loading<'_>) -> Result<(), Error> {
-        let Some(brought) = from.sections.get::<RtcState>("mc146818rtc", 0) else {
+        let Some(brought) = from.sections.get::<RtcState>(NAME, 0) else {
             return self.reset();
         };
+        // Before 1970 it is negative.
+        let base = brought.base_rtc as i64;
+        if base.unsigned_abs() > SECONDS_MAX {
+            let why = format!("{base} seconds since 1970 are no date of this clock");
+            return Err(Error::Misfit { section: NAME.into(), field: "base_rtc", why });
+        }
         self.change(|chip| {
             chip.cmos = brought.cmos;
+            chip.cmos[A] &= !A_UPDATING;
             chip.index = brought.cmos_index & 0x7f;
-            let base = i128::from(brought.base_rtc) * SECOND;
+            let base = i128::from(base) * SECOND;
             chip.ahead = base - i128::from(brought.last_update) + i128::from(brought.offset);
-            chip.looked = chip.now();
+            // The source has looked up to the second before its timer; what began since is due.
+            chip.looked = match i128::from(brought.update_timer) {
+                ..0 => chip.now(),
+                next => chip.now().min(next - SECOND + chip.ahead),
+            };
             // Whatever it was: KVM's chips are loaded separately.
             chip.irq.set(chip.cmos[C] & C_IRQ != 0);
         });
@@ -431,15 +474,33 @@ impl Window for Ports {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::LoadReport;
+    use crate::kvm::state::ForeignTsc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::atomic::Ordering::Relaxed;
 
-    struct Nowhere;
+    #[derive(Clone, Default)]
+    struct Line(Arc<AtomicBool>);
 
-    impl IrqLine for Nowhere {
-        fn set(&self, _high: bool) {}
+    impl IrqLine for Line {
+        fn set(&self, high: bool) {
+            self.0.store(high, Relaxed);
+        }
+    }
+
+    impl Line {
+        fn is_high(&self) -> bool {
+            self.0.load(Relaxed)
+        }
+    }
+
+    fn wired() -> (Chip, Line) {
+        let line = Line::default();
+        (Chip::new(Box::new(line.clone()), 16 << 20), line)
     }
 
     fn chip() -> Chip {
-        Chip::new(Box::new(Nowhere), 16 << 20)
+        wired().0
     }
 
     fn set(chip: &mut Chip, bytes: &[(u8, u8)]) {
@@ -478,7 +539,12 @@ mod tests {
         assert_eq!((word(&mut chip, 0x15), word(&mut chip, 0x17)), (640, 15 << 10));
         chip.looked -= 2 * SECOND;
         set(&mut chip, &[(11, 0x12)]);
-        assert_eq!(get(&mut chip, 12) & C_IRQ, 0, "what was before does not count");
+        assert_eq!(
+            get(&mut chip, 12) & (C_IRQ | B_UPDATE),
+            C_IRQ | B_UPDATE,
+            "what was before counts"
+        );
+        assert_eq!(get(&mut chip, 12) & C_IRQ, 0);
         chip.looked -= 2 * SECOND;
         assert_eq!(get(&mut chip, 12) & (C_IRQ | B_UPDATE), C_IRQ | B_UPDATE);
         assert_eq!(get(&mut chip, 13), D_VALID);
@@ -493,5 +559,105 @@ mod tests {
         set(&mut chip, &[(3, 0xff), (5, 0xc0)]);
         assert!(chip.alarms(noon(30), noon(31)));
         assert!(!chip.alarms(noon(30), noon(30) + 59 * SECOND));
+        // With 12 hours; then never.
+        set(&mut chip, &[(11, 0), (1, 0xff), (3, 0x05), (5, 0x81)]);
+        assert_eq!(chip.next_alarm(12 * 3600), Some(13 * 3600 + 300));
+        assert_eq!(chip.next_alarm(13 * 3600 + 360), Some(DAY + 13 * 3600 + 300));
+        set(&mut chip, &[(3, 0x65)]);
+        assert_eq!(chip.next_alarm(0), None);
+    }
+
+    #[test]
+    fn the_line_is_high_for_what_may_interrupt_and_for_nothing_else() {
+        let (mut chip, line) = wired();
+        chip.looked -= 2 * SECOND;
+        chip.look();
+        assert!(!line.is_high() && chip.cmos[C] & (C_IRQ | B_UPDATE) == B_UPDATE);
+        set(&mut chip, &[(11, 0x12)]);
+        assert!(line.is_high() && chip.cmos[C] & C_IRQ != 0);
+        set(&mut chip, &[(11, 0x02)]);
+        assert!(!line.is_high() && chip.cmos[C] & C_IRQ == 0, "no cause is allowed");
+        set(&mut chip, &[(11, 0x92)]);
+        assert!(!line.is_high() && chip.cmos[B] == 0x82, "a clock that is set has no updates");
+    }
+
+    fn saved(rtc: &Rtc) -> RtcState {
+        let mut sections = Sections::default();
+        rtc.save(&mut sections).unwrap();
+        sections.get::<RtcState>(NAME, 0).unwrap().clone()
+    }
+
+    /// A clock, its line, and whether it took `state`.
+    fn loaded(state: RtcState) -> (Rtc, Line, Result<(), Error>) {
+        let mut sections = Sections::default();
+        sections.push(NAME, 0, state);
+        let (chip, line) = wired();
+        let rtc = Rtc::start(chip).unwrap();
+        let report = LoadReport::default();
+        let mut from = Loading { sections: &sections, foreign: ForeignTsc::Refuse, report };
+        let taken = rtc.load(&mut from);
+        (rtc, line, taken)
+    }
+
+    /// An alarm at half past noon, and the clock stands at noon.
+    fn alarmed() -> RtcState {
+        let mut chip = chip();
+        set(&mut chip, &[(11, 0x82), (0, 0x00), (2, 0x00), (4, 0x12), (7, 0x09), (8, 0x06)]);
+        set(&mut chip, &[(9, 0x27), (0x32, 0x20), (1, 0x00), (3, 0x30), (5, 0x12), (11, 0x22)]);
+        saved(&Rtc::start(chip).unwrap())
+    }
+
+    #[test]
+    fn an_alarm_that_is_due_on_the_way_comes() {
+        let state = alarmed();
+        let second = SECOND as i64;
+        let until = state.next_alarm_time as i64 - state.update_timer;
+        assert!((0..1800 * second).contains(&until) && until % second == 0, "{state:?}");
+        let began = state.update_timer - state.last_update as i64;
+        assert!([0, second].contains(&began), "the timer runs when a second begins");
+        for (on_the_way, due) in [(0, false), (1800, true)] {
+            let mut state = state.clone();
+            state.update_timer -= on_the_way * second;
+            state.last_update -= (on_the_way * second) as u64;
+            let (rtc, line, taken) = loaded(state);
+            taken.unwrap();
+            rtc.inner.lock().look();
+            assert_eq!(line.is_high(), due, "after {on_the_way} s");
+        }
+        let (rtc, line, taken) = loaded(RtcState { update_timer: -1, ..state });
+        taken.unwrap();
+        rtc.inner.lock().look();
+        assert!(!line.is_high(), "a timer that does not run waits for nothing");
+    }
+
+    #[test]
+    fn a_clock_that_is_held_or_has_no_alarm_says_so() {
+        let mut chip = chip();
+        set(&mut chip, &[(10, 0x76), (3, 0x65)]);
+        let state = saved(&Rtc::start(chip).unwrap());
+        assert_eq!((state.update_timer, state.next_alarm_time), (-1, i64::MAX as u64));
+    }
+
+    #[test]
+    fn what_a_stream_says_of_time_is_checked() {
+        let mut state = alarmed();
+        state.cmos[A] |= A_UPDATING;
+        let (rtc, _, taken) = loaded(state.clone());
+        taken.unwrap();
+        assert_eq!(rtc.inner.lock().cmos[A] & A_UPDATING, 0);
+        for base_rtc in [SECONDS_MAX + 1, i64::MAX as u64, i64::MIN as u64] {
+            let (_, _, taken) = loaded(RtcState { base_rtc, ..state.clone() });
+            let said = taken.unwrap_err().to_string();
+            assert!(said.starts_with("section mc146818rtc, field base_rtc: "), "{said}");
+        }
+        let far = RtcState { offset: i64::MIN, update_timer: i64::MAX, ..state };
+        for base_rtc in [SECONDS_MAX, SECONDS_MAX.wrapping_neg()] {
+            let (rtc, _, taken) =
+                loaded(RtcState { base_rtc, last_update: u64::MAX, ..far.clone() });
+            taken.unwrap();
+            rtc.inner.lock().look();
+            get(&mut rtc.inner.lock(), 9);
+            saved(&rtc);
+        }
     }
 }
