@@ -14,3 +14,8 @@ pub(crate) mod registers;
 pub(crate) mod smbios;
 pub(crate) mod topology;
 pub(crate) mod xsave;
+
+/// The byte that makes all bytes sum up to zero.
+pub(crate) fn checksum(bytes: &[u8]) -> u8 {
+    bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg()
+}

@@ -58,7 +58,7 @@ impl Tables {
         anchor.extend([0, ANCHOR_BYTES as u8, 3, 0, 0, 1, 0]);
         anchor.extend((self.tables.len() as u32).to_le_bytes());
         anchor.extend(address.to_le_bytes());
-        anchor[5] = anchor.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)).wrapping_neg();
+        anchor[5] = super::checksum(&anchor);
         anchor
     }
 

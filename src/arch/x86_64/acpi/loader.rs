@@ -97,8 +97,8 @@ impl Command {
             }
             Command::Checksum { file: of, place, start, bytes } if of == to => {
                 let covered = &file[start as usize..][..bytes as usize];
-                let sum = covered.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte));
-                file[place as usize] = file[place as usize].wrapping_sub(sum);
+                let missing = crate::arch::x86_64::checksum(covered);
+                file[place as usize] = file[place as usize].wrapping_add(missing);
             }
             _ => {}
         }

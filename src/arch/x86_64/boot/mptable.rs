@@ -1,6 +1,7 @@
 //! The MP table (Intel MultiProcessor Specification 1.4), by which a guest without ACPI finds its
 //! processors, its IOAPIC, and how ISA interrupts reach it.
 
+use crate::arch::x86_64::checksum;
 use crate::config::Cpu;
 
 /// Bytes of the floating pointer, which the table follows.
@@ -83,11 +84,6 @@ fn fill_header(table: &mut [u8], entries: usize) {
     table[34..36].copy_from_slice(&(entries as u16).to_le_bytes());
     table[36..40].copy_from_slice(&LAPIC.to_le_bytes());
     table[7] = checksum(table);
-}
-
-/// The byte that makes all bytes sum up to zero.
-fn checksum(bytes: &[u8]) -> u8 {
-    bytes.iter().fold(0u8, |sum, &b| sum.wrapping_add(b)).wrapping_neg()
 }
 
 #[cfg(test)]
