@@ -248,6 +248,17 @@ impl Draft {
     }
 
     /// The machine that was asked for, or everything that keeps it from being one.
+    /// Whether the machine ends with its parent. That of a daemon is the command that was typed,
+    /// which returns at once.
+    fn exit_with_parent(&self) -> Result<bool, Error> {
+        match (self.run_with.exit_with_parent, self.daemonize) {
+            (true, true) => {
+                Err(Problem::Conflict("-run-with exit-with-parent=on", "-daemonize").at(""))
+            }
+            (with_parent, _) => Ok(with_parent),
+        }
+    }
+
     pub(crate) fn finish(mut self) -> Result<Config, Errors> {
         let mut errors = Vec::new();
         let mut keep = |error: Error| errors.push(error);
@@ -257,7 +268,8 @@ impl Draft {
         let boot = self.boot().map_err(&mut keep).ok();
         let images = self.blocks.images().map_err(&mut keep).ok();
         let wiring = self.wire().map_err(&mut keep).ok();
-        match (machine, cpu, memory, boot, images, wiring) {
+        let exit_with_parent = self.exit_with_parent().map_err(&mut keep).ok();
+        match (machine, cpu, memory, boot, images, wiring, exit_with_parent) {
             (
                 Some(machine),
                 Some((mut cpu, cpu_notice)),
@@ -266,6 +278,7 @@ impl Draft {
                 Some(images),
                 Some((serial, monitors)),
             ) => {
+                Some(exit_with_parent),
                 cpu.features = self.features;
                 let isa_serial = machine.switches.get("isa-serial", true);
                 let mut config = Config {
@@ -286,7 +299,7 @@ impl Draft {
                     start_paused: self.start_paused,
                     actions: self.actions,
                     identity: self.identity,
-                    exit_with_parent: self.run_with.exit_with_parent,
+                    exit_with_parent,
                     firmware_files: self.firmware_files,
                     smbios: self.smbios,
                     pidfile: self.pidfile,
@@ -306,7 +319,18 @@ impl Draft {
     fn boot(&mut self) -> Result<Option<Boot>, Error> {
         let Some(kernel) = self.kernel.take() else {
             return match (&self.initrd, &self.append, &self.incoming) {
-                _ if self.machine.options.none => Ok(None),
+        if self.machine.options.none {
+            let given = [
+                ("-kernel", self.kernel.is_some()),
+                ("-initrd", self.initrd.is_some()),
+                ("-append", self.append.is_some()),
+                ("-incoming", self.incoming.is_some()),
+            ];
+            return match given.into_iter().find(|(_, given)| *given) {
+                Some((option, _)) => Err(Problem::Conflict(option, "-M none").at("")),
+                None => Ok(None),
+            };
+        }
                 (Some(_), _, _) => Err(Problem::NeedsOther("it", "-kernel").at("-initrd")),
                 (_, Some(_), _) => Err(Problem::NeedsOther("it", "-kernel").at("-append")),
                 (None, None, Some(_)) => Ok(None),

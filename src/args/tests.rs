@@ -369,9 +369,27 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-append bytes=9: the built-in guest's bytes= expects a multiple of 8 from 8 to 4096, not \"9\"",
         ),
         ("-kernel builtin -initrd I", "-initrd cannot go with -kernel builtin"),
+        (
+            "-daemonize -run-with exit-with-parent=on",
+            "-run-with exit-with-parent=on cannot go with -daemonize",
+        ),
     ];
     let said = table.map(|(extra, _)| (extra, refusal(extra)));
     assert_eq!(said, table.map(|(extra, message)| (extra, message.to_string())));
+}
+
+#[test]
+fn a_machine_that_is_none_starts_from_nothing() {
+    assert_eq!(config("-M none").boot, None);
+    for (given, option) in [
+        ("-kernel K", "-kernel"),
+        ("-initrd I", "-initrd"),
+        ("-append x", "-append"),
+        ("-incoming defer", "-incoming"),
+    ] {
+        let said = parse(words(&format!("-M none {given}"))).unwrap_err().to_string();
+        assert_eq!(said, format!("{option} cannot go with -M none"));
+    }
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub struct Config {
     pub kvm: Kvm,
     pub cpu: Cpu,
     pub memory: Memory,
-    /// What the guest starts from. `None` is only found together with `incoming`.
+    /// What the guest starts from. `None` where it arrives (`incoming`), and for `-M none`.
     pub boot: Option<Boot>,
     /// Every character device, by `id`: those of `-chardev` and those that `-serial` and `-qmp`
     /// make (`serial0`, `compat_monitor0`, as in QEMU).
