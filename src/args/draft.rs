@@ -40,6 +40,7 @@ pub(crate) struct Draft {
     pub identity: Identity,
     /// Of the processor.
     pub features: BTreeMap<&'static str, bool>,
+    pub migratable: Option<bool>,
     pub firmware_files: Vec<FirmwareFile>,
     pub smbios: Option<SystemInformation>,
     pub run_with: RunWith,
@@ -247,7 +248,6 @@ impl Draft {
         Ok(())
     }
 
-    /// The machine that was asked for, or everything that keeps it from being one.
     /// Whether the machine ends with its parent. That of a daemon is the command that was typed,
     /// which returns at once.
     fn exit_with_parent(&self) -> Result<bool, Error> {

@@ -313,6 +313,7 @@ const NESTED: &str =
 pub(crate) fn cpu(
     option: &str,
     text: &str,
+    migratable: &mut Option<bool>,
     features: &mut BTreeMap<&'static str, bool>,
 ) -> Result<(), Error> {
     let (model, rest) = text.split_once(',').unwrap_or((text, ""));
@@ -321,6 +322,7 @@ pub(crate) fn cpu(
             "CPU models are not built yet: guests see the host's processor; write -cpu host";
         return Err(Problem::Refused(reason).at(format!("{option} {model}")));
     }
+    *migratable = None;
     features.clear();
     for given in rest.split(',').filter(|given| !given.is_empty()) {
         let place = || format!("{option} {given}");
@@ -332,13 +334,14 @@ pub(crate) fn cpu(
                 .map_or((given, Ok(true)), |(name, v)| (name, value::switch(v))),
         };
         let on = on.map_err(|problem| problem.at(place()))?;
-        // What QEMU shows only to a guest that is not to move is the invariant TSC.
-        let (name, on) = if name == "migratable" { ("invtsc", !on) } else { (name, on) };
+        if name == "migratable" {
+            *migratable = Some(on);
+            continue;
+        }
         match FEATURES.iter().find(|(known, _)| *known == name) {
             // These the guest never has.
             Some((_, Some(_))) if !on => {}
             Some((_, Some(why))) => return Err(Problem::Refused(why).at(place())),
-            Some(("invtsc", None)) if !on => drop(features.remove("invtsc")),
             Some((known, None)) => drop(features.insert(known, on)),
             None => {
                 let reason =

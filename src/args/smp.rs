@@ -71,7 +71,7 @@ impl Smp {
         let notice = (room > count).then(|| {
             format!("-smp maxcpus={room}: processors cannot be added later; there are {count}")
         });
-        Ok((Cpu { count: count as u8, topology, features: Default::default() }, notice))
+        Ok((Cpu::of(count as u8, topology), notice))
     }
 
     /// Sockets, cores and threads that make `room`, as far as they can. Zero where they cannot.
@@ -129,7 +129,7 @@ mod tests {
         ] {
             let (cpu, notice) = read(text).unwrap();
             let topology = Topology { sockets, cores, threads };
-            assert_eq!(cpu, Cpu { count, topology, features: Default::default() }, "{text}");
+            assert_eq!(cpu, Cpu::of(count, topology), "{text}");
             assert_eq!(notice.is_some(), text.contains(",maxcpus"), "{text}");
         }
     }

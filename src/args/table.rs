@@ -175,7 +175,7 @@ pub(crate) const OPTIONS: &[Opt] = {
         set(Machine, &["accel"], "kvm[,dirty-ring-size=N]", "use KVM, logging dirty pages in bitmaps, or in rings of N entries",
             |d, o, v| machine::KVM.read(o, v, &mut d.machine)).group("accel", || machine::KVM.parameters()).listing(machine::accelerators),
         set(Machine, &["cpu"], "host[,+FEATURE,-FEATURE]", "the processor's model: always this host's (max means the same), but for a few features",
-            |d, o, v| machine::cpu(o, v, &mut d.features)).words(machine::cpu_models),
+            |d, o, v| machine::cpu(o, v, &mut d.features, &mut d.migratable)).words(machine::cpu_models),
         set(Machine, &["smp"], "N[,sockets=N,cores=N,threads=N]", "number of processors, 1 to 254 (default 1), and how the guest sees them",
             |d, o, v| smp::SMP.read(o, v, &mut d.smp)).group("smp-opts", || smp::SMP.parameters()),
         set(Machine, &["m"], "SIZE", "guest RAM, in MiB unless K, M, G or T follows (default 128M)",

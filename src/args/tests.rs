@@ -393,6 +393,20 @@ fn a_machine_that_is_none_starts_from_nothing() {
 }
 
 #[test]
+fn the_invariant_tsc_is_shown_where_it_was_named_or_the_guest_is_not_to_move() {
+    let cpu = |text: &str| {
+        let cpu = config(&format!("-M microvm,acpi=off -kernel K -cpu {text}")).cpu;
+        (cpu.features.get("invtsc").copied(), cpu.migratable)
+    };
+    assert_eq!(cpu("host"), (None, true));
+    assert_eq!(cpu("host,+invtsc,migratable=on"), (Some(true), true));
+    assert_eq!(cpu("host,migratable=on,+invtsc"), (Some(true), true));
+    assert_eq!(cpu("host,migratable=off"), (None, false));
+    assert_eq!(cpu("host,migratable=off,-invtsc"), (Some(false), false));
+    assert_eq!(cpu("host,migratable=off -cpu host"), (None, true), "the last one counts");
+}
+
+#[test]
 fn a_machine_must_be_named() {
     let said = |line: &str| parse(words(line)).unwrap_err().to_string();
     assert_eq!(said("-kernel K"), "no machine is named; write -M microvm");

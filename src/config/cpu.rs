@@ -11,6 +11,9 @@ pub struct Cpu {
     pub topology: Topology,
     /// What was chosen otherwise than the host's processor and KVM have it, by QEMU's names.
     pub features: BTreeMap<&'static str, bool>,
+    /// Hide the invariant TSC, unless it was chosen: on a host with another frequency it would be
+    /// wrong. A guest that sees it does not migrate.
+    pub migratable: bool,
 }
 
 /// How processors stand together. No number is zero, and APIC ids stay below [`Cpu::COUNT_MAX`].
@@ -31,6 +34,11 @@ impl Cpu {
     /// `count` cores of one socket.
     pub fn cores(count: u8) -> Cpu {
         let topology = Topology { sockets: 1, cores: count, threads: 1 };
-        Cpu { count, topology, features: BTreeMap::new() }
+        Cpu::of(count, topology)
+    }
+
+    /// The host's processor as it is.
+    pub(crate) fn of(count: u8, topology: Topology) -> Cpu {
+        Cpu { count, topology, features: BTreeMap::new(), migratable: true }
     }
 }

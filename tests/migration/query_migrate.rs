@@ -97,3 +97,26 @@ fn cache_size_is_rounded_down_to_a_power_of_two() {
     vm.ask("migrate-set-cache-size", json!({"value": 100_000_000}));
     assert_eq!(vm.ask("query-migrate-cache-size", json!({})), json!(67_108_864));
 }
+
+#[test]
+fn a_guest_that_counts_on_its_tsc_does_not_move() {
+    for (cpu, shown) in [("host", false), ("host,+invtsc", true), ("host,migratable=off", true)] {
+        let mut vm = Launch::alone().guest("").words(&["-cpu", cpu, "-S"]).start();
+        let model = json!({"type": "full", "model": {"name": "host"}});
+        let expanded = vm.ask("query-cpu-model-expansion", model);
+        let invariant = expanded["model"]["props"]["invtsc"] == true;
+        assert!(shown || !invariant, "{cpu}");
+        let file = vm.path("state").display().to_string();
+        let moved = vm.try_ask("migrate", json!({"uri": format!("file:{file}")}));
+        let reasons = &vm.ask("query-migrate", json!({}))["blocked-reasons"];
+        // A host may have none to show.
+        match invariant {
+            true => {
+                let why = "State blocked by non-migratable CPU device (invtsc flag)";
+                assert!(moved.unwrap_err().contains(why), "{cpu}");
+                assert_eq!(*reasons, json!([why]), "{cpu}");
+            }
+            false => assert!(moved.is_ok() && reasons.is_null(), "{cpu}: {moved:?}"),
+        }
+    }
+}

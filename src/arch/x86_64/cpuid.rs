@@ -18,9 +18,9 @@ const HTT: u32 = 1 << 28;
 /// Leaf 0x80000001, ECX.
 const CMP_LEGACY: u32 = 1 << 1;
 const SVM: u32 = 1 << 2;
-/// Leaf 0x80000007, EDX. A guest that sees it reads the TSC without asking anybody; after a move to
-/// a host with another frequency it would be wrong.
-const INVARIANT_TSC: u32 = 1 << 8;
+/// The feature of a guest that reads the TSC without asking anybody; after a move to a host with another
+/// frequency it would be wrong.
+pub(crate) const INVARIANT_TSC: &str = "invtsc";
 
 /// The table of vCPU `index`, as QEMU's microvm shows it.
 ///
@@ -36,13 +36,9 @@ pub(crate) fn for_vcpu(supported: &CpuId, cpus: &Cpu, index: u32, caps: &Caps) -
         .collect();
     let leaves_max = entries.iter().find(|e| e.function == 0).map_or(0, |e| e.eax);
     let of = Of { topology, index, apic_id: topology.apic_id(index) };
-    let keeps_invariant_tsc = cpus.features.get("invtsc") == Some(&true);
-    for entry in &mut entries {
-        let offered = *entry;
-        of.patch(entry, caps);
-        if entry.function == 0x8000_0007 && keeps_invariant_tsc {
-            entry.edx |= offered.edx & INVARIANT_TSC;
-        }
+    entries.iter_mut().for_each(|entry| of.patch(entry, caps));
+    if cpus.migratable && !cpus.features.contains_key(INVARIANT_TSC) {
+        features::clear(&mut entries, INVARIANT_TSC);
     }
     for (name, _) in cpus.features.iter().filter(|(_, on)| !**on) {
         features::clear(&mut entries, name);
@@ -85,7 +81,6 @@ impl Of<'_> {
                 let keep = several && e.ecx & CMP_LEGACY != 0;
                 set(&mut e.ecx, CMP_LEGACY, keep);
             }
-            (0x8000_0007, _) => e.edx &= !INVARIANT_TSC,
             (0x8000_0008, _) => {
                 let count = (together - 1).min(255);
                 e.ecx = (e.ecx & !0xf0ff) | count | topology.socket_shift() << 12;
@@ -186,14 +181,18 @@ mod tests {
         let entries =
             [host(1, 1 << 21, 0), host(0x8000_0001, 1 << 22, 0), host(0x8000_0007, 0, 1 << 8)];
         let supported = CpuId::from_entries(&entries).unwrap();
-        let shown = |chosen: &[(&'static str, bool)]| {
-            let cpus = Cpu { features: chosen.iter().copied().collect(), ..Cpu::cores(1) };
+        let shown_if = |migratable, chosen: &[(&'static str, bool)]| {
+            let features = chosen.iter().copied().collect();
+            let cpus = Cpu { features, migratable, ..Cpu::cores(1) };
             let cpuid = for_vcpu(&supported, &cpus, 0, &caps);
             let (one, topoext) = (entry(&cpuid, 1, 0), entry(&cpuid, 0x8000_0001, 0));
             let bits = [one.ecx >> 21, topoext.ecx >> 22, entry(&cpuid, 0x8000_0007, 0).edx >> 8];
             bits.map(|bit| bit & 1 == 1)
         };
+        let shown = |chosen: &[(&'static str, bool)]| shown_if(true, chosen);
         assert_eq!(shown(&[]), [true, true, false]);
+        assert_eq!(shown_if(false, &[]), [true; 3]);
+        assert_eq!(shown_if(false, &[("invtsc", false)]), [true, true, false]);
         assert_eq!(shown(&[("x2apic", false), ("topoext", false)]), [false, false, false]);
         assert_eq!(shown(&[("x2apic", true), ("topoext", true), ("invtsc", true)]), [true; 3]);
     }
@@ -233,7 +232,7 @@ mod tests {
             ((1, 4, 1, 1), [0x0104_0800, 0x0c00_0121, 0x0c00_c163, 0, 1, 2, 4, 1, 0x2003]),
         ] {
             let topology = Topology { sockets, cores, threads };
-            let cpus = Cpu { count: 1, topology, features: Default::default() };
+            let cpus = Cpu::of(1, topology);
             let cpuid = for_vcpu(&supported, &cpus, index, &caps);
             let (thread, socket) = (entry(&cpuid, 0xb, 0), entry(&cpuid, 0xb, 1));
             let found = [

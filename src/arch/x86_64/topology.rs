@@ -64,7 +64,7 @@ mod tests {
     fn ids_have_gaps_where_a_number_is_no_power_of_two() {
         let ids = |count, sockets, cores, threads| {
             let topology = Topology { sockets, cores, threads };
-            Cpu { count, topology, features: Default::default() }.apic_ids().collect::<Vec<_>>()
+            Cpu::of(count, topology).apic_ids().collect::<Vec<_>>()
         };
         assert_eq!(ids(4, 1, 4, 1), [0, 1, 2, 3]);
         assert_eq!(ids(6, 2, 3, 1), [0, 1, 2, 4, 5, 6]);

@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json, json};
 use super::channels::{self, Way};
 use super::command::{Answer, Call, Command, Run};
 use super::migration_shapes as shapes;
+use crate::arch::x86_64::cpuid::INVARIANT_TSC;
 use crate::io::connection::inherited;
 use crate::io::transport::SetFd;
 use crate::io::{Descriptors, OpenError};
@@ -93,8 +94,12 @@ fn migrate(call: Call<'_>) -> Answer {
 
 /// What forbids a migration now.
 fn blocker(call: Call<'_>) -> Option<&'static str> {
-    let dumping = call.vmm.dumps.as_ref().is_some_and(|dumps| dumps.is_busy());
-    dumping.then_some("Live migration disabled: dump-guest-memory in progress")
+    if call.vmm.dumps.as_ref().is_some_and(|dumps| dumps.is_busy()) {
+        return Some("Live migration disabled: dump-guest-memory in progress");
+    }
+    // The guest counts on a TSC that never changes its rate. A file or QEMU takes it to any.
+    let invariant = call.vmm.guest.cpu_features().contains(&(INVARIANT_TSC, true));
+    invariant.then_some("State blocked by non-migratable CPU device (invtsc flag)")
 }
 
 /// Descriptors that the client sent, and for `migrate-incoming` those that the process was started

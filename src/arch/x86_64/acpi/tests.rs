@@ -45,7 +45,7 @@ fn every_table_is_found_from_the_root_and_sums_up_to_zero() {
 #[test]
 fn processors_that_could_be_are_named_as_absent() {
     let topology = Topology { sockets: 1, cores: 3, threads: 1 };
-    let cpus = Cpu { count: 2, topology, features: Default::default() };
+    let cpus = Cpu::of(2, topology);
     let madt = madt(&Oem::default(), &cpus, false);
     let there: Vec<_> = madt.as_slice()[44..68].chunks(8).map(|cpu| (cpu[3], cpu[4])).collect();
     assert_eq!(there, [(0, 1), (1, 1), (2, 0)]);

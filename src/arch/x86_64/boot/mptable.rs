@@ -124,9 +124,6 @@ mod tests {
         };
         assert_eq!(ioapic(Cpu::cores(2)), (vec![0, 1], 2));
         let topology = Topology { sockets: 2, cores: 3, threads: 1 };
-        assert_eq!(
-            ioapic(Cpu { count: 5, topology, features: Default::default() }),
-            (vec![0, 1, 2, 4, 5], 6)
-        );
+        assert_eq!(ioapic(Cpu::of(5, topology)), (vec![0, 1, 2, 4, 5], 6));
     }
 }
