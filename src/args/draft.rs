@@ -259,6 +259,7 @@ impl Draft {
         }
     }
 
+    /// The machine that was asked for, or everything that keeps it from being one.
     pub(crate) fn finish(mut self) -> Result<Config, Errors> {
         let mut errors = Vec::new();
         let mut keep = |error: Error| errors.push(error);
@@ -277,9 +278,10 @@ impl Draft {
                 Some(boot),
                 Some(images),
                 Some((serial, monitors)),
-            ) => {
                 Some(exit_with_parent),
+            ) => {
                 cpu.features = self.features;
+                cpu.migratable = self.migratable.unwrap_or(true);
                 let isa_serial = machine.switches.get("isa-serial", true);
                 let mut config = Config {
                     machine,
@@ -317,8 +319,6 @@ impl Draft {
     }
 
     fn boot(&mut self) -> Result<Option<Boot>, Error> {
-        let Some(kernel) = self.kernel.take() else {
-            return match (&self.initrd, &self.append, &self.incoming) {
         if self.machine.options.none {
             let given = [
                 ("-kernel", self.kernel.is_some()),
@@ -331,6 +331,8 @@ impl Draft {
                 None => Ok(None),
             };
         }
+        let Some(kernel) = self.kernel.take() else {
+            return match (&self.initrd, &self.append, &self.incoming) {
                 (Some(_), _, _) => Err(Problem::NeedsOther("it", "-kernel").at("-initrd")),
                 (_, Some(_), _) => Err(Problem::NeedsOther("it", "-kernel").at("-append")),
                 (None, None, Some(_)) => Ok(None),

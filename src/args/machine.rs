@@ -306,15 +306,14 @@ const FEATURES: [(&str, Option<&str>); 7] = [
     ("vmx", Some(NESTED)),
     ("sgx", Some("SGX memory is not built; write -sgx")),
 ];
-const NESTED: &str =
-    "the state of a guest's own virtual machines cannot be moved yet, so that it has none";
+const NESTED: &str = "the state of a guest's own virtual machines cannot be moved yet, so that it has none; leave it out";
 
 /// `-cpu MODEL,+FEATURE,-FEATURE,FEATURE=on|off`. There is one model; `max` is another name for it.
 pub(crate) fn cpu(
     option: &str,
     text: &str,
-    migratable: &mut Option<bool>,
     features: &mut BTreeMap<&'static str, bool>,
+    migratable: &mut Option<bool>,
 ) -> Result<(), Error> {
     let (model, rest) = text.split_once(',').unwrap_or((text, ""));
     if !MODELS.contains(&model) {
@@ -322,8 +321,8 @@ pub(crate) fn cpu(
             "CPU models are not built yet: guests see the host's processor; write -cpu host";
         return Err(Problem::Refused(reason).at(format!("{option} {model}")));
     }
-    *migratable = None;
     features.clear();
+    *migratable = None;
     for given in rest.split(',').filter(|given| !given.is_empty()) {
         let place = || format!("{option} {given}");
         let (name, on) = match (given.strip_prefix('+'), given.strip_prefix('-')) {

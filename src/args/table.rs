@@ -202,7 +202,7 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, o, v| firmware::file(o, v, &mut d.firmware_files)).group("fw_cfg", || firmware::FILE.parameters()),
         set(Machine, &["smbios"], "type=1[,…]", "who the machine is to a guest that reads its DMI tables",
             |d, o, v| firmware::smbios(o, v, &mut d.smbios)).group("smbios", || firmware::SMBIOS.parameters()),
-        set(Machine, &["uuid"], "UUID", "what QMP gives as its UUID",
+        set(Machine, &["uuid"], "UUID", "its UUID, for QMP and for the guest, in SMBIOS and fw_cfg",
             |d, o, v| d.uuid(o, v)),
 
         set(Boot, &["kernel"], "FILE|builtin", "PVH ELF, vmlinux or bzImage, or the guest inside this binary",

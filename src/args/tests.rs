@@ -244,7 +244,7 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-cpu host,+svm",
-            "-cpu +svm: the state of a guest's own virtual machines cannot be moved yet, so that it has none",
+            "-cpu +svm: the state of a guest's own virtual machines cannot be moved yet, so that it has none; leave it out",
         ),
         ("-smbios type=2", "-smbios type=2: only the system's table, type=1, is built"),
         (

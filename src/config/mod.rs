@@ -238,10 +238,10 @@ pub enum Incoming {
     Uri(String),
 }
 
-/// Who the machine is to people and tools; the guest does not see it.
+/// Who the machine is to people and tools.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
     pub name: Option<String>,
-    /// All zeros when unset.
+    /// All zeros when unset. The guest finds it in SMBIOS and fw_cfg.
     pub uuid: [u8; 16],
 }
