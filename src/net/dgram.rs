@@ -104,7 +104,9 @@ impl Dgram {
     pub(super) fn receive(&mut self, into: &mut [u8]) -> Option<usize> {
         let (header, frame) = into.split_at_mut(HEADER_BYTES);
         header.fill(0);
-        match recv(&self.socket, frame, RecvFlags::DONTWAIT) {
+        match recv(&self.socket, frame, RecvFlags::DONTWAIT | RecvFlags::TRUNC) {
+            // Longer than any frame, and lost: a part of it is none.
+            Ok((count, bytes)) if bytes > count => None,
             Ok((0, _)) if self.has_ended() => {
                 self.dead = true;
                 say!(
@@ -187,12 +189,13 @@ fn join(local: Option<&DgramAddress>, group: Ipv4Addr, to: SocketAddr) -> io::Re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::devices::FRAME_BYTES_MAX;
     use rustix::net::socketpair;
     use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixDatagram;
 
     fn take(dgram: &mut Dgram) -> Option<Vec<u8>> {
-        let mut buffer = [0xff; 2000];
+        let mut buffer = vec![0xff; FRAME_BYTES_MAX];
         let count = dgram.receive(&mut buffer)?;
         Some(buffer[HEADER_BYTES..count].to_vec())
     }
@@ -246,6 +249,29 @@ mod tests {
         drop(peer);
         assert_eq!(take(&mut dgram), None);
         assert!(dgram.wait().is_some());
+    }
+
+    #[test]
+    fn a_datagram_longer_than_any_frame_is_lost_as_a_whole() {
+        let (mut dgram, peer) = pair(SocketType::DGRAM);
+        let longest = vec![7; FRAME_BYTES_MAX - HEADER_BYTES];
+        for frame in [&[&longest[..], &[7]].concat(), &longest] {
+            send(&peer, frame, SendFlags::empty()).unwrap();
+        }
+        assert_eq!(take(&mut dgram), None);
+        assert_eq!(take(&mut dgram).unwrap(), longest);
+    }
+
+    #[test]
+    fn a_peer_that_reads_nothing_makes_the_card_wait() {
+        let (dgram, peer) = pair(SocketType::DGRAM);
+        let mut sent = 0;
+        while dgram.send(&[9; 1000]) {
+            sent += 1;
+            assert!(sent < 10_000);
+        }
+        recv(&peer, &mut [0; 1000][..], RecvFlags::DONTWAIT).unwrap();
+        assert!(dgram.send(b"again"));
     }
 
     #[test]

@@ -225,13 +225,37 @@ mod tests {
     #[test]
     fn a_frame_too_long_ends_the_connection_and_takes_no_memory() {
         for length in [FRAME_BYTES_MAX as u32, u32::MAX] {
-            let (mut stream, mut peer) = pair();
-            peer.write_all(&length.to_be_bytes()).unwrap();
-            assert_eq!(take(&mut stream), None);
-            assert!(stream.wait().is_none());
-            assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
-            assert!(stream.send(b"lost"));
+            for has_card in [true, false] {
+                let (mut stream, mut peer) = pair();
+                peer.write_all(&[&framed(b"before")[..], &length.to_be_bytes()].concat()).unwrap();
+                match has_card {
+                    true => assert_eq!(take(&mut stream).unwrap(), b"before"),
+                    false => stream.discard(),
+                }
+                assert_eq!(take(&mut stream), None);
+                assert!(stream.wait().is_none() && stream.incoming.capacity() == 0);
+                assert_eq!(peer.read(&mut [0; 8]).unwrap(), 0);
+                assert!(stream.send(b"lost"));
+            }
         }
+    }
+
+    #[test]
+    fn half_a_frame_is_none_and_the_next_peer_begins_with_a_whole_one() {
+        let (mut stream, mut peer) = pair();
+        let half = &framed(&[7; 60_000])[..40_000];
+        for piece in half.chunks(1000) {
+            peer.write_all(piece).unwrap();
+            assert_eq!(take(&mut stream), None);
+        }
+        assert_eq!(stream.incoming.len(), half.len());
+        drop(peer);
+        stream.disconnect();
+        assert_eq!(take(&mut stream), None);
+        let (ours, mut next) = UnixStream::pair().unwrap();
+        stream.connect(Arc::new(ours.into()));
+        next.write_all(&framed(b"whole")).unwrap();
+        assert_eq!(take(&mut stream).unwrap(), b"whole");
     }
 
     #[test]

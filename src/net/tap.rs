@@ -24,10 +24,10 @@ impl Tap {
         let (fd, name, vnet_hdr) = match tap.fd {
             Some(number) => {
                 let fd = inherited(number)?;
-                rustix::io::ioctl_fionbio(&fd, true)?;
                 let (name, vnet_hdr) = tun::describe(&fd).map_err(|error| {
                     io::Error::new(error.kind(), format!("descriptor {number} is no tap: {error}"))
                 })?;
+                rustix::io::ioctl_fionbio(&fd, true)?;
                 (fd, name, vnet_hdr)
             }
             None => {

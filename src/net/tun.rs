@@ -34,14 +34,27 @@ pub(super) fn open(name: &str, vnet_hdr: bool) -> io::Result<(OwnedFd, String)> 
     Ok((fd, name_of(&request)))
 }
 
-/// What a tap device that came open is called, and whether its frames have a header.
+/// What a tap device that came open is called, and whether its frames have a header. Refuses what
+/// carries something other than frames.
 pub(super) fn describe(fd: &OwnedFd) -> io::Result<(String, bool)> {
     let mut request = empty_request();
     // SAFETY: TUNGETIFF writes one `ifreq`, which this is.
     done(unsafe { ioctl_with_mut_ref(fd, libc::TUNGETIFF as _, &mut request) })?;
     // SAFETY: the kernel has just written the flags; every bit pattern of the union is a number.
     let flags = i32::from(unsafe { request.ifr_ifru.ifru_flags });
+    check(flags)?;
     Ok((name_of(&request), flags & libc::IFF_VNET_HDR != 0))
+}
+
+fn check(flags: i32) -> io::Result<()> {
+    let why = match flags {
+        flags if flags & libc::IFF_TAP == 0 => "it carries packets of IP (IFF_TUN), not frames",
+        flags if flags & libc::IFF_NO_PI == 0 => {
+            "its frames have the protocol before them; open it with IFF_NO_PI"
+        }
+        _ => return Ok(()),
+    };
+    Err(io::Error::new(io::ErrorKind::InvalidInput, why))
 }
 
 /// Bytes of the header in front of each frame.
@@ -85,4 +98,17 @@ fn name_of(request: &libc::ifreq) -> String {
 
 fn done(result: i32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_frames_are_taken() {
+        let refused = |flags| check(flags).unwrap_err().to_string();
+        check(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR).unwrap();
+        assert!(refused(libc::IFF_TUN | libc::IFF_NO_PI).contains("IFF_TUN"));
+        assert!(refused(libc::IFF_TAP).contains("IFF_NO_PI"));
+    }
 }

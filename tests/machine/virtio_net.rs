@@ -3,7 +3,7 @@
 use crate::common::vm::{Launch, Vm};
 use crate::common::{guest, virtio_guest};
 use serde_json::json;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -145,6 +145,57 @@ fn a_guest_answers_over_a_connection_and_peers_come_and_go() {
     }
 }
 
+/// Frames with their lengths and numbers, from the first on.
+fn numbered(count: usize) -> Vec<u8> {
+    let framed = |number| {
+        let frame = frame(&format!("{number:01000}")).0;
+        [&(frame.len() as u32).to_be_bytes()[..], &frame].concat()
+    };
+    (0..count).flat_map(framed).collect()
+}
+
+/// Sends as long as the other side takes something; says how many bytes it took.
+fn flood(stream: &mut UnixStream, bytes: &[u8]) -> usize {
+    let mut sent = 0;
+    stream.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+    while let Ok(count) = stream.write(&bytes[sent..]) {
+        sent += count;
+        assert!(sent < bytes.len(), "whatever is sent is taken");
+    }
+    stream.set_write_timeout(None).unwrap();
+    sent
+}
+
+#[test]
+fn a_peer_that_reads_nothing_stops_its_own_card_and_loses_no_frame() {
+    const FRAMES: usize = 4000;
+    let folder = tempfile::tempdir().unwrap();
+    let (mut vm, mut stream) = start(folder.path(), "vm", true, false, &[]);
+    converse(&mut stream, "before");
+    let all = numbered(FRAMES);
+    let sent = flood(&mut stream, &all);
+    // The card waits in mid frame, perhaps; everything else goes on.
+    assert_runs(&mut vm);
+    vm.ask("stop", json!({}));
+    vm.ask("cont", json!({}));
+    let frames = sent.div_ceil(all.len() / FRAMES);
+    let mut writer = stream.try_clone().unwrap();
+    let rest = all[sent..frames * (all.len() / FRAMES)].to_vec();
+    let writes = std::thread::spawn(move || writer.write_all(&rest).unwrap());
+    for number in 0..frames {
+        assert_eq!(receive(&mut stream), frame(&format!("{number:01000}")).1);
+    }
+    writes.join().unwrap();
+    converse(&mut stream, "after");
+    // And a card that waits lets go of its network.
+    flood(&mut stream, &all);
+    vm.ask("netdev_del", json!({"id": "n"}));
+    // Frames that lie unread at this end make a reset of it.
+    let end = stream.read_to_end(&mut Vec::new()).map_err(|error| error.kind());
+    assert!(matches!(end, Ok(_) | Err(ErrorKind::ConnectionReset)), "{end:?}");
+    assert_runs(&mut vm);
+}
+
 #[test]
 fn a_peer_that_went_is_called_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -216,23 +267,35 @@ fn a_guest_answers_over_a_tap_device_until_that_is_taken_away() {
     let folder = tempfile::tempdir().unwrap();
     let space = Namespace::new();
     let netdev = "tap,id=n,ifname=gtap0,script=no,downscript=no,vhost=off,vnet_hdr=on";
-    let mut vm = launch(folder.path(), "vm", true, netdev).namespace(&space.0).start();
-    space.run(&["ip", "addr", "add", "10.9.8.1/24", "dev", "gtap0"]);
-    space.run(&["ip", "link", "set", "gtap0", "up"]);
-    // Somebody asks for an address, and hears his own question.
-    let ask = || {
-        let to = "exec 3<>/dev/udp/10.9.8.2/9 && echo x >&3";
-        space.run(&["bash", "-c", to]);
+    let start = |name| {
+        let mut vm = launch(folder.path(), name, true, netdev).namespace(&space.0).start();
+        space.run(&["ip", "addr", "add", "10.9.8.1/24", "dev", "gtap0"]);
+        space.run(&["ip", "link", "set", "gtap0", "up"]);
+        // Somebody asks for an address, and hears his own question.
+        space.run(&["bash", "-c", "exec 3<>/dev/udp/10.9.8.2/9 && echo x >&3"]);
+        let heard = || space.run(&["cat", "/sys/class/net/gtap0/statistics/rx_packets"]);
+        let end = Instant::now() + LIMIT;
+        while heard().trim() == "0" {
+            assert!(Instant::now() < end, "{}", vm.stderr());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_runs(&mut vm);
+        vm
     };
-    let heard = || space.run(&["cat", "/sys/class/net/gtap0/statistics/rx_packets"]);
-    let end = Instant::now() + LIMIT;
-    ask();
-    while heard().trim() == "0" {
-        assert!(Instant::now() < end, "{}", vm.stderr());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut vm = start("by-the-host");
     space.run(&["ip", "link", "del", "gtap0"]);
     vm.wait_for_stderr("tap gtap0");
+    assert_runs(&mut vm);
+    // It lasts as long as somebody has it open: the card of a guest that stands still has not.
+    let mut vm = start("by-its-monitor");
+    vm.ask("stop", json!({}));
+    vm.ask("netdev_del", json!({"id": "n"}));
+    let end = Instant::now() + LIMIT;
+    while space.run(&["ip", "link"]).contains("gtap0") {
+        assert!(Instant::now() < end, "the tap device is still there");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    vm.ask("cont", json!({}));
     assert_runs(&mut vm);
 }
 
