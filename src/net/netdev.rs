@@ -74,7 +74,7 @@ impl Netdev {
                     }
                     NetRole::Client { reconnect_ms } => Watch::connect(address, *reconnect_ms),
                 });
-                Port::Stream(Stream::default())
+                Port::Stream(Stream::new(id))
             }
             NetBackend::Socket(number) => {
                 let what = || failed(format!("fd:{number}"));
@@ -84,7 +84,7 @@ impl Netdev {
                 } else {
                     let socket = descriptor::stream(*number).map_err(what())?;
                     watch = Some(Watch::Socket(socket));
-                    Port::Stream(Stream::default())
+                    Port::Stream(Stream::new(id))
                 }
             }
             NetBackend::Dgram { local, remote } => {
@@ -95,7 +95,7 @@ impl Netdev {
                 let (program, socket) = Passt::start(id, user)?;
                 passt = Some(program);
                 watch = Some(Watch::Program(socket));
-                Port::Stream(Stream::default())
+                Port::Stream(Stream::new(id))
             }
         };
         let bell = watch.as_ref().map(|_| Bell::new().map(Arc::new)).transpose();

@@ -29,11 +29,20 @@ pub(super) struct Stream {
     outgoing: Vec<u8>,
     /// Nothing more comes.
     ended: bool,
+    /// Its network's.
+    id: String,
+    /// A peer's lie about a length was told. Whoever may call can do it again and again.
+    told: bool,
 }
 
 impl Stream {
+    pub(super) fn new(id: &str) -> Stream {
+        Stream { id: id.to_owned(), ..Stream::default() }
+    }
+
     pub(super) fn connect(&mut self, socket: Arc<OwnedFd>) {
-        *self = Stream { socket: Some(socket), ..Stream::default() };
+        let (id, told) = (std::mem::take(&mut self.id), self.told);
+        *self = Stream { socket: Some(socket), id, told, ..Stream::default() };
     }
 
     /// The peer has gone: what it said last is still to be taken.
@@ -84,7 +93,12 @@ impl Stream {
         let length = *self.incoming[self.taken..].first_chunk::<LENGTH_BYTES>()?;
         let length = u32::from_be_bytes(length) as usize;
         if length > FRAME_BYTES_MAX - HEADER_BYTES {
-            tracing::warn!("a network's peer sends a frame of {length} bytes; it is cut off");
+            if !std::mem::replace(&mut self.told, true) {
+                say!(
+                    "godwit: warning: network {}: its peer says that a frame of {length} bytes comes; it is cut off",
+                    self.id
+                );
+            }
             self.hang_up();
             return None;
         }
