@@ -5,6 +5,7 @@
 pub(crate) mod acpi_guest;
 pub(crate) mod cli;
 pub(crate) mod dump_case;
+pub(crate) mod filter;
 pub(crate) mod guest;
 pub(crate) mod machines;
 pub(crate) mod process;

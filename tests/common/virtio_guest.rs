@@ -6,6 +6,9 @@ use super::guest::guest;
 /// Routines of both guests: 30 sets the device up, 40 asks for bytes, 60 says AL, and 50 ends with `!`.
 macro_rules! entropy_driver {
     () => {
+        entropy_driver!("0")
+    };
+    ($features:literal) => {
         concat!(
             // Queue 0 of the device on the last transport: descriptors at 0x200000, avail ring behind them,
             // used ring at 0x201000. Legacy or modern, as the transport is.
@@ -19,7 +22,9 @@ macro_rules! entropy_driver {
             "cmp dword ptr [esi + 4], 1\n",
             "jne 31f\n",
             "mov dword ptr [esi + 0x28], 4096\n",
-            "mov dword ptr [esi + 0x20], 0\n",
+            "mov dword ptr [esi + 0x20], ",
+            $features,
+            "\n",
             "mov dword ptr [esi + 0x38], 8\n",
             "mov dword ptr [esi + 0x40], 0x200\n",
             "mov dword ptr [esi + 0x70], 7\n",
@@ -27,7 +32,9 @@ macro_rules! entropy_driver {
             "31: mov dword ptr [esi + 0x24], 1\n",
             "mov dword ptr [esi + 0x20], 1\n",
             "mov dword ptr [esi + 0x24], 0\n",
-            "mov dword ptr [esi + 0x20], 0\n",
+            "mov dword ptr [esi + 0x20], ",
+            $features,
+            "\n",
             "mov dword ptr [esi + 0x70], 11\n",
             "mov dword ptr [esi + 0x38], 8\n",
             "mov dword ptr [esi + 0x80], 0x200000\n",
@@ -306,7 +313,8 @@ guest!(
     "mov al, 'e'",
     "call 60f",
     "72: ret",
-    entropy_driver!(),
+    // It flushes.
+    entropy_driver!("0x200"),
 );
 
 // Sends each frame that the network card on the last transport gives it back, its last byte with bit

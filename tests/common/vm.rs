@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 pub(crate) use super::PATIENCE;
+use super::filter;
 use super::qmp::Client;
 
 /// A command line.
@@ -24,6 +25,8 @@ pub(crate) struct Launch {
     environment: Vec<(String, String)>,
     qemu: bool,
     bare: bool,
+    /// A system call that fails, and how.
+    forbidden: Option<(libc::c_long, i32)>,
 }
 
 impl Launch {
@@ -41,6 +44,7 @@ impl Launch {
             environment: Vec::new(),
             qemu: false,
             bare: false,
+            forbidden: None,
         }
     }
 
@@ -73,6 +77,12 @@ impl Launch {
     /// QEMU in place of Godwit.
     pub(crate) fn qemu(mut self) -> Self {
         self.qemu = true;
+        self
+    }
+
+    /// On a host where this system call fails with this errno.
+    pub(crate) fn forbid(mut self, call: libc::c_long, errno: i32) -> Self {
+        self.forbidden = Some((call, errno));
         self
     }
 
@@ -168,6 +178,9 @@ impl Launch {
                 .args(["-serial", &format!("file:{}", path("serial"))])
                 .args(["-qmp", &format!("unix:{},server=on,wait=off", path("qmp"))])
                 .stdin(Stdio::null());
+        }
+        if let Some((call, errno)) = self.forbidden {
+            filter::forbid(&mut command, call, errno);
         }
         let child = command.args(&self.words).envs(self.environment).spawn().unwrap();
         let came = self.words.iter().any(|word| word == "-incoming");

@@ -1,11 +1,9 @@
 //! Hosts that lack what a guest needs: `godwit run` ends at once and says what to do.
-//!
-//! Unsafe because a filter on system calls is put around a process before it starts.
-#![allow(unsafe_code)]
 
+use crate::common::filter;
 use rustix::fs::{CWD, FileType};
 use std::fs::Permissions;
-use std::io::{self, BufRead, BufReader};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
@@ -25,27 +23,6 @@ fn refusal(output: Output) -> String {
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert_eq!(text.lines().count(), 1, "{text}");
     text
-}
-
-/// Makes `io_uring_setup` fail with `errno`, as a container's seccomp profile does.
-fn forbid_io_uring(errno: i32) -> io::Result<()> {
-    const LOAD_WORD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const IF_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
-    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
-    // The number of the system call is the first word of what the filter sees.
-    let mut filter = [
-        libc::sock_filter { code: LOAD_WORD, jt: 0, jf: 0, k: 0 },
-        libc::sock_filter { code: IF_EQUAL, jt: 0, jf: 1, k: libc::SYS_io_uring_setup as u32 },
-        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ERRNO | errno as u32 },
-        libc::sock_filter { code: RETURN, jt: 0, jf: 0, k: libc::SECCOMP_RET_ALLOW },
-    ];
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
-    // SAFETY: the kernel copies the program, which lives until both calls have returned.
-    let done = unsafe {
-        libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
-            && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) == 0
-    };
-    if done { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 #[test]
@@ -68,9 +45,7 @@ fn without_kvm() {
 fn without_io_uring() {
     for errno in [libc::EPERM, libc::ENOSYS] {
         let mut command = godwit();
-        // SAFETY: between fork and exec only system calls are made, no memory is allocated and no
-        // lock taken.
-        unsafe { command.pre_exec(move || forbid_io_uring(errno)) };
+        filter::forbid(&mut command, libc::SYS_io_uring_setup, errno);
         let text = refusal(command.output().unwrap());
         assert!(text.starts_with("godwit: io_uring is not available here"), "{text}");
         assert!(text.contains("seccomp") || text.contains("io_uring_disabled"), "{text}");

@@ -178,6 +178,42 @@ fn an_error_is_told_to_the_guest_where_it_shall_be() {
     wait_for(&vm, |said| said.contains("e!"));
 }
 
+#[test]
+fn a_guest_whose_writes_are_not_on_the_disk_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    image(&path);
+    let drive = format!("file={}", path.display());
+    let source = launch(folder.path(), "source", &drive, "", true);
+    // Flushes of the guest's are the ring's; that of a stop is this one.
+    let mut source = source.forbid(libc::SYS_fdatasync, libc::EIO).start();
+    wait_for_points(&source, 1);
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        source.ask("stop", json!({}));
+        if source.stderr().contains("what was written is not on the disk: Input/output error") {
+            break;
+        }
+        // All of it was flushed just then.
+        assert!(Instant::now() < end, "{}", source.stderr());
+        source.ask("cont", json!({}));
+    }
+    source.ask("cont", json!({}));
+    // No flush works any more, and it is told.
+    wait_for(&source, |said| said.contains('e'));
+    let uri = format!("unix:{}", folder.path().join("stream").display());
+    let target = launch(folder.path(), "target", &drive, "", true);
+    let mut target = target.incoming(&uri).start();
+    source.ask("migrate", json!({"uri": uri}));
+    let outcome = source.outcome();
+    assert_eq!(outcome["status"], "failed", "{outcome}");
+    let why = outcome["error-desc"].as_str().unwrap();
+    assert!(why.contains("disk image d") && why.contains("not on the disk"), "{why}");
+    assert_eq!(target.exit_code(), Some(1));
+    let told = source.serial().matches('e').count();
+    wait_for(&source, |said| said.matches('e').count() > told);
+}
+
 fn refused(folder: &Path, drive: &str) -> String {
     let mut vm = launch(folder, "refused", drive, "", false).spawn();
     assert_eq!(vm.exit_code(), Some(1));
