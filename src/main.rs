@@ -66,9 +66,10 @@ fn is_called_as_qemu() -> bool {
 }
 
 fn main() -> ExitCode {
+    let parent = std::os::unix::process::parent_id();
     if is_called_as_qemu() {
         return match prepare() {
-            Ok(()) => run(std::env::args_os().skip(1).collect()),
+            Ok(()) => run(std::env::args_os().skip(1).collect(), parent),
             Err(why) => refuse(why),
         };
     }
@@ -87,7 +88,7 @@ fn main() -> ExitCode {
         return refuse(why);
     }
     match cli.verb {
-        Verb::Run { words } => run(words),
+        Verb::Run { words } => run(words, parent),
         Verb::Demo(demo) => done(client::demo::run(&demo)),
         Verb::Migrate(migrate) => done(client::migrate::run(&migrate)),
         Verb::Dump(dump) => done(client::dump::run(&dump)),
@@ -147,7 +148,7 @@ fn check_codec_path() -> Result<(), String> {
     ))
 }
 
-fn run(words: Vec<OsString>) -> ExitCode {
+fn run(words: Vec<OsString>, parent: u32) -> ExitCode {
     match args::parse(words) {
         Ok(Request::Help) => {
             let style =
@@ -156,7 +157,7 @@ fn run(words: Vec<OsString>) -> ExitCode {
         }
         Ok(Request::Keys(keys)) => done(client::show(keys.join("\n") + "\n")),
         Ok(Request::Version) => done(client::show(args::version() + "\n")),
-        Ok(Request::Run(config)) => match control::run(*config) {
+        Ok(Request::Run(config)) => match control::run(*config, parent) {
             Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
             Err(error) => refuse(chain(&error)),
         },

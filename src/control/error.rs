@@ -12,6 +12,8 @@ pub enum Error {
     Ring(#[from] ring::Unavailable),
     #[error("signals cannot be handled")]
     Signal(#[source] std::io::Error),
+    #[error("-run-with exit-with-parent=on: the process that started this one has ended")]
+    Parent,
     #[error(transparent)]
     Chardev(#[from] chardev::Error),
     #[error("-netdev: {0}")]

@@ -46,15 +46,16 @@ use pidfile::Pidfile;
 /// A machine that cannot be started leaves everything as it found it, another one's monitor above
 /// all: what can be checked by looking is checked first; then come the names that only one machine
 /// can have; and files lose what they hold when all the rest is there.
-pub fn run(config: Config) -> Result<i32, Error> {
+///
+/// `parent` is the process that had started this one when it began.
+pub fn run(config: Config, parent: u32) -> Result<i32, Error> {
     let daemon = match config.daemonize.then(daemon::background).transpose()? {
         Some(daemon::Side::Parent(status)) => return Ok(status),
         Some(daemon::Side::Child(child)) => Some(child),
         None => None,
     };
     if config.exit_with_parent {
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
-            .map_err(|error| Error::Signal(error.into()))?;
+        end_with(parent)?;
     }
     config.notices.iter().for_each(|notice| say!("godwit: warning: {notice}"));
     descriptors::check(&config)?;
@@ -67,6 +68,17 @@ pub fn run(config: Config) -> Result<i32, Error> {
     let runtime = ring::runtime()?;
     Machine::check(&config)?;
     runtime.block_on(live(&Arc::new(config), incoming, daemon))
+}
+
+/// `-run-with exit-with-parent=on`.
+fn end_with(parent: u32) -> Result<(), Error> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::TERM))
+        .map_err(|error| Error::Signal(error.into()))?;
+    // For one that has ended before, no signal comes.
+    match std::os::unix::process::parent_id() == parent {
+        true => Ok(()),
+        false => Err(Error::Parent),
+    }
 }
 
 /// From the first name that is taken to the last word of the last monitor.
@@ -319,4 +331,17 @@ fn disk_error(error: &DiskError) -> Json {
         data["node-name"] = json!(node);
     }
     data
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parent_that_has_ended_already_is_noticed() {
+        let parent = std::os::unix::process::parent_id();
+        let (ours, other) = (end_with(parent), end_with(parent + 1));
+        rustix::process::set_parent_process_death_signal(None).unwrap();
+        assert!(ours.is_ok() && matches!(other, Err(Error::Parent)));
+    }
 }
