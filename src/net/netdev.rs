@@ -172,10 +172,15 @@ impl Netdev {
             Port::Dgram(dgram) => dgram.close(),
             Port::Tap(_) | Port::None => {}
         }
-        drop(self.passt.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.end_program();
         drop(self.file.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.ring();
         self.wake();
+    }
+
+    /// Ends the program that makes this network, and waits until it is gone.
+    pub(super) fn end_program(&self) {
+        drop(self.passt.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// A connection was made.

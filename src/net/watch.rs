@@ -80,6 +80,8 @@ impl Watch {
             Watch::Program(socket) => {
                 serve(of, bell, &(Arc::new(|_| {}) as Tell), socket, None);
                 if let Some(netdev) = here(of) {
+                    // Nobody else would hear that it has ended.
+                    netdev.end_program();
                     say!(
                         "godwit: warning: network {}: passt has ended; its card is cut off",
                         netdev.id()

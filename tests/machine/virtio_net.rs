@@ -456,10 +456,11 @@ fn networks_come_and_go_while_the_guest_runs() {
 fn passt_is_heard_and_ends_with_its_network() {
     let folder = tempfile::tempdir().unwrap();
     // The first one stays as long as its connection, others fail.
-    let (pid, program) = (folder.path().join("pid"), folder.path().join("passt"));
+    let [pid, failed, program] = ["pid", "failed", "passt"].map(|name| folder.path().join(name));
     let script = format!(
-        "#!/bin/sh\n[ -e {0} ] && {{ echo no such luck >&2; exit 1; }}\necho $$ >{0}.new; mv {0}.new {0}; exec cat\n",
-        pid.display()
+        "#!/bin/sh\n[ -e {0} ] && {{ echo $$ >{1}; echo no such luck >&2; exit 1; }}\necho $$ >{0}.new; mv {0}.new {0}; exec cat\n",
+        pid.display(),
+        failed.display()
     );
     std::fs::write(&program, script).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -474,8 +475,9 @@ fn passt_is_heard_and_ends_with_its_network() {
     vm.ask("netdev_add", json!({"type": "user", "id": "m"}));
     vm.wait_for_stderr("network m: passt: no such luck");
     vm.wait_for_stderr("network m: passt has ended");
-    let process = Path::new("/proc").join(std::fs::read_to_string(&pid).unwrap().trim());
-    assert!(process.exists());
+    let process = |pid| Path::new("/proc").join(std::fs::read_to_string(pid).unwrap().trim());
+    let (process, failed) = (process(&pid), process(&failed));
+    assert!(process.exists() && !failed.exists(), "a process that nobody waits for");
     vm.ask("stop", json!({}));
     vm.ask("netdev_del", json!({"id": "n"}));
     assert!(!process.exists());
