@@ -429,11 +429,16 @@ fn networks_come_and_go_while_the_guest_runs() {
     let gone = vm.session().event("NETDEV_STREAM_DISCONNECTED");
     assert_eq!(gone["data"]["netdev-id"], "f");
     // One that is no connection, and a try that nobody answers, which is the only one.
-    let (ours, _theirs) = UnixDatagram::pair().unwrap();
+    let (ours, theirs) = UnixDatagram::pair().unwrap();
     vm.session().ask_with("getfd", json!({"fdname": "net"}), &[ours.as_fd()]);
     let add = |id, addr| json!({"type": "stream", "id": id, "addr": addr});
     let told = vm.try_ask("netdev_add", add("d", json!({"type": "fd", "str": "net"}))).unwrap_err();
     assert!(told.contains("not of a connection"), "{told}");
+    vm.session().ask_with("getfd", json!({"fdname": "net"}), &[ours.as_fd()]);
+    vm.ask("netdev_add", json!({"type": "socket", "id": "s", "fd": "net"}));
+    theirs.send(b"taken by nobody").unwrap();
+    vm.ask("netdev_del", json!({"id": "s"}));
+    assert_eq!(theirs.send(b"gone").unwrap_err().kind(), ErrorKind::BrokenPipe);
     let nowhere = folder.path().join("nowhere");
     vm.ask("netdev_add", add("c", json!({"type": "unix", "path": nowhere})));
     vm.wait_for_stderr("network c: unix:");
