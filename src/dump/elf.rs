@@ -32,8 +32,11 @@ const PT_NOTE: u32 = 4;
 const PN_XNUM: u16 = 0xffff;
 const SHT_STRTAB: u32 = 3;
 const SHSTRTAB: &[u8] = b"\0.shstrtab\0";
-/// Program headers are written in pieces of about this size, memory is read in pieces of this size:
-/// small enough that what was read is still in the second-level cache when it is written.
+/// Program headers written at once: few enough that the heap has room for them even where memory is
+/// short.
+const HEADERS_AT_ONCE: usize = 1024;
+/// Memory is read in pieces of this size: small enough that what was read is still in the
+/// second-level cache when it is written.
 const CHUNK_BYTES: u64 = BUFFER_BYTES as u64;
 
 /// Writes the core. `memory` is sorted, disjoint, joined and not empty.
@@ -291,8 +294,9 @@ impl<'m> FilePlan<'m> {
     ) -> impl Iterator<Item = Vec<u8>> + 's {
         let mut note = Vec::new();
         self.program_header(&mut note, PT_NOTE, self.notes_at, 0, 0, self.notes_bytes);
-        let loads = mappings.chunks(CHUNK_BYTES as usize / 64).map(|part| {
-            let mut table = Vec::with_capacity(CHUNK_BYTES as usize);
+        let loads = mappings.chunks(HEADERS_AT_ONCE).map(|part| {
+            let bytes = part.len() as u64 * self.class.program_header_bytes();
+            let mut table = Vec::with_capacity(bytes as usize);
             for Mapping { pa, va, len } in part {
                 self.program_header(&mut table, PT_LOAD, self.offset(*pa), *va, *pa, *len);
             }

@@ -20,6 +20,7 @@ mod holes;
 mod mapped;
 mod pages;
 mod ram;
+mod signal_stack;
 mod snapshot;
 mod uffd;
 mod watch;
