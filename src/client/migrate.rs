@@ -50,6 +50,9 @@ pub struct How {
     /// Use N connections
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
     pub multifd: Option<u8>,
+    /// Write a file in which each page has a fixed place, with file:PATH
+    #[arg(long, conflicts_with = "xbzrle")]
+    pub mapped_ram: bool,
     /// Send no more than this in a second: 125M, 1Gbit; 0 is as much as the network takes
     #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_rate)]
     pub max_bandwidth: u64,
@@ -146,12 +149,16 @@ fn is_at(uri: &str, place: &str) -> bool {
 impl How {
     /// Sets capabilities and parameters of one side.
     pub(crate) fn prepare(&self, client: &mut Client) -> Result<(), Error> {
-        let wanted = [
+        let mut wanted = vec![
             ("events", true),
             ("xbzrle", self.xbzrle.is_some()),
             ("multifd", self.multifd.is_some()),
             ("auto-converge", self.auto_converge),
         ];
+        // A QEMU before 9.0 has none.
+        if self.mapped_ram || has_capability(client, "mapped-ram")? {
+            wanted.push(("mapped-ram", self.mapped_ram));
+        }
         let list: Vec<Value> = wanted
             .iter()
             .map(|(name, state)| json!({"capability": name, "state": state}))
@@ -175,6 +182,11 @@ impl How {
         client.execute("migrate-set-parameters", parameters)?;
         Ok(())
     }
+}
+
+fn has_capability(client: &mut Client, name: &str) -> Result<bool, Error> {
+    let list = client.execute("query-migrate-capabilities", json!({}))?;
+    Ok(list.as_array().is_some_and(|list| list.iter().any(|entry| entry["capability"] == name)))
 }
 
 fn has_parameter(client: &mut Client, name: &str) -> Result<bool, Error> {

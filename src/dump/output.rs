@@ -51,7 +51,7 @@ impl Output {
         let seekable = self.seekable();
         let file = Arc::new(OwnedFd::from(self.file));
         let io = match seekable {
-            true => writer::Writer::positioned(file.clone()),
+            true => writer::Writer::positioned(file.clone(), Arc::new(Limit::new(0))),
             false => writer::Writer::new(file.clone(), Arc::new(Limit::new(0))),
         };
         let start = match self.kind {

@@ -18,8 +18,8 @@ use crate::stream::godwit::{self, Frame};
 use crate::stream::mapped::MappedHeader;
 use crate::stream::return_path::{BITMAP_END, Reply};
 use crate::stream::{
-    Command, DESCRIPTION_BYTES_MAX, Error, Item, PAGE_BYTES, PageAt, Problem, Reader, Record,
-    SectionHeader, SectionKind, Step,
+    Command, DESCRIPTION_BYTES_MAX, Error, Item, ListedBlock, PAGE_BYTES, PageAt, Problem, Reader,
+    Record, SectionHeader, SectionKind, Step,
 };
 use crate::vmstate::{Row, Stop};
 use std::fs::File;
@@ -254,7 +254,7 @@ impl Walker<'_> {
         }
         let mut mapped_pages = None;
         if let Some(header) = block.mapped {
-            let pages = self.mapped_pages(number, block.bytes, &header, file)?;
+            let pages = self.mapped_pages(number, block, &header, file)?;
             self.report.total.pages += pages;
             mapped_pages = Some(pages);
         }
@@ -271,34 +271,27 @@ impl Walker<'_> {
     fn mapped_pages(
         &mut self,
         number: u32,
-        block_bytes: u64,
+        block: &ListedBlock,
         header: &MappedHeader,
         file: &File,
     ) -> Result<u64, Failure> {
+        let refused = |error| Failure::Stream(Default::default(), error);
         let read = |bytes: &mut [u8], at| {
-            file.read_exact_at(bytes, at).map_err(|_| {
-                let problem = Problem::Ends;
-                Failure::Stream(
-                    Default::default(),
-                    Error::new("section ram", "mapped-ram pages", at, problem),
-                )
-            })
+            let ends = |_| Error::new("section ram", "mapped-ram pages", at, Problem::Ends);
+            file.read_exact_at(bytes, at).map_err(|error| refused(ends(error)))
         };
         let mut pages = 0;
-        let (total, mut words) = (block_bytes / PAGE_BYTES as u64, [0; 4096]);
+        let (total, mut words) = (block.bytes / PAGE_BYTES as u64, [0; 4096]);
         for first in (0..total).step_by(words.len() * 8) {
             let bytes = MappedHeader::bitmap_bytes(
                 (total - first).min(8 * words.len() as u64) * PAGE_BYTES as u64,
             );
             let words = &mut words[..bytes as usize];
             read(words, header.bitmap_offset + first / 8)?;
-            for (at, byte) in words.iter().enumerate().filter(|(_, byte)| **byte != 0) {
-                for bit in (0..8).filter(|bit| byte >> bit & 1 != 0) {
-                    let page = first + 8 * at as u64 + bit;
-                    if page >= total {
-                        continue;
-                    }
-                    pages += 1;
+            for (index, word) in (first / 64..).zip(words.as_chunks::<8>().0) {
+                let word = header.word(index, *word, &block.name, total).map_err(refused)?;
+                pages += u64::from(word.count_ones());
+                for page in (0..64).filter(|bit| word >> bit & 1 != 0).map(|bit| 64 * index + bit) {
                     if let Some((image, _)) =
                         self.image.as_mut().filter(|(_, wanted)| *wanted == number)
                     {

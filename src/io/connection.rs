@@ -82,6 +82,14 @@ impl Connection {
         Ok(ready > 0)
     }
 
+    /// It can be written at any place: a regular file, and not one that is only appended to.
+    pub(crate) fn takes_places(&self) -> bool {
+        use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat};
+        let kind = fstat(&self.fd).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        let appends = fcntl_getfl(&self.fd).map(|flags| flags.contains(OFlags::APPEND));
+        kind.is_ok_and(FileType::is_file) && appends == Ok(false)
+    }
+
     /// Answers can come back on it.
     pub(crate) fn is_two_way(&self) -> bool {
         matches!(self.medium, Medium::Tcp | Medium::Socket)

@@ -15,6 +15,7 @@ use io_uring::{opcode, types};
 use super::connection::is_socket;
 use super::error::{Error, Result};
 use super::ring::{Ring, Token};
+use super::writer::position;
 use crate::memory::RamBlock;
 
 /// Bytes one receive into the reader's own buffer asks for: large enough that calls cost nothing,
@@ -32,6 +33,9 @@ const RECEIVE_BYTES: usize = 1 << 20;
 pub(crate) struct SocketReader {
     fd: Arc<OwnedFd>,
     socket: bool,
+    /// Where in a file the next receive begins; `None` where there are no positions. The file's own
+    /// is left alone: several may read it.
+    place: Option<u64>,
     buffer: Box<[u8]>,
     start: usize,
     end: usize,
@@ -45,7 +49,22 @@ impl SocketReader {
     /// With a buffer of `bytes` bytes.
     pub(crate) fn with_buffer(fd: Arc<OwnedFd>, bytes: usize) -> Self {
         let socket = is_socket(fd.as_raw_fd());
-        Self { fd, socket, buffer: vec![0; bytes].into_boxed_slice(), start: 0, end: 0 }
+        let place = if socket { None } else { position(fd.as_raw_fd()) };
+        Self { fd, socket, place, buffer: vec![0; bytes].into_boxed_slice(), start: 0, end: 0 }
+    }
+
+    /// Where in a file the next byte lies; `None` where there are no positions.
+    pub(crate) fn place(&self) -> Option<u64> {
+        self.place.map(|place| place - (self.end - self.start) as u64)
+    }
+
+    /// Goes on at `place` of a file. What was received and lies there is not received again.
+    pub(crate) fn go_on_at(&mut self, place: u64) {
+        let ahead = self.place().and_then(|now| place.checked_sub(now));
+        match ahead.filter(|ahead| *ahead <= (self.end - self.start) as u64) {
+            Some(ahead) => self.start += ahead as usize,
+            None => (self.place, self.start, self.end) = (Some(place), 0, 0),
+        }
     }
 
     /// What was received and not consumed.
@@ -150,7 +169,8 @@ impl SocketReader {
             let entry = if self.socket {
                 opcode::Recv::new(fd, address, bytes as u32).flags(flags).build()
             } else {
-                opcode::Read::new(fd, address, bytes as u32).offset(u64::MAX).build()
+                let place = self.place.unwrap_or(u64::MAX);
+                opcode::Read::new(fd, address, bytes as u32).offset(place).build()
             };
             // SAFETY: the caller keeps the memory until this returns, and both ways out below wait
             // for the kernel.
@@ -171,7 +191,10 @@ impl SocketReader {
                 }
                 r if r < 0 => return Err(Error::from_result(r)),
                 0 => return Err(end_of(self.fd.as_raw_fd())),
-                r => return Ok(r as usize),
+                r => {
+                    self.place = self.place.map(|place| place + r as u64);
+                    return Ok(r as usize);
+                }
             }
         }
     }
@@ -301,6 +324,30 @@ mod tests {
         peer.write_all(b"late").unwrap();
         assert_eq!(reader.fill_within(&mut ring, time).unwrap(), 4);
         assert_eq!(reader.bytes(), b"late");
+    }
+
+    #[test]
+    fn a_file_is_read_at_places_and_its_own_position_stays() {
+        use std::io::Seek;
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| ((i * 7) >> 5) as u8).collect();
+        file.write_all(&bytes).unwrap();
+        file.seek(std::io::SeekFrom::Start(10)).unwrap();
+        let fd: Arc<OwnedFd> = Arc::new(file.try_clone().unwrap().into());
+        let (mut ring, mut reader) = (ring(), SocketReader::with_buffer(fd, 4096));
+        assert_eq!(
+            (reader.place(), reader.need(&mut ring, 5).unwrap()),
+            (Some(10), &bytes[10..15])
+        );
+        for place in [4000, 10, 90_000, 90_010, 12, 4107] {
+            reader.go_on_at(place as u64);
+            assert_eq!(reader.need(&mut ring, 20).unwrap(), &bytes[place..place + 20], "{place}");
+            reader.consume(20);
+            assert_eq!(reader.place(), Some(place as u64 + 20));
+        }
+        reader.go_on_at(100_000);
+        assert!(matches!(reader.fill(&mut ring), Err(Error::Closed)));
+        assert_eq!(file.stream_position().unwrap(), 10);
     }
 
     #[test]

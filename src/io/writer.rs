@@ -105,8 +105,8 @@ impl<T: Copy> Writer<T> {
     }
 
     /// Writes a file at positions.
-    pub(crate) fn positioned(fd: Arc<OwnedFd>) -> Self {
-        Self::of_kind(fd, Kind::Positioned, Arc::new(Limit::new(0)))
+    pub(crate) fn positioned(fd: Arc<OwnedFd>, limit: Arc<Limit>) -> Self {
+        Self::of_kind(fd, Kind::Positioned, limit)
     }
 
     fn of_kind(fd: Arc<OwnedFd>, kind: Kind, limit: Arc<Limit>) -> Self {
@@ -327,6 +327,39 @@ impl Writer {
         Ok(self.write(ring, (), std::mem::replace(gather, empty), 0)?)
     }
 
+    /// Starts writing what is in `gather` at `offset` of a file of positions, and leaves an empty one
+    /// in its place. Waits while there are as many writes as may be in flight.
+    pub(crate) fn send_at(
+        &mut self,
+        ring: &mut Ring,
+        gather: &mut Gather,
+        offset: u64,
+    ) -> Result<()> {
+        while self.writes.len() >= FLIGHTS_MAX {
+            self.wait(ring)?;
+        }
+        let empty = self.gather();
+        Ok(self.write(ring, (), std::mem::replace(gather, empty), offset)?)
+    }
+
+    /// Where in a file the next byte goes; `None` where there are no positions.
+    pub(crate) fn place(&self) -> Option<u64> {
+        match self.kind {
+            Kind::File { start } => Some(start + self.sent),
+            _ => None,
+        }
+    }
+
+    /// Goes on at `place` of a file, once everything has been taken. What is passed over is no part
+    /// of what was sent.
+    pub(crate) fn go_on_at(&mut self, ring: &mut Ring, place: u64) -> Result<()> {
+        self.finish(ring)?;
+        if let Kind::File { start } = &mut self.kind {
+            *start = place - self.sent;
+        }
+        Ok(())
+    }
+
     /// Sends `bytes` and waits until the kernel has them. They are few, and what stands between
     /// pages: the limit counts them, but does not hold them back.
     pub(crate) fn write_all(&mut self, ring: &mut Ring, bytes: &[u8]) -> Result<()> {
@@ -392,7 +425,7 @@ impl Message {
 }
 
 /// The position of a file; `None` of a pipe.
-fn position(fd: RawFd) -> Option<u64> {
+pub(super) fn position(fd: RawFd) -> Option<u64> {
     // SAFETY: lseek has no memory arguments.
     u64::try_from(unsafe { libc::lseek(fd, 0, libc::SEEK_CUR) }).ok()
 }
@@ -497,7 +530,8 @@ mod tests {
     #[test]
     fn parts_in_any_order_read_back() {
         let file = tempfile::tempfile().unwrap();
-        let mut writer = Writer::positioned(Arc::new(file.try_clone().unwrap().into()));
+        let mut writer =
+            Writer::positioned(Arc::new(file.try_clone().unwrap().into()), unlimited());
         let (mut ring, mut pool) = (ring(), Pool::new(3));
         for chunk in (0..24u64).rev() {
             let mut buffer = loop {

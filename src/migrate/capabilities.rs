@@ -54,7 +54,7 @@ capabilities! {
     PostcopyPreempt "postcopy-preempt" refused "Postcopy is not built in.";
     SwitchoverAck "switchover-ack" built "Wait for the target's consent before the guest is stopped.";
     DirtyLimit "dirty-limit" built "Slow down those vCPUs that dirty memory too fast; needs dirty-ring-size.";
-    MappedRam "mapped-ram" refused "Files with pages at fixed places are not built in.";
+    MappedRam "mapped-ram" built "Write a file in which each page has a fixed place.";
 }
 
 impl Capability {
@@ -87,6 +87,8 @@ pub enum CapabilityError {
     NeedsRing,
     #[error("Multifd must be set before incoming starts")]
     MultifdTooLate,
+    #[error("Mapped-ram migration is incompatible with xbzrle")]
+    MappedDeltas,
 }
 
 /// Which capabilities are on.
@@ -122,6 +124,9 @@ impl Capabilities {
         }
         if result.has(DirtyLimit) && result.has(AutoConverge) {
             return Err(CapabilityError::TwoThrottles);
+        }
+        if result.has(MappedRam) && result.has(Xbzrle) {
+            return Err(CapabilityError::MappedDeltas);
         }
         Ok(result)
     }
@@ -160,6 +165,9 @@ mod tests {
         assert!(both.with(&[(ReturnPath, false)]).is_err());
         assert_eq!(none.with(&[(Xbzrle, true), (Xbzrle, false)]), Ok(none));
         assert!(none.with(&[(DirtyLimit, true), (AutoConverge, true)]).is_err());
+        let mapped = none.with(&[(MappedRam, true), (Multifd, true)]).unwrap();
+        let error = mapped.with(&[(Xbzrle, true)]).unwrap_err();
+        assert_eq!(error.to_string(), "Mapped-ram migration is incompatible with xbzrle");
         let xbzrle_multifd = none.with(&[(Xbzrle, true), (Multifd, true)]).unwrap();
         assert!(xbzrle_multifd.has(Xbzrle) && xbzrle_multifd.has(Multifd));
     }

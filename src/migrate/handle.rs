@@ -32,6 +32,14 @@ pub enum Refused {
     NothingToResume,
     #[error("Migration requires multi-channel URIs (e.g. tcp)")]
     NeedsSeveralConnections,
+    #[error("Migration requires seekable transport (e.g. file)")]
+    NeedsFile,
+    #[error(
+        "capability 'mapped-ram' needs a regular file that is not opened for appending, and '{0}' is none"
+    )]
+    NeedsPlaces(String),
+    #[error("Cannot use compression with mapped-ram")]
+    MappedCompression,
     #[error("'-incoming' was not specified on the command line")]
     NotIncoming,
     #[error("The incoming migration has already been started")]
@@ -144,7 +152,14 @@ impl Handle {
         let opened = Ring::new(outgoing.waker.clone()).map_err(OpenError::from);
         let opened =
             opened.and_then(|mut ring| transport::open(&mut ring, &address, Direction::Out, fds));
+        let mapped = self.settings.has(Capability::MappedRam);
         let destination = match opened {
+            Ok(Opened::Connection(connection)) if !mapped || connection.takes_places() => {
+                Destination::Open(connection)
+            }
+            Ok(Opened::Connection(_) | Opened::Fifo(_)) if mapped => {
+                return Err(outgoing.failed_at_once(Refused::NeedsPlaces(address.to_string())));
+            }
             Ok(Opened::Connection(connection)) => Destination::Open(connection),
             Ok(Opened::Fifo(path)) => Destination::Fifo(path),
             Ok(Opened::Socket) => Destination::Address(address),
@@ -197,10 +212,27 @@ impl Handle {
             RunState::PostMigrate => return Err(Refused::PostMigrate),
             _ => {}
         }
-        if self.settings.has(Capability::Multifd) && !address.takes_several_connections() {
+        self.check_address(address)?;
+        let mapped = self.settings.has(Capability::MappedRam);
+        if self.settings.has(Capability::Multifd) && !mapped && !address.takes_several_connections()
+        {
             return Err(Refused::NeedsSeveralConnections);
         }
         Ok(self.parameters().check_built()?)
+    }
+
+    /// Places in a file want a file, and pages as they are.
+    fn check_address(&self, address: &Address) -> Result<(), Refused> {
+        if !self.settings.has(Capability::MappedRam) {
+            return Ok(());
+        }
+        if !matches!(address, Address::File { .. }) {
+            return Err(Refused::NeedsFile);
+        }
+        match self.parameters().multifd_compression {
+            "none" => Ok(()),
+            _ => Err(Refused::MappedCompression),
+        }
     }
 
     /// Ends an outgoing migration; the guest stays. Nothing to cancel is no error.
@@ -244,6 +276,7 @@ impl Handle {
         if !self.is_incoming {
             return Err(Refused::NotIncoming);
         }
+        self.check_address(address)?;
         self.parameters().check_built()?;
         if self.guest.run_state() != RunState::InMigrate || !self.arrival.begin() {
             return Err(Refused::IncomingStarted);

@@ -25,7 +25,7 @@ use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
 use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader, SectionKind, Step};
 
-const RAM_BYTES: u64 = 24 << 20;
+pub(super) const RAM_BYTES: u64 = 24 << 20;
 
 pub(super) struct FakeGuest {
     pub(super) ram: GuestRam,
@@ -60,7 +60,7 @@ fn ram(bytes: u64) -> GuestRam {
 }
 
 impl FakeGuest {
-    fn new(state: RunState) -> Arc<Self> {
+    pub(super) fn new(state: RunState) -> Arc<Self> {
         Arc::new(Self::with(ram(RAM_BYTES), state))
     }
 
@@ -90,7 +90,7 @@ impl FakeGuest {
     }
 
     /// A guest with something in its memory, running.
-    fn busy() -> Arc<Self> {
+    pub(super) fn busy() -> Arc<Self> {
         let guest = Self::new(RunState::Prelaunch);
         for page in 0..1500u64 {
             guest.ram.write(page * PAGE_BYTES, &(page * 77).to_le_bytes().repeat(512)).unwrap();
@@ -100,7 +100,7 @@ impl FakeGuest {
         guest
     }
 
-    fn count(&self) -> u64 {
+    pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
     }
 }

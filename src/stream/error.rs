@@ -10,7 +10,7 @@ pub struct Error {
     pub section: String,
     /// The field in it, by its name in the format.
     pub field: String,
-    /// Bytes from the start of the stream (of this connection) to that field.
+    /// Bytes from the start of the stream (of this connection), or of its file, to that field.
     pub offset: u64,
     pub problem: Problem,
 }

@@ -7,12 +7,16 @@
 //!
 //! The bitmap follows the header, one bit per page in little-endian 64-bit words; the pages stand
 //! in order at the next multiple of 1 MiB. A page whose bit is 0 is zero, whatever the file holds
-//! there. Offsets count from the start of the file.
+//! there. Offsets count from the start of the file, also where the stream begins further on.
 
 use super::cursor::Cursor;
 use super::error::{Error, Problem};
 use super::limits::PAGE_BYTES;
 
+/// Pages begin on such a boundary, so that they can be written around the page cache.
+const PAGES_ALIGN: u64 = 1 << 20;
+
+/// Where a block lies in the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MappedHeader {
     pub bitmap_offset: u64,
@@ -21,6 +25,51 @@ pub struct MappedHeader {
 
 impl MappedHeader {
     pub(crate) const BYTES: usize = 28;
+
+    /// The header that stands at `at` in the file, of a block of `block_bytes`.
+    pub(crate) fn new(at: u64, block_bytes: u64) -> Self {
+        let bitmap_offset = at + Self::BYTES as u64;
+        let bitmap_end = bitmap_offset + Self::bitmap_bytes(block_bytes);
+        Self { bitmap_offset, pages_offset: bitmap_end.next_multiple_of(PAGES_ALIGN) }
+    }
+
+    pub(crate) fn write(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&1u32.to_be_bytes());
+        for word in [PAGE_BYTES as u64, self.bitmap_offset, self.pages_offset] {
+            out.extend_from_slice(&word.to_be_bytes());
+        }
+    }
+
+    /// Where the stream goes on behind a block of `block_bytes`.
+    pub(crate) fn end(&self, block_bytes: u64) -> u64 {
+        self.pages_offset + block_bytes
+    }
+
+    /// Word `index` of the bitmap of block `name`, which has `pages` pages: page 64 · `index` is its
+    /// lowest bit.
+    ///
+    /// # Errors
+    /// A bit behind the block's last page is set.
+    pub(crate) fn word(
+        &self,
+        index: u64,
+        bytes: [u8; 8],
+        name: &str,
+        pages: u64,
+    ) -> Result<u64, Error> {
+        let word = u64::from_le_bytes(bytes);
+        let in_block = match pages.saturating_sub(index * 64) {
+            0 => 0,
+            left @ ..64 => u64::MAX >> (64 - left),
+            _ => u64::MAX,
+        };
+        if word & !in_block == 0 {
+            return Ok(word);
+        }
+        let page = index * 64 + u64::from((word & !in_block).trailing_zeros());
+        let problem = Problem::Says(format!("page {page} of {name}, which has {pages}"));
+        Err(Error::new("section ram", "mapped-ram bitmap", self.bitmap_offset + 8 * index, problem))
+    }
 
     /// Bytes of the bitmap of a block: whole 64-bit words.
     pub(crate) fn bitmap_bytes(block_bytes: u64) -> u64 {
@@ -75,17 +124,32 @@ mod tests {
     use super::*;
 
     fn bytes(header: MappedHeader) -> Vec<u8> {
-        let words = [PAGE_BYTES as u64, header.bitmap_offset, header.pages_offset];
-        let words = words.iter().flat_map(|word| word.to_be_bytes());
-        1u32.to_be_bytes().into_iter().chain(words).collect()
+        let mut out = Vec::new();
+        header.write(&mut out);
+        out
     }
 
     #[test]
     fn headers_stand_where_they_were_recorded() {
         let first = MappedHeader { bitmap_offset: 0x8c, pages_offset: 0x10_0000 };
+        assert_eq!(MappedHeader::new(0x70, 16 << 20), first);
         assert_eq!(MappedHeader::parse(&bytes(first), 0x70, 16 << 20), Ok(first));
         let second = MappedHeader { bitmap_offset: 0x110_002c, pages_offset: 0x120_0000 };
         assert_eq!(MappedHeader::parse(&bytes(second), 0x110_0010, 64 << 10), Ok(second));
+        assert_eq!(MappedHeader::new(0x110_0010, 64 << 10), second);
+    }
+
+    #[test]
+    fn bits_behind_the_last_page_are_refused() {
+        let header = MappedHeader { bitmap_offset: 0x8c, pages_offset: 0x10_0000 };
+        let word = |index, word: u64, pages| header.word(index, word.to_le_bytes(), "b", pages);
+        assert_eq!(word(0, u64::MAX, 64), Ok(u64::MAX));
+        assert_eq!(word(1, 0x3f, 70), Ok(0x3f));
+        let error = word(1, 0x40, 70).unwrap_err().to_string();
+        let expected =
+            "section ram, field mapped-ram bitmap, offset 0x94: page 70 of b, which has 70";
+        assert_eq!(error, expected);
+        assert!(word(2, 1, 70).is_err() && word(1, 1 << 63, 70).is_err());
     }
 
     #[test]

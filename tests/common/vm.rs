@@ -307,6 +307,7 @@ impl Vm {
             "events",
             "return-path",
             "switchover-ack",
+            "mapped-ram",
         ] {
             list.push(json!({"capability": known, "state": capabilities.contains(&known)}));
         }

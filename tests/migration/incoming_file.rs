@@ -60,6 +60,7 @@ fn recorded_guests_go_on() {
         ("kvm-acpi-off-16m", &[][..]),
         ("kvm-host-cpu-16m", &[][..]),
         ("kvm-2cpu-16m", &["-smp", "2"][..]),
+        ("mapped-ram-16m", &["-M", "rtc=on"][..]),
     ] {
         let vector = Vector::named(name);
         let mut vm = start(&vector.main(), "file:@DIR@/stream", more);

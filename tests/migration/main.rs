@@ -6,6 +6,7 @@ mod common;
 mod faults;
 mod incoming_file;
 mod live;
+mod mapped_ram;
 mod network;
 mod query_migrate;
 mod soak;

@@ -5,5 +5,6 @@ mod client;
 mod common;
 mod migration;
 mod qmp;
+mod snapshots;
 mod start;
 mod streams;

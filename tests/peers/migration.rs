@@ -21,10 +21,10 @@ fn ways() -> Vec<(&'static [&'static str], Value)> {
 }
 
 /// Pages that show QEMU's firmware in place of RAM, to its guest and to its monitor.
-const FIRMWARE: std::ops::Range<usize> = 0xf0..0x100;
+pub(super) const FIRMWARE: std::ops::Range<usize> = 0xf0..0x100;
 
 /// All RAM as the monitor saves it.
-fn ram(dir: &Path, vm: &mut Vm) -> Vec<u8> {
+pub(super) fn ram(dir: &Path, vm: &mut Vm) -> Vec<u8> {
     let file = dir.join(format!("{}.ram", vm.name));
     vm.ask("pmemsave", json!({"val": 0, "size": 64 << 20, "filename": file}));
     std::fs::read(file).unwrap()

@@ -20,8 +20,14 @@ pub enum Error {
     Machine(String),
     #[error("the source's UUID is not this machine's")]
     Uuid,
-    #[error("the source has mapped-ram or x-ignore-shared on, which are not built in")]
-    SourceCapabilities,
+    #[error("the source had x-ignore-shared on, which is not built in")]
+    IgnoresShared,
+    #[error(
+        "the source had mapped-ram on: what it wrote is a file, to be read as file:PATH and not through a pipe or socket"
+    )]
+    MappedNeedsFile,
+    #[error("the file was cut short while the pages of RAM block \"{0}\" were read")]
+    FileCut(String),
     #[error("RAM block \"{name}\" has {there} bytes at the source and {here} here")]
     BlockSize { name: String, here: u64, there: u64 },
     #[error("a range outside its block: block {block}, offset {offset:#x}, {bytes:#x} bytes")]

@@ -2,6 +2,7 @@
 
 use super::apply::{BATCH_RECORDS, Blocks, Threads};
 use super::channels::{Carries, Channels};
+use super::mapped::MappedFile;
 use super::return_path::ReturnPath;
 use super::{Error, Incoming, MACHINE};
 use crate::io::{Ring, SocketReader};
@@ -25,6 +26,10 @@ pub(crate) struct MainChannel<'a> {
     in_list: bool,
     blocks: Blocks,
     threads: Threads,
+    /// What the stream is read from, if that can be read at places.
+    file: Option<MappedFile>,
+    /// Pages have places in it, and do not travel.
+    is_mapped: bool,
     hash: Option<u64>,
 }
 
@@ -53,17 +58,21 @@ impl<'a> MainChannel<'a> {
         socket: SocketReader,
         return_path: ReturnPath,
         channels: Channels,
+        file: Option<MappedFile>,
     ) -> Self {
+        let start = socket.place().unwrap_or(0);
         Self {
             incoming,
             ring,
             return_path,
             channels,
             socket,
-            reader: Reader::new(Devices(loader), Vec::new()),
+            reader: Reader::new(Devices(loader), Vec::new()).starting_at(start),
             in_list: false,
             blocks: Blocks::default(),
             threads: Threads::default(),
+            file,
+            is_mapped: false,
             hash: None,
         }
     }
@@ -146,8 +155,12 @@ impl<'a> MainChannel<'a> {
         if found.machine != MACHINE {
             return Err(Error::Machine(found.machine.clone()));
         }
-        if !found.capabilities.is_empty() {
-            return Err(Error::SourceCapabilities);
+        self.is_mapped = found.capabilities.iter().any(|name| name == "mapped-ram");
+        if found.capabilities.iter().any(|name| name == "x-ignore-shared") {
+            return Err(Error::IgnoresShared);
+        }
+        if self.is_mapped && self.file.is_none() {
+            return Err(Error::MappedNeedsFile);
         }
         match (found.uuid, self.incoming.uuid) {
             (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Uuid),
@@ -158,7 +171,8 @@ impl<'a> MainChannel<'a> {
     /// A QEMU source with multifd does not say so: both sides are set to it, with the same number
     /// of channels.
     fn open_packet_channels(&mut self) -> Result<(), Error> {
-        if self.return_path.is_godwit || !self.incoming.settings.has(Capability::Multifd) {
+        let multifd = self.incoming.settings.has(Capability::Multifd);
+        if self.return_path.is_godwit || self.is_mapped || !multifd {
             return Ok(());
         }
         let count = self.incoming.settings.parameters().multifd_channels;
@@ -184,7 +198,7 @@ impl<'a> MainChannel<'a> {
 
     /// Records, of section `ram` or in a frame, as far as they have come.
     fn records(&mut self) -> Result<(), Error> {
-        let mut flush = false;
+        let (mut flush, mut listed, mut skip) = (false, None, None);
         let (blocks, threads, guest) = (&mut self.blocks, &self.threads, &self.incoming.guest);
         let mut batch = Vec::with_capacity(BATCH_RECORDS);
         let used = self.reader.ram_batch(self.socket.bytes(), BATCH_RECORDS, &mut batch)?;
@@ -194,13 +208,21 @@ impl<'a> MainChannel<'a> {
                 Record::Flush => flush = true,
                 Record::Block { block } => {
                     blocks.add(guest.ram(), &self.reader.blocks()[*block as usize])?;
+                    listed = Some(*block);
                 }
+                Record::Skip { to } => skip = Some(*to),
                 _ => {}
             }
         }
         let idle = batch.is_empty();
         drop(batch);
         self.socket.consume(used);
+        if let Some(block) = listed {
+            self.pages_in_file(block)?;
+        }
+        if let Some(to) = skip {
+            self.socket.go_on_at(to);
+        }
         if flush {
             self.channels.set_blocks(&self.blocks, self.reader.blocks());
             self.channels.wait_for_round(&mut self.ring)?;
@@ -209,6 +231,13 @@ impl<'a> MainChannel<'a> {
             self.socket.fill(&mut self.ring)?;
         }
         Ok(())
+    }
+
+    /// Reads the pages of a block that has its place in the file.
+    fn pages_in_file(&mut self, block: u32) -> Result<(), Error> {
+        let listed = &self.reader.blocks()[block as usize];
+        let (Some(header), Some(file)) = (&listed.mapped, &self.file) else { return Ok(()) };
+        file.read(&mut self.ring, &self.blocks, block as u8, listed, header)
     }
 
     fn command(&mut self, command: &Command) -> Result<(), Error> {

@@ -9,6 +9,7 @@
 //! | `accept` | who connects: the source, its channels, strangers |
 //! | `main_channel` | the items of [`crate::stream::Reader`], one after the other |
 //! | `channels`, `packets` | the other channels, in frames or packets |
+//! | `mapped` | pages at fixed places of a file |
 //! | `apply` | pages into guest memory, by whatever road they came |
 //! | `return_path` | what the source is told |
 //! | `arrival` | status and addresses, for `query-migrate` |
@@ -19,6 +20,7 @@ mod arrival;
 mod channels;
 mod error;
 mod main_channel;
+mod mapped;
 mod packets;
 mod return_path;
 
@@ -40,6 +42,7 @@ use crate::stream::return_path::Reply;
 use accept::Connections;
 use channels::Channels;
 use main_channel::MainChannel;
+use mapped::MappedFile;
 use return_path::ReturnPath;
 
 pub(crate) use super::guest::MACHINE;
@@ -90,10 +93,11 @@ impl Incoming {
             if connection.medium == Medium::File { ForeignTsc::Accept } else { ForeignTsc::Refuse };
         let program = connection.program.clone();
         let reader = SocketReader::new(connection.fd.clone());
+        let file = MappedFile::of(&connection);
         let return_path = ReturnPath::new(&connection);
         let channels = Channels::new(connections, self.waker.clone());
         let mut main =
-            MainChannel::new(self, ring, self.guest.loader(), reader, return_path, channels);
+            MainChannel::new(self, ring, self.guest.loader(), reader, return_path, channels, file);
         let mut result = self.load(&mut main, program.as_ref(), foreign);
         if let Err(error) = &mut result {
             let closed = matches!(error, Error::Io(io::Error::Closed));

@@ -49,6 +49,8 @@ pub(super) struct Channel {
     output: Output,
     /// The send being filled.
     batch: Gather,
+    /// Where it goes in a file in which pages have places.
+    place: Option<u64>,
     /// Bytes of the writer already counted.
     counted: u64,
 }
@@ -75,6 +77,7 @@ impl Channel {
             waiting: Vec::with_capacity(ENCODE_PAGES + CHUNK_PAGES as usize),
             output: Output::new(),
             batch: Gather::default(),
+            place: None,
             counted: 0,
         }
     }
@@ -113,7 +116,7 @@ impl Channel {
         deltas: bool,
         chunk: &ScannedChunk,
     ) -> Result<(), Error> {
-        let (source, gather) = (&self.sources[block], &mut self.batch);
+        let source = &self.sources[block];
         let whole = if deltas { [0; 4] } else { chunk.data };
         // An entry that is not what the receiver gets now would turn later deltas into garbage.
         if let Some(cache) = &mut self.cache
@@ -129,10 +132,14 @@ impl Channel {
                 zeros.next_if(|zeros| whole.peek().is_none_or(|whole| zeros.start < whole.start))
             {
                 Counters::add(&round.counters.duplicate, pages.end - pages.start);
-                self.framing.zeros(source, pages, round.zeros, gather)?;
+                let source = &self.sources[block];
+                self.framing.zeros(source, pages, round.zeros, &mut self.batch)?;
             } else if let Some(pages) = whole.next() {
                 Counters::add(&round.counters.normal, pages.end - pages.start);
-                self.framing.whole(source, pages, gather)?;
+                if let Some(place) = self.framing.place(&self.sources[block], pages.start) {
+                    self.go_on_at(round, place)?;
+                }
+                self.framing.whole(&self.sources[block], pages, &mut self.batch)?;
             } else {
                 break;
             }
@@ -175,10 +182,23 @@ impl Channel {
         Ok(())
     }
 
+    /// What follows goes to `place` of the file. What is in the batch leaves before, unless it ends
+    /// there.
+    fn go_on_at(&mut self, round: &Round<'_>, place: u64) -> Result<(), Error> {
+        if self.place.is_none_or(|start| start + self.batch.bytes() as u64 != place) {
+            self.flush(round)?;
+            self.place = Some(place);
+        }
+        Ok(())
+    }
+
     /// Hands the batch to the kernel.
     fn flush(&mut self, round: &Round<'_>) -> Result<(), Error> {
         self.framing.seal(&mut self.batch);
-        self.writer.send(&mut self.ring, &mut self.batch)?;
+        match self.place.take() {
+            None => self.writer.send(&mut self.ring, &mut self.batch)?,
+            Some(place) => self.writer.send_at(&mut self.ring, &mut self.batch, place)?,
+        }
         self.count(round.counters, round.guest_runs);
         Ok(())
     }
@@ -216,6 +236,20 @@ impl Channel {
         self.framing.flush_channels(&mut self.batch);
         self.flush(round)?;
         self.finish(round)
+    }
+
+    /// Writes `bytes` at `place` of the file, of a guest that stands still.
+    pub(super) fn send_bytes_at(
+        &mut self,
+        counters: &Counters,
+        bytes: &[u8],
+        place: u64,
+    ) -> Result<(), Error> {
+        self.batch.own().extend_from_slice(bytes);
+        self.writer.send_at(&mut self.ring, &mut self.batch, place)?;
+        self.writer.finish(&mut self.ring).map_err(io::Error::from)?;
+        self.count(counters, false);
+        Ok(())
     }
 
     /// Sends `bytes` as they are: what stands between rounds.

@@ -34,6 +34,8 @@ pub(crate) enum Error {
     Silent { what: &'static str, time: Duration },
     #[error("x-godwit-verify needs a Godwit on the other side of a two-way connection")]
     VerifyNeedsGodwit,
+    #[error("capability 'mapped-ram' needs a regular file")]
+    MappedNeedsFile,
     #[error("several channels need a target that takes several connections")]
     ChannelsNeedAddress,
     #[error(

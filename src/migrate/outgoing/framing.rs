@@ -1,6 +1,7 @@
 //! How pages are laid out in a stream: Godwit's frames, QEMU's records, QEMU's packets (in
-//! [`packets`](super::packets)). The rest of the source knows only that there are pages of zeros,
-//! pages that travel whole, and deltas.
+//! [`packets`](super::packets)), or without any at fixed places of a file (in
+//! [`mapped`](super::mapped)). The rest of the source knows only that there are pages of zeros, pages
+//! that travel whole, and deltas.
 
 use std::ops::Range;
 
@@ -32,6 +33,11 @@ pub(super) trait Framing: Send {
         pages: Range<u64>,
         gather: &mut Gather,
     ) -> Result<(), Error>;
+
+    /// Where in a file the pages from `page` on go; `None`: behind what was sent before.
+    fn place(&self, _source: &PageSource, _page: u64) -> Option<u64> {
+        None
+    }
 
     /// Records that the delta encoder made.
     fn deltas(&mut self, output: &Output, gather: &mut Gather);

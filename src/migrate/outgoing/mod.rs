@@ -16,6 +16,7 @@ mod error;
 mod forecast;
 mod framing;
 mod handover;
+mod mapped;
 mod packets;
 mod peer;
 mod return_path;

@@ -1,5 +1,6 @@
 //! The other side: what it is, what it can do, and the streams to it.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use xbzrle::Cache;
 use super::channel::Channel;
 use super::error::Error;
 use super::framing::{Frames, Records, Zeros};
+use super::mapped::MappedFile;
 use super::packets::Packets;
 use super::return_path::ReturnPathReader;
 use super::round::Round;
@@ -44,6 +46,8 @@ pub(super) struct Peer {
     pub main: Channel,
     /// The other channels, by number.
     pub channels: Vec<Channel>,
+    /// The file in which they write pages at fixed places.
+    pub mapped: Option<Arc<MappedFile>>,
     pub return_path: Option<ReturnPathReader>,
     /// What was chosen of the offer; empty with a peer that is no Godwit.
     pub features: Features,
@@ -96,6 +100,7 @@ impl Peer {
         let mut peer = Self {
             main: channel,
             channels: Vec::new(),
+            mapped: None,
             return_path,
             features: Features::empty(),
             target_is_zero: false,
@@ -120,8 +125,12 @@ impl Peer {
     fn exchange(&mut self, source: &Source, address: Option<&Address>) -> Result<(), Error> {
         let parameters = source.settings.parameters();
         let uuid = source.uuid.filter(|_| source.settings.has(Capability::ValidateUuid));
+        let is_mapped = source.settings.has(Capability::MappedRam);
         let mut out = Vec::new();
-        Configuration { machine: MACHINE.into(), uuid, ..Configuration::default() }.write(&mut out);
+        let capabilities: Vec<_> =
+            is_mapped.then(|| Capability::MappedRam.name().into()).into_iter().collect();
+        Configuration { machine: MACHINE.into(), uuid, capabilities, ..Configuration::default() }
+            .write(&mut out);
         let ask = self.return_path.is_some() && parameters.x_godwit_stream == "auto";
         if self.return_path.is_some() {
             Command::OpenReturnPath.write(&mut out);
@@ -134,7 +143,7 @@ impl Peer {
         // The target may still be at its RAM's setup.
         let timeout = Duration::from_millis(parameters.x_godwit_peer_timeout);
         // A QEMU reads nothing before all channels are there, so they come before the answer does.
-        if source.settings.has(Capability::Multifd) {
+        if source.settings.has(Capability::Multifd) && !is_mapped {
             let address = address.ok_or(Error::ChannelsNeedAddress)?;
             self.open_channels(source, address, parameters.multifd_channels)?;
         }
@@ -237,7 +246,8 @@ impl Peer {
 
     /// Whether the channels carry QEMU's packets.
     pub(super) fn sends_packets(&self) -> bool {
-        !self.channels.is_empty() && !self.features.contains(Features::CHANNELS)
+        let further = !self.channels.is_empty() && self.mapped.is_none();
+        further && !self.features.contains(Features::CHANNELS)
     }
 
     /// Says on every channel that it has come to the end of round `number`. What the channels have
@@ -261,6 +271,10 @@ impl Peer {
     /// Marks the end of a round on every channel and on the main one, so that the target can wait
     /// for all.
     pub(super) fn end_round(&mut self, round: &Round<'_>, number: u32) -> Result<(), Error> {
+        if self.mapped.is_some() {
+            // Nobody waits for it: whatever is behind it in time goes over what is there.
+            return Ok(());
+        }
         let zeros = self.end_channels(round.counters, round.guest_runs, number)?;
         if self.sends_packets() {
             return self.main.end_packets(round, &zeros);
@@ -324,6 +338,11 @@ impl Peer {
         let trips = if self.features.contains(Features::COMMIT) { 2 } else { 1 };
         let way = self.round_trip.unwrap_or_default() * trips;
         Duration::from_micros(3 * u64::from(us)) + sent + way
+    }
+
+    /// What the main channel writes to.
+    pub(super) fn file(&self) -> Arc<OwnedFd> {
+        self.connections[0].fd.clone()
     }
 
     /// The channels that carry pages.

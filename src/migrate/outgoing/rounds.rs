@@ -75,15 +75,15 @@ impl Rounds {
         source.progress.figures().ram_bytes = blocks.iter().map(|block| block.bytes()).sum();
         source.tell_pass();
         show_caches(source, peer);
-        let threads =
-            std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
-        let pool = threads_named("migration", threads)?;
-        let channels = peer.page_channels().len();
-        let senders = (channels > 1).then(|| threads_named("channel", channels)).transpose()?;
         let mut out = Vec::new();
         let section = ram_section();
         section.write(SectionKind::Start, &mut out);
-        RamWriter::block_list(&mut out, blocks.iter().map(|block| (block.name(), block.bytes())));
+        if source.settings.has(Capability::MappedRam) {
+            peer.place_blocks(source, std::mem::take(&mut out))?;
+        } else {
+            let list = blocks.iter().map(|block| (block.name(), block.bytes()));
+            RamWriter::block_list(&mut out, list);
+        }
         if peer.sends_packets() {
             // QEMU's channels come to the end of a round before the first one.
             peer.end_channels(&source.progress.counters, true, 0)?;
@@ -92,6 +92,11 @@ impl Rounds {
         out.extend_from_slice(&FLAG_EOS.to_be_bytes());
         section.write_footer(&mut out);
         peer.main.send_bytes(&source.progress.counters, true, &out)?;
+        let threads =
+            std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
+        let pool = threads_named("migration", threads)?;
+        let channels = peer.page_channels().len();
+        let senders = (channels > 1).then(|| threads_named("channel", channels)).transpose()?;
         Ok(Self {
             log,
             pool,
@@ -178,7 +183,7 @@ impl Rounds {
         }
         self.send(source, peer, Pass::Last, None)?;
         assert_eq!(self.owed_pages(), 0, "a page is still owed at the end of the last round");
-        Ok(())
+        peer.write_bitmaps(&source.progress.counters)
     }
 
     fn harvest(&mut self, source: &Source) -> Result<(), Error> {

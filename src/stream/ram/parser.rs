@@ -257,7 +257,7 @@ impl RamParser {
         };
         self.list_bytes_left -= bytes;
         let block = self.blocks.len() as u32;
-        self.skip = mapped.map(|header: MappedHeader| header.pages_offset + bytes);
+        self.skip = mapped.map(|header: MappedHeader| header.end(bytes));
         self.blocks.push(ListedBlock {
             name: name.to_owned(),
             bytes,

@@ -20,12 +20,20 @@ impl RamWriter {
         out: &mut Vec<u8>,
         blocks: impl IntoIterator<Item = (&'a str, u64)> + Clone,
     ) {
-        let bytes: u64 = blocks.clone().into_iter().map(|(_, bytes)| bytes).sum();
-        out.extend_from_slice(&(bytes | FLAG_MEM_SIZE).to_be_bytes());
+        Self::list_head(out, blocks.clone().into_iter().map(|(_, bytes)| bytes).sum());
         for (name, bytes) in blocks {
-            put_pstr(out, name);
-            out.extend_from_slice(&bytes.to_be_bytes());
+            Self::list_entry(out, name, bytes);
         }
+    }
+
+    /// What stands before the entries of the list: `bytes` of all blocks follow.
+    pub(crate) fn list_head(out: &mut Vec<u8>, bytes: u64) {
+        out.extend_from_slice(&(bytes | FLAG_MEM_SIZE).to_be_bytes());
+    }
+
+    pub(crate) fn list_entry(out: &mut Vec<u8>, name: &str, bytes: u64) {
+        put_pstr(out, name);
+        out.extend_from_slice(&bytes.to_be_bytes());
     }
 
     /// The word and, where the block changes, the block's name: what stands before the data of a

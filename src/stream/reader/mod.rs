@@ -96,6 +96,12 @@ impl<L: Layouts> Reader<L> {
         Self { state: State::Between, ram, package_end: None, ..self }
     }
 
+    /// The stream's first byte stands at `offset` of a file: so the places in it are counted.
+    pub(crate) fn starting_at(mut self, offset: u64) -> Self {
+        self.ram.set_offset(offset);
+        self
+    }
+
     /// Offset of the next byte to be given to [`Reader::next`].
     pub fn offset(&self) -> u64 {
         self.ram.offset()

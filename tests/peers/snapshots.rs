@@ -1,0 +1,57 @@
+//! Files with pages at fixed places (capability `mapped-ram`), written here and read by QEMU, and the
+//! other way round.
+
+use serde_json::json;
+
+use super::migration::{FIRMWARE, ram};
+use crate::common::vm::Launch;
+
+const GUEST: &str = "ws=4 pattern=hot fill=random";
+
+/// Saves the guest in a file and loads it from there, compares the RAM, and lets it go on.
+fn moves(source_is_qemu: bool, capabilities: &[&str], offset: u64) {
+    let dir = tempfile::tempdir().unwrap();
+    let launch = |name: &str, qemu: bool| {
+        let launch = Launch::new(dir.path(), name).guest(GUEST);
+        if qemu { launch.qemu() } else { launch }
+    };
+    let what = format!("{capabilities:?}, {source_is_qemu}, {offset}");
+    let mut source = launch("source", source_is_qemu).start();
+    source.wait_for_sweeps(1);
+    // Slow enough that later versions of pages go over earlier ones.
+    let parameters =
+        json!({"max-bandwidth": 30 << 20, "downtime-limit": 50, "multifd-channels": 3});
+    source.set(capabilities, &parameters);
+    let uri = json!({"uri": format!("file:{},offset={offset}", dir.path().join("f").display())});
+    source.ask("migrate", uri.clone());
+    let report = source.outcome();
+    assert_eq!(report["status"], "completed", "{what}: {report}");
+    let mut target = launch("target", !source_is_qemu).words(&["-S"]).incoming("defer").start();
+    target.set(capabilities, &parameters);
+    target.ask("migrate-incoming", uri);
+    target.wait_for_state(|state| state != "inmigrate");
+    let (theirs, ours) = (ram(dir.path(), &mut source), ram(dir.path(), &mut target));
+    let differs = |page: &usize| theirs[page * 4096..][..4096] != ours[page * 4096..][..4096];
+    let pages: Vec<_> =
+        (0..theirs.len() / 4096).filter(|page| !FIRMWARE.contains(page)).filter(differs).collect();
+    assert!(pages.is_empty(), "{what}: RAM differs in pages {pages:x?}");
+    let last = source.sweeps().last().copied().unwrap_or(0);
+    target.ask("cont", json!({}));
+    target.wait_for_sweeps(2);
+    assert!(target.sweeps().iter().all(|sweep| *sweep >= last), "{what}");
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn qemu_goes_on_with_a_snapshot_of_ours() {
+    moves(false, &["mapped-ram"], 0);
+    moves(false, &["mapped-ram"], 0x12345);
+    moves(false, &["mapped-ram", "multifd"], 0);
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn a_snapshot_of_qemus_goes_on_here() {
+    moves(true, &["mapped-ram"], 0);
+    moves(true, &["mapped-ram", "multifd"], 0x12345);
+}
