@@ -37,7 +37,7 @@ fn the_guest_goes_on_from_a_file_with_places() {
     ] {
         let dir = tempfile::tempdir().unwrap();
         let mut source = source(dir.path(), words);
-        let parameters = json!({"max-bandwidth": bandwidth, "downtime-limit": 20});
+        let parameters = json!({"max-bandwidth": bandwidth, "downtime-limit": 1000});
         source.set(capabilities, &parameters);
         let uri = format!("file:{},offset={offset}", dir.path().join("state").display());
         source.ask("migrate", json!({"uri": uri}));

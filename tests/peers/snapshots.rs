@@ -20,7 +20,7 @@ fn moves(source_is_qemu: bool, capabilities: &[&str], offset: u64) {
     source.wait_for_sweeps(1);
     // Slow enough that later versions of pages go over earlier ones.
     let parameters =
-        json!({"max-bandwidth": 30 << 20, "downtime-limit": 50, "multifd-channels": 3});
+        json!({"max-bandwidth": 30 << 20, "downtime-limit": 1000, "multifd-channels": 3});
     source.set(capabilities, &parameters);
     let uri = json!({"uri": format!("file:{},offset={offset}", dir.path().join("f").display())});
     source.ask("migrate", uri.clone());
