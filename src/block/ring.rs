@@ -43,11 +43,13 @@ pub(crate) struct Aligned {
 }
 
 impl Aligned {
-    /// Zeros.
-    pub(crate) fn new(len: usize) -> Aligned {
-        let bytes = vec![0; len + DIRECT_ALIGNMENT];
+    /// Zeros. Fails where memory is short.
+    pub(crate) fn new(len: usize) -> io::Result<Aligned> {
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len + DIRECT_ALIGNMENT).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        bytes.resize(len + DIRECT_ALIGNMENT, 0);
         let start = bytes.as_ptr().align_offset(DIRECT_ALIGNMENT).min(DIRECT_ALIGNMENT);
-        Aligned { bytes, start, len }
+        Ok(Aligned { bytes, start, len })
     }
 
     pub(crate) fn get(&self) -> &[u8] {
@@ -269,7 +271,7 @@ mod tests {
     fn what_is_written_is_read_and_a_dropped_ring_waits() {
         let file = Arc::new(tempfile::tempfile().unwrap());
         let mut ring = Ring::new().unwrap();
-        let mut own = Aligned::new(1 << 16);
+        let mut own = Aligned::new(1 << 16).unwrap();
         own.get_mut().fill(7);
         assert_eq!(own.get().as_ptr() as usize % DIRECT_ALIGNMENT, 0);
         ring.push(3, &file, Work::Write { at: 512 }, Memory::Own(own)).unwrap();
@@ -281,7 +283,7 @@ mod tests {
         file.read_at(&mut back, 512 + 1000).unwrap();
         assert_eq!(back, [7; 16]);
         for number in 0..FLIGHTS_MAX as u64 {
-            let memory = Memory::Own(Aligned::new(4096));
+            let memory = Memory::Own(Aligned::new(4096).unwrap());
             ring.push(number, &file, Work::Read { at: 0 }, memory).unwrap();
         }
         assert!(ring.free.is_empty());

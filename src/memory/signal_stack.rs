@@ -4,7 +4,8 @@
 //! of the first. Where that stack cannot be had (`RLIMIT_AS`, `vm.max_map_count`), the thread panics
 //! before any code of ours runs in it, and takes the process and its guest along; a thread that
 //! cannot be made is an error that `spawn` returns. The library leaves it be if somebody handles
-//! SIGSEGV and SIGBUS already when it starts.
+//! SIGSEGV and SIGBUS already when it starts; what is lost is its message, as a stack that overflows
+//! is a plain SIGSEGV then.
 
 #![allow(unsafe_code)]
 

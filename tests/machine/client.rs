@@ -65,6 +65,18 @@ fn a_second_try_to_migrate_finds_the_target_waiting() {
     target.assert_alive();
 }
 
+#[test]
+fn a_machine_is_kept_in_a_file_and_goes_on_from_there() {
+    let (machine, qmp) = start();
+    let place = format!("file:{}", machine.path("snapshot").display());
+    let made = godwit(&["migrate", "--qmp", &qmp, "--mapped-ram", "--multifd", "2", &place]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let shown = text(&godwit(&["inspect", machine.path("snapshot").to_str().unwrap()]).stdout);
+    assert!(shown.contains("mapped-ram"), "{shown}");
+    let target = Launch::alone().guest("ws=1 rate=100").incoming(&place).start();
+    target.wait_for_sweeps(1);
+}
+
 /// Names have any bytes but two. What QMP's JSON cannot carry is refused by name.
 #[test]
 fn names_that_are_no_text_are_taken_byte_for_byte_or_refused() {

@@ -30,6 +30,19 @@ pub(super) fn ram(dir: &Path, vm: &mut Vm) -> Vec<u8> {
     std::fs::read(file).unwrap()
 }
 
+/// The stopped guest is the same on both sides, and goes on at the target.
+pub(super) fn assert_goes_on(dir: &Path, mut source: Vm, mut target: Vm, what: &str) {
+    let (theirs, ours) = (ram(dir, &mut source), ram(dir, &mut target));
+    let differs = |page: &usize| theirs[page * 4096..][..4096] != ours[page * 4096..][..4096];
+    let pages: Vec<_> =
+        (0..theirs.len() / 4096).filter(|page| !FIRMWARE.contains(page)).filter(differs).collect();
+    assert!(pages.is_empty(), "{what}: RAM differs in pages {pages:x?}");
+    let last = source.sweeps().last().copied().unwrap_or(0);
+    target.ask("cont", json!({}));
+    target.wait_for_sweeps(2);
+    assert!(target.sweeps().iter().all(|sweep| *sweep >= last), "{what}");
+}
+
 /// Moves the guest to a target that holds it at first, compares their RAM, and lets it go on.
 /// `under_way` is what is set at the source while it migrates, some time between each.
 fn moves(
@@ -70,15 +83,7 @@ fn moves(
     );
     assert_eq!(report["status"], "completed", "{what}: {report} {}", target.stderr());
     target.wait_for_state(|state| state != "inmigrate");
-    let (theirs, ours) = (ram(dir.path(), &mut source), ram(dir.path(), &mut target));
-    let differs = |page: &usize| theirs[page * 4096..][..4096] != ours[page * 4096..][..4096];
-    let pages: Vec<_> =
-        (0..theirs.len() / 4096).filter(|page| !FIRMWARE.contains(page)).filter(differs).collect();
-    assert!(pages.is_empty(), "{what}: RAM differs in pages {pages:x?}");
-    let last = source.sweeps().last().copied().unwrap_or(0);
-    target.ask("cont", json!({}));
-    target.wait_for_sweeps(2);
-    assert!(target.sweeps().iter().all(|sweep| *sweep >= last), "{what}");
+    assert_goes_on(dir.path(), source, target, &what);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use serde_json::json;
 
-use super::migration::{FIRMWARE, ram};
+use super::migration::assert_goes_on;
 use crate::common::vm::Launch;
 
 const GUEST: &str = "ws=4 pattern=hot fill=random";
@@ -30,15 +30,7 @@ fn moves(source_is_qemu: bool, capabilities: &[&str], offset: u64) {
     target.set(capabilities, &parameters);
     target.ask("migrate-incoming", uri);
     target.wait_for_state(|state| state != "inmigrate");
-    let (theirs, ours) = (ram(dir.path(), &mut source), ram(dir.path(), &mut target));
-    let differs = |page: &usize| theirs[page * 4096..][..4096] != ours[page * 4096..][..4096];
-    let pages: Vec<_> =
-        (0..theirs.len() / 4096).filter(|page| !FIRMWARE.contains(page)).filter(differs).collect();
-    assert!(pages.is_empty(), "{what}: RAM differs in pages {pages:x?}");
-    let last = source.sweeps().last().copied().unwrap_or(0);
-    target.ask("cont", json!({}));
-    target.wait_for_sweeps(2);
-    assert!(target.sweeps().iter().all(|sweep| *sweep >= last), "{what}");
+    assert_goes_on(dir.path(), source, target, &what);
 }
 
 #[test]

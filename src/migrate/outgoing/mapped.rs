@@ -24,8 +24,8 @@ use crate::pages::PageSource;
 use crate::stream::mapped::MappedHeader;
 use crate::stream::ram::RamWriter;
 
-/// Bytes of a bitmap that are written at once.
-const PART_BYTES: usize = 1 << 20;
+/// Words of a bitmap that are written at once: those of 2 GiB.
+const PART_WORDS: usize = 8 << 10;
 
 /// Where the blocks lie, and which of their pages count.
 pub(super) struct MappedFile(Vec<MappedBlock>);
@@ -145,12 +145,12 @@ impl Peer {
             return Ok(());
         };
         for block in &file.0 {
-            let bytes = block.written.iter().map(|word| word.load(Ordering::Relaxed));
-            let bytes: Vec<u8> = bytes.flat_map(u64::to_le_bytes).collect();
             let mut place = block.header.bitmap_offset;
-            for part in bytes.chunks(PART_BYTES) {
-                channel.send_bytes_at(counters, part, place)?;
-                place += part.len() as u64;
+            for part in block.written.chunks(PART_WORDS) {
+                let words = part.iter().map(|word| word.load(Ordering::Relaxed));
+                let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+                channel.send_bytes_at(counters, &bytes, place)?;
+                place += bytes.len() as u64;
             }
         }
         Ok(())

@@ -63,9 +63,10 @@ impl Disk {
                 }
                 (Work::Flush, Memory::None)
             }
-            (Step::ZerosWritten, _) => {
-                (Work::Write { at }, Memory::Own(Aligned::new(left.min(PIECE) as usize)))
-            }
+            (Step::ZerosWritten, _) => match Aligned::new(left.min(PIECE) as usize) {
+                Ok(zeros) => (Work::Write { at }, Memory::Own(zeros)),
+                Err(_) => return self.fail(ram, queue, request, libc::ENOMEM),
+            },
             (Step::Direct, Action::Read) => {
                 let data = part(&request.data, request.done, left);
                 for buffer in &data {
@@ -73,12 +74,17 @@ impl Disk {
                     // while the guest, and with it the disk, stands still.
                     drop(ram.ask_to_write(buffer.gpa, buffer.bytes.into()));
                 }
-                (Work::Read { at }, self.memory(ram, &data, left, false))
+                match self.memory(ram, &data, left, false) {
+                    Ok(memory) => (Work::Read { at }, memory),
+                    Err(_) => return self.fail(ram, queue, request, libc::ENOMEM),
+                }
             }
             (Step::Direct, Action::Write) => {
                 let data = part(&request.data, request.done, left);
                 let guessed = self.is_guess(at);
-                let mut memory = self.memory(ram, &data, left, guessed);
+                let Ok(mut memory) = self.memory(ram, &data, left, guessed) else {
+                    return self.fail(ram, queue, request, libc::ENOMEM);
+                };
                 if let Memory::Own(own) = &mut memory {
                     copy_out(ram, &data, own.get_mut())?;
                     // What is written, and not what the guest's memory held before or after.
@@ -115,18 +121,24 @@ impl Disk {
 
     /// Guest memory as it is, or memory that `O_DIRECT` takes and, `own`, that no guest changes: of
     /// that only the first [`PIECE`].
-    pub(super) fn memory(&self, ram: &GuestRam, data: &[Buffer], bytes: u64, own: bool) -> Memory {
+    pub(super) fn memory(
+        &self,
+        ram: &GuestRam,
+        data: &[Buffer],
+        bytes: u64,
+        own: bool,
+    ) -> io::Result<Memory> {
         let unit = u64::from(self.alignment);
         let fits = |buffer: &Buffer| {
             buffer.gpa.is_multiple_of(unit) && u64::from(buffer.bytes).is_multiple_of(unit)
         };
-        match !own && data.iter().all(fits) {
+        Ok(match !own && data.iter().all(fits) {
             true => Memory::Guest {
                 ram: ram.clone(),
                 ranges: data.iter().map(|buffer| (buffer.gpa, buffer.bytes)).collect(),
             },
-            false => Memory::Own(Aligned::new(bytes.min(PIECE) as usize)),
-        }
+            false => Memory::Own(Aligned::new(bytes.min(PIECE) as usize)?),
+        })
     }
 
     /// Takes what has arrived, so many at most.

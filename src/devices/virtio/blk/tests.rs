@@ -415,7 +415,8 @@ fn long_requests_are_done_in_pieces_and_longer_ones_are_not_done() {
     assert_eq!(rig.ask(1, 8, &[(DATA + 3, bytes, 0)]), Some(0));
     assert_eq!(rig.on_disk(4096, pattern.len()), pattern);
     let data = [Buffer { gpa: DATA + 3, bytes }];
-    let Memory::Own(own) = rig.disk.memory(&rig.ram, &data, bytes.into(), false) else { panic!() };
+    let memory = rig.disk.memory(&rig.ram, &data, bytes.into(), false).unwrap();
+    let Memory::Own(own) = memory else { panic!() };
     assert_eq!(own.get().len(), 1 << 20);
     let to = 0x20_0005;
     assert_eq!(rig.ask(0, 8, &[(to, bytes, WRITE)]), Some(0));
