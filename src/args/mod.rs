@@ -11,6 +11,7 @@ mod draft;
 mod error;
 mod firmware;
 mod help;
+mod json;
 mod keys;
 mod machine;
 mod memory;
@@ -105,7 +106,7 @@ pub fn netdev(option: &str, pairs: &[Pair]) -> Result<crate::config::Netdev, Err
 pub fn json_pairs(
     members: serde_json::Map<String, serde_json::Value>,
 ) -> Result<Vec<Pair>, Problem> {
-    object::flatten(members, object::Lists::Allowed).map_err(|_| object::SHAPE)
+    json::flatten(members, json::Lists::Allowed).map_err(|_| json::SHAPE)
 }
 
 /// The driver that `-device` knows by this name, available or not.

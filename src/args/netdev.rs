@@ -2,7 +2,7 @@
 
 use super::error::{Error, Problem};
 use super::keys::{Key, Keys, Pair, split};
-use super::{object, value};
+use super::{json, value};
 use crate::config::{
     DgramAddress, HostForward, IpFamily, NetBackend, NetRole, Netdev, Offloads, SocketAddress, Tap,
     UserNet,
@@ -202,8 +202,9 @@ fn kind(name: &str) -> Result<&'static str, Problem> {
 /// Reads one `-netdev`, in key or in JSON form.
 pub(crate) fn read(option: &str, text: &str) -> Result<Netdev, Error> {
     let pairs = match text.trim_start().starts_with('{') {
-        true => object::json_pairs(text, object::Lists::Allowed)
-            .map_err(|problem| problem.at(option))?,
+        true => {
+            json::json_pairs(text, json::Lists::Allowed).map_err(|problem| problem.at(option))?
+        }
         false => split(text, Some("type")),
     };
     of_pairs(option, &pairs)

@@ -5,7 +5,6 @@
 //! arrives keeps those of its source until it is reset.
 
 use super::fw_cfg::{FwCfgAcpi, FwCfgState, Items};
-use super::second_ioapic;
 use super::{Built, Device, Error, Kind, Loading, Sections, Slots};
 use crate::arch::x86_64::acpi::{RSDP, TABLES, Tables};
 use crate::args::switch_or_auto;
@@ -25,16 +24,6 @@ pub(crate) fn wanted(config: &Config) -> bool {
     config.machine.switches.get(SWITCH, true)
 }
 
-/// Where a device stands in the tables: as in QEMU's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Place {
-    FirmwareConfiguration,
-    Serial,
-    Clock,
-    Events,
-    Virtio,
-}
-
 /// After all other devices, which have described themselves.
 fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     if !wanted(slots.config) {
@@ -44,7 +33,7 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let mut described = std::mem::take(&mut slots.described);
     described.sort_by_key(|(place, _)| *place);
     let devices = described.into_iter().flat_map(|(_, aml)| aml).collect();
-    let second_ioapic = second_ioapic::wanted(config);
+    let second_ioapic = slots.further_lines.is_some();
     let tables = Tables::new(&config.machine.oem, &config.cpu, second_ioapic, devices);
     for (name, content) in files(&tables) {
         // The blocks of a guest that arrives are its source's.

@@ -12,6 +12,7 @@
 
 use super::acpi;
 use super::bus::Window;
+use super::slots::Place;
 use super::{
     Built, Device, DeviceRequest, Error, IrqLine, Kind, Loading, Missing, SectionKind, Sections,
     Slots, lacks, only_one,
@@ -54,7 +55,7 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
         Arc::new(Ged { state: Mutex::new(GedState::empty()), irq: Mutex::new(slots.irq(IRQ)) });
     slots.memory_window(EVENTS, EVENTS_BYTES, Arc::new(Events(ged.clone())))?;
     slots.memory_window(SLEEP_CONTROL, REGISTERS_BYTES, Arc::new(Registers))?;
-    slots.describe(acpi::Place::Events, describe());
+    slots.describe(Place::Events, describe());
     Ok(vec![ged])
 }
 

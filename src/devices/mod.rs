@@ -25,7 +25,6 @@ pub(crate) mod pic;
 pub mod pit;
 pub mod processors;
 pub(crate) mod rtc;
-pub(crate) mod second_ioapic;
 mod sections;
 pub mod serial;
 mod slots;

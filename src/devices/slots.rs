@@ -1,6 +1,5 @@
 //! The board while it is put together: what devices are built from and where they are put.
 
-use super::acpi::Place;
 use super::bus::{Bus, Window};
 use super::clock::VirtualClock;
 use super::device::{Device, DiskErrors, IrqLine};
@@ -9,7 +8,6 @@ use super::fw_cfg::Items;
 use super::host_cpu::HostCpu;
 use super::line::Lines;
 use super::network::Networks;
-use super::second_ioapic::SecondIoapic;
 use crate::arch::x86_64::acpi::SECOND_IOAPIC_GSI;
 use crate::block::Images;
 use crate::config::{Config, Properties};
@@ -22,6 +20,19 @@ const PORTS: u64 = 1 << 16;
 
 /// The devices that a [`super::Kind`] put on the board, in the order of their sections.
 pub(crate) type Built = Vec<Arc<dyn Device>>;
+
+/// Where a device stands in the tables of ACPI: as in QEMU's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Place {
+    FirmwareConfiguration,
+    Serial,
+    Clock,
+    Events,
+    Virtio,
+}
+
+/// Gives the interrupt line of a number.
+type LineOf = Box<dyn Fn(u32) -> Box<dyn IrqLine>>;
 
 /// What devices are built from, and what they are connected to.
 pub(crate) struct Slots<'a> {
@@ -45,8 +56,8 @@ pub(crate) struct Slots<'a> {
     pub(super) items: Arc<Mutex<Items>>,
     /// What ACPI says of the devices, each with its place.
     pub(super) described: Vec<(Place, Vec<u8>)>,
-    /// The lines from 24 on, where there are any.
-    pub(super) second_ioapic: Option<Arc<SecondIoapic>>,
+    /// The lines from [`SECOND_IOAPIC_GSI`] on, counted from there, where there are any.
+    pub(super) further_lines: Option<LineOf>,
 }
 
 impl<'a> Slots<'a> {
@@ -76,7 +87,7 @@ impl<'a> Slots<'a> {
             mmio,
             items,
             described: Vec::new(),
-            second_ioapic: None,
+            further_lines: None,
         }
     }
 
@@ -104,8 +115,8 @@ impl<'a> Slots<'a> {
 
     /// The interrupt line of this number.
     pub(crate) fn irq(&self, gsi: u32) -> Box<dyn IrqLine> {
-        match (&self.second_ioapic, gsi.checked_sub(SECOND_IOAPIC_GSI)) {
-            (Some(ioapic), Some(pin)) => Box::new(ioapic.line(pin)),
+        match (&self.further_lines, gsi.checked_sub(SECOND_IOAPIC_GSI)) {
+            (Some(line), Some(pin)) => line(pin),
             _ => Box::new(Gsi { vm: self.vm.clone(), gsi }),
         }
     }

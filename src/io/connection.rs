@@ -3,13 +3,14 @@
 //! Unsafe for socket calls that std does not offer.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::error::{Error, Result};
 use super::program::Program;
 use super::ring::Ring;
+use super::socket::set_option;
 
 /// What a stream runs over; decides what may be asked of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -178,31 +179,4 @@ fn medium(fd: &OwnedFd) -> Medium {
     }
     // SAFETY: lseek has no memory arguments; it fails on what has no position.
     if unsafe { libc::lseek(raw, 0, libc::SEEK_CUR) } >= 0 { Medium::File } else { Medium::Pipe }
-}
-
-pub(super) fn set_option<T>(
-    fd: &impl AsRawFd,
-    level: i32,
-    option: i32,
-    value: &T,
-) -> std::io::Result<()> {
-    // SAFETY: the value is borrowed for the call and its size is given.
-    let result = unsafe {
-        libc::setsockopt(
-            fd.as_raw_fd(),
-            level,
-            option,
-            (&raw const *value).cast(),
-            size_of::<T>() as u32,
-        )
-    };
-    if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
-}
-
-pub(super) fn is_socket(fd: RawFd) -> bool {
-    // SAFETY: all zeros is a valid stat buffer, and fstat writes only into it.
-    let mut stat = unsafe { std::mem::zeroed::<libc::stat>() };
-    // SAFETY: as above.
-    let result = unsafe { libc::fstat(fd, &mut stat) };
-    result == 0 && stat.st_mode & libc::S_IFMT == libc::S_IFSOCK
 }

@@ -7,10 +7,11 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
 use super::address::{Address, Tcp, UnixName};
-use super::connection::{Connection, set_option};
+use super::connection::Connection;
 use super::error::{OpenError, Result};
 use super::resolve::{BACKLOG, SocketAddress, no_address, resolve};
 use super::ring::{Ring, Token};
+use super::socket::set_option;
 use super::socket_file::{self, SocketFile};
 
 /// A socket that waits for a source.

@@ -15,6 +15,7 @@
 //! | `resolve` | addresses as the kernel takes them, and names |
 //! | [`program`] | the command behind an `exec:` stream, and its end |
 //! | [`transport`] | addresses opened: connected, read and written as files, spawned |
+//! | `socket` | options of sockets |
 //! | [`socket_file`] | the name of a unix socket, which goes with it |
 //! | [`listener`] | sockets that wait for a source |
 //! | `error` | why a transfer ended early, why an address could not be opened |
@@ -32,6 +33,7 @@ mod reader;
 pub(crate) mod receive;
 mod resolve;
 pub(crate) mod ring;
+mod socket;
 pub(crate) mod socket_file;
 pub mod transport;
 pub(crate) mod writer;

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
-use super::connection::is_socket;
 use super::error::{Error, Result};
 use super::ring::{Ring, Token};
+use super::socket::is_socket;
 use super::writer::position;
 use crate::memory::RamBlock;
 
@@ -48,7 +48,7 @@ impl SocketReader {
 
     /// With a buffer of `bytes` bytes.
     pub(crate) fn with_buffer(fd: Arc<OwnedFd>, bytes: usize) -> Self {
-        let socket = is_socket(fd.as_raw_fd());
+        let socket = is_socket(&fd);
         let place = if socket { None } else { position(fd.as_raw_fd()) };
         Self { fd, socket, place, buffer: vec![0; bytes].into_boxed_slice(), start: 0, end: 0 }
     }

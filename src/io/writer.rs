@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use io_uring::{opcode, types};
 
-use super::connection::is_socket;
 use super::error::{Error, Result};
 use super::gather::{Gather, PIECES_MAX};
 use super::limit::Limit;
 use super::ring::{Ring, Token};
+use super::socket::is_socket;
 
 /// Writes in the ring at a time: less than the ring holds, for files of many small pieces.
 const FLIGHTS_MAX: usize = 32;
@@ -97,7 +97,7 @@ impl<T: Copy> Writer<T> {
     /// Writes in order; what is a file from its position on.
     pub(crate) fn new(fd: Arc<OwnedFd>, limit: Arc<Limit>) -> Self {
         let kind = match position(fd.as_raw_fd()) {
-            _ if is_socket(fd.as_raw_fd()) => Kind::Socket,
+            _ if is_socket(&fd) => Kind::Socket,
             Some(start) => Kind::File { start },
             None => Kind::Pipe,
         };

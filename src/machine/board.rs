@@ -5,8 +5,8 @@ use crate::block;
 use crate::devices::bus::Bus;
 use crate::devices::{
     Built, Device, DeviceRequest, Error, Kind, LoadReport, Loading, Sections, Slots, acpi, clock,
-    debug_exit, fw_cfg, ged, ioapic, kvmclock, pic, pit, processors, rtc, second_ioapic, serial,
-    smbios, virtio, vmcoreinfo,
+    debug_exit, fw_cfg, ged, ioapic, kvmclock, pic, pit, processors, rtc, serial, smbios, virtio,
+    vmcoreinfo,
 };
 use crate::kvm::Exit;
 use crate::kvm::state::ForeignTsc;
@@ -19,7 +19,7 @@ pub(crate) static PARTS: &[&Kind] = &[
     &fw_cfg::KIND,
     &processors::KIND,
     &ioapic::KIND,
-    &second_ioapic::KIND,
+    &ioapic::second::KIND,
     &kvmclock::KIND,
     &ged::KIND,
     &pic::KIND,

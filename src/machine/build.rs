@@ -4,7 +4,7 @@ use super::board::Board;
 use super::cpus::{Cpus, Threads, VcpuRequest};
 use super::gate::Gate;
 use super::throttle::Throttle;
-use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo, limit};
+use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo, limits};
 use crate::arch::x86_64::boot::{self, Firmware, Images};
 use crate::arch::x86_64::{cpuid, features};
 use crate::config::{Config, Cpu};
@@ -90,7 +90,7 @@ impl Machine {
             vcpus,
             throttle_percent: AtomicU8::new(0),
             limits: std::iter::repeat_with(Default::default).take(count as usize).collect(),
-            limit_period_ms: AtomicU64::new(limit::PERIOD.as_millis() as u64),
+            limit_period_ms: AtomicU64::new(limits::PERIOD.as_millis() as u64),
             losses: AtomicU64::new(0),
             request,
         });

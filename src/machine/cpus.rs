@@ -89,6 +89,23 @@ pub(crate) struct Cpus {
     pub request: Arc<dyn Fn(VcpuRequest) + Send + Sync>,
 }
 
+impl Cpus {
+    /// vCPU `index`, on its own thread and outside of the guest, stands still for what it dirtied.
+    pub(super) fn pay(&self, index: usize) {
+        let limit = &self.limits[index];
+        let mib = limit.mib();
+        if mib == 0 {
+            return;
+        }
+        let dirtied = self.vm.dirtied_by(index);
+        let debt = limit.owes(dirtied);
+        if !debt.is_zero() {
+            self.gate.nap(index, debt, || limit.mib() == mib);
+            limit.paid(dirtied, debt);
+        }
+    }
+}
+
 /// The running threads.
 pub(crate) struct Threads {
     handles: Arc<Vec<JoinHandle<()>>>,

@@ -18,6 +18,7 @@ mod gate;
 mod global_state;
 mod life_cycle;
 mod limit;
+mod limits;
 pub mod load;
 pub mod moment;
 pub(crate) mod objects;
@@ -31,7 +32,7 @@ pub(crate) use board::PARTS;
 pub use error::{ContRefused, Error};
 pub(crate) use event::Panic;
 pub use event::{Event, StopCause};
-pub(crate) use limit::{DirtyLimit, LimitCost};
+pub(crate) use limits::{DirtyLimit, LimitCost};
 pub(crate) use moment::{Moment, Request, Ruling};
 pub(crate) use objects::{Object, ObjectType, object_types};
 pub use run_state::RunState;
@@ -90,7 +91,7 @@ pub struct Machine {
     clock: Arc<VirtualClock>,
     threads: Mutex<Threads>,
     throttle: Mutex<throttle::Throttle>,
-    limits: Mutex<limit::Limits>,
+    limits: Mutex<limits::Limits>,
     /// What happens after a guest's reset, changed by `set-action`.
     actions: Mutex<crate::config::Actions>,
     /// The guest has run here.

@@ -8,8 +8,8 @@ mod limits;
 mod node;
 
 use super::error::{Error, Problem};
+use super::json::{Lists, Members, flatten, json_pairs};
 use super::keys::split;
-use super::object::{Lists, Members, flatten, json_pairs};
 use crate::config::Image;
 use drive::{DRIVE, Drive, NOT_BELOW, of_drive};
 use limits::limit;

@@ -16,8 +16,8 @@ mod section;
 pub(crate) use items::{Items, Writable};
 pub(crate) use section::{FwCfgAcpi, FwCfgState};
 
-use super::acpi::Place;
 use super::bus::Window;
+use super::slots::Place;
 use super::{
     Built, Device, DeviceRequest, Error, Kind, Loading, SectionKind, Sections, Slots, only_one,
 };

@@ -13,8 +13,8 @@ mod section;
 
 pub(crate) use section::RtcState;
 
-use super::acpi::Place;
 use super::bus::Window;
+use super::slots::Place;
 use super::{
     Built, Device, DeviceRequest, Error, IrqLine, Kind, Loading, Missing, SectionKind, Sections,
     Slots, lacks, only_one,

@@ -14,8 +14,8 @@ pub(crate) use section::SerialState;
 
 pub(crate) use registers::Registers;
 
-use super::acpi::Place;
 use super::bus::Window;
+use super::slots::Place;
 use super::{
     Built, Device, DeviceRequest, Error, IrqLine, Kind, Loading, SectionKind, Sections, Slots,
     lacks, only_one,

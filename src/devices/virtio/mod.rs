@@ -28,12 +28,14 @@ pub(crate) use parts::*;
 pub(crate) use section::*;
 pub(crate) use transport::Transport;
 
+use super::acpi;
 use super::bus::Window;
+use super::ioapic::second;
+use super::slots::Place;
 use super::{
     Built, DeviceRequest, Error, Kind, Misfit, Missing, Pluggable, SectionKind, Sections, Slots,
     lacks,
 };
-use super::{acpi, second_ioapic};
 use crate::args::{Key, OptionError, Problem, value};
 use crate::config::{Config, Device, Properties};
 use acpi_tables::aml;
@@ -46,7 +48,7 @@ const TRANSPORTS: u64 = 0xfeb0_0000;
 
 /// How many transports there are, and the interrupt of the first, which the others' follow.
 fn transports(config: &Config) -> (usize, u32) {
-    match (acpi::wanted(config), second_ioapic::wanted(config)) {
+    match (acpi::wanted(config), second::wanted(config)) {
         (_, true) => (24, 24),
         (true, false) => (8, 16),
         (false, false) => (8, 5),
@@ -410,7 +412,7 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
         let transport = Arc::new(transport);
         slots.memory_window(plugged.address(), WINDOW_BYTES, transport.clone())?;
         slots.vm.ring_on_write(plugged.address() + QUEUE_NOTIFY, transport.bell())?;
-        slots.describe(acpi::Place::Virtio, plugged.describe());
+        slots.describe(Place::Virtio, plugged.describe());
         built.push(transport);
     }
     Ok(built)

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::peer::Peer;
-use super::rounds::slows;
 use super::source::Source;
 use crate::memory::PAGE_BYTES;
 use crate::migrate::capabilities::Capability;
@@ -50,7 +49,7 @@ impl Forecast {
         let limit = Duration::from_millis(source.settings.parameters().downtime_limit);
         if converge::will_be_stuck(pages * PAGE_BYTES, dirty_rate, bandwidth, limit) {
             self.sees_no_end.store(true, Ordering::Relaxed);
-            if !slows(source) {
+            if !source.slows() {
                 let mut figures = source.progress.figures();
                 figures.dirty_rate = rate;
                 figures.advice = Some(advice(source, self.cache_bytes, pages));

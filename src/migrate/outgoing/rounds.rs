@@ -280,7 +280,7 @@ impl Rounds {
         if self.number > rounds_to_judge {
             // What short rounds look like in the beginning says nothing.
             let judged = figures.started.is_some_and(|started| started.elapsed() >= FORECAST_AFTER);
-            let slowed = slows(source);
+            let slowed = source.slows();
             let stuck = judged && !slowed && converge::is_stuck(&round);
             figures.advice = stuck.then(|| advice(source, peer.cache_bytes(), left));
             figures.predicted_end = figures.predicted_end.filter(|_| !stuck);
@@ -307,7 +307,7 @@ impl Rounds {
     fn rates(&mut self, source: &Source, left: u64, time: Duration) {
         let counters = &source.progress.counters;
         source.progress.figures().dirty_rate = (left as f64 / time.as_secs_f64().max(1e-6)) as u64;
-        if !slows(source) {
+        if !source.slows() {
             return;
         }
         let sent = Counters::get(&counters.transferred);
@@ -339,12 +339,6 @@ impl Rounds {
     fn owed_pages(&self) -> u64 {
         self.owed.iter().map(PageSet::count).sum()
     }
-}
-
-/// Whether a guest that is too fast is slowed down.
-pub(super) fn slows(source: &Source) -> bool {
-    let ways = [Capability::AutoConverge, Capability::DirtyLimit];
-    ways.into_iter().any(|way| source.settings.has(way))
 }
 
 fn show_caches(source: &Source, peer: &mut Peer) {

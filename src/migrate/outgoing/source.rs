@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::error::Error;
 use crate::io::{self, Address, Connection, Waker};
+use crate::migrate::capabilities::Capability;
 use crate::migrate::guest::Migratable;
 use crate::migrate::progress::Progress;
 use crate::migrate::settings::Settings;
@@ -40,6 +41,12 @@ impl Source {
     /// The point of no return, or the end because of a cancel.
     pub(crate) fn commit(&self) -> Result<(), Error> {
         self.progress.life.commit().then_some(()).ok_or(io::Error::Cancelled.into())
+    }
+
+    /// Whether a guest that is too fast is slowed down.
+    pub(super) fn slows(&self) -> bool {
+        let ways = [Capability::AutoConverge, Capability::DirtyLimit];
+        ways.into_iter().any(|way| self.settings.has(way))
     }
 
     pub(crate) fn tell_pass(&self) {

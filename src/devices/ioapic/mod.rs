@@ -1,20 +1,22 @@
-//! The I/O APIC in the kernel. (The second one, with `acpi=on`, is `second_ioapic`.)
+//! The I/O APIC in the kernel. (The second one, with `acpi=on`, is [`second`].)
+
+pub(crate) mod second;
+mod section;
 
 use super::device::Device;
 use super::error::Error;
 use super::kind::{Kind, SectionKind, lacks, only_one};
-use super::second_ioapic;
 use super::sections::{Loading, Sections};
 use super::slots::{Built, Slots};
 use crate::kvm::{self, Vm};
-use crate::vmstate::{Layout, Visitor};
 use kvm_bindings::kvm_ioapic_state;
+use section::IoapicState;
 use std::sync::Arc;
 
 pub(crate) const KIND: Kind = Kind {
     type_name: "ioapic",
     sections: &[SectionKind::of::<IoapicState>("I/O APIC", |config, instance| match instance {
-        1 if second_ioapic::wanted(config) => None,
+        1 if second::wanted(config) => None,
         1 => Some(lacks("the second I/O APIC of acpi=on and ioapic2=on")),
         _ => only_one(config, instance),
     })],
@@ -48,28 +50,6 @@ impl Device for Ioapic {
             from_ioapic(ioapic, &mut state);
         }
         Ok(self.vm.write_ioapic(&state)?)
-    }
-}
-
-/// `ioapic`: instance 0 is KVM's, instance 1 (with `acpi=on`) a device of its own.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct IoapicState {
-    pub id: u8,
-    pub ioregsel: u8,
-    pub irr: u32,
-    pub redirections: [u64; 24],
-}
-
-impl Layout for IoapicState {
-    const NAME: &'static str = "ioapic";
-    const VERSION: u32 = 3;
-
-    fn fields<V: Visitor>(&mut self, v: &mut V) -> Result<(), V::Stop> {
-        v.value("id", &mut self.id)?;
-        v.value("ioregsel", &mut self.ioregsel)?;
-        v.unused("unused", 8)?;
-        v.value("irr", &mut self.irr)?;
-        v.array("ioredtbl", &mut self.redirections)
     }
 }
 

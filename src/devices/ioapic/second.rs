@@ -13,15 +13,15 @@
 //! register. So no pin waits for it: a line that rises, or is asserted again while it is high, is a
 //! message; a driver finds nothing to do at worst. The bit "remote IRR" always reads as zero.
 
-use super::acpi;
-use super::bus::Window;
-use super::ioapic::IoapicState;
-use super::{
-    Built, Device, DeviceRequest, Error, IrqLine, Kind, Loading, Missing, Sections, Slots,
-};
+use super::section::IoapicState;
 use crate::arch::x86_64::acpi::SECOND_IOAPIC;
 use crate::args::switch_or_auto;
 use crate::config::Config;
+use crate::devices::acpi;
+use crate::devices::bus::Window;
+use crate::devices::{
+    Built, Device, DeviceRequest, Error, IrqLine, Kind, Loading, Missing, Sections, Slots,
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub(crate) const KIND: Kind = Kind {
@@ -73,7 +73,8 @@ fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let send = Box::new(move |address, data| vm.send_message(address, data));
     let device = Arc::new(SecondIoapic { send, chip: Mutex::default() });
     slots.memory_window(SECOND_IOAPIC.into(), WINDOW_BYTES, device.clone())?;
-    slots.second_ioapic = Some(device.clone());
+    let lines = device.clone();
+    slots.further_lines = Some(Box::new(move |pin| Box::new(lines.line(pin))));
     Ok(vec![device])
 }
 
