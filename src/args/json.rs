@@ -44,6 +44,10 @@ fn add_members(
             Text(text) => pairs.push((key, Some(text))),
             Bool(on) => pairs.push((key, Some(if on { "on".into() } else { "off".into() }))),
             Number(number) => pairs.push((key, Some(number.to_string()))),
+            // Of an image: it stands on nothing.
+            serde_json::Value::Null if key.rsplit('.').next() == Some("backing") => {
+                pairs.push((key, Some(String::new())));
+            }
             Object(members) => add_members(&format!("{key}."), members, lists, pairs)?,
             Array(items) if lists == Lists::Allowed && !items.is_empty() => {
                 for item in items {

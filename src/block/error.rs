@@ -1,5 +1,6 @@
 //! Why an image cannot be had. The texts are QEMU's where it has one.
 
+use super::qcow2::Why;
 use crate::io::reason;
 use std::io;
 
@@ -40,4 +41,22 @@ pub(crate) enum Error {
     Device,
     #[error("the image '{path}' cannot be resized: {}", reason(source))]
     Resize { path: String, source: io::Error },
+    #[error("Could not open '{path}': {why}")]
+    Qcow2 { path: String, why: Why },
+    #[error("Could not open '{path}': {}", reason(source))]
+    Tables { path: String, source: io::Error },
+    #[error("Could not open backing file: {0}")]
+    Backing(Box<Error>),
+    #[error("the backing file '{name}' cannot be used: {why}")]
+    BackingName { name: String, why: &'static str },
+    #[error("'{0}' stands on more files than 200")]
+    Deep(String),
+    #[error("'{image}' stands on '{twice}' twice")]
+    Loop { image: String, twice: String },
+    #[error("'{0}' is another image than it was when it was opened")]
+    Changed(String),
+    #[error("there is no thread for '{path}': {}", reason(source))]
+    Thread { path: String, source: io::Error },
+    #[error("The new size must be a multiple of 512")]
+    Sectors,
 }

@@ -1,22 +1,21 @@
-//! One image: its file, its size, and who may use it.
+//! One image as a disk has it: the files that it is made of, and who may use it.
 
 use super::error::Error;
+use super::gate::Gate;
+use super::layer::{self, Layer, Use};
+use super::locks;
+use super::ordered::Ordered;
+use super::qcow2::Chain;
 use super::stats::Stats;
 use super::throttle::Buckets;
-use super::{locks, probe};
-use crate::config::{self, FileKind, ImageFormat, Throttle};
-use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags, fadvise, statx};
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Seek, SeekFrom};
-use std::num::NonZeroU64;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use crate::config::{self, ImageFormat, Throttle};
+use std::fs::File;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-pub(crate) const SECTOR: u64 = 512;
-/// What has to be aligned with `cache.direct=on` where the file system does not tell.
-const DIRECT_ALIGNMENT: u32 = 512;
+pub(crate) use super::layer::SECTOR;
 
 /// Called when the size of an image, or its limits, have changed.
 type Changed = Box<dyn Fn() + Send + Sync>;
@@ -24,12 +23,17 @@ type Changed = Box<dyn Fn() + Send + Sync>;
 pub struct Image {
     /// Its place on the command line.
     pub(crate) number: usize,
+    /// As it was asked for: what it is made of now, [`Image::layers`] says.
     pub(crate) config: config::Image,
-    file: Arc<File>,
-    /// It is a block device.
-    pub(crate) is_device: bool,
-    pub(crate) writable: bool,
-    bytes: AtomicU64,
+    /// The image itself, then what it stands on.
+    layers: Mutex<Arc<[Arc<Layer>]>>,
+    /// Open while the guest is here, where the format has tables. Nobody holds it for longer than a
+    /// piece of a request takes.
+    chain: Mutex<Option<Chain>>,
+    /// A thread for the disk, which does what is asked of such an image: made once.
+    ordered: Mutex<OrderedThread>,
+    /// Requests pass it.
+    pub(crate) gate: Arc<Gate>,
     pub(crate) stats: Stats,
     claim: Mutex<Claim>,
     buckets: Mutex<Buckets>,
@@ -44,6 +48,15 @@ pub struct Image {
     has_status: AtomicBool,
 }
 
+#[derive(Default)]
+enum OrderedThread {
+    #[default]
+    Unmade,
+    Made(Ordered),
+    /// The disk has it.
+    Taken,
+}
+
 /// What a device wants of it.
 #[derive(Clone, Debug, Default)]
 struct Claim {
@@ -55,49 +68,21 @@ struct Claim {
     held: bool,
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Image {
-    /// Opens the file. Nothing is locked before somebody wants it.
+    /// Opens its files. Nothing is locked before somebody wants it.
     pub(crate) fn open(number: usize, config: &config::Image) -> Result<Image, Error> {
-        let path = config.path.display().to_string();
-        let open = |write: bool| {
-            let mut options = OpenOptions::new();
-            let flags = OFlags::NONBLOCK
-                | if config.cache.direct { OFlags::DIRECT } else { OFlags::empty() };
-            options.read(true).write(write).custom_flags(flags.bits() as i32);
-            options.open(&config.path)
-        };
-        let failed = |source| Error::Open { path: path.clone(), source };
-        if std::fs::metadata(&config.path).map_err(failed)?.is_dir() {
-            return Err(Error::NotRegular(path));
-        }
-        let (file, writable) = match open(!config.read_only) {
-            Ok(file) => (file, !config.read_only),
-            Err(error)
-                if config.auto_read_only
-                    && matches!(
-                        error.kind(),
-                        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
-                    ) =>
-            {
-                (open(false).map_err(failed)?, false)
-            }
-            Err(error) => return Err(failed(error)),
-        };
-        let kind = file.metadata().map_err(failed)?.file_type();
-        match (config.kind, kind.is_file(), kind.is_block_device()) {
-            (None | Some(FileKind::Regular), true, _)
-            | (None | Some(FileKind::HostDevice), _, true) => {}
-            (Some(FileKind::Regular), ..) => return Err(Error::NotRegular(path)),
-            (Some(FileKind::HostDevice), ..) => return Err(Error::NotDevice(path)),
-            (None, ..) => return Err(Error::NoImage(path)),
-        }
-        let image = Image {
+        let layers = layer::open(number, config)?;
+        Ok(Image {
             number,
             config: config.clone(),
-            file: Arc::new(file),
-            is_device: kind.is_block_device(),
-            writable,
-            bytes: AtomicU64::new(0),
+            layers: Mutex::new(layers.into()),
+            chain: Mutex::default(),
+            ordered: Mutex::default(),
+            gate: Arc::default(),
             stats: Stats::default(),
             claim: Mutex::default(),
             buckets: Mutex::new(Buckets::new(config.throttle)),
@@ -106,80 +91,59 @@ impl Image {
             changed: Mutex::new(None),
             troubled: Mutex::new(None),
             has_status: AtomicBool::new(false),
-        };
-        image.measure()?;
-        if config.format == ImageFormat::Probed {
-            image.look()?;
-        }
-        Ok(image)
+        })
+    }
+
+    /// The image itself, then what it stands on.
+    pub(crate) fn layers(&self) -> Arc<[Arc<Layer>]> {
+        lock(&self.layers).clone()
+    }
+
+    pub(crate) fn top(&self) -> Arc<Layer> {
+        lock(&self.layers)[0].clone()
     }
 
     /// The name of the node of the format.
     pub(crate) fn node(&self) -> String {
-        self.config.node.clone().unwrap_or_else(|| format!("#block{:03}", 2 * self.number + 1))
+        self.top().node.clone()
     }
 
     /// The name of the node below, or its own where there is none.
     pub(crate) fn file_node(&self) -> String {
-        match self.config.format {
-            ImageFormat::Bare => self.node(),
-            _ => {
-                let made = || format!("#block{:03}", 2 * self.number);
-                self.config.file_node.clone().unwrap_or_else(made)
-            }
-        }
+        self.top().file_node.clone()
     }
 
     /// Whether a node of it, or its drive, is called so.
     pub(crate) fn has_name(&self, name: &str) -> bool {
-        self.config.name == name || self.node() == name || self.file_node() == name
+        let is_of = |layer: &Arc<Layer>| layer.node == name || layer.file_node == name;
+        self.config.name == name || self.layers().iter().any(is_of)
     }
 
     fn path(&self) -> String {
-        self.config.path.display().to_string()
+        self.top().path()
     }
 
-    /// Looks what the file is. Raw it is, whatever else it might be is refused.
-    fn look(&self) -> Result<(), Error> {
-        // Direct reads want aligned memory; a descriptor of its own does without.
-        let failed = |source| Error::Open { path: self.path(), source };
-        let file = File::open(&self.config.path).map_err(failed)?;
-        let mut start = [0; probe::BYTES];
-        let mut filled = 0;
-        while filled < start.len() {
-            match file.read_at(&mut start[filled..], filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(failed(error)),
-            }
-        }
-        let path = self.path();
-        match probe::format(&start[..filled]) {
-            Some(format) => Err(Error::Format {
-                path,
-                format,
-                advice: "only raw images are built yet; convert it: qemu-img convert -O raw, or write format=raw if \
-                         the guest shall see it as it is",
-            }),
-            None => {
-                say!(
-                    "godwit: warning: Image format was not specified for '{path}' and probing guessed raw.\n         \
-                     Automatically detecting the format is dangerous for raw images, write operations on block 0 will \
-                     be restricted.\n         Specify the 'raw' format explicitly to remove the restrictions."
-                );
-                Ok(())
-            }
-        }
+    pub(crate) fn file(&self) -> Arc<File> {
+        self.top().file.clone()
     }
 
-    pub(crate) fn file(&self) -> &Arc<File> {
-        &self.file
+    pub(crate) fn writable(&self) -> bool {
+        self.top().writable
+    }
+
+    /// Its format was guessed, and a write could make the guess another one.
+    pub(crate) fn is_guess(&self) -> bool {
+        self.top().config.format == ImageFormat::Probed
+    }
+
+    /// It has tables: requests are done one after the other, by [`Image::with_chain`].
+    pub(crate) fn is_ordered(&self) -> bool {
+        self.top().header.is_some()
     }
 
     /// Its length now, a whole number of sectors: what a file lacks of the last reads as zeros.
     pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Acquire)
+        self.top().bytes()
     }
 
     /// The same in sectors.
@@ -187,40 +151,19 @@ impl Image {
         self.bytes() / SECTOR
     }
 
-    /// Asks the host how long it is.
-    pub(crate) fn measure(&self) -> Result<(), Error> {
-        let failed = |source| Error::Length { path: self.path(), source };
-        // A block device has no length in its attributes.
-        let bytes = match self.is_device {
-            true => (&*self.file).seek(SeekFrom::End(0)).map_err(failed)?,
-            false => self.file.metadata().map_err(failed)?.len(),
-        };
-        self.bytes.store(bytes.next_multiple_of(SECTOR), Ordering::Release);
-        Ok(())
-    }
-
-    /// Bytes that it takes on the host.
-    pub(crate) fn allocated(&self) -> u64 {
-        self.file.metadata().map_or(0, |metadata| metadata.blocks() * SECTOR)
-    }
-
     /// What offsets and lengths must be a multiple of with `cache.direct=on`.
     pub(crate) fn alignment(&self) -> u32 {
-        if !self.config.cache.direct {
-            return 1;
-        }
-        let told = statx(&*self.file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
-        let told = told.map_or(0, |told| told.stx_dio_offset_align);
-        if told == 0 { DIRECT_ALIGNMENT } else { told }
+        // A chain has memory of its own at such boundaries.
+        if self.is_ordered() { 1 } else { self.top().alignment() }
     }
 
     /// A device will use it. Only one does.
     pub(crate) fn claim(&self, user: &str, writes: bool, shared: bool) -> Result<bool, Error> {
-        let mut claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claim = lock(&self.claim);
         if claim.user.is_some() {
             return Ok(false);
         }
-        if writes && !self.writable {
+        if writes && !self.writable() {
             return Err(Error::ReadOnly);
         }
         *claim = Claim { user: Some(user.into()), writes, shared, held: false };
@@ -229,39 +172,101 @@ impl Image {
 
     /// The device that uses it.
     pub(crate) fn user(&self) -> Option<String> {
-        self.claim.lock().unwrap_or_else(PoisonError::into_inner).user.clone()
+        lock(&self.claim).user.clone()
     }
 
-    /// The guest is here: takes the locks that its user needs. `was_away`: another process may have
-    /// written it until now.
+    /// The guest is here: takes the locks that its user needs, and opens what has tables.
+    /// `was_away`: another process may have written it until now.
     pub(crate) fn take(&self, was_away: bool) -> Result<(), Error> {
-        let mut claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut claim = lock(&self.claim);
         if claim.held || claim.user.is_none() {
             return Ok(());
         }
-        if self.config.locking {
-            locks::take(&self.file, &self.path(), claim.writes, claim.shared)?;
+        let layers = self.layers();
+        let taken = self.lock_all(&layers, claim.writes, claim.shared).and_then(|()| {
+            if was_away {
+                layers.iter().try_for_each(|layer| layer.look_again())?;
+            }
+            self.open_chain(&layers, claim.writes)
+        });
+        if taken.is_err() {
+            self.release_all(&layers);
         }
-        if was_away {
-            // What this host remembers of it may be old.
-            let _ = fadvise(&*self.file, 0, NonZeroU64::new(0), Advice::DontNeed);
-            self.measure()?;
+        claim.held = taken.is_ok();
+        taken
+    }
+
+    fn lock_all(&self, layers: &[Arc<Layer>], writes: bool, shared: bool) -> Result<(), Error> {
+        for (place, layer) in layers.iter().enumerate() {
+            let use_ = if place == 0 { Use::Disk { writes, shared } } else { Use::Below };
+            if layer.config.locking {
+                locks::take(&layer.file, &layer.path(), layer.permissions(use_))?;
+            }
         }
-        claim.held = true;
         Ok(())
+    }
+
+    fn release_all(&self, layers: &[Arc<Layer>]) {
+        for layer in layers.iter().filter(|layer| layer.config.locking) {
+            locks::release(&layer.file);
+        }
+    }
+
+    fn open_chain(&self, layers: &[Arc<Layer>], writes: bool) -> Result<(), Error> {
+        if layers[0].header.is_none() {
+            return Ok(());
+        }
+        let mut ordered = lock(&self.ordered);
+        if matches!(*ordered, OrderedThread::Unmade) {
+            let failed = |source| Error::Thread { path: layers[0].path(), source };
+            *ordered = OrderedThread::Made(Ordered::new().map_err(failed)?);
+        }
+        *lock(&self.chain) = Some(open_chain(layers, writes)?);
+        Ok(())
+    }
+
+    /// The thread that does its requests; the disk has it from the first on.
+    pub(crate) fn take_ordered(&self) -> Option<Ordered> {
+        match std::mem::replace(&mut *lock(&self.ordered), OrderedThread::Taken) {
+            OrderedThread::Made(ordered) => Some(ordered),
+            _ => None,
+        }
+    }
+
+    /// Does something with an image that has tables, while the guest is here.
+    pub(super) fn with_chain<T>(
+        &self,
+        work: impl FnOnce(&mut Chain) -> io::Result<T>,
+    ) -> io::Result<T> {
+        match &mut *lock(&self.chain) {
+            Some(chain) => work(chain),
+            None => Err(io::Error::from_raw_os_error(libc::EIO)),
+        }
     }
 
     /// The guest goes elsewhere.
     pub(crate) fn let_go(&self) {
-        let mut claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
-        if std::mem::take(&mut claim.held) && self.config.locking {
-            locks::release(&self.file);
+        let mut claim = lock(&self.claim);
+        if !std::mem::take(&mut claim.held) {
+            return;
+        }
+        self.close_chain();
+        self.release_all(&self.layers());
+    }
+
+    fn close_chain(&self) {
+        let Some(mut chain) = lock(&self.chain).take() else { return };
+        if let Err(error) = chain.close() {
+            say!(
+                "godwit: disk image {}: its tables are not on the disk: {error}",
+                self.config.name
+            );
         }
     }
 
     /// Whether the guest is here, or nobody uses it.
     pub(crate) fn is_active(&self) -> bool {
-        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let claim = lock(&self.claim);
         claim.held || claim.user.is_none()
     }
 
@@ -293,7 +298,9 @@ impl Image {
     /// them for clean: a later flush that works says nothing of them, and none may.
     pub(crate) fn flush_failed(&self, errno: i32) {
         self.touched();
-        if !self.config.cache.direct {
+        // Tables that could not be written are still in memory.
+        let is_lost = !self.is_ordered() || self.top().file_watch.has_lost();
+        if is_lost && !self.top().config.cache.direct {
             self.lost.store(errno, Ordering::Release);
         }
     }
@@ -305,17 +312,17 @@ impl Image {
 
     /// The guest is stopped because of it.
     pub(crate) fn is_in_trouble(&self, no_space: bool) {
-        *self.troubled.lock().unwrap_or_else(PoisonError::into_inner) = Some(no_space);
+        *lock(&self.troubled) = Some(no_space);
     }
 
     /// The guest goes on.
     pub(crate) fn is_well(&self) {
-        *self.troubled.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.troubled) = None;
     }
 
     /// QEMU's `io-status`.
     pub(crate) fn io_status(&self) -> &'static str {
-        match *self.troubled.lock().unwrap_or_else(PoisonError::into_inner) {
+        match *lock(&self.troubled) {
             None => "ok",
             Some(true) => "nospace",
             Some(false) => "failed",
@@ -334,74 +341,102 @@ impl Image {
             let failed = |error: &io::Error| {
                 self.flush_failed(error.raw_os_error().unwrap_or(libc::EIO));
             };
-            self.file.sync_data().inspect_err(failed)?;
+            match self.is_ordered() {
+                true => self.with_chain(Chain::flush),
+                false => self.file().sync_data(),
+            }
+            .inspect_err(failed)?;
         }
         Ok(())
     }
 
     /// Who is told that size or limits have changed.
     pub(crate) fn on_change(&self, told: Changed) {
-        *self.changed.lock().unwrap_or_else(PoisonError::into_inner) = Some(told);
+        *lock(&self.changed) = Some(told);
     }
 
     /// Makes it so long; QEMU's rules: whole sectors, and devices are as long as they are. Only who
     /// has the guest may: with the locks of its user, or, where it has none, its own meanwhile.
     pub(crate) fn resize(&self, bytes: u64) -> Result<(), Error> {
-        if !self.writable {
+        if !self.writable() {
             return Err(Error::ReadOnly);
         }
         // Nobody takes it, or lets it go, before it is as long.
-        let claim = self.claim.lock().unwrap_or_else(PoisonError::into_inner);
+        let claim = lock(&self.claim);
         if claim.user.is_some() {
             if !claim.held {
                 return Err(Error::Inactive(self.path()));
             }
             return self.set_length(bytes);
         }
-        if !self.config.locking {
-            return self.set_length(bytes);
-        }
-        locks::take(&self.file, &self.path(), true, false)?;
-        let done = self.set_length(bytes);
-        locks::release(&self.file);
+        let layers = self.layers();
+        self.lock_all(&layers, true, false).inspect_err(|_| self.release_all(&layers))?;
+        let done = self.resize_unused(&layers, bytes);
+        self.close_chain();
+        self.release_all(&layers);
         done
     }
 
+    fn resize_unused(&self, layers: &[Arc<Layer>], bytes: u64) -> Result<(), Error> {
+        if layers[0].header.is_some() {
+            layers[0].look_again()?;
+            *lock(&self.chain) = Some(open_chain(layers, true)?);
+        }
+        self.set_length(bytes)
+    }
+
     fn set_length(&self, bytes: u64) -> Result<(), Error> {
-        if self.is_device {
-            if bytes > self.bytes() {
+        let layers = self.layers();
+        let top = &layers[0];
+        let failed = |source| Error::Resize { path: top.path(), source };
+        if top.header.is_some() {
+            if !bytes.is_multiple_of(SECTOR) {
+                return Err(Error::Sectors);
+            }
+            // What is below, and was behind the end, does not come to light.
+            let hides = layers.get(1).is_some_and(|below| below.bytes() > top.bytes());
+            self.with_chain(|chain| chain.resize(bytes, hides)).map_err(failed)?;
+            top.set_bytes(bytes);
+        } else if top.is_device {
+            if bytes > top.file_bytes()? {
                 return Err(Error::Device);
             }
+            top.measure()?;
         } else {
-            let failed = |source| Error::Resize { path: self.path(), source };
-            self.file.set_len(bytes).map_err(failed)?;
+            top.file.set_len(bytes).map_err(failed)?;
+            top.measure()?;
         }
-        self.measure()?;
         self.tell();
         Ok(())
     }
 
     fn tell(&self) {
-        if let Some(told) = &*self.changed.lock().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(told) = &*lock(&self.changed) {
             told();
         }
     }
 
     /// Begins a request, or says when its limits allow it.
     pub(crate) fn begin(&self, writes: bool, bytes: u64) -> Option<Instant> {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut buckets = lock(&self.buckets);
         buckets.begin(Instant::now(), writes, bytes)
     }
 
     pub(crate) fn limits(&self) -> Throttle {
-        *self.buckets.lock().unwrap_or_else(PoisonError::into_inner).limits()
+        *lock(&self.buckets).limits()
     }
 
     /// Sets its limits, which have passed [`Throttle::check`].
     pub(crate) fn set_limits(&self, limits: Throttle) {
-        *self.buckets.lock().unwrap_or_else(PoisonError::into_inner) = Buckets::new(limits);
+        *lock(&self.buckets) = Buckets::new(limits);
         self.tell();
     }
+}
+
+fn open_chain(layers: &[Arc<Layer>], writes: bool) -> Result<Chain, Error> {
+    let parts = layers.iter().map(|layer| layer.part()).collect::<Result<_, _>>()?;
+    let failed = |source| Error::Tables { path: layers[0].path(), source };
+    Chain::open(parts, writes).map_err(failed)
 }
 
 #[cfg(test)]

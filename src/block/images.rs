@@ -46,7 +46,7 @@ pub(crate) enum RemoveError {
 
 /// Whether `name` is a node without one of a format above it.
 pub(crate) fn is_bare(all: &[Arc<Image>], name: &str) -> bool {
-    all.iter().any(|image| image.config.format == ImageFormat::Bare && image.node() == name)
+    all.iter().any(|image| image.top().config.format == ImageFormat::Bare && image.node() == name)
 }
 
 impl Images {

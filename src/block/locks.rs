@@ -13,37 +13,63 @@ use std::os::fd::AsRawFd;
 const DOES: i64 = 100;
 const BEARS_NOT: i64 = 200;
 
-/// QEMU's permissions that a disk needs: (bit, name).
+/// QEMU's permissions that images need: (bit, name, name of bearing it).
 const CONSISTENT_READ: (i64, &str, &str) = (0, "\"consistent read\"", "shared \"consistent read\"");
 const WRITE: (i64, &str, &str) = (1, "\"write\"", "shared \"write\"");
+const RESIZE: (i64, &str, &str) = (3, "\"resize\"", "shared \"resize\"");
+const ALL: [(i64, &str, &str); 3] = [CONSISTENT_READ, WRITE, RESIZE];
 
-/// Takes what a disk needs: it reads, writes if `writes`, and bears no other writer unless
-/// `shared`. Nothing is held after an error.
-pub(super) fn take(file: &File, path: &str, writes: bool, shared: bool) -> Result<(), Error> {
-    let taken = try_take(file, path, writes, shared);
+/// What is done with a file besides reading it, and what others may do meanwhile.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Permissions {
+    pub write: bool,
+    pub resize: bool,
+    pub bears_writers: bool,
+    pub bears_resizers: bool,
+}
+
+impl Permissions {
+    fn does(self) -> [bool; 3] {
+        [true, self.write, self.resize]
+    }
+
+    fn bears_not(self) -> [bool; 3] {
+        [false, !self.bears_writers, !self.bears_resizers]
+    }
+}
+
+/// Takes what `wanted` says, and gives back what it says no more. Nothing is held after an error.
+pub(super) fn take(file: &File, path: &str, wanted: Permissions) -> Result<(), Error> {
+    let taken = try_take(file, path, wanted);
     if taken.is_err() {
         release(file);
     }
     taken
 }
 
-fn try_take(file: &File, path: &str, writes: bool, shared: bool) -> Result<(), Error> {
+fn try_take(file: &File, path: &str, wanted: Permissions) -> Result<(), Error> {
     let failed = |source| Error::Lock { path: path.into(), source };
     let locked = |what| Error::Locked { what, path: path.into() };
-    let does: &[_] = if writes { &[CONSISTENT_READ, WRITE] } else { &[CONSISTENT_READ] };
-    for (bit, ..) in does {
-        set(file, DOES + bit, libc::F_RDLCK).map_err(failed)?;
-    }
-    if !shared {
-        set(file, BEARS_NOT + WRITE.0, libc::F_RDLCK).map_err(failed)?;
-    }
-    for (bit, name, _) in does {
-        if is_taken(file, BEARS_NOT + bit).map_err(failed)? {
-            return Err(locked(name));
+    let sides = [(DOES, wanted.does()), (BEARS_NOT, wanted.bears_not())];
+    for (base, wants) in sides {
+        for ((bit, ..), _) in ALL.iter().zip(wants).filter(|(_, wants)| *wants) {
+            set(file, base + bit, libc::F_RDLCK).map_err(failed)?;
         }
     }
-    if !shared && is_taken(file, DOES + WRITE.0).map_err(failed)? {
-        return Err(locked(WRITE.2));
+    for ((bit, name, bears), (does, bears_not)) in
+        ALL.iter().zip(wanted.does().into_iter().zip(wanted.bears_not()))
+    {
+        if does && is_taken(file, BEARS_NOT + bit).map_err(failed)? {
+            return Err(locked(name));
+        }
+        if bears_not && is_taken(file, DOES + bit).map_err(failed)? {
+            return Err(locked(bears));
+        }
+    }
+    for (base, wants) in sides {
+        for ((bit, ..), _) in ALL.iter().zip(wants).filter(|(_, wants)| !*wants) {
+            set(file, base + bit, libc::F_UNLCK).map_err(failed)?;
+        }
     }
     Ok(())
 }
@@ -51,7 +77,7 @@ fn try_take(file: &File, path: &str, writes: bool, shared: bool) -> Result<(), E
 /// Gives all of them back.
 pub(super) fn release(file: &File) {
     for base in [DOES, BEARS_NOT] {
-        for (bit, ..) in [CONSISTENT_READ, WRITE] {
+        for (bit, ..) in ALL {
             // A lock that is not there is none to lose.
             let _ = set(file, base + bit, libc::F_UNLCK);
         }
@@ -100,17 +126,28 @@ mod tests {
             File::options().read(true).write(true).create(true).truncate(false).open(&path).unwrap()
         };
         let (one, two) = (open(), open());
-        take(&one, "i", true, false).unwrap();
+        let reads = Permissions { bears_resizers: true, ..Permissions::default() };
+        let writes = Permissions { write: true, ..reads };
+        take(&one, "i", writes).unwrap();
         // The same description may have them again.
-        take(&one, "i", true, false).unwrap();
-        let refused = take(&two, "i", true, false).unwrap_err().to_string();
+        take(&one, "i", writes).unwrap();
+        let refused = take(&two, "i", writes).unwrap_err().to_string();
         assert!(refused.starts_with("Failed to get \"write\" lock"), "{refused}");
-        let refused = take(&two, "i", false, false).unwrap_err().to_string();
+        let refused = take(&two, "i", reads).unwrap_err().to_string();
         assert!(refused.starts_with("Failed to get shared \"write\" lock"), "{refused}");
         release(&one);
-        take(&two, "i", false, false).unwrap();
-        take(&one, "i", false, false).unwrap();
+        take(&two, "i", reads).unwrap();
+        take(&one, "i", reads).unwrap();
         release(&two);
-        assert!(take(&one, "i", true, false).is_ok());
+        take(&one, "i", writes).unwrap();
+        // Who reads only lets others read, too.
+        take(&one, "i", reads).unwrap();
+        take(&two, "i", Permissions::default()).unwrap();
+        let tables = Permissions { write: true, resize: true, ..Permissions::default() };
+        release(&one);
+        release(&two);
+        take(&one, "i", Permissions { write: false, ..tables }).unwrap();
+        let refused = take(&two, "i", Permissions::default()).unwrap_err().to_string();
+        assert!(refused.starts_with("Failed to get shared \"resize\" lock"), "{refused}");
     }
 }

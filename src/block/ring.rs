@@ -72,13 +72,21 @@ pub(crate) enum Work {
     },
     /// Data, and what is needed to find it, to the disk.
     Flush,
-    /// `fallocate`, with these flags.
-    Allocate {
+    /// The range is used no more.
+    Discard {
         at: u64,
         bytes: u64,
-        flags: i32,
+    },
+    /// The range is zeros; `unmap`: it may be given back.
+    Zeroes {
+        at: u64,
+        bytes: u64,
+        unmap: bool,
     },
 }
+
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// One that is under way, with all that the kernel uses meanwhile.
 struct Flight {
@@ -144,8 +152,11 @@ impl Ring {
             Work::Read { at } => opcode::Readv::new(fd, list, count).offset(at).build(),
             Work::Write { at } => opcode::Writev::new(fd, list, count).offset(at).build(),
             Work::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Work::Allocate { at, bytes, flags } => {
-                opcode::Fallocate::new(fd, bytes).offset(at).mode(flags).build()
+            Work::Discard { at, bytes } | Work::Zeroes { at, bytes, unmap: true } => {
+                opcode::Fallocate::new(fd, bytes).offset(at).mode(PUNCH).build()
+            }
+            Work::Zeroes { at, bytes, unmap: false } => {
+                opcode::Fallocate::new(fd, bytes).offset(at).mode(ZERO).build()
             }
         };
         self.flights[slot] =

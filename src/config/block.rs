@@ -26,6 +26,18 @@ pub struct Image {
     pub discard: bool,
     pub detect_zeroes: DetectZeroes,
     pub throttle: Throttle,
+    /// What it stands on, if its format knows of such.
+    pub backing: Backing,
+}
+
+/// What an image stands on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Backing {
+    /// What its header says.
+    #[default]
+    Header,
+    Nothing,
+    Image(Box<Image>),
 }
 
 /// What a disk may do in a second, and for a while.
@@ -121,8 +133,10 @@ pub enum ImageFormat {
     /// As they are, by a node of its own.
     #[default]
     Raw,
-    /// The same, because nothing else was found there: see `block::probe`.
+    /// As it is found: qcow2, or the same because nothing else was found there; see `block::probe`.
     Probed,
+    /// As its tables say.
+    Qcow2,
     /// As they are, without such a node.
     Bare,
 }

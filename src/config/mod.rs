@@ -19,7 +19,8 @@ use std::sync::Arc;
 
 pub use actions::{Actions, PanicAction, RebootAction, ShutdownAction};
 pub use block::{
-    Cache, DetectZeroes, DrivePolicies, FileKind, Image, ImageFormat, Limit, OnError, Throttle,
+    Backing, Cache, DetectZeroes, DrivePolicies, FileKind, Image, ImageFormat, Limit, OnError,
+    Throttle,
 };
 pub use chardev::{Chardev, ChardevBackend, IpFamily, LogFile, Socket, SocketAddress, SocketRole};
 pub use cpu::{Cpu, Topology};

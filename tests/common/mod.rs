@@ -9,6 +9,7 @@ pub(crate) mod filter;
 pub(crate) mod guest;
 pub(crate) mod machines;
 pub(crate) mod process;
+pub(crate) mod qcow2;
 pub(crate) mod qmp;
 pub(crate) mod small;
 pub(crate) mod vectors;

@@ -12,6 +12,7 @@ mod lifecycle;
 mod limits;
 mod missing_memory;
 mod moments;
+mod qcow2;
 mod recorded_streams;
 mod reset;
 mod starts;

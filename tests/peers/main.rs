@@ -3,6 +3,7 @@
 mod client;
 #[path = "../common/mod.rs"]
 mod common;
+mod disks;
 mod migration;
 mod qmp;
 mod snapshots;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::limits::THROTTLING;
-use super::node::{Driver, NEEDS_DIRECT, NODE, Node, driver, switch_into};
+use super::node::{ByName, DEEP, Driver, NEEDS_DIRECT, NODE, Node, driver, switch_into};
 use crate::args::error::Problem;
 use crate::args::keys::{Key, Keys, Parameter};
 use crate::args::value;
@@ -44,12 +44,12 @@ pub(super) const DRIVE: Keys<Drive> = Keys {
             d.path = Some(v.into());
             Ok(())
         }),
-        Key::set("format", "raw", |d, v| match driver(v)? {
-            Driver::Raw => {
-                d.format = Some(Driver::Raw);
+        Key::set("format", "raw|qcow2", |d, v| match driver(v)? {
+            Driver::File(_) => Err(Problem::Refused("that is no format; write raw or qcow2")),
+            format => {
+                d.format = Some(format);
                 Ok(())
             }
-            Driver::File(_) => Err(Problem::Refused("that is no format; write raw")),
         }),
         Key::set("if", "none", |d, v| match v {
             "none" => {
@@ -93,8 +93,12 @@ pub(super) const DRIVE: Keys<Drive> = Keys {
             Ok(())
         }),
         Key::only("media", &["disk"], "the machine has no drive for such media; write disk"),
-        Key::only("snapshot", &["off"], "throw-away overlays are not built yet; copy the image"),
-        Key::only("copy-on-read", &["off"], "there are no backing files yet; write off"),
+        Key::only(
+            "snapshot",
+            &["off"],
+            "throw-away overlays are not built yet; make one: qemu-img create -f qcow2 -b IMAGE -F FORMAT",
+        ),
+        Key::only("copy-on-read", &["off"], "reads that copy are not built; write off"),
         Key::refuse("index", "it belongs to a bus; write if=none"),
         Key::refuse("bus", "it belongs to a bus; write if=none"),
         Key::refuse("unit", "it belongs to a bus; write if=none"),
@@ -116,6 +120,7 @@ pub(super) fn of_drive(key: &str) -> Option<&'static str> {
         "detect-zeroes" => "detect-zeroes",
         "aio" => "aio",
         "node-name" => "node-name",
+        "backing" => "backing",
         _ => return None,
     })
 }
@@ -141,7 +146,7 @@ pub(crate) fn drive_parameters() -> Vec<Parameter> {
 }
 
 impl Drive {
-    pub(super) fn image(&self) -> Result<Option<Image>, Problem> {
+    pub(super) fn image<'a>(&'a self, of_name: &ByName<'a>) -> Result<Option<Image>, Problem> {
         if !self.has_no_bus {
             return Err(Problem::Refused(
                 "write if=none, id=ID, and -device virtio-blk-device,drive=ID",
@@ -159,8 +164,8 @@ impl Drive {
             .and_then(|path| path.strip_prefix("file:"))
             .map_or(path.clone(), PathBuf::from);
         let kind = match file.and_then(|file| file.driver) {
-            Some(Driver::Raw) => return Err(Problem::Refused("raw stands on file or host_device")),
             Some(Driver::File(kind)) => Some(kind),
+            Some(_) => return Err(Problem::Refused("a format stands on file or host_device")),
             None => None,
         };
         self.throttle.check().map_err(Problem::Refused)?;
@@ -174,10 +179,18 @@ impl Drive {
         if native && !cache.direct {
             return Err(NEEDS_DIRECT);
         }
+        let format = match self.format {
+            Some(Driver::Qcow2) => ImageFormat::Qcow2,
+            Some(_) => ImageFormat::Raw,
+            None => ImageFormat::Probed,
+        };
+        if self.node.backing.is_some() && format == ImageFormat::Raw {
+            return Err(Problem::Refused("backing= is of qcow2 images"));
+        }
         Ok(Some(Image {
             name,
             drive: Some(self.policies),
-            format: if self.format.is_some() { ImageFormat::Raw } else { ImageFormat::Probed },
+            format,
             node: self.node.name.clone(),
             file_node: file.and_then(|file| file.name.clone()),
             path,
@@ -189,6 +202,7 @@ impl Drive {
             discard: self.node.discard.unwrap_or(false),
             detect_zeroes: self.node.detect_zeroes.unwrap_or_default(),
             throttle: self.throttle,
+            backing: self.node.backing(of_name, DEEP, cache)?,
         }))
     }
 }

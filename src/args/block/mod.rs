@@ -1,7 +1,8 @@
 //! `-drive` and `-blockdev`: images, and how the two spell them.
 //!
-//! A `-blockdev` names one node. A node of format `raw` stands on one of `file` or `host_device`,
-//! written out (`file.driver=…`) or named (`file=NAME`); a `-drive` makes both.
+//! A `-blockdev` names one node. A node of format `raw` or `qcow2` stands on one of `file` or
+//! `host_device`, written out (`file.driver=…`) or named (`file=NAME`); a `-drive` makes both. Of
+//! qcow2 `backing` says what it stands on besides, else its header.
 
 mod drive;
 mod limits;
@@ -10,20 +11,15 @@ mod node;
 use super::error::{Error, Problem};
 use super::json::{Lists, Members, flatten, json_pairs};
 use super::keys::split;
-use crate::config::Image;
+use crate::config::{Backing, Image};
 use drive::{DRIVE, Drive, NOT_BELOW, of_drive};
 use limits::limit;
-use node::{Driver, NODE, Node};
+use node::{BackingKey, Driver, NODE, Node, set};
 
 pub(crate) use drive::{drive_parameters, on_error};
 #[cfg(test)]
 pub(crate) use limits::THROTTLING;
 pub(crate) use node::node_parameters;
-
-/// The node that a drive's and a node's `file.…` keys are about.
-fn below(node: &mut Node) -> &mut Node {
-    node.file.get_or_insert_default()
-}
 
 /// What was written behind all `-drive` and `-blockdev`.
 #[derive(Default)]
@@ -48,7 +44,10 @@ impl Blocks {
                     let place = format!("{option} {key}={}", value.unwrap_or("on"));
                     return Err(Problem::Refused("write it without file.").at(place));
                 }
-                (Some(rest), _) => NODE.set(option, rest, value, below(&mut drive.node))?,
+                (Some(_), _) => set(option, &key, value, &mut drive.node)?,
+                (None, _) if key.starts_with("backing.") => {
+                    set(option, &key, value, &mut drive.node)?;
+                }
                 (None, Some(key)) => NODE.set(option, key, value, &mut drive.node)?,
                 (None, None) if key == "driver" => {
                     DRIVE.set(option, "format", value, &mut drive)?;
@@ -67,11 +66,7 @@ impl Blocks {
         };
         let mut node = Node::default();
         for (key, value) in &pairs {
-            let value = value.as_deref();
-            match key.strip_prefix("file.") {
-                Some(rest) => NODE.set(option, rest, value, below(&mut node))?,
-                None => NODE.set(option, key, value, &mut node)?,
-            }
+            set(option, key, value.as_deref(), &mut node)?;
         }
         self.nodes.push((format!("{option} {text}"), node));
         Ok(())
@@ -80,20 +75,21 @@ impl Blocks {
     /// The images that all of it describes.
     pub(crate) fn images(&self) -> Result<Vec<Image>, Error> {
         let mut images: Vec<Image> = Vec::new();
-        for (place, drive) in &self.drives {
-            images.extend(drive.image().map_err(|problem| problem.at(place.clone()))?);
-        }
         let of_name = |name: &str| {
             let named = |(_, node): &&(String, Node)| node.name.as_deref() == Some(name);
             self.nodes.iter().find(named).map(|(_, node)| node)
         };
+        for (place, drive) in &self.drives {
+            images.extend(drive.image(&of_name).map_err(|problem| problem.at(place.clone()))?);
+        }
+        let all = self.drives.iter().map(|(_, drive)| &drive.node);
+        let all: Vec<_> = all.chain(self.nodes.iter().map(|(_, node)| node)).collect();
         for (place, node) in &self.nodes {
-            let is_below =
-                |(_, other): &(String, Node)| other.below.is_some() && other.below == node.name;
+            let is_below = |other: &&Node| node.name.as_ref().is_some_and(|name| other.names(name));
             let at = |problem: Problem| problem.at(place.clone());
             let image = node.image(&of_name).map_err(at)?;
             // What another stands on is that one's.
-            if !self.nodes.iter().any(is_below) {
+            if !all.iter().any(is_below) {
                 images.push(image);
             }
         }
@@ -122,9 +118,7 @@ pub(crate) fn added(
         .map_err(|key| format!("Invalid parameter type for '{key}', expected: string"))?;
     let mut node = Node::default();
     for (key, value) in &pairs {
-        let own = key.strip_prefix("file.").unwrap_or(key);
-        let target = if own == key { &mut node } else { below(&mut node) };
-        match NODE.set(COMMAND, own, value.as_deref(), target).map_err(|error| error.problem) {
+        match set(COMMAND, key, value.as_deref(), &mut node).map_err(|error| error.problem) {
             Err(Problem::UnknownKey { .. }) => {
                 return Err(format!("Parameter '{key}' is unexpected"));
             }
@@ -141,14 +135,13 @@ pub(crate) fn added(
             set => set.map_err(|problem| format!("{key}: {problem}"))?,
         }
     }
-    let stands_on = node.below.take();
-    if let Some(name) = &stands_on {
+    if let Some(name) = node.below.take() {
         let image =
-            found(name).ok_or(format!("Cannot find device='{name}' nor node-name='{name}'"))?;
-        let file = below(&mut node);
+            found(&name).ok_or(format!("Cannot find device='{name}' nor node-name='{name}'"))?;
+        let file = node.file.get_or_insert_default();
         file.driver = image.kind.map(Driver::File);
         file.filename = Some(image.path);
-        file.name = Some(name.clone());
+        file.name = Some(name);
         file.read_only = image.read_only;
         file.auto_read_only = Some(image.auto_read_only);
         file.cache.direct = Some(image.cache.direct);
@@ -157,11 +150,27 @@ pub(crate) fn added(
         file.detect_zeroes = Some(image.detect_zeroes);
         file.locking = Some(image.locking);
     }
-    node.image(&|_| None).map_err(|problem| match problem {
+    // The node that it names is there already, and is opened as it was.
+    let named = match &node.backing {
+        Some(BackingKey::Name(name)) => {
+            let image =
+                found(name).ok_or(format!("Cannot find device='{name}' nor node-name='{name}'"))?;
+            Some(Image { read_only: true, discard: false, drive: None, ..image })
+        }
+        _ => None,
+    };
+    if named.is_some() {
+        node.backing = Some(BackingKey::Nothing);
+    }
+    let image = node.image(&|_| None).map_err(|problem| match problem {
         Problem::MissingKey(key) => {
             format!("Parameter '{}' is missing", key.trim_end_matches('='))
         }
         other => other.to_string(),
+    })?;
+    Ok(match named {
+        Some(below) => Image { backing: Backing::Image(Box::new(below)), ..image },
+        None => image,
     })
 }
 
@@ -245,6 +254,42 @@ mod tests {
     }
 
     #[test]
+    fn what_an_image_stands_on_is_named_or_written_out() {
+        let apart = [
+            ("-blockdev", "file,filename=B,node-name=bf"),
+            ("-blockdev", r#"{"driver":"raw","node-name":"b","file":"bf","discard":"unmap"}"#),
+            ("-blockdev", "file,filename=F,node-name=f"),
+            ("-blockdev", "qcow2,node-name=q,file=f,backing=b"),
+        ];
+        let images_apart = images(&apart).unwrap();
+        assert_eq!(images_apart.len(), 1);
+        let Backing::Image(below) = &images_apart[0].backing else { panic!() };
+        assert!(below.read_only && !below.discard && below.node.as_deref() == Some("b"));
+        assert_eq!((below.format, below.path.as_path()), (ImageFormat::Raw, "B".as_ref()));
+        let inline = "qcow2,node-name=q,file.driver=file,file.filename=F,file.node-name=f,backing.driver=raw,\
+                      backing.node-name=b,backing.file.driver=file,backing.file.filename=B,backing.file.node-name=bf";
+        assert_eq!(images(&[("-blockdev", inline)]).unwrap()[0].name, "q");
+        assert_eq!(images(&[("-blockdev", inline)]).unwrap()[0].backing, images_apart[0].backing);
+        let nothing = r#"{"driver":"qcow2","node-name":"q","file":"f","backing":null}"#;
+        let alone = images(&[apart[2], ("-blockdev", nothing)]).unwrap();
+        assert_eq!(alone[0].backing, Backing::Nothing);
+        let circle = ["qcow2,node-name=a,file=f,backing=b", "qcow2,node-name=b,file=f,backing=a"];
+        let circle = [apart[2], ("-blockdev", circle[0]), ("-blockdev", circle[1])];
+        assert!(images(&circle).unwrap_err().contains("stands on itself"));
+        let drive = "if=none,id=d,file=F,format=qcow2,backing.driver=raw,backing.file.driver=file,backing.file.filename=B";
+        assert!(matches!(images(&[("-drive", drive)]).unwrap()[0].backing, Backing::Image(_)));
+        for (text, says) in [
+            ("raw,node-name=r,file=f,backing=b", "of qcow2"),
+            ("qcow2,node-name=r,file=f,backing=b,backing.driver=raw", "backing="),
+            ("qcow2,node-name=r,file=f,backing=nobody", "no block node"),
+            ("qcow2,node-name=r,file=f,data-file=b", "data files"),
+        ] {
+            let refused = images(&[apart[0], apart[1], apart[2], ("-blockdev", text)]).unwrap_err();
+            assert!(refused.contains(says), "{text}: {refused}");
+        }
+    }
+
+    #[test]
     fn what_programs_pass_is_understood() {
         let one = images(&[("-drive", "file=F,format=raw,if=none,id=d,cache=unsafe,aio=threads,discard=unmap,detect-zeroes=unmap,werror=report,rerror=report,copy-on-read=off,file.locking=off,readonly=on")]).unwrap();
         let image = &one[0];
@@ -274,7 +319,7 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused() {
         for (text, says) in [
-            ("file=F,if=none,id=d,format=qcow2", "only raw"),
+            ("file=F,if=none,id=d,format=qed", "only raw"),
             ("file=F,if=none,id=d,format=foo", "expects raw"),
             ("file=F,if=none,id=d,bps=1,bps_rd=1", "cannot be used at the same time"),
             ("file=F,if=none,id=d,iops_max=1", "require corresponding"),

@@ -2,16 +2,18 @@
 
 use std::path::PathBuf;
 
-use crate::args::error::Problem;
+use crate::args::error::{Error, Problem};
 use crate::args::keys::{Key, Keys, Parameter};
 use crate::args::value;
-use crate::config::{Cache, DetectZeroes, FileKind, Image, ImageFormat, Throttle};
+use crate::config::{Backing, Cache, DetectZeroes, FileKind, Image, ImageFormat, Throttle};
 
-const OTHER_FORMATS: &str = "only raw images are built yet; convert it: qemu-img convert -O raw";
+const OTHER_FORMATS: &str =
+    "only raw and qcow2 images are built yet; convert it: qemu-img convert -O qcow2";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Driver {
     Raw,
+    Qcow2,
     File(FileKind),
 }
 
@@ -31,8 +33,16 @@ pub(super) struct Node {
     pub locking: Option<bool>,
     pub discard: Option<bool>,
     pub detect_zeroes: Option<DetectZeroes>,
+    pub backing: Option<BackingKey>,
     /// Whether `aio=native` was asked for, where it was given.
     pub native: Option<bool>,
+}
+
+/// What `backing=` says.
+pub(super) enum BackingKey {
+    Nothing,
+    Name(String),
+    Node(Box<Node>),
 }
 
 #[derive(Clone, Copy, Default)]
@@ -45,19 +55,19 @@ pub(super) struct CacheKeys {
 pub(super) fn driver(text: &str) -> Result<Driver, Problem> {
     match text {
         "raw" => Ok(Driver::Raw),
+        "qcow2" => Ok(Driver::Qcow2),
         "file" => Ok(Driver::File(FileKind::Regular)),
         "host_device" => Ok(Driver::File(FileKind::HostDevice)),
         _ if is_known_format(text) => Err(Problem::Refused(OTHER_FORMATS)),
         _ if NOT_BUILT.contains(&text) => {
-            Err(Problem::Refused("not built; write raw over file or host_device"))
+            Err(Problem::Refused("not built; write raw or qcow2 over file or host_device"))
         }
-        _ => Err(value::unknown(text, &["raw", "file", "host_device"])),
+        _ => Err(value::unknown(text, &["raw", "qcow2", "file", "host_device"])),
     }
 }
 
 fn is_known_format(text: &str) -> bool {
-    const FORMATS: [&str; 14] = [
-        "qcow2",
+    const FORMATS: [&str; 13] = [
         "qcow",
         "qed",
         "vmdk",
@@ -130,7 +140,7 @@ pub(super) const NODE: Keys<Node> = Keys {
     owner: "a block node",
     implied: Some("driver"),
     table: &[
-        Key::set("driver", "raw|file|host_device", |n, v| {
+        Key::set("driver", "raw|qcow2|file|host_device", |n, v| {
             n.driver = Some(driver(v)?);
             Ok(())
         }),
@@ -174,7 +184,29 @@ pub(super) const NODE: Keys<Node> = Keys {
         Key::refuse("offset", "a part of an image is not built"),
         Key::refuse("size", "a part of an image is not built"),
         Key::refuse("pr-manager", "persistent reservations are not built"),
-        Key::refuse("backing", OTHER_FORMATS),
+        Key::set("backing", "NAME", |n, v| {
+            n.backing = Some(match v {
+                "" => BackingKey::Nothing,
+                name => BackingKey::Name(name.into()),
+            });
+            Ok(())
+        }),
+        Key::only("lazy-refcounts", &["off"], "refcounts are always kept; write off"),
+        Key::only(
+            "pass-discard-request",
+            &["on"],
+            "what is discarded is given back; write on, or discard=ignore",
+        ),
+        Key::only("pass-discard-snapshot", &["on"], "not built otherwise; write on"),
+        Key::only("pass-discard-other", &["off"], "not built; write off"),
+        Key::only("discard-no-unref", &["off"], "not built; write off"),
+        Key::refuse("data-file", "external data files are not built"),
+        Key::refuse("encrypt", "encrypted images are not built"),
+        Key::ignore("l2-cache-size"),
+        Key::ignore("l2-cache-entry-size"),
+        Key::ignore("refcount-cache-size"),
+        Key::ignore("cache-size"),
+        Key::ignore("cache-clean-interval"),
     ],
 };
 
@@ -189,37 +221,108 @@ pub(super) const NEEDS_DIRECT: Problem = Problem::Refused(
     "aio=native was specified, but it requires cache.direct=on, which was not specified.",
 );
 
+/// Sets a key of `node`, or of one that it stands on, which has `file.` or `backing.` in front.
+pub(super) fn set(
+    option: &str,
+    key: &str,
+    value: Option<&str>,
+    node: &mut Node,
+) -> Result<(), Error> {
+    if let Some(key) = key.strip_prefix("file.") {
+        return set(option, key, value, node.file.get_or_insert_default());
+    }
+    let Some(rest) = key.strip_prefix("backing.") else {
+        return NODE.set(option, key, value, node);
+    };
+    let place = node.backing.get_or_insert_with(|| BackingKey::Node(Box::default()));
+    match place {
+        BackingKey::Node(backing) => set(option, rest, value, backing),
+        _ => {
+            let place = format!("{option} {key}={}", value.unwrap_or("on"));
+            Err(Problem::Conflict("backing=", "backing.…=").at(place))
+        }
+    }
+}
+
+/// Finds nodes by their names.
+pub(super) type ByName<'a> = dyn Fn(&str) -> Option<&'a Node> + 'a;
+
+/// Nodes that name one another are followed so far.
+pub(super) const DEEP: usize = 200;
+
 impl Node {
-    pub(super) fn image<'a>(
+    /// It, or one that is written out in it, stands on the node `name`.
+    pub(super) fn names(&self, name: &str) -> bool {
+        self.below.as_deref() == Some(name)
+            || match &self.backing {
+                Some(BackingKey::Name(backing)) => backing == name,
+                Some(BackingKey::Node(backing)) => backing.names(name),
+                Some(BackingKey::Nothing) | None => false,
+            }
+    }
+
+    pub(super) fn image<'a>(&'a self, of_name: &ByName<'a>) -> Result<Image, Problem> {
+        if self.name.is_none() {
+            return Err(Problem::Refused("'node-name' must be specified for the root node"));
+        }
+        self.image_at(of_name, DEEP)
+    }
+
+    /// What `backing=` says; an image below inherits what is said of the one above.
+    pub(super) fn backing<'a>(
         &'a self,
-        of_name: &dyn Fn(&str) -> Option<&'a Node>,
-    ) -> Result<Image, Problem> {
-        let name = self
-            .name
-            .clone()
-            .ok_or(Problem::Refused("'node-name' must be specified for the root node"))?;
+        of_name: &ByName<'a>,
+        left: usize,
+        above: Cache,
+    ) -> Result<Backing, Problem> {
+        let node = match &self.backing {
+            None => return Ok(Backing::Header),
+            Some(BackingKey::Nothing) => return Ok(Backing::Nothing),
+            Some(BackingKey::Name(name)) => {
+                of_name(name).ok_or(Problem::UnknownId { kind: "block node", nearest: None })?
+            }
+            Some(BackingKey::Node(node)) => node,
+        };
+        let left = left.checked_sub(1).ok_or(Problem::Refused("it stands on itself"))?;
+        let mut image = node.image_at(of_name, left)?;
+        let written_out = matches!(&self.backing, Some(BackingKey::Node(_)));
+        if written_out && node.cache.direct.is_none() {
+            image.cache.direct = above.direct;
+        }
+        image.cache.no_flush |= above.no_flush;
+        // Nobody writes what another stands on.
+        (image.read_only, image.discard) = (true, false);
+        Ok(Backing::Image(Box::new(image)))
+    }
+
+    fn image_at<'a>(&'a self, of_name: &ByName<'a>, left: usize) -> Result<Image, Problem> {
+        let name = self.name.clone().unwrap_or_default();
         let driver = self.driver.ok_or(Problem::MissingKey("driver="))?;
         let (format, file) = match (driver, &self.below, &self.file) {
             (Driver::File(_), None, None) => (ImageFormat::Bare, self),
             (Driver::File(_), ..) => {
                 return Err(STANDS_ON_NOTHING);
             }
-            (Driver::Raw, ..) if self.filename.is_some() => {
+            _ if self.filename.is_some() => {
                 return Err(Problem::Refused("Parameter 'file' is missing"));
             }
-            (Driver::Raw, Some(_), Some(_)) => return Err(Problem::Conflict("file=", "file.…=")),
-            (Driver::Raw, Some(below), None) => {
+            (_, Some(_), Some(_)) => return Err(Problem::Conflict("file=", "file.…=")),
+            (_, Some(below), None) => {
                 let file = of_name(below)
                     .ok_or(Problem::UnknownId { kind: "block node", nearest: None })?;
                 (ImageFormat::Raw, file)
             }
-            (Driver::Raw, None, Some(file)) => (ImageFormat::Raw, &**file),
-            (Driver::Raw, None, None) => {
+            (_, None, Some(file)) => (ImageFormat::Raw, &**file),
+            (_, None, None) => {
                 return Err(Problem::Refused("Parameter 'file' is missing"));
             }
         };
+        let format = if driver == Driver::Qcow2 { ImageFormat::Qcow2 } else { format };
+        if self.backing.is_some() && format != ImageFormat::Qcow2 {
+            return Err(Problem::Refused("backing= is of qcow2 nodes"));
+        }
         let Some(Driver::File(kind)) = file.driver else {
-            return Err(Problem::Refused("raw stands on file or host_device"));
+            return Err(Problem::Refused("a format stands on file or host_device"));
         };
         if file.below.is_some() {
             return Err(STANDS_ON_NOTHING);
@@ -251,21 +354,23 @@ impl Node {
             }
         }
         let discard_below = file.discard.unwrap_or(written_out);
+        let cache = Cache { writeback: true, direct: direct.unwrap_or(false), no_flush };
         Ok(Image {
-            name: name.clone(),
+            name,
             drive: None,
             format,
-            node: Some(name),
+            node: self.name.clone(),
             file_node: file.name.clone().filter(|_| below),
             path,
             kind: Some(kind),
             read_only: self.read_only,
             auto_read_only: self.auto_read_only.unwrap_or(false),
-            cache: Cache { writeback: true, direct: direct.unwrap_or(false), no_flush },
+            cache,
             locking: file.locking.unwrap_or(true),
             discard: self.discard == Some(true) && discard_below,
             detect_zeroes: self.detect_zeroes.unwrap_or_default(),
             throttle: Throttle::default(),
+            backing: self.backing(of_name, left, cache)?,
         })
     }
 }

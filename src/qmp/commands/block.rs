@@ -1,5 +1,6 @@
 //! Commands about disks: what they are made of, what they did, how long they are.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -7,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::{Answer, Call, Command, Run};
 use crate::args::block::added;
-use crate::block::{Image, Images, Operation, RemoveError, is_bare};
+use crate::block::{Image, Images, Layer, Operation, RemoveError, full_name, is_bare};
 use crate::config::{DetectZeroes, ImageFormat, Throttle};
 use crate::machine::Request;
 use crate::qmp::error::Error;
@@ -82,7 +83,7 @@ static THROTTLE: Shape = Shape::of(&[
 ]);
 
 static BLOCK_NODE: Shape = Shape::open(&[
-    required("driver", Type::Text).means("what it is: raw, file, host_device"),
+    required("driver", Type::Text).means("what it is: qcow2, raw, file, host_device"),
     optional("node-name", Type::Text).means("what to call it"),
 ]);
 static NODE_NAME: Shape = Shape::of(&[required("node-name", Type::Text).means("its name")]);
@@ -101,6 +102,7 @@ static NODE: Shape = Shape::of(&[
     optional("node-name", Type::Text),
     required("ro", Type::Bool),
     required("drv", Type::Text),
+    optional("backing_file", Type::Text),
     required("backing_file_depth", Type::Int),
     required("active", Type::Bool),
     required("encrypted", Type::Bool),
@@ -135,9 +137,14 @@ static IMAGE: Shape = Shape::of(&[
     optional("dirty-flag", Type::Bool),
     optional("actual-size", Type::Int),
     required("virtual-size", Type::Int),
+    optional("cluster-size", Type::Int),
+    optional("backing-filename", Type::Text),
+    optional("full-backing-filename", Type::Text),
+    optional("backing-filename-format", Type::Text),
+    optional("backing-image", Type::Object(&IMAGE)),
     optional("format-specific", Type::Object(&SPECIFIC)),
 ]);
-static SPECIFIC: Shape = Shape::open(&[required("type", Type::Enum(&["file"]))]);
+static SPECIFIC: Shape = Shape::open(&[required("type", Type::Enum(&["file", "qcow2"]))]);
 static CACHE: Shape = Shape::of(&[
     required("writeback", Type::Bool),
     required("direct", Type::Bool),
@@ -149,12 +156,8 @@ static STATS: Shape = Shape::of(&[
     optional("node-name", Type::Text),
     required("stats", Type::Object(&COUNTS)),
     optional("driver-specific", Type::Object(&DRIVER)),
-    optional("parent", Type::Object(&PARENT)),
-]);
-static PARENT: Shape = Shape::of(&[
-    optional("node-name", Type::Text),
-    required("stats", Type::Object(&COUNTS)),
-    optional("driver-specific", Type::Object(&DRIVER)),
+    optional("parent", Type::Object(&STATS)),
+    optional("backing", Type::Object(&STATS)),
 ]);
 static DRIVER: Shape =
     Shape::open(&[required("driver", Type::Enum(&["raw", "file", "host_device"]))]);
@@ -196,50 +199,106 @@ static COUNTS: Shape = Shape::of(&[
     required("timed_stats", Type::List(&Type::Object(&super::NOTHING))),
 ]);
 
-fn file_driver(image: &Image) -> &'static str {
-    if image.is_device { "host_device" } else { "file" }
+/// One node of an image.
+#[derive(Clone, Copy)]
+struct Shown<'a> {
+    image: &'a Image,
+    /// What it stands on behind it.
+    layers: &'a [Arc<Layer>],
+    /// The image itself is the one that a disk has.
+    is_top: bool,
+    /// The node of the file, and not that of the format.
+    below: bool,
 }
 
-/// The image as its node of the format shows it, or the one below.
-fn node(image: &Image, below: bool) -> Json {
+fn file_driver(layer: &Layer) -> &'static str {
+    if layer.is_device { "host_device" } else { "file" }
+}
+
+fn driver(layer: &Layer, below: bool) -> &'static str {
+    match layer.config.format {
+        _ if below => file_driver(layer),
+        ImageFormat::Bare => file_driver(layer),
+        ImageFormat::Qcow2 => "qcow2",
+        ImageFormat::Raw | ImageFormat::Probed => "raw",
+    }
+}
+
+/// An image, and those that it stands on unless `flat`.
+fn image_info(layers: &[Arc<Layer>], below: bool, flat: bool) -> Json {
+    let Some((layer, rest)) = layers.split_first() else { return json!({}) };
+    let driver = driver(layer, below);
+    let bytes = if below { layer.file_bytes().unwrap_or(0) } else { layer.bytes() };
+    let mut shown = json!({
+        "virtual-size": bytes,
+        "filename": layer.path(),
+        "format": driver,
+        "actual-size": layer.allocated(),
+        "dirty-flag": false,
+    });
+    if driver == "file" {
+        shown["format-specific"] = json!({"type": "file", "data": {}});
+    }
+    let Some(header) = layer.header.as_ref().filter(|_| !below) else { return shown };
+    shown["cluster-size"] = json!(header.cluster());
+    shown["format-specific"] = json!({"type": "qcow2", "data": {
+        "compat": if header.version < 3 { "0.10" } else { "1.1" },
+        "compression-type": "zlib",
+        "refcount-bits": header.refcount_bits,
+    }});
+    if header.version >= 3 {
+        let data = &mut shown["format-specific"]["data"];
+        data["lazy-refcounts"] = json!(header.lazy_refcounts);
+        data["corrupt"] = json!(false);
+        data["extended-l2"] = json!(false);
+    }
+    if let Some(backing) = &header.backing {
+        shown["backing-filename"] = json!(backing.name);
+        shown["full-backing-filename"] = json!(full_name(&layer.config.path, &backing.name));
+        if let Some(format) = &backing.format {
+            shown["backing-filename-format"] = json!(format);
+        }
+    }
+    if !rest.is_empty() && !flat {
+        shown["backing-image"] = image_info(rest, false, false);
+    }
+    shown
+}
+
+fn node(shown: Shown<'_>, flat: bool) -> Json {
+    let Shown { image, layers, is_top, below } = shown;
+    let layer = &layers[0];
     let config = &image.config;
-    let path = config.path.display().to_string();
-    let bare = below || config.format == ImageFormat::Bare;
-    let driver = if bare { file_driver(image) } else { "raw" };
     let detect_zeroes = match config.detect_zeroes {
-        _ if below => "off",
+        _ if below || !is_top => "off",
         DetectZeroes::Off => "off",
         DetectZeroes::On => "on",
         DetectZeroes::Unmap => "unmap",
     };
-    let mut shown = json!({
-        "virtual-size": image.bytes(),
-        "filename": path,
-        "format": driver,
-        "actual-size": image.allocated(),
-        "dirty-flag": false,
-    });
-    if bare && !image.is_device {
-        shown["format-specific"] = json!({"type": "file", "data": {}});
-    }
+    let watch = if below { &layer.file_watch } else { &layer.watch };
+    let depth = if below || flat { 0 } else { layers.len() - 1 };
+    let cache = layer.config.cache;
     let mut node = json!({
-        "file": path,
-        "node-name": if below { image.file_node() } else { image.node() },
-        "ro": config.read_only || !image.writable,
-        "drv": driver,
-        "backing_file_depth": 0,
+        "file": layer.path(),
+        "node-name": if below { &layer.file_node } else { &layer.node },
+        "ro": !is_top || config.read_only || !layer.writable,
+        "drv": driver(layer, below),
+        "backing_file_depth": depth,
         "active": image.is_active(),
         "encrypted": false,
         "detect_zeroes": detect_zeroes,
-        "image": shown,
+        "image": image_info(layers, below, flat),
         "cache": {
-            "writeback": config.cache.writeback,
-            "direct": config.cache.direct,
-            "no-flush": config.cache.no_flush,
+            "writeback": cache.writeback,
+            "direct": cache.direct,
+            "no-flush": cache.no_flush,
         },
-        "write_threshold": 0,
+        "write_threshold": watch.threshold.load(Ordering::Relaxed),
     });
-    let limits = if below { Throttle::default() } else { image.limits() };
+    if let Some(behind) = layers.get(1).filter(|_| !below) {
+        node["backing_file"] = json!(behind.path());
+    }
+    let limits = if below || !is_top { Throttle::default() } else { image.limits() };
     for (name, limit) in Throttle::NAMES.into_iter().zip(limits.all()) {
         node[name] = json!(limit.rate);
         if limit.max > 0 {
@@ -257,6 +316,28 @@ fn node(image: &Image, below: bool) -> Json {
     node
 }
 
+/// Does something with each node of all images, the newest first, as QEMU has them: those with a
+/// name of their own once, however many stand on them.
+fn for_each_node(call: Call<'_>, mut seen: impl FnMut(Shown<'_>)) {
+    let all = images(call);
+    let mut names = HashSet::new();
+    for image in all.iter().rev() {
+        let layers = image.layers();
+        for place in (0..layers.len()).rev() {
+            let layer = &layers[place];
+            let shown = Shown { image, layers: &layers[place..], is_top: place == 0, below: false };
+            if names.insert(layer.node.clone()) {
+                seen(shown);
+            }
+            let is_own =
+                layer.config.format == ImageFormat::Bare || is_bare(&all, &layer.file_node);
+            if !is_own && names.insert(layer.file_node.clone()) {
+                seen(Shown { below: true, ..shown });
+            }
+        }
+    }
+}
+
 /// All that there are.
 fn images(call: Call<'_>) -> Vec<Arc<Image>> {
     call.vmm.guest.images().map(Images::all).unwrap_or_default()
@@ -266,11 +347,6 @@ fn images(call: Call<'_>) -> Vec<Arc<Image>> {
 fn disks(call: Call<'_>) -> Vec<Arc<Image>> {
     let all = images(call);
     all.into_iter().filter(|image| image.config.drive.is_some() || image.user().is_some()).collect()
-}
-
-/// Whether the node below is to be shown with it: it has one, which is none of its own.
-fn shows_below(all: &[Arc<Image>], image: &Image) -> bool {
-    image.config.format != ImageFormat::Bare && !is_bare(all, &image.file_node())
 }
 
 /// The id of the `-drive`; a node of `-blockdev` has none.
@@ -285,7 +361,10 @@ fn query_block(call: Call<'_>) -> Answer {
             "type": "unknown",
             "removable": image.user().is_none(),
             "locked": false,
-            "inserted": node(&image, false),
+            "inserted": node(
+                Shown { image: &image, layers: &image.layers(), is_top: true, below: false },
+                false,
+            ),
         });
         if let Some(user) = image.user() {
             disk["qdev"] = json!(user);
@@ -299,22 +378,16 @@ fn query_block(call: Call<'_>) -> Answer {
 }
 
 fn query_nodes(call: Call<'_>) -> Answer {
-    let all = images(call);
+    let flat = call.args.bool_if_given("flat") == Some(true);
     let mut nodes = Vec::new();
-    // The newest first, as QEMU has them.
-    for image in all.iter().rev() {
-        nodes.push(node(image, false));
-        if shows_below(&all, image) {
-            nodes.push(node(image, true));
-        }
-    }
+    for_each_node(call, |shown| nodes.push(node(shown, flat)));
     Ok(nodes.into())
 }
 
 /// What a disk did with the image, or what a node alone shows of it.
-fn counts(image: &Image, of_disk: bool) -> Json {
+fn counts(image: &Image, of_disk: bool, highest: u64) -> Json {
     let mut counts = json!({
-        "wr_highest_offset": image.stats.wr_highest_offset.load(Ordering::Relaxed),
+        "wr_highest_offset": highest,
         "account_invalid": of_disk,
         "account_failed": of_disk,
         "timed_stats": [],
@@ -348,39 +421,48 @@ fn counts(image: &Image, of_disk: bool) -> Json {
     counts
 }
 
+fn of_driver(layer: &Layer) -> Json {
+    let driver = file_driver(layer);
+    json!({"driver": driver, "discard-nb-ok": 0, "discard-nb-failed": 0, "discard-bytes-ok": 0})
+}
+
+/// What is counted of a node; of those behind it, too, if `deep`.
+fn stats(shown: Shown<'_>, of_disk: bool, deep: bool) -> Json {
+    let Shown { image, layers, is_top, below } = shown;
+    let layer = &layers[0];
+    let own = image.stats.wr_highest_offset.load(Ordering::Relaxed);
+    let highest = match (is_top, below && layer.header.is_some()) {
+        (false, _) => 0,
+        (true, true) => layer.file_watch.highest.load(Ordering::Relaxed),
+        (true, false) => own,
+    };
+    let is_file = below || layer.config.format == ImageFormat::Bare;
+    let name = if below { &layer.file_node } else { &layer.node };
+    let mut found = json!({"node-name": name, "stats": counts(image, of_disk, highest)});
+    if is_file {
+        found["driver-specific"] = of_driver(layer);
+        return found;
+    }
+    found["parent"] = stats(Shown { below: true, ..shown }, false, false);
+    if deep && layers.len() > 1 {
+        let behind = Shown { layers: &layers[1..], is_top: false, ..shown };
+        found["backing"] = stats(behind, false, true);
+    }
+    found
+}
+
 fn query_stats(call: Call<'_>) -> Answer {
-    let of_driver = |image: &Image| {
-        let driver = file_driver(image);
-        json!({"driver": driver, "discard-nb-ok": 0, "discard-nb-failed": 0, "discard-bytes-ok": 0})
-    };
-    let file = |image: &Image| {
-        json!({
-            "node-name": image.file_node(),
-            "stats": counts(image, false),
-            "driver-specific": of_driver(image),
-        })
-    };
-    let top = |image: &Image, of_disk: bool| {
-        let mut shown = json!({"node-name": image.node(), "stats": counts(image, of_disk)});
-        match image.config.format {
-            ImageFormat::Bare => shown["driver-specific"] = of_driver(image),
-            _ => shown["parent"] = file(image),
-        }
-        shown
-    };
     if call.args.bool_if_given("query-nodes") == Some(true) {
-        let all = images(call);
         let mut nodes = Vec::new();
-        for image in all.iter().rev() {
-            nodes.push(top(image, false));
-            if shows_below(&all, image) {
-                nodes.push(file(image));
-            }
-        }
+        for_each_node(call, |shown| nodes.push(stats(shown, false, false)));
+        // Here the oldest is the first.
+        nodes.reverse();
         return Ok(nodes.into());
     }
     let disk = |image: Arc<Image>| {
-        let mut shown = top(&image, true);
+        let layers = image.layers();
+        let top = Shown { image: &image, layers: &layers, is_top: true, below: false };
+        let mut shown = stats(top, true, true);
         shown["device"] = json!(device(&image));
         if let Some(user) = image.user() {
             shown["qdev"] = json!(user);

@@ -143,7 +143,8 @@ fn add(call: Call<'_>) -> Answer {
     let (chardev, fd) = describe(call, id)?;
     let is_pty = matches!(chardev.backend, ChardevBackend::Pty { .. });
     let images = call.vmm.guest.images().map(Images::all).unwrap_or_default();
-    let images: Vec<_> = images.iter().map(|image| image.config.path.clone()).collect();
+    let layers = images.iter().flat_map(|image| image.layers().to_vec());
+    let images: Vec<_> = layers.map(|layer| layer.config.path.clone()).collect();
     call.vmm.chardevs.add(chardev, fd, &images).map_err(Error::generic)?;
     let opened = call.vmm.chardevs.list().into_iter().find(|other| other.label == id);
     Ok(match opened.as_ref().and_then(|opened| opened.filename.strip_prefix("pty:")) {

@@ -5,7 +5,7 @@ use super::request::{Action, Request, Status, Step, part};
 use super::{Disk, answer};
 use crate::block::ring::{Aligned, Arrival, Memory, Work};
 use crate::block::{Image, probe};
-use crate::config::{DetectZeroes, ImageFormat, OnError};
+use crate::config::{DetectZeroes, OnError};
 use crate::devices::{DiskError, DiskErrorAction};
 use crate::io::reason;
 use crate::memory::GuestRam;
@@ -36,7 +36,7 @@ impl Disk {
                 return self.finish(ram, queue, request);
             }
             Action::Write => {
-                if !self.image.writable {
+                if !self.image.writable() {
                     return self.fail(ram, queue, request, libc::EPERM);
                 }
                 let detect = self.image.config.detect_zeroes;
@@ -45,7 +45,7 @@ impl Disk {
                     request.action = Action::Zeroes { unmap: detect == DetectZeroes::Unmap };
                 }
             }
-            Action::Discard | Action::Zeroes { .. } if !self.image.writable => {
+            Action::Discard | Action::Zeroes { .. } if !self.image.writable() => {
                 return self.fail(ram, queue, request, libc::EPERM);
             }
             _ => {}
@@ -94,16 +94,14 @@ impl Disk {
                 }
                 (Work::Write { at }, memory)
             }
-            (Step::Direct, Action::Discard) => {
-                (Work::Allocate { at, bytes: left, flags: PUNCH }, Memory::None)
-            }
+            (Step::Direct, Action::Discard) => (Work::Discard { at, bytes: left }, Memory::None),
             (Step::Direct, Action::Zeroes { unmap }) => {
-                let flags = if unmap && self.image.config.discard { PUNCH } else { ZERO };
-                (Work::Allocate { at, bytes: left, flags }, Memory::None)
+                let unmap = unmap && self.image.config.discard;
+                (Work::Zeroes { at, bytes: left, unmap }, Memory::None)
             }
         };
         let number = self.next_number;
-        match self.ring.push(number, self.image.file(), work, memory) {
+        match self.lanes.push(number, &self.image, work, memory) {
             Ok(()) => {
                 if work == Work::Flush {
                     self.image.begin_flush();
@@ -119,8 +117,8 @@ impl Disk {
         }
     }
 
-    /// Guest memory as it is, or memory that `O_DIRECT` takes and, `own`, that no guest changes: of
-    /// that only the first [`PIECE`].
+    /// Guest memory as it is, or memory that `O_DIRECT` takes and, `own` and where an image has
+    /// tables, that no guest changes: of that only the first [`PIECE`].
     pub(super) fn memory(
         &self,
         ram: &GuestRam,
@@ -128,6 +126,7 @@ impl Disk {
         bytes: u64,
         own: bool,
     ) -> io::Result<Memory> {
+        let own = own || self.image.is_ordered();
         let unit = u64::from(self.alignment);
         let fits = |buffer: &Buffer| {
             buffer.gpa.is_multiple_of(unit) && u64::from(buffer.bytes).is_multiple_of(unit)
@@ -156,7 +155,7 @@ impl Disk {
             self.arrived(ram, queue, request, &arrival)?;
         }
         // Requests of several steps go on.
-        self.ring.submit();
+        self.lanes.submit();
         Ok(())
     }
 
@@ -283,7 +282,7 @@ impl Disk {
 
     /// Whether a write there could make the next guess at the format another one.
     fn is_guess(&self, at: u64) -> bool {
-        self.image.config.format == ImageFormat::Probed && at == 0
+        at == 0 && self.image.is_guess()
     }
 
     /// A write that the host cut off where the guess looks: the rest would be taken unseen.
@@ -294,9 +293,6 @@ impl Disk {
             && end < request.bytes.min(probe::BYTES as u64)
     }
 }
-
-const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// What an arrival means to image and memory, whoever still wants it.
 pub(super) fn note(image: &Image, request: &Request, arrival: &Arrival) {

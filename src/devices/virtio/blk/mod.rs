@@ -1,7 +1,7 @@
 //! `-device virtio-blk-device`: a disk over an image.
 //!
 //! ```text
-//! worker ─ serve ─► pop ─► request::read ─► flight::begin ─► block::Ring ─► kernel
+//! worker ─ serve ─► pop ─► request::read ─► flight::begin ─► block::Lanes ─► kernel
 //!                                                                │
 //!          guest ◄─ push ◄─ status, pages marked ◄─ flight::arrive
 //! ```
@@ -20,8 +20,8 @@ pub(super) use options::{DRIVER, KEYS, Wanted, complete};
 use super::model::{Model, Next, Wait, Wake};
 use super::queue::{Chain, Fault, Queue};
 use super::{BlockState, Element, VirtioDevice, VirtioKind, element};
-use crate::block::ring::{Arrival, FLIGHTS_MAX, Ring};
-use crate::block::{self, Image};
+use crate::block::ring::{Arrival, FLIGHTS_MAX};
+use crate::block::{self, Image, Lanes, Pass};
 use crate::config::{self, OnError};
 use crate::devices::{DiskErrors, Error, Slots};
 use crate::memory::GuestRam;
@@ -48,7 +48,7 @@ pub(super) struct Disk {
     tell: DiskErrors,
     /// Its place in the tree of objects, for [`DiskErrors`].
     path: String,
-    ring: Ring,
+    lanes: Lanes,
     under_way: HashMap<u64, Request>,
     next_number: u64,
     /// Heard of while another queue was waited for: to be looked at first.
@@ -103,7 +103,7 @@ impl Disk {
     ) -> Result<Disk, String> {
         let alignment = image.alignment();
         if alignment > wanted.logical_block() {
-            let path = image.config.path.display().to_string();
+            let path = image.top().path();
             return Err(block::Error::Alignment { path, needed: alignment }.to_string());
         }
         let drive = image.config.drive.unwrap_or_default();
@@ -119,7 +119,7 @@ impl Disk {
             alignment,
             tell,
             path,
-            ring: Ring::new().map_err(|error| format!("there is no ring for it: {error}"))?,
+            lanes: Lanes::new().map_err(|error| format!("there is no ring for it: {error}"))?,
             under_way: HashMap::new(),
             next_number: 0,
             kept: VecDeque::new(),
@@ -155,12 +155,17 @@ impl Disk {
                 let Some(chain) = queue.pop(ram)? else { break };
                 left -= 1;
                 let (chain, asked) = self.read(ram, number as u16, chain)?;
+                // Closed: who opens it wakes this.
+                let Some(pass) = self.image.gate.enter() else {
+                    queue.unpop();
+                    break;
+                };
                 if let Some(later) = self.not_before(&asked) {
                     queue.unpop();
                     self.later = Some(self.later.map_or(later, |other| other.min(later)));
                     break;
                 }
-                self.begin(ram, queue, chain, asked)?;
+                self.begin(ram, queue, chain, asked, pass)?;
             }
         }
         Ok(false)
@@ -186,9 +191,12 @@ impl Disk {
         queue: &mut Queue,
         chain: Chain,
         asked: Asked,
+        pass: Pass,
     ) -> Result<(), Fault> {
         match asked {
-            Asked::Work(request) => self.start(ram, queue, Request { chain, ..request }),
+            Asked::Work(request) => {
+                self.start(ram, queue, Request { chain, _pass: Some(pass), ..request })
+            }
             Asked::Answered(status) => answer(ram, queue, &chain, status),
             Asked::Invalid(operation) => {
                 self.image.stats.invalid(operation);
@@ -200,8 +208,13 @@ impl Disk {
     /// What failed is tried again.
     fn try_again(&mut self, ram: &GuestRam, queues: &mut [Queue]) -> Result<(), Fault> {
         for (number, chain) in std::mem::take(&mut self.stopped) {
+            let Some(pass) = self.image.gate.enter() else {
+                self.stopped.push((number, chain));
+                self.again = true;
+                continue;
+            };
             let (chain, asked) = self.read(ram, number, chain)?;
-            self.begin(ram, &mut queues[usize::from(number)], chain, asked)?;
+            self.begin(ram, &mut queues[usize::from(number)], chain, asked, pass)?;
             // The list may be longer than the ring.
             while self.under_way.len() >= FLIGHTS_MAX {
                 self.wait();
@@ -214,12 +227,12 @@ impl Disk {
     /// Waits until there is something for [`Disk::next_arrival`].
     fn wait(&mut self) {
         if self.kept.is_empty() {
-            self.ring.wait();
+            self.lanes.wait();
         }
     }
 
     fn next_arrival(&mut self) -> Option<Arrival> {
-        self.kept.pop_front().or_else(|| self.ring.take())
+        self.kept.pop_front().or_else(|| self.lanes.take())
     }
 
     /// Waits for all that is under way, or only what is of one queue, and forgets whose it was.
@@ -324,13 +337,13 @@ impl Model for Disk {
         }
         self.later = None;
         let more = self.take(ram, queues)?;
-        self.ring.submit();
+        self.lanes.submit();
         let was_full = self.under_way.len() >= FLIGHTS_MAX;
         self.arrivals(ram, queues, CHAINS)?;
         // Nothing rings for what was left in the queues for want of room, nor for arrivals that the
         // ring has handed over already.
         let has_room = was_full && self.under_way.len() < FLIGHTS_MAX;
-        let more = more || has_room || !self.kept.is_empty() || self.ring.has_arrived();
+        let more = more || has_room || !self.kept.is_empty() || self.lanes.has_arrived();
         Ok(if more { Next::More } else { Next::Wait })
     }
 
@@ -357,7 +370,7 @@ impl Model for Disk {
 
     fn waits_for(&self) -> Wait {
         let under_way = !self.under_way.is_empty();
-        let readable = under_way.then(|| self.ring.event().clone());
+        let readable = under_way.then(|| self.lanes.event().clone());
         Wait { readable, until: self.later, ..Wait::default() }
     }
 

@@ -3,7 +3,7 @@
 
 use super::super::queue::{Buffer, Chain, Fault};
 use super::options::Wanted;
-use crate::block::Operation;
+use crate::block::{Operation, Pass};
 use crate::memory::GuestRam;
 use std::time::Instant;
 
@@ -71,6 +71,8 @@ pub(super) struct Request {
     pub since: Instant,
     /// How it is done now.
     pub step: Step,
+    /// It is under way as long as it has it.
+    pub _pass: Option<Pass>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +134,7 @@ pub(super) fn read(
             data,
             since: Instant::now(),
             step: Step::Direct,
+            _pass: None,
         })
     };
     let asked = match word(0) & !kind::BARRIER {

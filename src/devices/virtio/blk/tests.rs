@@ -409,7 +409,7 @@ fn long_requests_are_done_in_pieces_and_longer_ones_are_not_done() {
     let mut rig = rig(&[], |image| image.cache.direct = true);
     let bytes = 3 << 19;
     rig.file.set_len(4 << 20).unwrap();
-    rig.disk.image.measure().unwrap();
+    rig.disk.image.top().measure().unwrap();
     let pattern: Vec<u8> = (0..bytes).map(|i: u32| (i / 3) as u8).collect();
     rig.ram.write(DATA + 3, &pattern).unwrap();
     assert_eq!(rig.ask(1, 8, &[(DATA + 3, bytes, 0)]), Some(0));
@@ -444,7 +444,8 @@ fn what_found_no_room_is_served_without_another_bell() {
     let chain = rig.queues[0].pop(&rig.ram).unwrap().unwrap();
     for _ in 0..FLIGHTS_MAX {
         let (chain, asked) = rig.disk.read(&rig.ram, 0, chain.clone()).unwrap();
-        rig.disk.begin(&rig.ram, &mut rig.queues[0], chain, asked).unwrap();
+        let pass = rig.disk.image.gate.enter().unwrap();
+        rig.disk.begin(&rig.ram, &mut rig.queues[0], chain, asked, pass).unwrap();
     }
     rig.ram.write(STATUS + 1, &[0xff]).unwrap();
     rig.add(&[(HEADER, 16, 0), (DATA, 512, WRITE), (STATUS + 1, 1, WRITE)]);
@@ -478,7 +479,7 @@ fn queues_take_turns_and_are_reset_one_by_one() {
     assert_eq!(rig.disk.under_way.len(), 4);
     rig.ram.write(STATUS, &[0xff]).unwrap();
     // None of it rings again.
-    rig.disk.ring.wait();
+    rig.disk.lanes.wait();
     while let Next::More = rig.disk.serve(&rig.ram, &mut rig.queues, 0).unwrap() {}
     assert!(rig.queues[0].has_news() && !rig.queues[1].has_news());
     assert_eq!((rig.disk.under_way.len(), rig.bytes(STATUS, 1)), (0, vec![0]));

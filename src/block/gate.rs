@@ -1,0 +1,96 @@
+//! What requests of a disk pass, so that somebody can change what is below while none is under way.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+#[cfg(test)]
+use std::time::{Duration, Instant};
+
+#[derive(Default)]
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    emptied: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    inside: usize,
+    closed: bool,
+}
+
+/// A request is under way while it has this.
+pub(crate) struct Pass(Arc<Gate>);
+
+#[cfg(test)]
+/// Nobody passes while this is there.
+pub(crate) struct Closed<'a>(&'a Gate);
+
+impl Gate {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None`: it is closed; who opens it again wakes the disk.
+    pub(crate) fn enter(self: &Arc<Gate>) -> Option<Pass> {
+        let mut state = self.lock();
+        if state.closed {
+            return None;
+        }
+        state.inside += 1;
+        Some(Pass(self.clone()))
+    }
+
+    #[cfg(test)]
+    /// Closes it, and waits until nobody is inside. `None`: that took too long, or somebody else has
+    /// closed it.
+    pub(crate) fn close(&self, within: Duration) -> Option<Closed<'_>> {
+        let end = Instant::now() + within;
+        let mut state = self.lock();
+        if state.closed {
+            return None;
+        }
+        state.closed = true;
+        let closed = Closed(self);
+        while state.inside > 0 {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(state);
+                return None;
+            }
+            state =
+                self.emptied.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(state);
+        Some(closed)
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        self.0.lock().inside -= 1;
+        self.0.emptied.notify_all();
+    }
+}
+
+#[cfg(test)]
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        self.0.lock().closed = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_inside_while_it_is_closed() {
+        let gate = Arc::new(Gate::default());
+        let pass = gate.enter().unwrap();
+        assert!(gate.close(Duration::from_millis(1)).is_none());
+        let leaves = std::thread::spawn(move || drop(pass));
+        let closed = gate.close(Duration::from_secs(60)).unwrap();
+        leaves.join().unwrap();
+        assert!(gate.enter().is_none() && gate.close(Duration::ZERO).is_none());
+        drop(closed);
+        assert!(gate.enter().is_some());
+    }
+}

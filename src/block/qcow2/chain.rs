@@ -1,0 +1,256 @@
+//! An image with all that it stands on, open for a guest.
+//!
+//! Tables are kept in memory while it is: so one is opened when the guest is here, and closed before
+//! it goes.
+
+use super::header::Header;
+use super::storage::{Passed, Storage, Watch};
+use imago::qcow2::Qcow2;
+use imago::raw::Raw;
+use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder, ShallowMapping};
+use rustix::fs::{FallocateFlags, fallocate};
+use std::fs::File;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::KEEP_SIZE);
+
+type Access = Arc<FormatAccess<Storage>>;
+
+/// One image of a chain, to be opened.
+pub(in crate::block) struct Part {
+    pub file: Arc<File>,
+    pub name: String,
+    /// `None`: its bytes are the disk's.
+    pub header: Option<Header>,
+    pub watch: Arc<Watch>,
+    pub alignment: u32,
+    pub no_flush: bool,
+    pub discards: bool,
+    pub passed: Option<Passed>,
+}
+
+impl Part {
+    fn storage(self, writes: bool) -> Storage {
+        let header = self.header.as_ref().filter(|_| writes).map_or(0, Header::cluster);
+        Storage {
+            file: self.file,
+            name: self.name,
+            watch: self.watch,
+            alignment: self.alignment as usize,
+            header,
+            no_flush: self.no_flush,
+            discards: self.discards,
+            passed: self.passed,
+            helper: Default::default(),
+        }
+    }
+}
+
+pub(in crate::block) struct Chain {
+    /// `None`: a table made no sense in a way that nobody foresaw.
+    top: Option<FormatAccess<Storage>>,
+    file: Arc<File>,
+    watch: Arc<Watch>,
+    cluster: u64,
+    version: u32,
+    has_backing: bool,
+    writes: bool,
+}
+
+fn errno(error: &io::Error, watch: &Watch) -> io::Error {
+    let told = watch.take_errno();
+    let number = match (error.raw_os_error(), error.kind()) {
+        (Some(number), _) => number,
+        (None, io::ErrorKind::Unsupported) => libc::EOPNOTSUPP,
+        (None, io::ErrorKind::OutOfMemory) => libc::ENOMEM,
+        (None, _) => told.unwrap_or(libc::EIO),
+    };
+    io::Error::from_raw_os_error(number)
+}
+
+impl Chain {
+    /// Opens the first of `parts`, which stands on the others in their order.
+    pub(in crate::block) fn open(parts: Vec<Part>, writes: bool) -> io::Result<Chain> {
+        let (mut below, has_backing) = (None::<Access>, parts.len() > 1);
+        let mut parts = parts.into_iter();
+        let top = parts.next().ok_or(io::ErrorKind::InvalidInput)?;
+        for part in parts.rev() {
+            below = Some(Arc::new(open_one(part, below, false)?));
+        }
+        let (file, watch) = (top.file.clone(), top.watch.clone());
+        let (cluster, version) =
+            top.header.as_ref().map_or((1, 3), |header| (header.cluster(), header.version));
+        let top = Some(open_one(top, below, writes)?);
+        Ok(Chain { top, file, watch, cluster, version, has_backing, writes })
+    }
+
+    /// Does something with it. What panics there has no image any more, and writes nothing more.
+    fn with<T>(
+        &mut self,
+        work: impl FnOnce(&mut FormatAccess<Storage>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        let top = self.top.as_mut().ok_or_else(|| io::Error::from_raw_os_error(libc::EIO))?;
+        self.watch.take_errno();
+        match catch_unwind(AssertUnwindSafe(|| work(top))) {
+            Ok(done) => done.map_err(|error| errno(&error, &self.watch)),
+            Err(_) => {
+                self.watch.close();
+                self.top = None;
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            }
+        }
+    }
+
+    pub(in crate::block) fn read(&mut self, at: u64, to: &mut [u8]) -> io::Result<()> {
+        self.with(|top| top.read(to, at))
+    }
+
+    pub(in crate::block) fn write(&mut self, at: u64, from: &[u8]) -> io::Result<()> {
+        self.with(|top| top.write(from, at))
+    }
+
+    /// Tables and data to the disk.
+    pub(in crate::block) fn flush(&mut self) -> io::Result<()> {
+        self.with(|top| {
+            top.flush()?;
+            top.sync()
+        })
+    }
+
+    /// Zeros, in place where `unmap` is not said.
+    ///
+    /// # Errors
+    /// EOPNOTSUPP: an image of version 2 has no zeros of its own; they are to be written.
+    pub(in crate::block) fn zero(&mut self, at: u64, bytes: u64, unmap: bool) -> io::Result<()> {
+        if self.version < 3 {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        match unmap {
+            true => self.with(|top| top.discard_to_zero(at, bytes)),
+            false => self.with(|top| top.write_zeroes(at, bytes)),
+        }
+    }
+
+    /// Gives whole clusters back, and what the file had for them.
+    pub(in crate::block) fn discard(&mut self, at: u64, bytes: u64) -> io::Result<()> {
+        // Without a mark for zeros, what is below would come to light.
+        if self.version < 3 && self.has_backing {
+            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
+        }
+        let (cluster, to_backing, file) = (self.cluster, self.version < 3, self.file.clone());
+        let end = at + bytes;
+        let mut at = at.next_multiple_of(cluster);
+        self.with(|top| {
+            let end = if end == top.size() { end } else { end - end % cluster };
+            while at < end {
+                let (found, length) = top.get_shallow_mapping(at, end - at)?;
+                if length == 0 {
+                    break;
+                }
+                // Only what nobody else has, an inner snapshot above all.
+                let place = match found {
+                    ShallowMapping::Zero { explicit: false, .. } => {
+                        at += length;
+                        continue;
+                    }
+                    ShallowMapping::Raw { offset, writable: true, .. } => Some(offset),
+                    _ => None,
+                };
+                if to_backing {
+                    top.discard_to_backing(at, length)?;
+                } else {
+                    top.discard_to_any(at, length)?;
+                }
+                // Nobody has been given the place yet: requests are done one after the other.
+                if let Some(place) = place.filter(|_| length.is_multiple_of(cluster)) {
+                    // It is advice: a file system that cannot take it has lost nothing.
+                    let _ = fallocate(&*file, PUNCH, place, length);
+                }
+                at += length;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes it so long. `hides`: what is below is longer than it was.
+    pub(in crate::block) fn resize(&mut self, bytes: u64, hides: bool) -> io::Result<()> {
+        use imago::format::PreallocateMode;
+        let new = if hides { PreallocateMode::Zero } else { PreallocateMode::None };
+        self.with(|top| {
+            top.resize(bytes, new)?;
+            top.flush()?;
+            top.sync()
+        })
+    }
+
+    /// Writes what is left of its tables, and nothing more from then on.
+    pub(in crate::block) fn close(&mut self) -> io::Result<()> {
+        if !self.writes {
+            return Ok(());
+        }
+        let done = self.with(|top| top.flush());
+        self.watch.close();
+        self.top = None;
+        done
+    }
+}
+
+impl Drop for Chain {
+    fn drop(&mut self) {
+        // Who drops it without closing it has an error to tell already.
+        let _ = self.close();
+    }
+}
+
+fn open_one(part: Part, below: Option<Access>, writes: bool) -> io::Result<FormatAccess<Storage>> {
+    let watch = part.watch.clone();
+    watch.open();
+    let is_qcow2 = part.header.is_some();
+    let storage = part.storage(writes);
+    let gate = DenyImplicitOpenGate::default();
+    let opened = catch_unwind(AssertUnwindSafe(|| match is_qcow2 {
+        true => {
+            let image = Qcow2::<Storage, Access>::builder(storage);
+            let image = image.backing(below).data_file(None).write(writes).open(gate)?;
+            Ok(FormatAccess::new(image))
+        }
+        false => Ok(FormatAccess::new(Raw::builder(storage).write(writes).open(gate)?)),
+    }));
+    match opened {
+        Ok(opened) => opened.map_err(|error: io::Error| match watch.take_errno() {
+            Some(number) => io::Error::from_raw_os_error(number),
+            None => error,
+        }),
+        Err(_) => Err(io::Error::other("its tables make no sense")),
+    }
+}
+
+#[cfg(test)]
+/// Makes a new image of `bytes` bytes in the empty `file`, which stands on `(name, format)`.
+pub(in crate::block) fn create(
+    file: &Arc<File>,
+    bytes: u64,
+    below: (String, String),
+) -> io::Result<()> {
+    let part = Part {
+        file: file.clone(),
+        name: "a new image".into(),
+        header: None,
+        watch: Arc::default(),
+        alignment: 1,
+        no_flush: false,
+        discards: false,
+        passed: None,
+    };
+    use imago::FormatCreateBuilder;
+    let watch = part.watch.clone();
+    let image = Qcow2::<Storage, Access>::create_builder(part.storage(true));
+    let image = image.size(bytes).backing(below.0, below.1);
+    image.create().map_err(|error| errno(&error, &watch))?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests;

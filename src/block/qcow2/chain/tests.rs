@@ -1,0 +1,138 @@
+use super::*;
+use proptest::prelude::*;
+
+const BYTES: usize = 1 << 20;
+
+fn file() -> Arc<File> {
+    Arc::new(tempfile::tempfile().unwrap())
+}
+
+fn part(file: &Arc<File>, is_qcow2: bool) -> Part {
+    Part {
+        file: file.clone(),
+        name: "t".into(),
+        header: is_qcow2.then(|| Header::read(file).unwrap()),
+        watch: Arc::default(),
+        alignment: 1,
+        no_flush: true,
+        discards: true,
+        passed: None,
+    }
+}
+
+/// A disk over two others, the lowest of which is raw and shorter.
+fn layers() -> [Arc<File>; 3] {
+    let all = [file(), file(), file()];
+    all[2].set_len(BYTES as u64 / 2).unwrap();
+    create(&all[1], BYTES as u64, ("low".into(), "raw".into())).unwrap();
+    create(&all[0], BYTES as u64, ("middle".into(), "qcow2".into())).unwrap();
+    all
+}
+
+fn open(files: &[Arc<File>]) -> Chain {
+    let last = files.len() - 1;
+    let parts = files.iter().enumerate().map(|(at, file)| part(file, at != last));
+    Chain::open(parts.collect(), true).unwrap()
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(usize, usize, u8),
+    Zero(usize, usize, bool),
+    Flush,
+    Again,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = (0..BYTES / 512, 1usize..400);
+    prop_oneof![
+        (place.clone(), any::<u8>()).prop_map(|((at, count), byte)| Step::Write(at, count, byte)),
+        (place, any::<bool>()).prop_map(|((at, count), unmap)| Step::Zero(at, count, unmap)),
+        Just(Step::Flush),
+        Just(Step::Again),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+    #[test]
+    fn a_chain_is_as_a_plain_disk(steps in proptest::collection::vec(step(), 1..30)) {
+        let files = layers();
+        let mut model = vec![0; BYTES];
+        use std::os::unix::fs::FileExt;
+        files[2].write_all_at(&[7; 5000], 300).unwrap();
+        model[300..5300].fill(7);
+        let mut chain = open(&files);
+        for step in steps {
+            match step {
+                Step::Write(at, count, byte) => {
+                    let (at, end) = (at * 512, ((at + count) * 512).min(BYTES));
+                    chain.write(at as u64, &vec![byte; end - at]).unwrap();
+                    model[at..end].fill(byte);
+                }
+                Step::Zero(at, count, unmap) => {
+                    let (at, end) = (at * 512, ((at + count) * 512).min(BYTES));
+                    chain.zero(at as u64, (end - at) as u64, unmap).unwrap();
+                    model[at..end].fill(0);
+                }
+                Step::Flush => chain.flush().unwrap(),
+                Step::Again => {
+                    chain.close().unwrap();
+                    chain = open(&files);
+                }
+            }
+        }
+        let mut found = vec![1; BYTES];
+        chain.read(0, &mut found).unwrap();
+        prop_assert!(found == model);
+    }
+}
+
+#[test]
+fn what_is_discarded_goes_back_to_the_host_and_reads_as_no_old_data() {
+    use std::os::unix::fs::MetadataExt;
+    let files = layers();
+    let mut chain = open(&files);
+    chain.write(0, &vec![3; BYTES]).unwrap();
+    chain.flush().unwrap();
+    let before = files[0].metadata().unwrap().blocks();
+    chain.discard(100, BYTES as u64 - 100).unwrap();
+    chain.flush().unwrap();
+    let after = files[0].metadata().unwrap().blocks();
+    assert!(after + 1024 < before, "{before} {after}");
+    let mut start = [0; 100];
+    chain.read(0, &mut start).unwrap();
+    assert_eq!(start, [3; 100]);
+    let mut rest = vec![1; BYTES - 65536];
+    chain.read(65536, &mut rest).unwrap();
+    assert!(rest.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_closed_image_is_written_no_more() {
+    let files = layers();
+    let mut chain = open(&files);
+    chain.write(0, &[1; 512]).unwrap();
+    chain.watch.close();
+    assert!(chain.write(512, &[1; 512]).is_err());
+    assert!(chain.flush().is_err());
+}
+
+#[test]
+fn a_guest_never_writes_the_header() {
+    use std::os::unix::fs::FileExt;
+    let files = layers();
+    // Refcounts that say that all is free.
+    files[0].write_all_at(&[0; 65536], 2 * 65536).unwrap();
+    let mut before = vec![0; 512];
+    files[0].read_exact_at(&mut before, 0).unwrap();
+    let mut chain = open(&files);
+    for cluster in 0..16 {
+        let _ = chain.write(cluster * 65536, &[0x51; 65536]);
+    }
+    let _ = chain.flush();
+    let mut after = vec![0; 512];
+    files[0].read_exact_at(&mut after, 0).unwrap();
+    assert_eq!(before[..24], after[..24]);
+    assert!(!after.starts_with(&[0x51; 8]));
+}

@@ -1,0 +1,16 @@
+//! qcow2 images and what they stand on, through the crate `imago`.
+//!
+//! | file | what |
+//! |---|---|
+//! | `header` | an image's first bytes, read and checked before anything else believes them |
+//! | `storage` | files as `imago` reads and writes them |
+//! | `chain` | an image with all that it stands on: read, written, made longer; made new |
+
+mod chain;
+mod header;
+mod storage;
+
+pub(super) use chain::{Chain, Part};
+pub(crate) use header::Header;
+pub(super) use header::{Why, refcounts_are_apart};
+pub(crate) use storage::Watch;

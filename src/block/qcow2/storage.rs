@@ -1,0 +1,238 @@
+//! Files as `imago` reads and writes them: one call after the other, each done when it returns.
+//!
+//! So its contract about writes that settle is kept by itself: no write outlives its call. What the
+//! crate asks to be `unsafe` is only that requests come aligned and do not cross one another, which
+//! matters for correct data, not for memory.
+#![allow(unsafe_code)]
+
+use imago::io_buffers::{IoVector, IoVectorMut};
+use imago::storage::PreallocateMode;
+use imago::storage::drivers::CommonStorageHelper;
+use rustix::fs::{FallocateFlags, fallocate};
+use std::fmt;
+use std::fs::File;
+use std::io::{self, ErrorKind, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+
+/// Zeros that are written at a time, where the file system knows no better.
+const ZEROS: usize = 1 << 16;
+
+/// What is known of a file outside the chain that uses it.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    /// The errno of the last call that failed; 0: none did.
+    errno: AtomicI32,
+    /// Bringing data to the disk failed: nobody knows what of it is there.
+    lost: AtomicBool,
+    /// Nothing is written any more.
+    closed: AtomicBool,
+    /// One past the last byte written.
+    pub highest: AtomicU64,
+    /// A write that ends behind it is told of, once; 0: none is.
+    pub threshold: AtomicU64,
+}
+
+impl Watch {
+    pub(super) fn open(&self) {
+        self.closed.store(false, Ordering::Release);
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn take_errno(&self) -> Option<i32> {
+        Some(self.errno.swap(0, Ordering::AcqRel)).filter(|errno| *errno != 0)
+    }
+
+    pub(in crate::block) fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// Sees a write that ends there. `Some`: it ends so far behind a threshold, which is none any
+    /// more: (threshold, bytes).
+    pub(in crate::block) fn sees(&self, end: u64) -> Option<(u64, u64)> {
+        self.highest.fetch_max(end, Ordering::Relaxed);
+        let threshold = self.threshold.load(Ordering::Relaxed);
+        let behind = end.checked_sub(threshold).filter(|behind| *behind > 0 && threshold > 0)?;
+        let is_first =
+            self.threshold.compare_exchange(threshold, 0, Ordering::AcqRel, Ordering::Relaxed);
+        is_first.is_ok().then_some((threshold, behind))
+    }
+}
+
+/// Told when a write has passed a threshold: (threshold, bytes behind it).
+pub(in crate::block) type Passed = Box<dyn Fn(u64, u64) + Send + Sync>;
+
+pub(super) struct Storage {
+    pub file: Arc<File>,
+    pub name: String,
+    pub watch: Arc<Watch>,
+    pub alignment: usize,
+    /// Bytes at the beginning that hold the header, and nothing else.
+    pub header: u64,
+    pub no_flush: bool,
+    /// Ranges that are not used are given back.
+    pub discards: bool,
+    pub passed: Option<Passed>,
+    pub helper: CommonStorageHelper,
+}
+
+impl fmt::Debug for Storage {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "Storage({})", self.name)
+    }
+}
+
+impl fmt::Display for Storage {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        to.write_str(&self.name)
+    }
+}
+
+impl Storage {
+    fn noted<T>(&self, done: io::Result<T>) -> io::Result<T> {
+        done.inspect_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            self.watch.errno.store(errno, Ordering::Release);
+        })
+    }
+
+    fn may_write(&self, at: u64, start: &[u8]) -> io::Result<()> {
+        if self.watch.closed.load(Ordering::Acquire) {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        // Tables that lie about free clusters would have a guest write the header, and with it the
+        // name of a file that is opened next time.
+        let is_header = at == 0 && start.starts_with(b"QFI\xfb");
+        if at < self.header && !is_header {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        Ok(())
+    }
+
+    fn wrote(&self, end: u64) {
+        if let (Some((threshold, behind)), Some(passed)) = (self.watch.sees(end), &self.passed) {
+            passed(threshold, behind);
+        }
+    }
+
+    fn zero(&self, at: u64, bytes: u64) -> io::Result<()> {
+        self.may_write(at, &[])?;
+        match fallocate(&*self.file, FallocateFlags::ZERO_RANGE, at, bytes) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
+                let end = at + bytes;
+                let mut next = at;
+                while next < end {
+                    let count = ((end - next) as usize).min(ZEROS);
+                    self.file.write_all_at(&vec![0; count], next)?;
+                    next += count as u64;
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        self.wrote(at + bytes);
+        Ok(())
+    }
+}
+
+impl imago::Storage for Storage {
+    fn mem_align(&self) -> usize {
+        // IoBuffer's own boundary for O_DIRECT; any will do else.
+        if self.alignment > 1 { self.alignment.max(4096) } else { 1 }
+    }
+
+    fn req_align(&self) -> usize {
+        self.alignment
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        let found = self.file.metadata()?;
+        if found.is_file() { Ok(found.len()) } else { (&*self.file).seek(SeekFrom::End(0)) }
+    }
+
+    unsafe fn pure_readv(&self, buffers: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for mut buffer in buffers.into_inner() {
+            let mut filled = 0;
+            while filled < buffer.len() {
+                match self.file.read_at(&mut buffer[filled..], at + filled as u64) {
+                    // Behind the end are zeros.
+                    Ok(0) => {
+                        buffer[filled..].fill(0);
+                        break;
+                    }
+                    Ok(count) => filled += count,
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return self.noted(Err(error)),
+                }
+            }
+            at += buffer.len() as u64;
+        }
+        Ok(())
+    }
+
+    unsafe fn pure_writev(&self, buffers: IoVector<'_>, offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for buffer in buffers.into_inner() {
+            self.noted(self.may_write(at, &buffer))?;
+            self.noted(self.file.write_all_at(&buffer, at))?;
+            at += buffer.len() as u64;
+            self.wrote(at);
+        }
+        Ok(())
+    }
+
+    unsafe fn pure_write_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.noted(self.zero(offset, length))
+    }
+
+    unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
+        self.noted(self.zero(offset, length))
+    }
+
+    unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
+        if self.discards && self.may_write(offset, &[]).is_ok() {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            // It is advice: a file system that cannot take it has lost nothing.
+            let _ = fallocate(&*self.file, flags, offset, length);
+        }
+        Ok(())
+    }
+
+    /// Nothing is kept here.
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.no_flush {
+            return Ok(());
+        }
+        self.noted(self.file.sync_data().inspect_err(|_| {
+            self.watch.lost.store(true, Ordering::Release);
+        }))
+    }
+
+    fn settle_writes(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    unsafe fn invalidate_cache(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn get_storage_helper(&self) -> &CommonStorageHelper {
+        &self.helper
+    }
+
+    fn resize(&self, bytes: u64, how: PreallocateMode) -> io::Result<()> {
+        match how {
+            PreallocateMode::None | PreallocateMode::Zero => self.noted(self.file.set_len(bytes)),
+            _ => Err(ErrorKind::Unsupported.into()),
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! A guest whose disk has tables and stands on others.
+
+use crate::common::small::Small;
+use crate::common::vm::{Launch, Vm};
+use crate::common::{guest, qcow2, virtio_guest};
+use serde_json::json;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// What the guest uses of it.
+const DISK_BYTES: u64 = 1 << 20;
+
+/// A raw image, one that stands on it, and the one of the guest over both.
+fn chain(folder: &Path) {
+    let base = File::create(folder.join("base")).unwrap();
+    base.set_len(DISK_BYTES / 2).unwrap();
+    qcow2::make(&folder.join("middle"), DISK_BYTES, Some(("base", "raw")));
+    qcow2::make(&folder.join("top"), DISK_BYTES, Some(("middle", "qcow2")));
+}
+
+fn launch(folder: &Path, name: &str, words: &[&str]) -> Launch {
+    let kernel = folder.join(format!("{name}.kernel"));
+    std::fs::write(&kernel, guest::elf(&virtio_guest::disk())).unwrap();
+    let device = "virtio-blk-device,drive=d,id=vd";
+    let modern = "virtio-mmio.force-legacy=off";
+    let given = ["-kernel", kernel.to_str().unwrap(), "-device", device, "-global", modern];
+    Launch::new(folder, name).no_guest().words(&given).words(words)
+}
+
+fn drive(folder: &Path, name: &str, more: &str) -> String {
+    format!("if=none,id=d,format=qcow2,file={}{more}", folder.join(name).display())
+}
+
+/// Waits until the guest has found that so many more of its rounds were right.
+fn wait_for_points(vm: &Vm, times: usize) {
+    let before = vm.serial().matches('.').count();
+    let end = Instant::now() + Duration::from_secs(60);
+    loop {
+        let said = vm.serial();
+        assert!(!said.contains(['!', 'e']), "{}: {said} {}", vm.name, vm.stderr());
+        if said.matches('.').count() >= before + times {
+            return;
+        }
+        assert!(Instant::now() < end, "{}: {said} {}", vm.name, vm.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_guest_over_a_chain_is_moved_back_and_forth_and_writes_the_top_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    chain(folder.path());
+    let middle = std::fs::read(folder.path().join("middle")).unwrap();
+    let drive = drive(folder.path(), "top", ",discard=unmap,detect-zeroes=unmap");
+    let start = |name: &str, more: &[&str]| {
+        launch(folder.path(), name, &["-drive", &drive]).words(more).start()
+    };
+    let mut source = start("source", &[]);
+    wait_for_points(&source, 2);
+    source.ask("system_reset", json!({}));
+    for turn in 0..3 {
+        wait_for_points(&source, 1);
+        let uri = format!("unix:{}", folder.path().join(format!("stream{turn}")).display());
+        let mut target = start(&format!("target{turn}"), &["-incoming", &uri]);
+        source.ask("migrate", json!({"uri": uri}));
+        assert_eq!(source.outcome()["status"], "completed", "{turn}: {}", target.stderr());
+        target.wait_for_state(|state| state == "running");
+        wait_for_points(&target, 1);
+        source = target;
+    }
+    // Longer, as the guest is told: in the header, too.
+    source.ask("block_resize", json!({"device": "d", "size": 2 * DISK_BYTES}));
+    let top = File::open(folder.path().join("top")).unwrap();
+    let mut bytes = [0; 8];
+    top.read_exact_at(&mut bytes, 24).unwrap();
+    assert_eq!(u64::from_be_bytes(bytes), 2 * DISK_BYTES);
+    wait_for_points(&source, 1);
+    assert_eq!(std::fs::read(folder.path().join("middle")).unwrap(), middle);
+    let base = std::fs::read(folder.path().join("base")).unwrap();
+    assert!(base.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_failed_migration_leaves_the_chain_at_the_source() {
+    let folder = tempfile::tempdir().unwrap();
+    chain(folder.path());
+    let drive = drive(folder.path(), "top", "");
+    let mut source = launch(folder.path(), "source", &["-drive", &drive]).start();
+    wait_for_points(&source, 1);
+    let uri = format!("unix:{}", folder.path().join("stream").display());
+    let target = Launch::new(folder.path(), "target").no_guest().words(&["-M", "pit=on"]);
+    let mut target = target.incoming(&uri).start();
+    source.ask("migrate", json!({"uri": uri}));
+    assert_eq!(source.outcome()["status"], "failed");
+    assert_eq!(target.exit_code(), Some(1));
+    wait_for_points(&source, 2);
+    // It is still in use, and so is what it stands on.
+    let other = format!("if=none,id=d,format=raw,file={}", folder.path().join("middle").display());
+    for (drive, says) in [(&drive, "\"write\" lock"), (&other, "\"write\" lock")] {
+        let mut other = launch(folder.path(), "other", &["-drive", drive]).spawn();
+        assert_eq!(other.exit_code(), Some(1));
+        assert!(other.stderr().contains(says), "{}", other.stderr());
+    }
+}
+
+#[test]
+fn a_full_host_stops_a_guest_with_tables_until_there_is_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = Small::mount(folder.path(), 4 << 20);
+    qcow2::make(&small.0.join("top"), DISK_BYTES, None);
+    let drive = drive(&small.0, "top", "");
+    let mut vm = launch(folder.path(), "vm", &["-drive", &drive]).start();
+    small.fill();
+    vm.wait_for_status("io-error");
+    std::fs::remove_file(small.0.join("ballast")).unwrap();
+    vm.ask("cont", json!({}));
+    wait_for_points(&vm, 3);
+}
+
+#[test]
+fn what_an_image_cannot_be_is_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let make = |name: &str, below: Option<(&str, &str)>| {
+        qcow2::make(&folder.path().join(name), DISK_BYTES, below)
+    };
+    make("gone", Some(("nowhere", "raw")));
+    make("loop", Some(("loop2", "qcow2")));
+    make("loop2", Some(("loop", "qcow2")));
+    make("far", Some(("nbd://host/x", "raw")));
+    make("odd", Some(("loop", "vmdk")));
+    make("data", None).write_all_at(&4u64.to_be_bytes(), 72).unwrap();
+    make("dirty", None).write_all_at(&1u64.to_be_bytes(), 72).unwrap();
+    make("short", None).set_len(60).unwrap();
+    let all_free = make("tables", None);
+    all_free.write_all_at(&0x2_0000u64.to_be_bytes(), 0x1_0008).unwrap();
+    std::fs::write(folder.path().join("raw"), [0; 512]).unwrap();
+    for (name, says) in [
+        ("gone", "Could not open backing file: Could not open '"),
+        ("loop", "twice"),
+        ("far", "protocol"),
+        ("odd", "format is not built"),
+        ("data", "external data files"),
+        ("dirty", "dirty bit"),
+        ("short", "qcow2 header too short"),
+        ("tables", "names a block twice"),
+        ("raw", "Image is not in qcow2 format"),
+    ] {
+        let drive = drive(folder.path(), name, "");
+        let mut vm = launch(folder.path(), "refused", &["-drive", &drive]).spawn();
+        assert_eq!(vm.exit_code(), Some(1), "{name}");
+        assert!(vm.stderr().contains(says), "{name}: {}", vm.stderr());
+    }
+}
