@@ -10,7 +10,7 @@ use super::smp::Smp;
 use super::{netdev, value};
 use crate::config::{
     Actions, Boot, Chardev, ChardevBackend, Config, Entropy, FirmwareFile, Identity, Incoming,
-    Kernel, Monitor, Netdev, PanicAction, RebootAction, ShutdownAction, SystemInformation,
+    Kernel, Monitor, Netdev, PanicAction, RebootAction, Restore, ShutdownAction, SystemInformation,
 };
 use crate::devices::Kind;
 use crate::machine::PARTS;
@@ -32,6 +32,7 @@ pub(crate) struct Draft {
     pub initrd: Option<PathBuf>,
     pub append: Option<String>,
     pub incoming: Option<Incoming>,
+    pub restore: Option<Restore>,
     pub start_paused: bool,
     pub serials: Vec<(String, Short)>,
     pub chardevs: Vec<Chardev>,
@@ -156,6 +157,30 @@ pub(crate) const ACTION: Keys<Actions> = Keys {
     ],
 };
 
+/// Takes the way in which RAM is restored out of an address `file:` or `fd:`.
+fn restore(text: &str) -> Result<(String, Option<Restore>), Problem> {
+    const KEY: &str = ",x-godwit-restore=";
+    let is_file = text.starts_with("file:") || text.starts_with("fd:");
+    let Some((uri, rest)) = text.split_once(KEY).filter(|_| is_file) else {
+        return Ok((text.to_owned(), None));
+    };
+    let (value, behind) = rest.find(',').map_or((rest, ""), |at| rest.split_at(at));
+    if behind.contains(KEY) {
+        return Err(Problem::Refused("x-godwit-restore is given twice"));
+    }
+    let restore = match value {
+        "eager" => Restore::Eager,
+        "mapped" => Restore::Mapped,
+        "lazy" => {
+            return Err(Problem::Refused(
+                "x-godwit-restore=lazy (pages read as the guest asks for them) is not built; write mapped or eager",
+            ));
+        }
+        _ => return Err(value::unknown(value, &["eager", "mapped"])),
+    };
+    Ok((format!("{uri}{behind}"), Some(restore)))
+}
+
 const SCHEMES: [&str; 5] = ["tcp:", "unix:", "fd:", "exec:", "file:"];
 
 impl Draft {
@@ -175,6 +200,10 @@ impl Draft {
 
     pub(crate) fn incoming(&mut self, option: &str, text: &str) -> Result<(), Error> {
         let refuse = |reason| Err(Problem::Refused(reason).at(format!("{option} {text}")));
+        let (uri, restore) =
+            restore(text).map_err(|problem| problem.at(format!("{option} {text}")))?;
+        self.restore = restore;
+        let text = uri.as_str();
         self.incoming = Some(match text {
             "defer" => Incoming::Defer,
             _ if SCHEMES
@@ -298,6 +327,7 @@ impl Draft {
                     serial: serial.filter(|_| isa_serial),
                     monitors,
                     incoming: self.incoming,
+                    restore: self.restore,
                     start_paused: self.start_paused,
                     actions: self.actions,
                     identity: self.identity,

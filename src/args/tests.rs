@@ -72,6 +72,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         serial: Some("serial0".into()),
         monitors: vec![Monitor { chardev: "compat_monitor0".into(), pretty: false }],
         incoming: Some(Incoming::Defer),
+        restore: None,
         start_paused: false,
         actions: Actions::default(),
         identity: Identity::default(),
@@ -350,6 +351,15 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-chardev: expects one of path=, host= with port=, and fd=",
         ),
         ("-mon q", "-mon q: the human monitor is not built; write mode=control"),
+        (
+            "-incoming file:f,x-godwit-restore=map",
+            "-incoming file:f,x-godwit-restore=map: expects eager or mapped",
+        ),
+        (
+            "-incoming file:f,x-godwit-restore=lazy,offset=1",
+            "-incoming file:f,x-godwit-restore=lazy,offset=1: x-godwit-restore=lazy (pages read as the guest asks for \
+             them) is not built; write mapped or eager",
+        ),
         ("-incoming rdma:h:1", "-incoming rdma:h:1: RDMA is not built; write tcp:HOST:PORT"),
         (
             "-incoming tpc:h:1",

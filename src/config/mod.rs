@@ -56,6 +56,8 @@ pub struct Config {
     pub monitors: Vec<Monitor>,
     /// Wait for a migration instead of booting.
     pub incoming: Option<Incoming>,
+    /// Said with where it comes from.
+    pub restore: Option<Restore>,
     /// `-S`: do not start the vCPUs; `cont` does.
     pub start_paused: bool,
     pub actions: Actions,
@@ -237,6 +239,15 @@ pub enum Incoming {
     Defer,
     /// `tcp:…`, `unix:…`, `fd:…`, `exec:…` or `file:…`; the scheme is known to be one of these.
     Uri(String),
+}
+
+/// How the memory of a guest that is kept in a file comes, where its pages have places there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Restore {
+    /// It is read before the guest runs.
+    Eager,
+    /// The file is mapped, and read as the guest runs.
+    Mapped,
 }
 
 /// Who the machine is to people and tools.

@@ -210,7 +210,7 @@ const ARRIVED: &str = "\0arrived";
 fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle> {
     let (events, autostart) = (vmm.events.clone(), vmm.autostart.clone());
     let (exit, ending, nets) = (vmm.exit.clone(), vmm.events.clone(), vmm.nets.clone());
-    Handle::new(Parts {
+    let handle = Handle::new(Parts {
         guest: machine.clone(),
         events: Arc::new(move |event| match event {
             migrate::Event::Status(status) => {
@@ -235,7 +235,11 @@ fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle>
         on_failure: Arc::new(move |_| exit.shutdown(&ending, StopCause::HostError, 1)),
         is_incoming: config.incoming.is_some(),
         uuid: Some(config.identity.uuid).filter(|uuid| *uuid != [0; 16]),
-    })
+    });
+    if let Some(restore) = config.restore {
+        handle.set_restore(restore);
+    }
+    handle
 }
 
 /// The loop, until someone asks for the end; everything that was said until then has left.

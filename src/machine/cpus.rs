@@ -265,7 +265,7 @@ impl Cpus {
     }
 
     /// Whether memory was lost since it was last asked, under the hands of any thread.
-    fn new_loss(&self) -> Option<memory::Error> {
+    pub(super) fn new_loss(&self) -> Option<memory::Error> {
         let block = self.vm.ram().main();
         let before = self.losses.load(Ordering::Relaxed);
         let why = block.check_losses(before).err()?;

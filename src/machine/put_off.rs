@@ -147,6 +147,17 @@ impl Machine {
         }
     }
 
+    /// Memory was lost without an access that would have told: stops the guest as if a vCPU had met
+    /// it. One that is on its way is looked at by who moves it.
+    pub(crate) fn memory_was_lost(&self) {
+        if matches!(self.run_state(), RunState::InMigrate | RunState::FinishMigrate) {
+            return;
+        }
+        if let Some(why) = self.cpus.new_loss() {
+            (self.cpus.request)(VcpuRequest::NoMemory { vcpu: 0, why });
+        }
+    }
+
     /// Stops a guest of which one vCPU cannot go on.
     fn cannot_go_on(&self, event: Event) {
         (self.events)(event);

@@ -5,6 +5,7 @@
 
 use super::error::Error;
 use super::full::Watched;
+use super::over::Over;
 use super::pages::PAGE_BYTES;
 use crate::config::{HugePages, MemoryBackend};
 use std::fs::File;
@@ -41,6 +42,10 @@ pub(super) struct Backing {
     /// Writes reach `file`.
     shared: bool,
     discard_at_exit: bool,
+    /// What lies over anonymous memory.
+    over: OnceLock<Over>,
+    /// What the kernel was told about the mapping.
+    advice: Vec<i32>,
     /// Ranges, ascending, whose pages are there and have page tables.
     mapped: OnceLock<Vec<Range<u64>>>,
     /// Of this process, opened when it is first asked; `None` if it cannot be.
@@ -113,11 +118,24 @@ impl Backing {
     }
 
     pub(super) fn file(&self) -> Option<&File> {
-        self.file.as_ref()
+        self.over.get().map(|over| &over.file).or(self.file.as_ref())
+    }
+
+    pub(super) fn over(&self) -> Option<&Over> {
+        self.over.get()
+    }
+
+    pub(super) fn has_file_over(&self) -> bool {
+        self.over.get().is_some()
+    }
+
+    /// The mapping is the file's now. Only the first call counts.
+    pub(super) fn set_over(&self, over: Over) {
+        let _ = self.over.set(over);
     }
 
     pub(super) fn path(&self) -> Option<&Path> {
-        self.path.as_deref()
+        self.over.get().map(|over| over.path.as_path()).or(self.path.as_deref())
     }
 
     pub(super) fn is_own_hugetlb(&self) -> bool {
@@ -140,8 +158,8 @@ impl Backing {
 
     /// Why the page at `offset` cannot be had.
     pub(super) fn why_missing(&self, offset: u64) -> io::Error {
-        let Some(file) = &self.file else { return io::Error::from_raw_os_error(libc::ENOMEM) };
-        let end = self.file_offset + offset + self.page_bytes;
+        let Some(file) = self.file() else { return io::Error::from_raw_os_error(libc::ENOMEM) };
+        let end = self.file_offset() + offset + self.page_bytes;
         if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() < end) {
             return io::ErrorKind::UnexpectedEof.into();
         }
@@ -152,11 +170,11 @@ impl Backing {
     }
 
     pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.file.as_ref().map(AsFd::as_fd)
+        self.file().map(AsFd::as_fd)
     }
 
     pub(super) fn file_offset(&self) -> u64 {
-        self.file_offset
+        self.over.get().map_or(self.file_offset, |over| over.offset)
     }
 
     pub(super) fn is_shared(&self) -> bool {
@@ -203,7 +221,7 @@ impl Backing {
 
     /// Memfds are, too.
     pub(super) fn is_on_tmpfs(&self) -> bool {
-        self.on_tmpfs
+        self.over.get().map_or(self.on_tmpfs, |over| over.on_tmpfs)
     }
 
     /// Writes `pieces` one after another from `offset` (bytes into the block) on.
@@ -254,7 +272,7 @@ impl Backing {
         if range.is_empty() {
             return Ok(());
         }
-        match &self.file {
+        match self.file() {
             Some(file) if self.shared => {
                 punch(file, self.file_offset + range.start, range.end - range.start)
             }
@@ -285,6 +303,19 @@ impl Backing {
         }
     }
 
+    /// Tells the kernel about the whole mapping, and about what will lie over it. Advice only: a host
+    /// that does not take it runs the guest all the same.
+    pub(super) fn advise_all(&mut self, advice: Vec<i32>) {
+        self.advice = advice;
+        self.advise_again();
+    }
+
+    pub(super) fn advise_again(&self) {
+        for advice in &self.advice {
+            let _ = self.advise(0..self.bytes, *advice);
+        }
+    }
+
     /// `madvise` on a range of the mapping.
     pub(super) fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
         assert!(range.start <= range.end && range.end <= self.bytes);
@@ -312,8 +343,7 @@ impl Backing {
         let host = host.map_err(|source| Error::Map { bytes, source })?;
         let shared = flags & libc::MAP_SHARED != 0;
         let start = host.as_ptr() as usize;
-        let found = file.as_ref().and_then(|file| file_system(file).ok());
-        let on_tmpfs = found.is_some_and(|found| found.f_type == TMPFS_MAGIC);
+        let on_tmpfs = file.as_ref().is_some_and(is_on_tmpfs);
         Ok(Backing {
             host,
             bytes,
@@ -325,6 +355,8 @@ impl Backing {
             page_bytes,
             shared,
             discard_at_exit: false,
+            over: OnceLock::new(),
+            advice: Vec::new(),
             mapped: OnceLock::new(),
             page_map: OnceLock::new(),
             watched: Watched::new(start..start + bytes as usize, page_bytes as usize),
@@ -476,6 +508,10 @@ fn unnamed(dir: &Path) -> io::Result<File> {
 fn file_page_bytes(file: &File) -> io::Result<u64> {
     let stat = file_system(file)?;
     Ok(if stat.f_type == HUGETLBFS_MAGIC { stat.f_bsize as u64 } else { PAGE_BYTES })
+}
+
+pub(super) fn is_on_tmpfs(file: &File) -> bool {
+    file_system(file).is_ok_and(|found| found.f_type == TMPFS_MAGIC)
 }
 
 fn file_system(file: &File) -> io::Result<libc::statfs> {

@@ -2,6 +2,7 @@
 
 use super::backing::Backing;
 use super::error::Error;
+use super::over::Over;
 use super::pages::{PAGE_BYTES, PageSet};
 use std::io;
 use std::ops::Range;
@@ -219,6 +220,9 @@ impl RamBlock {
 
     /// Why the host cannot supply the page at `offset`.
     pub(crate) fn missing(&self, offset: u64) -> Error {
+        if self.backing().over().is_some_and(Over::is_changed) {
+            return Error::Changed { block: self.label() };
+        }
         self.full(offset, self.inner.backing.why_missing(offset))
     }
 

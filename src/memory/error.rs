@@ -41,6 +41,19 @@ pub enum Error {
         "guest memory from {left:#x} of block {block} on is lost: what it lies on was cut short there"
     )]
     CutShort { block: String, left: u64 },
+    #[error(
+        "what the guest's memory is read from, block {block}, was written to: the guest would see both"
+    )]
+    Changed { block: String },
+    #[error(
+        "the snapshot cannot be mapped as block {block:?}: {why}; it takes private anonymous memory, \
+         x-godwit-restore=eager reads it into any"
+    )]
+    NotLaidOver { block: String, why: &'static str },
+    #[error(
+        "cannot map the snapshot as block {block:?}: {source}; x-godwit-restore=eager reads it"
+    )]
+    NotMapped { block: String, source: io::Error },
     #[error("the image of guest RAM was lost: write faults could not be answered")]
     SnapshotLost,
     #[error("cannot find or punch holes in block {block}: {source}")]

@@ -83,6 +83,13 @@ impl Watched {
         self.0.map_or(0, |index| TABLE[index].losses.load(Ordering::Acquire))
     }
 
+    /// What lies there is not what it was: a loss that no access has met.
+    pub(crate) fn lose(&self) {
+        if let Some(index) = self.0 {
+            TABLE[index].losses.fetch_add(1, Ordering::Release);
+        }
+    }
+
     /// Where in the mapping the last one was.
     pub(crate) fn offset(&self) -> u64 {
         self.0.map_or(0, |index| TABLE[index].offset.load(Ordering::Relaxed))

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | private anonymous memory | the page map of this process |
 //! | a file or memfd, shared | the file: `SEEK_DATA` |
-//! | a file, private; a shared one that has lost pages (see [`super::full`]) | both: a page is a hole if the file has one there and this process has no page of its own |
+//! | a file, private, or laid over memory; a shared one that has lost pages (see [`super::full`]) | both: a page is a hole if the file has one there and this process has no page of its own |
 //! | hugetlb memory that only this process knows | the page map |
 //! | a file system that cannot tell | nobody: all is data |
 //!
@@ -28,6 +28,9 @@ const SYS_CACHESTAT: libc::c_long = 451;
 /// about one page.
 const ENTRIES: usize = 512;
 const ENTRIES_FIRST: usize = 8;
+
+/// Of a page map's entry: the page is a file's, or shared (Documentation/admin-guide/mm/pagemap.rst).
+const FILE_PAGE: u64 = 1 << 61;
 
 /// Who knows a backing's holes.
 enum Teller<'b> {
@@ -166,6 +169,8 @@ impl Backing {
 
     /// Tells of each page of a range on whether it was ever touched, until `see` returns true.
     fn present(&self, range: Range<u64>, mut see: impl FnMut(u64, bool) -> bool) -> io::Result<()> {
+        // What a page of the file is, the file says.
+        let own_only = matches!(self.teller(), Teller::Both(_));
         let Some(map) = self.page_map() else {
             let mut pages = range.step_by(PAGE_BYTES as usize);
             pages.find(|page| see(*page, true));
@@ -179,7 +184,7 @@ impl Backing {
             map.read_exact_at(&mut entries[..want], (self.host() as u64 + at) / PAGE_BYTES * 8)?;
             for entry in entries[..want].chunks_exact(8) {
                 let entry = u64::from_ne_bytes(entry.try_into().expect("eight bytes"));
-                if see(at, is_there(entry)) {
+                if see(at, is_there(entry) && !(own_only && entry & FILE_PAGE != 0)) {
                     return Ok(());
                 }
                 at += PAGE_BYTES;

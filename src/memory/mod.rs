@@ -18,6 +18,7 @@ mod error;
 mod full;
 mod holes;
 mod mapped;
+mod over;
 mod pages;
 mod ram;
 mod signal_stack;

@@ -52,8 +52,8 @@ impl GuestRam {
     /// [`Error::Map`] when memory is short, [`Error::Open`] and [`Error::Resize`] for files,
     /// [`Error::PageSize`].
     pub fn new(config: &Memory) -> Result<GuestRam, Error> {
-        let backing = Backing::new(&config.block, config.bytes, &config.backend)?;
-        advise(&backing, config);
+        let mut backing = Backing::new(&config.block, config.bytes, &config.backend)?;
+        backing.advise_all(advice(&backing, config));
         if config.prealloc {
             backing.populate()?;
         }
@@ -245,18 +245,11 @@ fn lay_over(block: &RamBlock) -> Result<Mem, Error> {
         .map_err(|e| Error::Map { bytes: block.bytes(), source: io::Error::other(e.to_string()) })
 }
 
-/// Advice only: a host that does not take it runs the guest all the same.
-fn advise(backing: &Backing, config: &Memory) {
-    let all = 0..backing.bytes();
-    if config.merge {
-        let _ = backing.advise(all.clone(), libc::MADV_MERGEABLE);
-    }
-    if !config.dump {
-        let _ = backing.advise(all.clone(), libc::MADV_DONTDUMP);
-    }
-    if backing.page_bytes() == PAGE_BYTES {
-        let _ = backing.advise(all, libc::MADV_HUGEPAGE);
-    }
+fn advice(backing: &Backing, config: &Memory) -> Vec<i32> {
+    let merge = config.merge.then_some(libc::MADV_MERGEABLE);
+    let dump = (!config.dump).then_some(libc::MADV_DONTDUMP);
+    let huge = (backing.page_bytes() == PAGE_BYTES).then_some(libc::MADV_HUGEPAGE);
+    [merge, dump, huge].into_iter().flatten().collect()
 }
 
 #[cfg(test)]

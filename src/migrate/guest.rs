@@ -24,6 +24,8 @@ pub trait Migratable: Send + Sync {
     fn cont(&self) -> Result<(), GuestError>;
     /// The guest that was loaded goes on elsewhere: gives back what only one machine can have.
     fn let_go(&self);
+    /// Memory was lost where nobody may have noticed: stops the guest if it runs.
+    fn memory_lost(&self) {}
     /// Changes the state of a guest that stands still.
     fn set_state(&self, to: RunState);
     /// Per cent of its time that each vCPU sleeps.

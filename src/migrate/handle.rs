@@ -14,6 +14,7 @@ use super::parameters::{ParameterError, Parameters};
 use super::progress::Progress;
 use super::settings::Settings;
 use super::status::{Event, Listener as Events, Status};
+use crate::config::Restore;
 use crate::io::socket_file::SocketFile;
 use crate::io::transport::{self, Direction, Opened};
 use crate::io::{self, Address, Descriptors, Listener, OpenError, Program, Ring, Waker};
@@ -403,6 +404,16 @@ impl Handle {
         // A migration that waits for its limit looks again.
         outgoing.waker.wake();
         Ok(())
+    }
+
+    /// As parameter `x-godwit-restore` does.
+    pub(crate) fn set_restore(&self, restore: Restore) {
+        let mut parameters = self.settings.parameters();
+        parameters.x_godwit_restore = match restore {
+            Restore::Eager => "eager",
+            Restore::Mapped => "mapped",
+        };
+        self.settings.set_parameters(parameters);
     }
 
     fn outgoing(&self) -> MutexGuard<'_, Outgoing> {

@@ -47,6 +47,10 @@ impl Migratable for Machine {
         self.let_go();
     }
 
+    fn memory_lost(&self) {
+        self.memory_was_lost();
+    }
+
     fn set_state(&self, to: RunState) {
         self.set_state(to);
     }

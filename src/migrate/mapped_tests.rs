@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -15,9 +16,11 @@ use super::progress::Progress;
 use super::settings::Settings;
 use super::status::Status;
 use super::tests::{FakeGuest, RAM_BYTES};
+use crate::config::MemoryBackend;
 use crate::io::{Connection, Waker};
 use crate::machine::RunState;
 use crate::memory::PAGE_BYTES;
+use crate::pages::hash_ram;
 use crate::stream::mapped::MappedHeader;
 
 fn settings(capabilities: &[Capability], parameters: Value) -> Arc<Settings> {
@@ -33,6 +36,11 @@ fn save(capabilities: &[Capability], parameters: Value, offset: u64) -> (Arc<Fak
     let mut file = tempfile::tempfile().unwrap();
     std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset)).unwrap();
     let guest = FakeGuest::busy();
+    save_into(&guest, &file, capabilities, parameters);
+    (guest, file)
+}
+
+fn save_into(guest: &Arc<FakeGuest>, file: &File, capabilities: &[Capability], parameters: Value) {
     let progress = Arc::new(Progress::default());
     assert!(progress.life.enter(Status::Setup));
     let source = Source {
@@ -46,16 +54,25 @@ fn save(capabilities: &[Capability], parameters: Value, offset: u64) -> (Arc<Fak
     let connection = Connection::from_fd(file.try_clone().unwrap().into());
     source.run(Destination::Open(connection));
     assert_eq!(progress.status(), Status::Completed, "{:?}", progress.figures().error);
-    (guest, file)
 }
 
 fn load(connection: Connection, multifd: bool) -> (Arc<FakeGuest>, Result<(), Error>) {
     let guest = FakeGuest::new(RunState::InMigrate);
     // A page that has anything in it is no page of zeros.
     guest.ram.write(5000 * PAGE_BYTES, &[7; 8192]).unwrap();
+    let capabilities: &[_] = if multifd { &[Capability::Multifd] } else { &[] };
+    let result = load_into(&guest, connection, settings(capabilities, json!({})));
+    (guest, result)
+}
+
+fn load_into(
+    guest: &Arc<FakeGuest>,
+    connection: Connection,
+    settings: Arc<Settings>,
+) -> Result<(), Error> {
     let target = Incoming {
         guest: guest.clone(),
-        settings: settings(if multifd { &[Capability::Multifd] } else { &[] }, json!({})),
+        settings,
         arrival: Arc::new(Arrival::default()),
         events: Arc::new(|_| {}),
         waker: Waker::new(),
@@ -63,8 +80,18 @@ fn load(connection: Connection, multifd: bool) -> (Arc<FakeGuest>, Result<(), Er
         arrived: Arc::new(|_| {}),
         uuid: None,
     };
-    let result = target.run(Origin::Open(connection));
-    (guest, result)
+    target.run(Origin::Open(connection))
+}
+
+/// Maps the file instead of reading it.
+fn map(guest: &Arc<FakeGuest>, file: &File) -> Result<(), Error> {
+    std::io::Seek::rewind(&mut &*file).unwrap();
+    let connection = Connection::from_fd(file.try_clone().unwrap().into());
+    load_into(guest, connection, settings(&[], json!({"x-godwit-restore": "mapped"})))
+}
+
+fn anonymous() -> Arc<FakeGuest> {
+    FakeGuest::over(MemoryBackend::Anonymous { share: false }, RunState::InMigrate)
 }
 
 fn load_from(file: &File, offset: u64) -> (Arc<FakeGuest>, Result<(), Error>) {
@@ -202,4 +229,121 @@ fn a_target_with_channels_reads_the_same_file() {
     let (target, result) = load(Connection::from_fd(file.into()), true);
     result.unwrap();
     assert_same(&source, &target);
+}
+
+#[test]
+fn a_file_that_is_mapped_has_what_was_read_and_is_never_written() {
+    let (source, file) = save(&[Capability::MappedRam], json!({"max-bandwidth": 0}), 0);
+    let (_, header) = header(&file, 0);
+    // What earlier versions left under a bit that is 0.
+    let mut bytes = [0; 4096];
+    source.ram.read(4000 * PAGE_BYTES, &mut bytes).unwrap();
+    assert_eq!(bytes, [0; 4096]);
+    file.write_all_at(&[9; 4096], header.pages_offset + 4000 * PAGE_BYTES).unwrap();
+    let mut before = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut before, 0).unwrap();
+    let (one, other) = (anonymous(), anonymous());
+    for guest in [&one, &other] {
+        guest.ram.write(100 * PAGE_BYTES, &[3; 4096]).unwrap();
+        map(guest, &file).unwrap();
+        assert_same(&source, guest);
+    }
+    // Each has its own copy of what it writes.
+    one.ram.write(0, &[1; 4096]).unwrap();
+    assert_same(&source, &other);
+    let mut after = vec![0; before.len()];
+    file.read_exact_at(&mut after, 0).unwrap();
+    assert!(before == after);
+    // Holes are where the file has them, whether they were read or not, and what was written is
+    // none.
+    let hole = |page| !in_file(&file, header.pages_offset + page * PAGE_BYTES);
+    other.ram.write(5000 * PAGE_BYTES, &[0; 1]).unwrap();
+    let pages = other.ram.main().data_pages().unwrap();
+    assert!(pages.contains(3) && pages.contains(5000) && pages.contains(4000));
+    assert_eq!(
+        pages.contains(5500),
+        !hole(5500),
+        "{} of {}",
+        pages.count(),
+        other.ram.main().pages()
+    );
+    assert!(map(&one, &file).unwrap_err().to_string().contains("mapped before"));
+}
+
+/// Whether the file has data in this place.
+fn in_file(file: &File, at: u64) -> bool {
+    rustix::fs::seek(file, rustix::fs::SeekFrom::Data(at)).is_ok_and(|data| data == at)
+}
+
+/// A guest that began with pages of a file is saved as another: what it never touched is in the new
+/// file, and what it did, and the holes.
+#[test]
+fn a_guest_whose_memory_is_a_file_is_saved_and_hashed_as_any() {
+    let (_, file) = save(&[Capability::MappedRam], json!({"max-bandwidth": 0}), 0);
+    let guest = anonymous();
+    map(&guest, &file).unwrap();
+    guest.ram.write(17 * PAGE_BYTES, &[0xab; 100]).unwrap();
+    guest.ram.write(5800 * PAGE_BYTES, &[0xcd; 100]).unwrap();
+    let (read, result) = load_from(&file, 0);
+    result.unwrap();
+    read.ram.write(17 * PAGE_BYTES, &[0xab; 100]).unwrap();
+    read.ram.write(5800 * PAGE_BYTES, &[0xcd; 100]).unwrap();
+    assert_eq!(hash_ram(&guest.ram).unwrap(), hash_ram(&read.ram).unwrap());
+    for capabilities in [&[][..], &[Capability::MappedRam]] {
+        let second = tempfile::tempfile().unwrap();
+        save_into(&guest, &second, capabilities, json!({"max-bandwidth": 0}));
+        let (target, result) = load_from(&second, 0);
+        result.unwrap();
+        assert_same(&read, &target);
+        let blocks = second.metadata().unwrap().blocks();
+        assert!(blocks * 512 < 14 << 20, "holes stay holes: {blocks} blocks");
+    }
+}
+
+#[test]
+fn what_cannot_be_mapped_is_refused_by_name() {
+    let (_, file) = save(&[Capability::MappedRam], json!({"max-bandwidth": 0}), 0);
+    let shared = FakeGuest::new(RunState::InMigrate);
+    let error = map(&shared, &file).unwrap_err().to_string();
+    assert!(error.contains("private anonymous"), "{error}");
+    let (_, plain) = save(&[], json!({"max-bandwidth": 0}), 0);
+    let error = map(&anonymous(), &plain).unwrap_err().to_string();
+    assert!(error.contains("written with capability mapped-ram"), "{error}");
+}
+
+#[test]
+fn a_file_cut_short_while_it_is_mapped_is_named() {
+    crate::memory::survive_missing_pages().unwrap();
+    let (_, unnamed) = save(&[Capability::MappedRam], json!({"max-bandwidth": 0}), 0);
+    let (_, header) = header(&unnamed, 0);
+    let named = tempfile::NamedTempFile::new().unwrap();
+    let file = named.reopen().unwrap();
+    let mut bytes = vec![0; unnamed.metadata().unwrap().len() as usize];
+    unnamed.read_exact_at(&mut bytes, 0).unwrap();
+    file.write_all_at(&bytes, 0).unwrap();
+    let guest = anonymous();
+    map(&guest, &file).unwrap();
+    let mut page = [0; 4096];
+    guest.ram.read(0, &mut page).unwrap();
+    assert_eq!(guest.ram.main().losses(), 0);
+    file.set_len(header.pages_offset + (1 << 20)).unwrap();
+    let error = guest.ram.read(2 << 20, &mut page).unwrap_err().to_string();
+    let name = named.path().to_str().unwrap();
+    assert!(error.contains(name), "{error}");
+    assert!(error.contains("cut short") || error.contains("written to"), "{error}");
+}
+
+#[test]
+fn a_file_that_is_written_to_while_it_is_mapped_is_lost_memory() {
+    let (_, file) = save(&[Capability::MappedRam], json!({"max-bandwidth": 0}), 0);
+    let guest = anonymous();
+    map(&guest, &file).unwrap();
+    file.write_all_at(&[1], 0).unwrap();
+    let end = Instant::now() + Duration::from_secs(60);
+    while guest.ram.main().losses() == 0 {
+        assert!(Instant::now() < end, "nobody noticed");
+        std::thread::yield_now();
+    }
+    let error = guest.ram.main().check_losses(0).unwrap_err().to_string();
+    assert!(error.contains("was written to"), "{error}");
 }

@@ -53,7 +53,10 @@ pub(super) enum Panics {
 }
 
 fn ram(bytes: u64) -> GuestRam {
-    let backend = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+    ram_of(bytes, MemoryBackend::Memfd { share: true, seal: false, huge_pages: None })
+}
+
+fn ram_of(bytes: u64, backend: MemoryBackend) -> GuestRam {
     let block = "microvm.ram".into();
     GuestRam::new(&Memory { bytes, block, backend, prealloc: false, merge: false, dump: true })
         .unwrap()
@@ -62,6 +65,11 @@ fn ram(bytes: u64) -> GuestRam {
 impl FakeGuest {
     pub(super) fn new(state: RunState) -> Arc<Self> {
         Arc::new(Self::with(ram(RAM_BYTES), state))
+    }
+
+    /// With memory of another kind.
+    pub(super) fn over(backend: MemoryBackend, state: RunState) -> Arc<Self> {
+        Arc::new(Self::with(ram_of(RAM_BYTES, backend), state))
     }
 
     fn with(ram: GuestRam, state: RunState) -> Self {

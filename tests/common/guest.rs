@@ -303,6 +303,7 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
         serial: Some("serial0".into()),
         monitors: vec![],
         incoming: None,
+        restore: None,
         start_paused: false,
         actions: Default::default(),
         identity: Default::default(),

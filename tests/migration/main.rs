@@ -7,6 +7,7 @@ mod faults;
 mod incoming_file;
 mod live;
 mod mapped_ram;
+mod mapped_restore;
 mod network;
 mod query_migrate;
 mod soak;

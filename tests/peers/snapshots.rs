@@ -9,7 +9,7 @@ use crate::common::vm::Launch;
 const GUEST: &str = "ws=4 pattern=hot fill=random";
 
 /// Saves the guest in a file and loads it from there, compares the RAM, and lets it go on.
-fn moves(source_is_qemu: bool, capabilities: &[&str], offset: u64) {
+fn moves(source_is_qemu: bool, capabilities: &[&str], offset: u64, restore: Option<&str>) {
     let dir = tempfile::tempdir().unwrap();
     let launch = |name: &str, qemu: bool| {
         let launch = Launch::new(dir.path(), name).guest(GUEST);
@@ -28,6 +28,9 @@ fn moves(source_is_qemu: bool, capabilities: &[&str], offset: u64) {
     assert_eq!(report["status"], "completed", "{what}: {report}");
     let mut target = launch("target", !source_is_qemu).words(&["-S"]).incoming("defer").start();
     target.set(capabilities, &parameters);
+    if let Some(restore) = restore {
+        target.ask("migrate-set-parameters", json!({"x-godwit-restore": restore}));
+    }
     target.ask("migrate-incoming", uri);
     target.wait_for_state(|state| state != "inmigrate");
     assert_goes_on(dir.path(), source, target, &what);
@@ -36,14 +39,15 @@ fn moves(source_is_qemu: bool, capabilities: &[&str], offset: u64) {
 #[test]
 #[ignore = "needs QEMU"]
 fn qemu_goes_on_with_a_snapshot_of_ours() {
-    moves(false, &["mapped-ram"], 0);
-    moves(false, &["mapped-ram"], 0x12345);
-    moves(false, &["mapped-ram", "multifd"], 0);
+    moves(false, &["mapped-ram"], 0, None);
+    moves(false, &["mapped-ram"], 0x12345, None);
+    moves(false, &["mapped-ram", "multifd"], 0, None);
 }
 
 #[test]
 #[ignore = "needs QEMU"]
 fn a_snapshot_of_qemus_goes_on_here() {
-    moves(true, &["mapped-ram"], 0);
-    moves(true, &["mapped-ram", "multifd"], 0x12345);
+    moves(true, &["mapped-ram"], 0, None);
+    moves(true, &["mapped-ram", "multifd"], 0x12345, None);
+    moves(true, &["mapped-ram", "multifd"], 0x12345, Some("mapped"));
 }

@@ -9,6 +9,7 @@
 //! travels on, or the one that has its chunk of a batch.
 
 use std::cell::OnceCell;
+use std::fs::File;
 use std::io::IoSlice;
 use std::ops::Range;
 
@@ -124,6 +125,17 @@ impl Blocks {
     pub(crate) fn zero(&self, block: u8, offset: u64, bytes: u64) -> Result<(), Error> {
         let range = self.range(block, offset, bytes)?;
         Ok(self.0[usize::from(block)].clear(range)?)
+    }
+
+    /// Maps a file from `offset` on in place of a block; `changed` is called when that is written to.
+    pub(super) fn lay_over(
+        &self,
+        block: u8,
+        file: File,
+        offset: u64,
+        changed: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Error> {
+        Ok(self.0[usize::from(block)].lay_over(file, offset, changed)?)
     }
 
     /// Receives a run of pages.

@@ -26,6 +26,8 @@ pub enum Error {
         "the source had mapped-ram on: what it wrote is a file, to be read as file:PATH and not through a pipe or socket"
     )]
     MappedNeedsFile,
+    #[error("x-godwit-restore=mapped needs a file that was written with capability mapped-ram")]
+    NothingToMap,
     #[error("the file was cut short while the pages of RAM block \"{0}\" were read")]
     FileCut(String),
     #[error("RAM block \"{name}\" has {there} bytes at the source and {here} here")]

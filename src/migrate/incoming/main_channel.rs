@@ -1,8 +1,10 @@
 //! The main channel, read to its end: the items of the one reader of the stream.
 
+use std::sync::Arc;
+
 use super::apply::{BATCH_RECORDS, Blocks, Threads};
 use super::channels::{Carries, Channels};
-use super::mapped::MappedFile;
+use super::mapped::{MappedFile, Restore};
 use super::return_path::ReturnPath;
 use super::{Error, Incoming, MACHINE};
 use crate::io::{Ring, SocketReader};
@@ -92,6 +94,7 @@ impl<'a> MainChannel<'a> {
         // A stream without section ram has no list that could have been looked at.
         self.check_blocks()?;
         self.loader().validate()?;
+        self.incoming.guest.ram().main().check_losses(0)?;
         match self.hash {
             Some(hash) if hash_ram(self.incoming.guest.ram())? != hash => Err(Error::RamDiffers),
             _ => Ok(()),
@@ -161,6 +164,9 @@ impl<'a> MainChannel<'a> {
         }
         if self.is_mapped && self.file.is_none() {
             return Err(Error::MappedNeedsFile);
+        }
+        if !self.is_mapped && self.incoming.settings.parameters().x_godwit_restore == "mapped" {
+            return Err(Error::NothingToMap);
         }
         match (found.uuid, self.incoming.uuid) {
             (Some(theirs), Some(ours)) if theirs != ours => Err(Error::Uuid),
@@ -237,7 +243,24 @@ impl<'a> MainChannel<'a> {
     fn pages_in_file(&mut self, block: u32) -> Result<(), Error> {
         let listed = &self.reader.blocks()[block as usize];
         let (Some(header), Some(file)) = (&listed.mapped, &self.file) else { return Ok(()) };
-        file.read(&mut self.ring, &self.blocks, block as u8, listed, header)
+        // Firmware, and tables that the guest asks for, are small.
+        let is_ram = listed.name == self.incoming.guest.ram().main().name();
+        let how = match self.incoming.settings.parameters().x_godwit_restore {
+            "mapped" if is_ram => Restore::Mapped(Box::new(self.memory_lost())),
+            _ => Restore::Eager,
+        };
+        file.restore(&mut self.ring, &self.blocks, block as u8, listed, header, how)
+    }
+
+    /// Stops the guest, if it is still there, whose memory's file was written to.
+    fn memory_lost(&self) -> impl FnOnce() + Send + use<> {
+        let guest = Arc::downgrade(&self.incoming.guest);
+        move || {
+            if let Some(guest) = guest.upgrade() {
+                guest.ram().main().file_has_changed();
+                guest.memory_lost();
+            }
+        }
     }
 
     fn command(&mut self, command: &Command) -> Result<(), Error> {

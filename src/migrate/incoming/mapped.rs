@@ -20,6 +20,15 @@ const BITMAP_BYTES: usize = 64 << 10;
 /// Bytes of pages that are read together.
 const PART_BYTES: u64 = 1 << 20;
 
+/// How the pages of a block come.
+pub(super) enum Restore {
+    /// All are read now.
+    Eager,
+    /// The file is mapped, and they are read when they are touched. Called, once, when somebody has
+    /// written to it.
+    Mapped(Box<dyn FnOnce() + Send>),
+}
+
 /// The file that the stream is read from.
 pub(super) struct MappedFile(Arc<OwnedFd>);
 
@@ -29,14 +38,15 @@ impl MappedFile {
         (connection.medium == Medium::File).then(|| Self(connection.fd.clone()))
     }
 
-    /// Reads the pages of a block, which is number `number` of `blocks`.
-    pub(super) fn read(
+    /// Restores the pages of a block, which is number `number` of `blocks`.
+    pub(super) fn restore(
         &self,
         ring: &mut Ring,
         blocks: &Blocks,
         number: u8,
         listed: &ListedBlock,
         header: &MappedHeader,
+        how: Restore,
     ) -> Result<(), Error> {
         self.check_length(listed, header)?;
         let mut reader = SocketReader::new(self.0.clone());
@@ -45,11 +55,18 @@ impl MappedFile {
             other => other,
         };
         let pages = bitmap(ring, &mut reader, listed, header).map_err(cut)?;
+        let is_read = matches!(how, Restore::Eager);
+        if let Restore::Mapped(changed) = how {
+            let file = self.0.try_clone().map_err(io::Error::from)?;
+            blocks.lay_over(number, file.into(), header.pages_offset, changed)?;
+        }
         let mut done = 0;
         for run in pages.ranges() {
             let (start, end) = (run.start * PAGE_BYTES, run.end * PAGE_BYTES);
             blocks.zero(number, done, start - done)?;
-            for at in (start..end).step_by(PART_BYTES as usize) {
+            // What is mapped is there.
+            let read = if is_read { start..end } else { end..end };
+            for at in read.step_by(PART_BYTES as usize) {
                 reader.go_on_at(header.pages_offset + at);
                 let bytes = PART_BYTES.min(end - at);
                 blocks.receive(ring, &mut reader, number, at, bytes).map_err(cut)?;

@@ -1,4 +1,4 @@
-//! Migration parameters: QEMU's names, defaults, ranges and messages, and four of our own
+//! Migration parameters: QEMU's names, defaults, ranges and messages, and some of our own
 //! (`x-godwit-…`), in one table.
 //!
 //! A row of the table is all there is to a parameter: parsing, QMP's schema, the checks,
@@ -134,6 +134,9 @@ parameters! {
     x_godwit_stream: &'static str = "auto", "x-godwit-stream",
         Limits::Choice(&["auto", "qemu"]), Start,
         "auto: Godwit's extensions with a peer that has them. qemu: QEMU's stream only.";
+    x_godwit_restore: &'static str = "eager", "x-godwit-restore",
+        Limits::Choice(&["eager", "mapped"]), Start,
+        "A mapped-ram file is read before the guest runs (eager), or mapped and read as it runs.";
     x_godwit_verify: bool = false, "x-godwit-verify", Limits::None, Start,
         "Compare a hash of all RAM before the hand-over; between two Godwits; costs downtime.";
     x_godwit_peer_timeout: u64 = 60_000, "x-godwit-peer-timeout", Limits::None, Start,
