@@ -6,6 +6,8 @@ use crate::kvm;
 pub enum Error {
     #[error(transparent)]
     Kvm(#[from] kvm::Error),
+    #[error(transparent)]
+    Memory(#[from] crate::memory::Error),
     #[error(
         "{what} {start:#x} to {:#x} belong to another device, or are not there",
         start.saturating_add(*count - 1)

@@ -24,6 +24,7 @@ mod network;
 pub(crate) mod pic;
 pub mod pit;
 pub mod processors;
+pub(crate) mod reset_vector;
 pub(crate) mod rtc;
 mod sections;
 pub mod serial;

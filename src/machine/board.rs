@@ -5,8 +5,8 @@ use crate::block;
 use crate::devices::bus::Bus;
 use crate::devices::{
     Built, Device, DeviceRequest, Error, Kind, LoadReport, Loading, Sections, Slots, acpi, clock,
-    debug_exit, fw_cfg, ged, ioapic, kvmclock, pic, pit, processors, rtc, serial, smbios, virtio,
-    vmcoreinfo,
+    debug_exit, fw_cfg, ged, ioapic, kvmclock, pic, pit, processors, reset_vector, rtc, serial,
+    smbios, virtio, vmcoreinfo,
 };
 use crate::kvm::Exit;
 use crate::kvm::state::ForeignTsc;
@@ -38,6 +38,7 @@ pub(crate) static PARTS: &[&Kind] = &[
     &virtio::RNG,
     &virtio::BALLOON,
     &smbios::KIND,
+    &reset_vector::KIND,
     // Its tables name those before it.
     &acpi::KIND,
     &global_state::KIND,

@@ -131,6 +131,44 @@ guest!(
     "jmp 3b",
 );
 
+// Says `k`, and when it hears something goes to real mode and jumps to f000:fff0, where kernels expect
+// what starts the machine over.
+guest!(
+    real_mode,
+    GUEST_REAL_MODE,
+    GUEST_REAL_MODE_END,
+    "mov esp, 0x300000",
+    "mov dx, 0x3f8",
+    "mov al, 'k'",
+    "out dx, al",
+    "mov dx, 0x3fd",
+    "2: in al, dx",
+    "test al, 1",
+    "jz 2b",
+    // A segment of 16-bit code, and one of data.
+    "mov dword ptr [0x8100], 0",
+    "mov dword ptr [0x8104], 0",
+    "mov dword ptr [0x8108], 0x0000ffff",
+    "mov dword ptr [0x810c], 0x00009a00",
+    "mov dword ptr [0x8110], 0x0000ffff",
+    "mov dword ptr [0x8114], 0x00009200",
+    "mov word ptr [0x8120], 23",
+    "mov dword ptr [0x8122], 0x8100",
+    "lgdt [0x8120]",
+    // At 0x8000: mov eax, cr0; and al, 0xfe; mov cr0, eax; jmp f000:fff0.
+    "mov dword ptr [0x8000], 0x24c0200f",
+    "mov dword ptr [0x8004], 0xc0220ffe",
+    "mov dword ptr [0x8008], 0x00fff0ea",
+    "mov byte ptr [0x800c], 0xf0",
+    "mov eax, 16",
+    "mov ds, ax",
+    "mov es, ax",
+    "mov ss, ax",
+    "push 8",
+    "push 0x8000",
+    "retf",
+);
+
 // Writes a double word to port 0xf4, a byte to 0x501, and then says `!`.
 guest!(
     exiter,

@@ -4,7 +4,9 @@
 #![allow(unsafe_code)]
 
 use crate::common::guest::{self, Guest, config, wait};
+use crate::common::machines;
 use crate::common::process::Godwit;
+use godwit::config::Incoming;
 use godwit::machine::{ContRefused, Event, RunState, StopCause};
 use serde_json::json;
 use std::fs;
@@ -48,6 +50,48 @@ fn a_kernel_that_was_removed_starts_again() {
     g.machine.reset().unwrap();
     g.said.wait_for("kk");
     assert_eq!(g.machine.run_state(), RunState::Running);
+}
+
+/// Jumps to f000:fff0 in real mode, and is reset.
+fn jumps(g: &Guest) {
+    let said = g.said.text() + "k";
+    assert_eq!(g.serial().enqueue(b"x"), 1);
+    g.said.wait_for(&said);
+    assert_eq!(g.events().last(), Some(&Event::Reset(StopCause::GuestReset)));
+    assert_eq!(g.machine.run_state(), RunState::Running);
+}
+
+#[test]
+fn a_jump_to_the_bios_starts_the_machine_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let g = Guest::build(&config(&dir, &guest::real_mode(), 16, 1));
+    g.machine.cont().unwrap();
+    g.said.wait_for("k");
+    jumps(&g);
+    jumps(&g);
+}
+
+#[test]
+fn a_guest_whose_source_had_firmware_there_jumps_to_the_bios() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(&dir, &guest::real_mode(), 16, 1);
+    let source = Guest::build(&config);
+    source.machine.cont().unwrap();
+    source.said.wait_for("k");
+    source.machine.stop(RunState::Paused).unwrap();
+    // QEMU's is no RAM, and what lies under it is zeros.
+    source.machine.ram().write(0xf_fff0, &[0; 16]).unwrap();
+    let stream = machines::save(&source.machine);
+
+    config.incoming = Some(Incoming::Defer);
+    let target = Guest::build(&config);
+    machines::load(&target.machine, &stream).unwrap();
+    let word = || target.word(0xf_fff0);
+    assert_eq!(word(), 0, "a guest that does not run yet is as it was");
+    target.machine.set_state(RunState::Paused);
+    target.machine.cont().unwrap();
+    assert_ne!(word(), 0);
+    jumps(&target);
 }
 
 #[test]

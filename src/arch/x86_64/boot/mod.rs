@@ -11,6 +11,7 @@
 //! | 0x9f000 | ACPI tables, with `acpi=on` (lower where they need more) |
 //! | 0x9fc00 | ACPI's root pointer, and the MP table (lower with many vCPUs); reserved from here to 0xa0000 |
 //! | 0xf0000 | SMBIOS tables, with `-smbios` |
+//! | 0xffff0 | what starts the machine over (`devices::reset_vector`) |
 //! | 0x100000 | kernel |
 //! | top, below 2 GiB | initrd |
 
