@@ -262,6 +262,8 @@ pub(crate) struct ObjectType {
 
 const OBJECT: &str = "object";
 const DEVICE: &str = "device";
+const VIRTIO: &str = "virtio-device";
+const X86_MACHINE: &str = "x86-machine";
 
 impl ObjectType {
     fn of(name: &'static str, parent: &'static str, properties: Vec<Parameter>) -> ObjectType {
@@ -294,7 +296,9 @@ pub(crate) fn object_types() -> Vec<ObjectType> {
     let roots = [
         (OBJECT, ""),
         ("machine", OBJECT),
+        (X86_MACHINE, "machine"),
         (DEVICE, OBJECT),
+        (VIRTIO, DEVICE),
         ("cpu", DEVICE),
         ("x86_64-cpu", "cpu"),
         ("memory-backend", OBJECT),
@@ -309,7 +313,8 @@ pub(crate) fn object_types() -> Vec<ObjectType> {
         })
         .collect();
     types.push(ObjectType::of(CONTAINER, OBJECT, Vec::new()));
-    types.push(ObjectType::of(MACHINE, "machine", args::machine_parameters()));
+    types.push(ObjectType::of(MACHINE, X86_MACHINE, args::machine_parameters()));
+    types.push(ObjectType::of("none-machine", "machine", Vec::new()));
     for name in [CPU, "max-x86_64-cpu"] {
         types.push(ObjectType::of(name, "x86_64-cpu", Vec::new()));
     }
@@ -320,8 +325,9 @@ pub(crate) fn object_types() -> Vec<ObjectType> {
             Some(device) => (device.properties)(),
             None => Vec::new(),
         };
+        let is_virtio = part.device.as_ref().is_some_and(|device| device.bus == TRANSPORT);
         if !name.is_empty() {
-            types.push(ObjectType::of(name, DEVICE, properties));
+            types.push(ObjectType::of(name, if is_virtio { VIRTIO } else { DEVICE }, properties));
         }
     }
     for name in MemoryBackend::TYPES {

@@ -267,6 +267,17 @@ impl Handle {
         Ok(())
     }
 
+    /// Whether a guest may be waited for: one is awaited, and has not come.
+    pub(crate) fn expects_guest(&self) -> Result<(), Refused> {
+        if !self.is_incoming {
+            return Err(Refused::NotIncoming);
+        }
+        match self.guest.run_state() {
+            RunState::InMigrate => Ok(()),
+            _ => Err(Refused::IncomingStarted),
+        }
+    }
+
     /// Starts to wait for a guest at `address`.
     pub(crate) fn incoming(
         &self,
@@ -274,12 +285,10 @@ impl Handle {
         exit_on_error: bool,
         fds: &mut dyn Descriptors,
     ) -> Result<(), Refused> {
-        if !self.is_incoming {
-            return Err(Refused::NotIncoming);
-        }
+        self.expects_guest()?;
         self.check_address(address)?;
         self.parameters().check_built()?;
-        if self.guest.run_state() != RunState::InMigrate || !self.arrival.begin() {
+        if !self.arrival.begin() {
             return Err(Refused::IncomingStarted);
         }
         let begun = self.receive(address, exit_on_error, fds);

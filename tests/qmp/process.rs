@@ -83,6 +83,13 @@ fn a_signal_is_told_as_in_the_recording() {
 }
 
 #[test]
+fn a_bare_machine_is_asked_everything() {
+    let mut godwit = with_monitors(1, &["-append", "ws=1"]);
+    replay("bare_microvm", godwit.folder(), Peer::Process, None);
+    assert_eq!(godwit.exit_code(), Some(0));
+}
+
+#[test]
 fn qmp_shell_gets_the_recorded_answers() {
     let mut godwit = with_monitors(1, &["-S"]);
     replay("qmp_shell", godwit.folder(), Peer::Process, None);

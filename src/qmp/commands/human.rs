@@ -42,16 +42,26 @@ const INFO: &str = "info ";
 static TABLE: &[Human] = &[
     command(&["cont", "c"], "resume emulation", Does::Qmp("cont")),
     command(&["help", "?"], "show the help", Does::Help),
+    command(&["migrate_cancel"], "cancel the current VM migration", Does::Qmp("migrate_cancel")),
     command(&["nmi"], "inject an NMI on all processors", Does::Qmp("inject-nmi")),
     command(&["quit", "q"], "quit the emulator", Does::Qmp("quit")),
     command(&["stop", "s"], "stop emulation", Does::Qmp("stop")),
     command(&["system_powerdown"], "send system power down event", Does::Qmp("system_powerdown")),
     command(&["system_reset"], "reset the system", Does::Qmp("system_reset")),
+    info(&["balloon"], "show balloon information", |call| {
+        ask(call, "query-balloon")
+            .map(|answer| format!("balloon: actual={}\r\n", megabytes(&answer)))
+    }),
     info(&["chardev"], "show the character devices", chardevs),
     info(&["cpus"], "show infos for each CPU", cpus),
+    info(&["iothreads"], "show iothreads", io_threads),
     info(&["kvm"], "show KVM information", |_| Ok("kvm support: enabled\r\n".into())),
+    info(&["mice"], "show which guest mouse is receiving events", |_| {
+        Ok("No mouse devices connected\r\n".into())
+    }),
     info(&["name"], "show the current VM name", |call| field(call, "query-name", "name")),
     info(&["network"], "show the network state", |call| Ok(call.vmm.nets.describe())),
+    info(&["pci"], "show PCI info", |_| Ok(String::new())),
     info(&["status"], "show the current VM status", status),
     info(&["uuid"], "show the current VM UUID", |call| field(call, "query-uuid", "UUID")),
     info(&["version"], "show the version", version),
@@ -165,6 +175,21 @@ fn cpus(call: Call<'_>) -> Result<String, Error> {
         format!("{mark} CPU #{}: thread_id={}\r\n", cpu["cpu-index"], cpu["thread-id"])
     };
     Ok(ask(call, "query-cpus-fast")?.as_array().into_iter().flatten().map(line).collect())
+}
+
+/// Of guest memory, in MiB.
+fn megabytes(balloon: &Json) -> u64 {
+    balloon["actual"].as_u64().unwrap_or(0) >> 20
+}
+
+fn io_threads(call: Call<'_>) -> Result<String, Error> {
+    let text = |thread: &Json| {
+        let id = thread["id"].as_str().unwrap_or("");
+        let line = |name| format!("  {name}={}\r\n", thread[name]);
+        let tuned = ["poll-max-ns", "poll-grow", "poll-shrink", "aio-max-batch"].map(line).concat();
+        format!("{id}:\r\n  thread_id={}\r\n{tuned}", thread["thread-id"])
+    };
+    Ok(ask(call, "query-iothreads")?.as_array().into_iter().flatten().map(text).collect())
 }
 
 fn chardevs(call: Call<'_>) -> Result<String, Error> {

@@ -129,7 +129,7 @@ fn query_uuid(call: Call<'_>) -> Answer {
 }
 
 fn query_machines(call: Call<'_>) -> Answer {
-    let mut machine = json!({
+    let mut microvm = json!({
         "name": "microvm",
         "cpu-max": Cpu::COUNT_MAX,
         "hotpluggable-cpus": false,
@@ -137,12 +137,23 @@ fn query_machines(call: Call<'_>) -> Answer {
         "deprecated": false,
         "default-cpu-type": "host-x86_64-cpu",
         "default-ram-id": "microvm.ram",
+        "acpi": true,
+    });
+    let mut none = json!({
+        "name": "none",
+        "cpu-max": 1,
+        "hotpluggable-cpus": false,
+        "numa-mem-supported": false,
+        "deprecated": false,
+        "default-ram-id": "ram",
         "acpi": false,
     });
     if call.args.bool_if_given("compat-props") == Some(true) {
-        machine["compat-props"] = json!([]);
+        for machine in [&mut microvm, &mut none] {
+            machine["compat-props"] = json!([]);
+        }
     }
-    Ok(json!([machine]))
+    Ok(json!([microvm, none]))
 }
 
 fn query_cpu_definitions(_call: Call<'_>) -> Answer {

@@ -146,6 +146,8 @@ fn go_on(call: Call<'_>) -> Answer {
 
 fn incoming(call: Call<'_>) -> Answer {
     let handle = handle(call)?;
+    // Whether a guest is awaited at all comes before where from, as in QEMU.
+    handle.expects_guest().map_err(refused)?;
     let address = channels::address(call.args, Way::In).map_err(Error::generic)?;
     let exit_on_error = call.args.bool_if_given("exit-on-error").unwrap_or(true);
     let mut fds = ClientFds { call, inherits: true };

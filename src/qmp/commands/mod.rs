@@ -22,6 +22,7 @@ mod dirty;
 pub(crate) mod dump;
 mod file;
 mod human;
+mod input;
 mod machine;
 mod memory;
 pub(crate) mod migration;
@@ -43,6 +44,7 @@ static SUBJECTS: &[&[Command]] = &[
     machine::COMMANDS,
     objects::COMMANDS,
     absent::COMMANDS,
+    input::COMMANDS,
     chardevs::COMMANDS,
     block::COMMANDS,
     network::COMMANDS,
