@@ -57,6 +57,14 @@ pub(crate) enum Error {
     Changed(String),
     #[error("there is no thread for '{path}': {}", reason(source))]
     Thread { path: String, source: io::Error },
+    #[error("Could not create '{path}': {}", reason(source))]
+    Create { path: String, source: io::Error },
+    #[error("Error: Trying to create an image with the same filename as the backing file")]
+    SameName,
+    #[error("what was written is not on the disk of '{path}': {}", reason(source))]
+    Flush { path: String, source: io::Error },
+    #[error("requests to '{0}' are under way and do not end, or another command waits for them")]
+    Busy(String),
     #[error("The new size must be a multiple of 512")]
     Sectors,
 }

@@ -1,7 +1,6 @@
 //! What requests of a disk pass, so that somebody can change what is below while none is under way.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-#[cfg(test)]
 use std::time::{Duration, Instant};
 
 #[derive(Default)]
@@ -19,7 +18,6 @@ struct State {
 /// A request is under way while it has this.
 pub(crate) struct Pass(Arc<Gate>);
 
-#[cfg(test)]
 /// Nobody passes while this is there.
 pub(crate) struct Closed<'a>(&'a Gate);
 
@@ -38,7 +36,6 @@ impl Gate {
         Some(Pass(self.clone()))
     }
 
-    #[cfg(test)]
     /// Closes it, and waits until nobody is inside. `None`: that took too long, or somebody else has
     /// closed it.
     pub(crate) fn close(&self, within: Duration) -> Option<Closed<'_>> {
@@ -70,7 +67,6 @@ impl Drop for Pass {
     }
 }
 
-#[cfg(test)]
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
         self.0.lock().closed = false;

@@ -3,15 +3,15 @@
 use super::error::Error;
 use super::gate::Gate;
 use super::layer::{self, Layer, Use};
-use super::locks;
 use super::ordered::Ordered;
 use super::qcow2::Chain;
 use super::stats::Stats;
 use super::throttle::Buckets;
 use crate::config::{self, ImageFormat, Throttle};
+use crate::devices::{DiskEvent, DiskEvents, WriteThreshold};
 use std::fs::File;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -42,6 +42,10 @@ pub struct Image {
     /// The errno of a flush that failed: nobody knows what of the image is on the disk. 0: none did.
     lost: AtomicI32,
     changed: Mutex<Option<Changed>>,
+    /// Told of writes behind a threshold.
+    told: Arc<Mutex<Option<DiskEvents>>>,
+    /// Layers that it has had.
+    serial: AtomicUsize,
     /// The guest was stopped because of it, for want of space or not.
     troubled: Mutex<Option<bool>>,
     /// It is stopped because of some errors.
@@ -79,7 +83,6 @@ impl Image {
         Ok(Image {
             number,
             config: config.clone(),
-            layers: Mutex::new(layers.into()),
             chain: Mutex::default(),
             ordered: Mutex::default(),
             gate: Arc::default(),
@@ -89,8 +92,11 @@ impl Image {
             unflushed: AtomicBool::new(false),
             lost: AtomicI32::new(0),
             changed: Mutex::new(None),
+            told: Arc::default(),
+            serial: AtomicUsize::new(layers.len()),
             troubled: Mutex::new(None),
             has_status: AtomicBool::new(false),
+            layers: Mutex::new(layers.into()),
         })
     }
 
@@ -115,8 +121,12 @@ impl Image {
 
     /// Whether a node of it, or its drive, is called so.
     pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.config.name == name || self.has_node(name)
+    }
+
+    pub(crate) fn has_node(&self, name: &str) -> bool {
         let is_of = |layer: &Arc<Layer>| layer.node == name || layer.file_node == name;
-        self.config.name == name || self.layers().iter().any(is_of)
+        self.layers().iter().any(is_of)
     }
 
     fn path(&self) -> String {
@@ -197,19 +207,12 @@ impl Image {
     }
 
     fn lock_all(&self, layers: &[Arc<Layer>], writes: bool, shared: bool) -> Result<(), Error> {
-        for (place, layer) in layers.iter().enumerate() {
-            let use_ = if place == 0 { Use::Disk { writes, shared } } else { Use::Below };
-            if layer.config.locking {
-                locks::take(&layer.file, &layer.path(), layer.permissions(use_))?;
-            }
-        }
-        Ok(())
+        layers[0].lock(Use::Disk { writes, shared })?;
+        layers[1..].iter().try_for_each(|layer| layer.lock(Use::Below))
     }
 
     fn release_all(&self, layers: &[Arc<Layer>]) {
-        for layer in layers.iter().filter(|layer| layer.config.locking) {
-            locks::release(&layer.file);
-        }
+        layers.iter().for_each(|layer| layer.unlock());
     }
 
     fn open_chain(&self, layers: &[Arc<Layer>], writes: bool) -> Result<(), Error> {
@@ -221,8 +224,44 @@ impl Image {
             let failed = |source| Error::Thread { path: layers[0].path(), source };
             *ordered = OrderedThread::Made(Ordered::new().map_err(failed)?);
         }
-        *lock(&self.chain) = Some(open_chain(layers, writes)?);
+        *lock(&self.chain) = Some(self.chain_of(layers, writes)?);
         Ok(())
+    }
+
+    fn chain_of(&self, layers: &[Arc<Layer>], writes: bool) -> Result<Chain, Error> {
+        let mut parts = layers.iter().map(|layer| layer.part()).collect::<Result<Vec<_>, _>>()?;
+        let (top, told) = (&layers[0], self.told.clone());
+        let node = top.file_node.clone();
+        let passed = move |threshold, exceeded| {
+            let node = node.clone();
+            if let Some(told) = &*lock(&told) {
+                told(DiskEvent::Threshold(WriteThreshold { node, threshold, exceeded }));
+            }
+        };
+        parts[0].passed = Some(Box::new(passed));
+        let failed = |source| Error::Tables { path: top.path(), source };
+        Chain::open(parts, writes).map_err(failed)
+    }
+
+    /// Who is told of writes behind a threshold.
+    pub(crate) fn on_event(&self, told: DiskEvents) {
+        *lock(&self.told) = Some(told);
+    }
+
+    /// A disk is about to write up to there.
+    pub(crate) fn will_write(&self, end: u64) {
+        let top = self.top();
+        let is_raw = top.header.is_none();
+        // Tables say themselves where in the file they write.
+        let nodes = [(&top.watch, &top.node), (&top.file_watch, &top.file_node)];
+        for (watch, node) in nodes.into_iter().take(if is_raw { 2 } else { 1 }) {
+            if let Some((threshold, exceeded)) = watch.sees(end)
+                && let Some(told) = &*lock(&self.told)
+            {
+                let node = node.clone();
+                told(DiskEvent::Threshold(WriteThreshold { node, threshold, exceeded }));
+            }
+        }
     }
 
     /// The thread that does its requests; the disk has it from the first on.
@@ -262,6 +301,40 @@ impl Image {
                 self.config.name
             );
         }
+    }
+
+    /// The place of the next layer.
+    pub(super) fn next_place(&self) -> usize {
+        self.serial.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Puts a layer over it, while no request is under way.
+    pub(super) fn put_over(&self, overlay: Arc<Layer>) -> Result<(), Error> {
+        let claim = lock(&self.claim);
+        let old = self.layers();
+        let new: Arc<[_]> = [overlay.clone()].into_iter().chain(old.iter().cloned()).collect();
+        if claim.user.is_none() {
+            *lock(&self.layers) = new;
+            return Ok(());
+        }
+        if !claim.held {
+            return Err(Error::Inactive(self.path()));
+        }
+        let (writes, shared) = (claim.writes, claim.shared);
+        overlay.lock(Use::Disk { writes, shared })?;
+        self.close_chain();
+        let done = old[0].lock(Use::Below).and_then(|()| self.open_chain(&new, writes));
+        if done.is_ok() {
+            *lock(&self.layers) = new;
+            return Ok(());
+        }
+        // Nobody had it meanwhile, so that it can be had again.
+        let back = old[0].lock(Use::Disk { writes, shared });
+        if let Err(error) = back.and_then(|()| self.open_chain(&old, writes)) {
+            say!("godwit: disk image {}: it cannot be gone on with: {error}", self.config.name);
+        }
+        overlay.unlock();
+        done
     }
 
     /// Whether the guest is here, or nobody uses it.
@@ -380,7 +453,7 @@ impl Image {
     fn resize_unused(&self, layers: &[Arc<Layer>], bytes: u64) -> Result<(), Error> {
         if layers[0].header.is_some() {
             layers[0].look_again()?;
-            *lock(&self.chain) = Some(open_chain(layers, true)?);
+            *lock(&self.chain) = Some(self.chain_of(layers, true)?);
         }
         self.set_length(bytes)
     }
@@ -410,7 +483,7 @@ impl Image {
         Ok(())
     }
 
-    fn tell(&self) {
+    pub(super) fn tell(&self) {
         if let Some(told) = &*lock(&self.changed) {
             told();
         }
@@ -431,12 +504,6 @@ impl Image {
         *lock(&self.buckets) = Buckets::new(limits);
         self.tell();
     }
-}
-
-fn open_chain(layers: &[Arc<Layer>], writes: bool) -> Result<Chain, Error> {
-    let parts = layers.iter().map(|layer| layer.part()).collect::<Result<_, _>>()?;
-    let failed = |source| Error::Tables { path: layers[0].path(), source };
-    Chain::open(parts, writes).map_err(failed)
 }
 
 #[cfg(test)]

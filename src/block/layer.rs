@@ -23,6 +23,8 @@ const LAYERS_MAX: usize = 200;
 
 pub(crate) struct Layer {
     pub(crate) config: config::Image,
+    /// How many the image had before it was opened.
+    pub(crate) place: usize,
     /// The name of the node of the format.
     pub(crate) node: String,
     /// The name of the node below, or its own where there is none.
@@ -105,6 +107,7 @@ impl Layer {
         };
         let mut layer = Layer {
             config: config.clone(),
+            place,
             node,
             file_node,
             header: None,
@@ -129,7 +132,7 @@ impl Layer {
         self.config.path.display().to_string()
     }
 
-    fn is_same_file(&self, other: &Layer) -> bool {
+    pub(super) fn is_same_file(&self, other: &Layer) -> bool {
         let of = |layer: &Layer| layer.file.metadata().map(|found| (found.dev(), found.ino())).ok();
         of(self).is_some_and(|this| of(other) == Some(this))
     }

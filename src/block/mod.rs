@@ -6,6 +6,7 @@
 //! | `image` | one of them: its file, its size, what was done with it |
 //! | `layer` | one file of an image: the image itself, or one that it stands on |
 //! | `qcow2` | images with tables, and what they stand on |
+//! | `overlay` | a new image put over that of a running guest |
 //! | `gate` | what requests pass, so that what is below can be changed while none is under way |
 //! | `locks` | permission bytes, by which QEMU and Godwit keep each other from an image that is in use |
 //! | `probe` | what a file looks like whose format nobody named |
@@ -23,6 +24,7 @@ mod lanes;
 mod layer;
 mod locks;
 mod ordered;
+mod overlay;
 pub(crate) mod probe;
 pub(crate) mod qcow2;
 pub(crate) mod ring;
@@ -36,4 +38,5 @@ pub use images::Images;
 pub(crate) use images::{KIND, RemoveError, is_bare};
 pub(crate) use lanes::Lanes;
 pub(crate) use layer::{Layer, full_name};
+pub(crate) use overlay::Overlay;
 pub(crate) use stats::Operation;

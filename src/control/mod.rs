@@ -24,7 +24,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::aside::aside;
 use crate::config::{Config, Incoming, PanicAction, ShutdownAction};
-use crate::devices::DiskError;
+use crate::devices::{DiskError, DiskEvent};
 use crate::dirty_rate::Meter;
 use crate::dump::Dumps;
 use crate::io::Address;
@@ -315,7 +315,15 @@ fn reporter(
                 json!({"recipient": "guest", "action": "fatal", "flags": flags, "x-godwit-reason": why}),
             );
         }
-        Event::DiskError(error) => events.emit("BLOCK_IO_ERROR", disk_error(&error)),
+        Event::Disk(DiskEvent::Error(error)) => events.emit("BLOCK_IO_ERROR", disk_error(&error)),
+        Event::Disk(DiskEvent::Threshold(passed)) => events.emit(
+            "BLOCK_WRITE_THRESHOLD",
+            json!({
+                "node-name": passed.node,
+                "amount-exceeded": passed.exceeded,
+                "write-threshold": passed.threshold,
+            }),
+        ),
         Event::Exit(status) => exit.shutdown(&events, StopCause::GuestShutdown, status),
         Event::InternalError { vcpu, why } => say!("godwit: vCPU {vcpu} stopped: {why}"),
     }

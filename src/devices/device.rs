@@ -103,5 +103,22 @@ impl DiskErrorAction {
     }
 }
 
-/// Told of every such request, from any thread; must not wait for a device.
-pub(crate) type DiskErrors = std::sync::Arc<dyn Fn(DiskError) + Send + Sync>;
+/// A write that went behind what somebody wanted to be told of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteThreshold {
+    /// The node that it is of.
+    pub node: String,
+    pub threshold: u64,
+    /// So many bytes behind it.
+    pub exceeded: u64,
+}
+
+/// What people outside are told of disks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DiskEvent {
+    Error(DiskError),
+    Threshold(WriteThreshold),
+}
+
+/// Told of them, from any thread; must not wait for a device.
+pub(crate) type DiskEvents = std::sync::Arc<dyn Fn(DiskEvent) + Send + Sync>;

@@ -33,8 +33,8 @@ pub(crate) mod smbios;
 pub(crate) mod virtio;
 pub(crate) mod vmcoreinfo;
 
-pub use device::DiskError;
-pub(crate) use device::{Device, DeviceRequest, DiskErrorAction, DiskErrors, IrqLine};
+pub(crate) use device::{Device, DeviceRequest, DiskErrorAction, DiskEvents, IrqLine};
+pub use device::{DiskError, DiskEvent, WriteThreshold};
 pub(crate) use error::Error;
 pub use host_cpu::HostCpu;
 pub(crate) use kind::{Kind, Misfit, Missing, Pluggable, SectionKind, lacks, only_one};

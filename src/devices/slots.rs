@@ -2,7 +2,7 @@
 
 use super::bus::{Bus, Window};
 use super::clock::VirtualClock;
-use super::device::{Device, DiskErrors, IrqLine};
+use super::device::{Device, DiskEvents, IrqLine};
 use super::error::Error;
 use super::fw_cfg::Items;
 use super::host_cpu::HostCpu;
@@ -47,7 +47,7 @@ pub(crate) struct Slots<'a> {
     /// What disks are made of.
     pub(crate) images: Arc<Images>,
     /// Who hears of what the host could not do for them.
-    pub disk_errors: DiskErrors,
+    pub disk_events: DiskEvents,
     /// What network cards are connected to.
     pub networks: Arc<dyn Networks>,
     /// I/O ports and memory addresses at which somebody answers.
@@ -72,7 +72,7 @@ impl<'a> Slots<'a> {
     ) -> Slots<'a> {
         let (ports, mmio) = (Bus::default(), Bus::default());
         let items = Arc::new(Mutex::new(Items::new()));
-        let (images, disk_errors) = (Arc::default(), Arc::new(|_| {}));
+        let (images, disk_events) = (Arc::default(), Arc::new(|_| {}));
         Slots {
             config,
             vm,
@@ -82,7 +82,7 @@ impl<'a> Slots<'a> {
             lines,
             networks,
             images,
-            disk_errors,
+            disk_events,
             ports,
             mmio,
             items,

@@ -8,7 +8,7 @@ use super::{Control, Error, Event, Machine, Outside, RunState, VcpuInfo, limits}
 use crate::arch::x86_64::boot::{self, Firmware, Images};
 use crate::arch::x86_64::{cpuid, features};
 use crate::config::{Config, Cpu};
-use crate::devices::{DiskError, DiskErrorAction, Slots, acpi, pit, smbios};
+use crate::devices::{DiskErrorAction, DiskEvent, Slots, acpi, pit, smbios};
 use crate::kvm::{self, Vcpu, Vm};
 use crate::memory::GuestRam;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -67,11 +67,14 @@ impl Machine {
             outside.lines,
             outside.networks,
         );
-        slots.disk_errors = {
+        slots.disk_events = {
             let (events, request) = (events.clone(), request.clone());
-            Arc::new(move |error: DiskError| {
-                let stops = error.action == DiskErrorAction::Stop;
-                events(Event::DiskError(error));
+            Arc::new(move |event: DiskEvent| {
+                let stops = matches!(
+                    &event,
+                    DiskEvent::Error(error) if error.action == DiskErrorAction::Stop
+                );
+                events(Event::Disk(event));
                 if stops {
                     request(VcpuRequest::DiskError);
                 }

@@ -1,6 +1,6 @@
 //! What a machine tells the outside.
 
-use crate::devices::DiskError;
+use crate::devices::DiskEvent;
 
 /// Why a machine was reset or shut down, with QEMU's names (`ShutdownCause`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +100,7 @@ pub enum Event {
         why: String,
     },
     /// The host could not do what a disk wanted.
-    DiskError(DiskError),
+    Disk(DiskEvent),
     /// A vCPU cannot go on; the run state is `internal-error`. Not a QMP event: a sentence for
     /// stderr.
     InternalError {

@@ -18,6 +18,7 @@ pub(crate) struct Kind {
 /// without all of its members.
 pub(crate) static KINDS: &[Kind] = &[
     kind("BLOCK_IO_ERROR", &DISK_ERROR),
+    kind("BLOCK_WRITE_THRESHOLD", &THRESHOLD),
     kind("DUMP_COMPLETED", &DUMPED),
     kind("GUEST_PANICKED", &PANICKED),
     kind("MEMORY_FAILURE", &MEMORY_FAILURE),
@@ -44,6 +45,11 @@ static MIGRATION: Shape = Shape::of(&[required("status", Type::Enum(STATES))]);
 static PASS: Shape = Shape::of(&[required("pass", Type::Int)]);
 static DUMPED: Shape =
     Shape::of(&[required("result", Type::Object(&DUMP_RESULT)), optional("error", Type::Text)]);
+static THRESHOLD: Shape = Shape::of(&[
+    required("node-name", Type::Text),
+    required("amount-exceeded", Type::Int),
+    required("write-threshold", Type::Int),
+]);
 static DISK_ERROR: Shape = Shape::of(&[
     required("qom-path", Type::Text),
     required("device", Type::Text),

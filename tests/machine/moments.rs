@@ -268,6 +268,8 @@ fn every_command_is_in_the_table_or_changes_no_machine() {
                     | "blockdev-add"
                     | "blockdev-del"
                     | "block_resize"
+                    | "blockdev-snapshot-sync"
+                    | "block-set-write-threshold"
                     | "block_set_io_throttle"
                     | "netdev_add"
                     | "netdev_del"

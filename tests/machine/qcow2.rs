@@ -153,3 +153,108 @@ fn what_an_image_cannot_be_is_refused_by_name() {
         assert!(vm.stderr().contains(says), "{name}: {}", vm.stderr());
     }
 }
+
+#[test]
+fn an_image_is_put_over_that_of_a_running_guest() {
+    for format in ["raw", "qcow2"] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        match format {
+            "raw" => File::create(path("first")).unwrap().set_len(DISK_BYTES).unwrap(),
+            _ => drop(qcow2::make(&path("first"), DISK_BYTES, None)),
+        }
+        let drive = format!("if=none,id=d,format={format},file={}", path("first").display());
+        let mut vm = launch(folder.path(), "vm", &["-drive", &drive]).start();
+        wait_for_points(&vm, 2);
+        let file = |name: &str| path(name).to_str().unwrap().to_owned();
+        let second =
+            json!({"device": "d", "snapshot-file": file("second"), "snapshot-node-name": "s2"});
+        vm.ask("blockdev-snapshot-sync", second);
+        let first = std::fs::read(path("first")).unwrap();
+        wait_for_points(&vm, 2);
+        // Once more over that, while the guest stands still; and the guest is told of its writes.
+        vm.ask("stop", json!({}));
+        vm.ask(
+            "blockdev-snapshot-sync",
+            json!({"node-name": "s2", "snapshot-file": file("third")}),
+        );
+        let nodes = vm.ask("query-named-block-nodes", json!({"flat": true}));
+        let third = nodes
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|node| node["file"] == file("third").as_str() && node["drv"] == "file");
+        let node = third.unwrap()["node-name"].clone();
+        vm.ask(
+            "block-set-write-threshold",
+            json!({"node-name": node, "write-threshold": 0x4_0001}),
+        );
+        vm.ask("cont", json!({}));
+        wait_for_points(&vm, 2);
+        let told = &vm.session().event("BLOCK_WRITE_THRESHOLD")["data"];
+        assert_eq!((&told["node-name"], &told["write-threshold"]), (&node, &json!(0x4_0001)));
+        assert!(told["amount-exceeded"].as_u64().unwrap() > 0);
+        assert!(std::fs::read(path("first")).unwrap() == first);
+        let disk = vm.ask("query-block", json!({}));
+        assert_eq!(disk[0]["inserted"]["backing_file_depth"], 2);
+        assert_eq!(disk[0]["inserted"]["backing_file"], file("second"));
+        // It moves as any other; the other side is told what it stands on by the header.
+        let uri = format!("unix:{}", folder.path().join("stream").display());
+        let drive = format!("if=none,id=d,format=qcow2,file={}", path("third").display());
+        let target = launch(folder.path(), "target", &["-drive", &drive]).incoming(&uri);
+        let mut target = target.start();
+        vm.ask("migrate", json!({"uri": uri}));
+        assert_eq!(vm.outcome()["status"], "completed", "{}", target.stderr());
+        target.wait_for_state(|state| state == "running");
+        wait_for_points(&target, 1);
+    }
+}
+
+#[test]
+fn what_cannot_be_put_over_an_image_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    chain(folder.path());
+    let drive = drive(folder.path(), "top", "");
+    let mut vm = launch(folder.path(), "vm", &["-drive", &drive]).start();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(file("text"), "text").unwrap();
+    let middle = std::fs::read(file("middle")).unwrap();
+    let new = file("new");
+    for (arguments, says) in [
+        (json!({"device": "x", "snapshot-file": new}), "Cannot find device='x' nor node-name=''"),
+        (json!({"snapshot-file": new}), "Cannot find device='' nor node-name=''"),
+        (
+            json!({"device": "d", "snapshot-file": "/nowhere/new"}),
+            "Could not create '/nowhere/new': No such file or directory",
+        ),
+        (
+            json!({"device": "d", "snapshot-file": new, "format": "raw"}),
+            "Backing file not supported for file format 'raw'",
+        ),
+        (
+            json!({"device": "d", "snapshot-file": new, "format": "foo"}),
+            "Unknown file format 'foo'",
+        ),
+        (json!({"device": "d", "snapshot-file": new, "mode": "existing"}), "Could not open"),
+        (
+            json!({"device": "d", "snapshot-file": file("text"), "mode": "existing"}),
+            "not in qcow2 format",
+        ),
+        (
+            json!({"device": "d", "snapshot-file": new, "snapshot-node-name": "1"}),
+            "Invalid node-name: '1'",
+        ),
+        (json!({"device": "d", "snapshot-file": file("middle")}), "Failed to get \"write\" lock"),
+        (json!({"device": "d", "snapshot-file": file("top")}), "same filename as the backing file"),
+        (json!({"device": "d", "snapshot-file": "/dev/null"}), "to be a regular file"),
+    ] {
+        let refused = vm.try_ask("blockdev-snapshot-sync", arguments.clone()).unwrap_err();
+        assert!(refused.contains(says), "{arguments}: {refused}");
+        assert!(!folder.path().join("new").exists(), "{arguments}");
+    }
+    wait_for_points(&vm, 2);
+    assert!(std::fs::read(file("middle")).unwrap() == middle);
+    let unknown = json!({"node-name": "nope", "write-threshold": 1});
+    let refused = vm.try_ask("block-set-write-threshold", unknown).unwrap_err();
+    assert!(refused.contains("Device 'nope' not found"), "{refused}");
+}

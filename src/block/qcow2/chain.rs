@@ -227,7 +227,6 @@ fn open_one(part: Part, below: Option<Access>, writes: bool) -> io::Result<Forma
     }
 }
 
-#[cfg(test)]
 /// Makes a new image of `bytes` bytes in the empty `file`, which stands on `(name, format)`.
 pub(in crate::block) fn create(
     file: &Arc<File>,

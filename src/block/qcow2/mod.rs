@@ -10,7 +10,7 @@ mod chain;
 mod header;
 mod storage;
 
-pub(super) use chain::{Chain, Part};
+pub(super) use chain::{Chain, Part, create};
 pub(crate) use header::Header;
 pub(super) use header::{Why, refcounts_are_apart};
-pub(crate) use storage::Watch;
+pub(super) use storage::Watch;

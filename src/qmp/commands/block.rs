@@ -8,7 +8,8 @@ use serde_json::{Value as Json, json};
 
 use super::{Answer, Call, Command, Run};
 use crate::args::block::added;
-use crate::block::{Image, Images, Layer, Operation, RemoveError, full_name, is_bare};
+use crate::args::value;
+use crate::block::{Image, Images, Layer, Operation, Overlay, RemoveError, full_name, is_bare};
 use crate::config::{DetectZeroes, ImageFormat, Throttle};
 use crate::machine::Request;
 use crate::qmp::error::Error;
@@ -35,6 +36,12 @@ pub(crate) static COMMANDS: &[Command] = &[
     Command::new("blockdev-del", Run::Waiting(blockdev_del))
         .arguments(&NODE_NAME)
         .does("Closes an image that nobody uses."),
+    Command::new("blockdev-snapshot-sync", Run::Waiting(snapshot))
+        .arguments(&SNAPSHOT)
+        .does("Puts a new image over that of a disk, which writes only the new one from then on."),
+    Command::new("block-set-write-threshold", Run::Now(set_threshold))
+        .arguments(&THRESHOLD)
+        .does("Tells of the first write that ends behind it, by event BLOCK_WRITE_THRESHOLD."),
     Command::new("block_set_io_throttle", Run::Now(set_throttle))
         .arguments(&THROTTLE)
         .does("Limits bytes and requests of a disk per second; zeros end all limits."),
@@ -85,6 +92,20 @@ static THROTTLE: Shape = Shape::of(&[
 static BLOCK_NODE: Shape = Shape::open(&[
     required("driver", Type::Text).means("what it is: qcow2, raw, file, host_device"),
     optional("node-name", Type::Text).means("what to call it"),
+]);
+static SNAPSHOT: Shape = Shape::of(&[
+    optional("device", Type::Text).means("the id of its -drive"),
+    optional("node-name", Type::Text).means("or the name of its node"),
+    required("snapshot-file", Type::Text).means("the new image"),
+    optional("snapshot-node-name", Type::Text).means("what to call its node"),
+    optional("format", Type::Text).means("its format: qcow2"),
+    optional("mode", Type::Enum(&["existing", "absolute-paths"]))
+        .means("whether it is there, or to be made: absolute-paths"),
+]);
+static THRESHOLD: Shape = Shape::of(&[
+    required("node-name", Type::Text).means("the node that is written"),
+    required("write-threshold", Type::Int)
+        .means("so many bytes from its beginning; 0: nothing is told"),
 ]);
 static NODE_NAME: Shape = Shape::of(&[required("node-name", Type::Text).means("its name")]);
 
@@ -323,7 +344,9 @@ fn for_each_node(call: Call<'_>, mut seen: impl FnMut(Shown<'_>)) {
     let mut names = HashSet::new();
     for image in all.iter().rev() {
         let layers = image.layers();
-        for place in (0..layers.len()).rev() {
+        let mut places: Vec<usize> = (0..layers.len()).collect();
+        places.sort_by_key(|at| std::cmp::Reverse(layers[*at].place));
+        for place in places {
             let layer = &layers[place];
             let shown = Shown { image, layers: &layers[place..], is_top: place == 0, below: false };
             if names.insert(layer.node.clone()) {
@@ -488,6 +511,71 @@ fn resize(call: Call<'_>) -> Answer {
     call.vmm.admit(Request::ChangeDevice)?;
     image.resize(size).map_err(Error::generic)?;
     Ok(json!({}))
+}
+
+fn snapshot(call: Call<'_>) -> Answer {
+    let name = |member| call.args.text_if_given(member).unwrap_or("");
+    let (device, node) = (name("device"), name("node-name"));
+    let all = images(call);
+    let of_drive =
+        |image: &&Arc<Image>| image.config.drive.is_some() && image.config.name == device;
+    let of_node = |image: &&Arc<Image>| image.has_node(node);
+    let found = all.iter().find(of_drive).or_else(|| all.iter().find(of_node));
+    let image = found.ok_or_else(|| {
+        Error::generic(format_args!("Cannot find device='{device}' nor node-name='{node}'"))
+    })?;
+    if !of_drive(&image) && image.node() != node {
+        let why = format!(
+            "node '{node}' has another above it; an image is put over the one that a disk has"
+        );
+        return Err(Error::generic(why));
+    }
+    let overlay = call.args.text_if_given("snapshot-node-name");
+    if let Some(name) = overlay {
+        value::id(name).map_err(|_| Error::generic(format_args!("Invalid node-name: '{name}'")))?;
+        if all.iter().any(|image| image.has_name(name)) {
+            return Err(Error::generic("New overlay node-name already in use"));
+        }
+    }
+    match call.args.text_if_given("format") {
+        None | Some("qcow2") => {}
+        Some("raw") => {
+            return Err(Error::generic("Backing file not supported for file format 'raw'"));
+        }
+        Some(format) => {
+            return Err(Error::generic(format_args!("Unknown file format '{format}'")));
+        }
+    }
+    call.vmm.admit(Request::ChangeDevice)?;
+    let wanted = Overlay {
+        path: call.args.text("snapshot-file").into(),
+        node: overlay.map(String::from),
+        exists: call.args.text_if_given("mode") == Some("existing"),
+    };
+    image.lay_over(&wanted).map_err(Error::generic)?;
+    Ok(json!({}))
+}
+
+fn set_threshold(call: Call<'_>) -> Answer {
+    let name = call.args.text("node-name");
+    let threshold = u64::try_from(call.args.int("write-threshold"))
+        .map_err(|_| Error::generic("Parameter 'write-threshold' expects uint64"))?;
+    let mut found = false;
+    for_each_node(call, |shown| {
+        let layer = &shown.layers[0];
+        let (node, watch) = match shown.below {
+            true => (&layer.file_node, &layer.file_watch),
+            false => (&layer.node, &layer.watch),
+        };
+        if node == name {
+            found = true;
+            watch.threshold.store(threshold, Ordering::Relaxed);
+        }
+    });
+    match found {
+        true => Ok(json!({})),
+        false => Err(Error::generic(format_args!("Device '{name}' not found"))),
+    }
 }
 
 fn set_throttle(call: Call<'_>) -> Answer {

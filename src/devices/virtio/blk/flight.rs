@@ -6,7 +6,7 @@ use super::{Disk, answer};
 use crate::block::ring::{Aligned, Arrival, Memory, Work};
 use crate::block::{Image, probe};
 use crate::config::{DetectZeroes, OnError};
-use crate::devices::{DiskError, DiskErrorAction};
+use crate::devices::{DiskError, DiskErrorAction, DiskEvent};
 use crate::io::reason;
 use crate::memory::GuestRam;
 use std::io;
@@ -49,6 +49,9 @@ impl Disk {
                 return self.fail(ram, queue, request, libc::EPERM);
             }
             _ => {}
+        }
+        if matches!(request.action, Action::Write | Action::Zeroes { .. }) {
+            self.image.will_write(request.at + request.bytes);
         }
         self.send(ram, queue, request)
     }
@@ -262,7 +265,7 @@ impl Disk {
         // Told before the guest is: whoever hears of a stop knows why.
         let told = DiskError {
             device: config.drive.as_ref().map(|_| config.name.clone()).unwrap_or_default(),
-            node: config.node.clone(),
+            node: Some(self.image.node()).filter(|node| !node.starts_with('#')),
             qdev: self.path.clone(),
             is_read,
             action,
@@ -272,10 +275,10 @@ impl Disk {
         if action == DiskErrorAction::Stop {
             self.stopped.push((request.queue, request.chain));
             self.image.is_in_trouble(no_space);
-            (self.tell)(told);
+            (self.tell)(DiskEvent::Error(told));
             return Ok(());
         }
-        (self.tell)(told);
+        (self.tell)(DiskEvent::Error(told));
         let status = if action == DiskErrorAction::Ignore { Status::Ok } else { Status::Error };
         answer(ram, queue, &request.chain, status)
     }

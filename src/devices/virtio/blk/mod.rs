@@ -23,7 +23,7 @@ use super::{BlockState, Element, VirtioDevice, VirtioKind, element};
 use crate::block::ring::{Arrival, FLIGHTS_MAX};
 use crate::block::{self, Image, Lanes, Pass};
 use crate::config::{self, OnError};
-use crate::devices::{DiskErrors, Error, Slots};
+use crate::devices::{DiskEvents, Error, Slots};
 use crate::memory::GuestRam;
 use request::{Action, Asked, Request, Status};
 use std::collections::{HashMap, VecDeque};
@@ -45,8 +45,8 @@ pub(super) struct Disk {
     policy: Policy,
     /// What offsets and lengths in the file are multiples of.
     alignment: u32,
-    tell: DiskErrors,
-    /// Its place in the tree of objects, for [`DiskErrors`].
+    tell: DiskEvents,
+    /// Its place in the tree of objects, for [`DiskEvents`].
     path: String,
     lanes: Lanes,
     under_way: HashMap<u64, Request>,
@@ -90,7 +90,7 @@ pub(super) fn open(
     };
     let user = device.id.clone().unwrap_or_else(|| path.clone());
     let image = slots.images.claim(name, &user, true, wanted.share)?;
-    Disk::new(wanted, image, path, slots.disk_errors.clone())
+    Disk::new(wanted, image, path, slots.disk_events.clone())
         .map_err(|why| Error::Image { name: name.into(), why })
 }
 
@@ -99,7 +99,7 @@ impl Disk {
         wanted: &Wanted,
         image: Arc<Image>,
         path: String,
-        tell: DiskErrors,
+        tell: DiskEvents,
     ) -> Result<Disk, String> {
         let alignment = image.alignment();
         if alignment > wanted.logical_block() {
@@ -113,6 +113,7 @@ impl Disk {
         };
         let stops = |on: OnError| matches!(on, OnError::Stop | OnError::NoSpace);
         image.set_has_status(stops(policy.write) || stops(policy.read));
+        image.on_event(tell.clone());
         let mut disk = Disk {
             wanted: wanted.clone(),
             policy,

@@ -8,7 +8,7 @@ use super::*;
 use crate::block::ring::Memory;
 use crate::config::DetectZeroes;
 use crate::devices::bus::Window;
-use crate::devices::{Device, DiskError, DiskErrorAction, IrqLine};
+use crate::devices::{Device, DiskError, DiskErrorAction, DiskEvent, IrqLine};
 use crate::memory::PageSet;
 use proptest::prelude::*;
 use std::fs::File;
@@ -53,7 +53,11 @@ fn rig(keys: &[(&str, &str)], change: impl FnOnce(&mut config::Image)) -> Rig {
     let pairs: Vec<_> = keys.iter().map(|(k, v)| (k.to_string(), Some(v.to_string()))).collect();
     let errors: Arc<Mutex<Vec<DiskError>>> = Arc::default();
     let told = errors.clone();
-    let tell: DiskErrors = Arc::new(move |error| told.lock().unwrap().push(error));
+    let tell: DiskEvents = Arc::new(move |event| {
+        if let DiskEvent::Error(error) = event {
+            told.lock().unwrap().push(error);
+        }
+    });
     let keys = KEYS.fill("-device", &pairs).unwrap();
     let disk = Disk::new(&keys, image, "/disk".into(), tell).unwrap();
     let ram = crate::memory::for_tests(4 << 20);

@@ -1,0 +1,137 @@
+//! A new image put over that of a running guest, which writes only it from then on.
+
+use super::error::Error;
+use super::image::Image;
+use super::layer::{Layer, Use};
+use super::{locks, qcow2};
+use crate::config::{self, Backing, ImageFormat};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Requests under way are waited for so long.
+const DRAINED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What is wanted.
+pub(crate) struct Overlay {
+    pub path: PathBuf,
+    pub node: Option<String>,
+    /// It is there already, and stands on a copy of what the guest has now.
+    pub exists: bool,
+}
+
+/// A file that is taken away again, unless all went well.
+struct Made<'a>(Option<&'a PathBuf>);
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        if let Some(path) = self.0 {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl Image {
+    /// Puts an image over it. Nothing has changed after an error.
+    pub(crate) fn lay_over(&self, wanted: &Overlay) -> Result<(), Error> {
+        let top = self.top();
+        if !top.writable {
+            return Err(Error::ReadOnly);
+        }
+        let mut made = Made(None);
+        if !wanted.exists {
+            made.0 = make(&top, wanted)?.then_some(&wanted.path);
+        }
+        let config = config::Image {
+            format: ImageFormat::Qcow2,
+            node: wanted.node.clone(),
+            file_node: None,
+            path: wanted.path.clone(),
+            kind: None,
+            auto_read_only: false,
+            backing: Backing::Header,
+            ..top.config.clone()
+        };
+        let overlay = Layer::open(self.number, self.next_place(), &config)?;
+        if overlay.bytes() != top.bytes() && !wanted.exists {
+            return Err(Error::Changed(overlay.path()));
+        }
+        if self.layers().iter().any(|layer| layer.is_same_file(&overlay)) {
+            return Err(Error::Loop { image: overlay.path(), twice: overlay.path() });
+        }
+        // Most of it beforehand, so that the guest does not wait for it.
+        let flushed = |source| Error::Flush { path: top.path(), source };
+        self.flush().map_err(flushed)?;
+        let closed = self.gate.close(DRAINED_WITHIN).ok_or(Error::Busy(top.path()))?;
+        self.flush().map_err(flushed)?;
+        self.put_over(Arc::new(overlay))?;
+        drop(closed);
+        made.0 = None;
+        self.tell();
+        Ok(())
+    }
+}
+
+/// Makes the file. True: it was not there before.
+///
+/// # Errors
+/// The texts are QEMU's. What is in use by anybody stays as it is.
+fn make(top: &Layer, wanted: &Overlay) -> Result<bool, Error> {
+    let path = wanted.path.display().to_string();
+    if wanted.path == top.config.path {
+        return Err(Error::SameName);
+    }
+    let failed = |source| Error::Create { path: path.clone(), source };
+    let is_new = !wanted.path.exists();
+    let open =
+        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&wanted.path);
+    let file = Arc::new(open.map_err(failed)?);
+    let made = fill(&file, top, &path);
+    locks::release(&file);
+    if made.is_err() && is_new {
+        let _ = std::fs::remove_file(&wanted.path);
+    }
+    made.map(|()| is_new)
+}
+
+fn fill(file: &Arc<File>, top: &Layer, path: &str) -> Result<(), Error> {
+    let failed = |source: io::Error| Error::Create { path: path.into(), source };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Error::NotRegular(path.into()));
+    }
+    if top.config.locking {
+        locks::take(
+            file,
+            path,
+            locks::Permissions { write: true, resize: true, ..Default::default() },
+        )?;
+    }
+    file.set_len(0).map_err(failed)?;
+    let format = match top.config.format {
+        ImageFormat::Qcow2 => "qcow2",
+        _ => "raw",
+    };
+    let below = std::path::absolute(&top.config.path).map_err(failed)?;
+    let below = below
+        .to_str()
+        .ok_or(Error::BackingName { name: top.path(), why: "a header has names of UTF-8 only" })?;
+    qcow2::create(file, top.bytes(), (below.into(), format.into())).map_err(failed)
+}
+
+impl Layer {
+    /// Takes the locks of a use, or changes those that it has to them.
+    pub(super) fn lock(&self, use_: Use) -> Result<(), Error> {
+        match self.config.locking {
+            true => locks::take(&self.file, &self.path(), self.permissions(use_)),
+            false => Ok(()),
+        }
+    }
+
+    pub(super) fn unlock(&self) {
+        if self.config.locking {
+            locks::release(&self.file);
+        }
+    }
+}
