@@ -275,6 +275,8 @@ fn every_command_is_in_the_table_or_changes_no_machine() {
                     | "netdev_del"
                     | "set_link"
                     | "balloon"
+                    | "input-send-event"
+                    | "system_wakeup"
                     | "chardev-add"
                     | "chardev-change"
                     | "chardev-remove"
