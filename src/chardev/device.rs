@@ -142,6 +142,12 @@ impl Chardev {
         matches!(self.backend, Backend::Server(_) | Backend::Client(_))
     }
 
+    /// Its input is read as long as it is used, or it has a log: another one cannot take its place.
+    pub(crate) fn is_bound(&self) -> bool {
+        let reads = matches!(&self.backend, Backend::Files(files) if files.input.is_some());
+        reads || self.log.is_some()
+    }
+
     /// The files that [`empty`] is for.
     pub(crate) fn take_stale(&mut self) -> Vec<File> {
         std::mem::take(&mut self.stale)

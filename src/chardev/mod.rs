@@ -17,6 +17,6 @@ pub use device::{Backend, Chardev, Files};
 pub(crate) use device::{Status, empty};
 pub(crate) use error::Error;
 pub(crate) use line::PortLine;
-pub(crate) use port::{Port, bridge};
+pub(crate) use port::{Change, Port, bridge};
 pub(crate) use socket::{Client, Listener, connect, describe};
 pub(crate) use socket::{inherited, listen};

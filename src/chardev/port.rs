@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socketpair};
-use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio_uring::fs::File as RingFile;
 
@@ -23,6 +24,8 @@ const INPUT_BYTES: usize = 256;
 pub(crate) struct Port {
     backend: Backend,
     output: Arc<Output>,
+    /// Of `output`, where that is a file.
+    connection: u64,
     status: Arc<Status>,
 }
 
@@ -50,15 +53,53 @@ impl Port {
         let status = chardev.status();
         status.used.store(true, Ordering::Relaxed);
         let output = Arc::new(Output::default());
-        if let Backend::Files(files) = &chardev.backend {
-            let file = files.output.try_clone()?;
-            let kind = file.metadata()?.file_type();
-            let stream = kind.is_fifo() || kind.is_char_device() || kind.is_socket();
-            let file = Arc::new(file);
-            output.connect(if stream { To::Stream(file) } else { To::Disk(file) });
-        }
-        let port = Port { backend: chardev.backend, output: output.clone(), status };
+        let connection = match &chardev.backend {
+            Backend::Files(files) => output.connect(to_file(files)?),
+            _ => 0,
+        };
+        let port = Port { backend: chardev.backend, output: output.clone(), connection, status };
         Ok((output, chardev.log, port))
+    }
+
+    /// [`Port::run`] until another character device comes to stand behind the port, and so on. What
+    /// the last one had not read is lost, and its connection ends.
+    pub(crate) async fn run_changing(
+        mut self,
+        receive: &Receiver<'_>,
+        room: &Notify,
+        changes: &mut UnboundedReceiver<Change>,
+    ) {
+        let output = self.output.clone();
+        loop {
+            let last = self.status.clone();
+            let run = async {
+                self.run(receive, room).await;
+                std::future::pending::<()>().await;
+            };
+            let change = tokio::select! {
+                () = run => return,
+                change = changes.recv() => change,
+            };
+            let Some(Change { chardev, done }) = change else { return };
+            last.cut();
+            last.disconnect();
+            output.disconnect();
+            let connection = match &chardev.backend {
+                Backend::Files(files) => match to_file(files) {
+                    Ok(to) => output.connect(to),
+                    Err(error) => {
+                        say!("godwit: character device {}: {error}", chardev.id);
+                        0
+                    }
+                },
+                _ => 0,
+            };
+            let status = chardev.status();
+            status.used.store(true, Ordering::Relaxed);
+            self = Port { backend: chardev.backend, output: output.clone(), connection, status };
+            // Who asked may be gone.
+            let _ = done.send(());
+        }
     }
 
     /// [`Port::run`] for a port with a line.
@@ -69,12 +110,12 @@ impl Port {
     /// Carries bytes for as long as the process runs. `room` is notified when the guest has room
     /// for input again.
     pub(crate) async fn run(self, receive: &Receiver<'_>, room: &Notify) {
-        let Port { backend, output, status } = self;
+        let Port { backend, output, connection, status } = self;
         match backend {
             Backend::Null => {}
             Backend::Files(Files { input, output: file, terminal, pty }) => {
                 let writer = RingFile::from_std(file);
-                let draining = tokio_uring::spawn(drain(output, FIRST_CONNECTION, writer));
+                let draining = tokio_uring::spawn(drain(output, connection, writer));
                 if let Some(input) = input {
                     feed(input, receive, room).await;
                 }
@@ -94,15 +135,27 @@ impl Port {
     }
 }
 
+/// Another character device for a port.
+pub(crate) struct Change {
+    pub(crate) chardev: Chardev,
+    /// It stands behind the port.
+    pub(crate) done: oneshot::Sender<()>,
+}
+
+fn to_file(files: &Files) -> io::Result<To> {
+    let file = files.output.try_clone()?;
+    let kind = file.metadata()?.file_type();
+    let stream = kind.is_fifo() || kind.is_char_device() || kind.is_socket();
+    let file = Arc::new(file);
+    Ok(if stream { To::Stream(file) } else { To::Disk(file) })
+}
+
 /// One connection in trouble is no reason to have no others.
 fn report(ended: io::Result<()>) {
     if let Err(error) = ended {
         say!("godwit: a port of the guest: {error}");
     }
 }
-
-/// [`Output::connect`] was called once.
-const FIRST_CONNECTION: u64 = 1;
 
 /// One connection, from its first byte to its last.
 async fn converse(

@@ -14,7 +14,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
 use super::outputs;
-use crate::chardev::{self, Chardev, Status};
+use crate::chardev::{self, Change, Chardev, Status};
 use crate::config;
 use crate::vmm::{ChardevError, ChardevInfo, Chardevs};
 
@@ -28,13 +28,27 @@ pub(super) struct Registry {
 
 struct Entry {
     label: String,
+    user: User,
     info: Box<dyn Fn() -> ChardevInfo + Send + Sync>,
     status: Arc<Status>,
     is_socket: bool,
 }
 
+/// Who has a character device, and whether another one can take its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum User {
+    Nobody,
+    /// The serial port, which takes another one.
+    Serial,
+    /// The serial port, over one that cannot be let go of.
+    Bound,
+    /// A monitor or a virtio port: it keeps what it was given.
+    Stays,
+}
+
 enum Request {
     Add(config::Chardev, oneshot::Sender<Result<(), ChardevError>>),
+    Change(config::Chardev, oneshot::Sender<Result<(), ChardevError>>),
     Remove(String, oneshot::Sender<bool>),
 }
 
@@ -43,24 +57,36 @@ pub(super) struct Keeper {
     requests: UnboundedReceiver<Request>,
     registry: Arc<Registry>,
     idle: Rc<RefCell<Vec<Chardev>>>,
+    /// The way to the serial port.
+    serial: UnboundedSender<Change>,
 }
 
 impl Registry {
-    pub(super) fn new(read: Vec<PathBuf>) -> (Arc<Registry>, Keeper) {
+    /// What comes last is for the serial port.
+    pub(super) fn new(read: Vec<PathBuf>) -> (Arc<Registry>, Keeper, UnboundedReceiver<Change>) {
         let (requests, received) = unbounded_channel();
+        let (serial, changes) = unbounded_channel();
         let registry = Arc::new(Registry { all: Mutex::default(), read, requests });
-        let keeper = Keeper { requests: received, registry: registry.clone(), idle: Rc::default() };
-        (registry, keeper)
+        let keeper =
+            Keeper { requests: received, registry: registry.clone(), idle: Rc::default(), serial };
+        (registry, keeper, changes)
     }
 
     /// From here on it is listed.
-    pub(super) fn insert(&self, chardev: &Chardev) {
-        self.lock().push(Entry {
-            label: chardev.id.clone(),
-            info: Box::new(chardev.info()),
-            status: chardev.status(),
-            is_socket: chardev.is_socket(),
-        });
+    pub(super) fn insert(&self, chardev: &Chardev, user: User) {
+        self.lock().push(Entry::of(chardev, user));
+    }
+
+    /// `chardev` in place of the one of its name.
+    fn replace(&self, chardev: &Chardev, user: User) {
+        let mut all = self.lock();
+        if let Some(entry) = all.iter_mut().find(|entry| entry.label == chardev.id) {
+            *entry = Entry::of(chardev, user);
+        }
+    }
+
+    fn user(&self, label: &str) -> Option<User> {
+        self.lock().iter().find(|entry| entry.label == label).map(|entry| entry.user)
     }
 
     fn has(&self, label: &str) -> bool {
@@ -76,6 +102,18 @@ impl Registry {
         let (reply, answer) = oneshot::channel();
         self.requests.send(request(reply)).ok()?;
         answer.blocking_recv().ok()
+    }
+}
+
+impl Entry {
+    fn of(chardev: &Chardev, user: User) -> Entry {
+        Entry {
+            label: chardev.id.clone(),
+            user,
+            info: Box::new(chardev.info()),
+            status: chardev.status(),
+            is_socket: chardev.is_socket(),
+        }
     }
 }
 
@@ -111,6 +149,26 @@ impl Chardevs for Registry {
         added.unwrap_or(Err(ChardevError::Ending))
     }
 
+    fn change(
+        &self,
+        chardev: config::Chardev,
+        fd: Option<OwnedFd>,
+        images: &[PathBuf],
+    ) -> Result<(), ChardevError> {
+        match self.user(&chardev.id) {
+            None => return Err(ChardevError::Unknown(chardev.id)),
+            Some(User::Stays) => return Err(ChardevError::Stays),
+            Some(User::Bound) => return Err(ChardevError::Bound(chardev.id)),
+            Some(User::Serial) if chardev.log.is_some() => return Err(ChardevError::Log),
+            Some(User::Serial | User::Nobody) => {}
+        }
+        outputs::check_added(&chardev, &[&self.read, images].concat())
+            .map_err(|error| ChardevError::Open(error.to_string()))?;
+        let changed = self.ask(|reply| Request::Change(chardev, reply));
+        drop(fd);
+        changed.unwrap_or(Err(ChardevError::Ending))
+    }
+
     fn remove(&self, label: &str) -> Result<(), ChardevError> {
         let of = label.to_owned();
         match self.ask(|reply| Request::Remove(of, reply)) {
@@ -139,6 +197,12 @@ impl Keeper {
                         let _ = reply.send(add(&registry, &idle, &chardev).await);
                     });
                 }
+                Request::Change(chardev, reply) => {
+                    let serial = self.serial.clone();
+                    tokio_uring::spawn(async move {
+                        let _ = reply.send(change(&registry, &idle, &serial, &chardev).await);
+                    });
+                }
                 Request::Remove(label, reply) => {
                     let at = idle.borrow().iter().position(|chardev| chardev.id == label);
                     let gone = at.map(|at| idle.borrow_mut().remove(at));
@@ -164,7 +228,40 @@ async fn add(
         return Err(ChardevError::Exists(chardev.id.clone()));
     }
     chardev::empty(chardev.take_stale()).map_err(|error| failed(&error))?;
-    registry.insert(&chardev);
+    registry.insert(&chardev, User::Nobody);
     idle.borrow_mut().push(chardev);
     Ok(())
+}
+
+/// The new one is open before the old one goes: if it cannot be, nothing changes.
+async fn change(
+    registry: &Registry,
+    idle: &RefCell<Vec<Chardev>>,
+    serial: &UnboundedSender<Change>,
+    described: &config::Chardev,
+) -> Result<(), ChardevError> {
+    let failed = |error: &dyn std::fmt::Display| ChardevError::Open(error.to_string());
+    let mut chardev = Chardev::open(described).await.map_err(|error| failed(&error))?;
+    let id = chardev.id.clone();
+    let user = match registry.user(&id) {
+        Some(User::Serial) if chardev.is_bound() => User::Bound,
+        Some(user @ (User::Serial | User::Nobody)) => user,
+        Some(User::Bound) => return Err(ChardevError::Bound(id)),
+        // It went meanwhile.
+        _ => return Err(ChardevError::Unknown(id)),
+    };
+    chardev::empty(chardev.take_stale()).map_err(|error| failed(&error))?;
+    registry.replace(&chardev, user);
+    if user == User::Nobody {
+        for old in idle.borrow_mut().iter_mut().filter(|old| old.id == id) {
+            std::mem::swap(old, &mut chardev);
+        }
+        return Ok(());
+    }
+    let (done, changed) = oneshot::channel();
+    let sent = serial.send(Change { chardev, done });
+    match (sent, changed.await) {
+        (Ok(()), Ok(())) => Ok(()),
+        _ => Err(ChardevError::Ending),
+    }
 }

@@ -9,9 +9,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tokio::sync::Notify;
+use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinHandle;
 
-use super::chardevs::{Keeper, Registry};
+use super::chardevs::{Keeper, Registry, User};
 use super::error::Error;
 use super::outputs;
 use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, PortLine, bridge};
@@ -24,6 +25,8 @@ use crate::qmp::{Monitor, Server};
 /// Character devices, open, each with the one who uses it.
 pub(super) struct Connections {
     port: Option<Port>,
+    /// Other character devices for it.
+    changes: Option<UnboundedReceiver<chardev::Change>>,
     sink: Option<Box<dyn Write + Send>>,
     lines: Vec<(Arc<PortLine>, Port)>,
     line_ends: Lines,
@@ -58,9 +61,10 @@ impl Connections {
     /// Opens all of them, on the control plane's runtime; those that another machine may hold come
     /// first.
     pub(super) async fn open(config: &Config) -> Result<Connections, Error> {
-        let (registry, keeper) = Registry::new(outputs::read(config));
+        let (registry, keeper, changes) = Registry::new(outputs::read(config));
         let mut all = Connections {
             port: None,
+            changes: Some(changes),
             sink: None,
             lines: Vec::new(),
             line_ends: Lines::new(),
@@ -75,7 +79,14 @@ impl Connections {
         for described in described {
             let mut chardev = Chardev::open(described).await?;
             all.stale.extend(chardev.take_stale());
-            all.registry.insert(&chardev);
+            let user = match &chardev.id {
+                id if config.monitors.iter().any(|monitor| monitor.chardev == *id) => User::Stays,
+                id if config.lines.contains(id) => User::Stays,
+                id if config.serial.as_ref() == Some(id) && chardev.is_bound() => User::Bound,
+                id if config.serial.as_ref() == Some(id) => User::Serial,
+                _ => User::Nobody,
+            };
+            all.registry.insert(&chardev, user);
             let monitor = config.monitors.iter().find(|monitor| monitor.chardev == chardev.id);
             if let Some(monitor) = monitor {
                 let id = chardev.id.clone();
@@ -149,8 +160,8 @@ impl Connections {
         for (line, port) in self.lines.drain(..) {
             tokio_uring::spawn(port.run_line(line));
         }
-        if let Some(port) = self.port.take() {
-            tokio_uring::spawn(serve_port(port, machine.clone()));
+        if let (Some(port), Some(changes)) = (self.port.take(), self.changes.take()) {
+            tokio_uring::spawn(serve_port(port, machine.clone(), changes));
         }
     }
 
@@ -196,10 +207,14 @@ impl Served {
     }
 }
 
-async fn serve_port(port: Port, machine: Arc<Machine>) {
+async fn serve_port(
+    port: Port,
+    machine: Arc<Machine>,
+    mut changes: UnboundedReceiver<chardev::Change>,
+) {
     let room = Arc::new(Notify::new());
     let wake = room.clone();
     let Some(serial) = machine.device::<Serial>() else { return };
     serial.on_room(Box::new(move || wake.notify_one()));
-    port.run(&|bytes| serial.enqueue(bytes), &room).await;
+    port.run_changing(&|bytes| serial.enqueue(bytes), &room, &mut changes).await;
 }

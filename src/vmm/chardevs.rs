@@ -21,6 +21,17 @@ pub enum ChardevError {
     NotFound(String),
     #[error("Chardev '{0}' is busy")]
     Busy(String),
+    /// As `NotFound`, where QEMU says it otherwise.
+    #[error("Chardev '{0}' does not exist")]
+    Unknown(String),
+    #[error("Chardev user does not support chardev hotswap")]
+    Stays,
+    #[error(
+        "Chardev '{0}' cannot be changed: its input is read, or a log written, as long as it is used"
+    )]
+    Bound(String),
+    #[error("'logfile': the log of a character device in use cannot be changed")]
+    Log,
     #[error("{0}")]
     Open(String),
     #[error("the machine is about to end")]
@@ -38,6 +49,14 @@ pub trait Chardevs: Send + Sync {
     /// `fd` is held until it was taken by its number. Refused if it would write over what the machine
     /// reads, `images` among it.
     fn add(
+        &self,
+        chardev: config::Chardev,
+        fd: Option<OwnedFd>,
+        images: &[PathBuf],
+    ) -> Result<(), ChardevError>;
+    /// Opens another one in place of the one of its name, whose user goes on with it; as
+    /// [`Chardevs::add`]. If it cannot be opened nothing changes.
+    fn change(
         &self,
         chardev: config::Chardev,
         fd: Option<OwnedFd>,
@@ -68,6 +87,15 @@ impl Chardevs for Nothing {
         _images: &[PathBuf],
     ) -> Result<(), ChardevError> {
         Err(ChardevError::Ending)
+    }
+
+    fn change(
+        &self,
+        chardev: config::Chardev,
+        _fd: Option<OwnedFd>,
+        _images: &[PathBuf],
+    ) -> Result<(), ChardevError> {
+        Err(ChardevError::Unknown(chardev.id))
     }
 
     fn remove(&self, label: &str) -> Result<(), ChardevError> {

@@ -3,10 +3,12 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::common::vm::Launch;
+use crate::common::PATIENCE;
+use crate::common::vm::{Launch, Vm};
 use crate::process::{monitor, with_monitors};
 use crate::replay::{Peer, replay};
 
@@ -71,6 +73,86 @@ fn what_was_added_is_there_until_it_goes() {
     vm.assert_alive();
 }
 
+/// What stands behind it, and whether it is used.
+fn behind(vm: &mut Vm, label: &str) -> (String, bool) {
+    let all = vm.ask("query-chardev", json!({}));
+    let one = all.as_array().unwrap().iter().find(|one| one["label"] == label).unwrap();
+    (one["filename"].as_str().unwrap().to_owned(), one["frontend-open"].as_bool().unwrap())
+}
+
+/// Waits until a file has something in it.
+fn wait_for_output(path: &std::path::Path) {
+    let end = Instant::now() + PATIENCE;
+    while std::fs::metadata(path).map_or(0, |file| file.len()) == 0 {
+        assert!(Instant::now() < end, "nothing comes to {path:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn the_serial_port_goes_on_behind_another_one() {
+    let mut vm = Launch::alone().guest("ws=1").start();
+    let (socket_path, second, third) = (vm.path("listens"), vm.path("second"), vm.path("third"));
+    let file =
+        |path: &std::path::Path| json!({"type": "file", "data": {"out": path.to_str().unwrap()}});
+    let change = |backend: &Value| json!({"id": "serial0", "backend": backend});
+    vm.wait_for_sweeps(1);
+    vm.ask("chardev-change", change(&file(&second)));
+    wait_for_output(&second);
+    let first = vm.serial();
+    let server = socket(&socket_path, json!({"server": true, "wait": false}));
+    vm.ask("chardev-change", change(&server));
+    let mut reader = UnixStream::connect(&socket_path).unwrap();
+    reader.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_ne!(reader.read(&mut [0; 16]).unwrap(), 0);
+    assert!(behind(&mut vm, "serial0").0.starts_with("unix:"));
+    // What cannot be opened changes nothing.
+    let nowhere = file("/nonexistent/x".as_ref());
+    let refused = vm.try_ask("chardev-change", change(&nowhere)).unwrap_err();
+    assert!(refused.contains("/nonexistent/x"), "{refused}");
+    let logged = json!({"type": "null", "data": {"logfile": second.to_str().unwrap()}});
+    let refused = vm.try_ask("chardev-change", change(&logged)).unwrap_err();
+    assert!(refused.contains("logfile"), "{refused}");
+    assert_ne!(reader.read(&mut [0; 16]).unwrap(), 0);
+    vm.ask("chardev-change", change(&json!({"type": "null", "data": {}})));
+    // It ends, behind what was sent.
+    reader.read_to_end(&mut Vec::new()).unwrap();
+    assert!(UnixStream::connect(&socket_path).is_err() && !socket_path.exists());
+    assert_eq!(behind(&mut vm, "serial0"), ("null".into(), true));
+    vm.ask("chardev-change", change(&file(&third)));
+    wait_for_output(&third);
+    assert_eq!(vm.serial(), first, "nothing more came to the first one");
+    let busy = vm.try_ask("chardev-remove", json!({"id": "serial0"})).unwrap_err();
+    assert_eq!(busy, "Chardev 'serial0' is busy");
+    assert_eq!(vm.status(), "running");
+}
+
+#[test]
+fn one_that_nobody_uses_is_changed_and_others_stay() {
+    let words = ["-chardev", "null,id=idle", "-chardev", "null,id=line", "-device"];
+    let more = ["virtio-serial-device", "-device", "virtconsole,chardev=line"];
+    let mut vm = Launch::alone().words(&words).words(&more).start();
+    let path = vm.path("out");
+    let file = json!({"type": "file", "data": {"out": path.to_str().unwrap()}});
+    assert_eq!(behind(&mut vm, "idle"), ("null".into(), false));
+    vm.ask("chardev-change", json!({"id": "idle", "backend": file}));
+    assert_eq!(behind(&mut vm, "idle"), ("file".into(), false));
+    for (id, why) in [
+        ("compat_monitor0", "Chardev user does not support chardev hotswap"),
+        ("line", "Chardev user does not support chardev hotswap"),
+        ("nobody", "Chardev 'nobody' does not exist"),
+    ] {
+        let refused = vm.try_ask("chardev-change", json!({"id": id, "backend": file}));
+        assert_eq!(refused.unwrap_err(), why);
+    }
+    // A terminal that is read cannot be let go of.
+    let terminal = json!({"id": "serial0", "backend": {"type": "pty", "data": {}}});
+    assert!(vm.ask("chardev-change", terminal.clone())["pty"].is_string());
+    let refused = vm.try_ask("chardev-change", terminal).unwrap_err();
+    assert!(refused.contains("input is read"), "{refused}");
+    vm.ask("chardev-remove", json!({"id": "idle"}));
+}
+
 #[test]
 fn a_descriptor_that_was_sent_becomes_one() {
     let godwit = with_monitors(1, &["-S"]);
@@ -128,9 +210,7 @@ fn objects_hold_what_they_name() {
         all.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         all
     };
-    let maps = |vm: &crate::common::vm::Vm| {
-        std::fs::read_to_string(format!("/proc/{}/maps", vm.pid())).unwrap()
-    };
+    let maps = |vm: &Vm| std::fs::read_to_string(format!("/proc/{}/maps", vm.pid())).unwrap();
     let file = vm.path("memory");
     let memory = json!({"size": 4 << 20, "mem-path": file.to_str().unwrap(), "share": true});
     vm.ask("object-add", add("memory-backend-file", "m", memory));

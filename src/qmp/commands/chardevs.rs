@@ -14,6 +14,7 @@ use crate::config::{
 use crate::qmp::args::Args;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, Union, optional, required};
+use crate::vmm::ChardevError;
 
 pub(crate) static COMMANDS: &[Command] = &[
     Command::new("chardev-add", Run::Waiting(add))
@@ -23,10 +24,10 @@ pub(crate) static COMMANDS: &[Command] = &[
     Command::new("chardev-remove", Run::Waiting(remove))
         .arguments(&ID)
         .does("Closes a character device that nobody uses."),
-    Command::new("chardev-change", Run::Now(change))
+    Command::new("chardev-change", Run::Waiting(change))
         .arguments(&CHARDEV)
         .returns(Type::Object(&ADDED))
-        .does("Is an error: what a character device is made of stays as it is."),
+        .does("Puts something else behind a character device that nobody or the serial port uses."),
 ];
 
 const ITS_ID: Member = required("id", Type::Text).means("its id");
@@ -140,12 +141,20 @@ fn add(call: Call<'_>) -> Answer {
     if call.vmm.chardevs.list().iter().any(|other| other.label == id) {
         return Err(Error::generic(format_args!("Chardev with id '{id}' already exists")));
     }
+    open(call, id, |chardev, fd, images| call.vmm.chardevs.add(chardev, fd, images))
+}
+
+/// Has what is asked for opened, and tells the name of a terminal.
+fn open(
+    call: Call<'_>,
+    id: &str,
+    how: impl FnOnce(Chardev, Option<OwnedFd>, &[PathBuf]) -> Result<(), ChardevError>,
+) -> Answer {
     let (chardev, fd) = describe(call, id)?;
     let is_pty = matches!(chardev.backend, ChardevBackend::Pty { .. });
     let images = call.vmm.guest.images().map(Images::all).unwrap_or_default();
-    let layers = images.iter().flat_map(|image| image.layers().to_vec());
-    let images: Vec<_> = layers.map(|layer| layer.config.path.clone()).collect();
-    call.vmm.chardevs.add(chardev, fd, &images).map_err(Error::generic)?;
+    let images: Vec<_> = images.iter().map(|image| image.config.path.clone()).collect();
+    how(chardev, fd, &images).map_err(Error::generic)?;
     let opened = call.vmm.chardevs.list().into_iter().find(|other| other.label == id);
     Ok(match opened.as_ref().and_then(|opened| opened.filename.strip_prefix("pty:")) {
         Some(name) if is_pty => json!({"pty": name}),
@@ -258,9 +267,8 @@ fn remove(call: Call<'_>) -> Answer {
 
 fn change(call: Call<'_>) -> Answer {
     let id = call.args.text("id");
-    let there = call.vmm.chardevs.list().iter().any(|device| device.label == id);
-    Err(Error::generic(match there {
-        true => format!("Chardev '{id}' cannot be changed: its user keeps what it was given"),
-        false => format!("Chardev '{id}' does not exist"),
-    }))
+    if !call.vmm.chardevs.list().iter().any(|device| device.label == id) {
+        return Err(Error::generic(ChardevError::Unknown(id.to_owned())));
+    }
+    open(call, id, |chardev, fd, images| call.vmm.chardevs.change(chardev, fd, images))
 }
