@@ -53,6 +53,9 @@ pub struct How {
     /// Write a file in which each page has a fixed place, with file:PATH
     #[arg(long, conflicts_with = "xbzrle")]
     pub mapped_ram: bool,
+    /// Write the guest as it is now, with file:PATH or exec:COMMAND, while it runs on here
+    #[arg(long, conflicts_with_all = ["xbzrle", "multifd", "auto_converge", "verify"])]
+    pub background: bool,
     /// Send no more than this in a second: 125M, 1Gbit; 0 is as much as the network takes
     #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_rate)]
     pub max_bandwidth: u64,
@@ -155,9 +158,13 @@ impl How {
             ("multifd", self.multifd.is_some()),
             ("auto-converge", self.auto_converge),
         ];
-        // A QEMU before 9.0 has none.
-        if self.mapped_ram || has_capability(client, "mapped-ram")? {
-            wanted.push(("mapped-ram", self.mapped_ram));
+        // Younger than the others: a QEMU has the first since 9.0, the second since 6.0.
+        for (name, on) in
+            [("mapped-ram", self.mapped_ram), ("background-snapshot", self.background)]
+        {
+            if on || has_capability(client, name)? {
+                wanted.push((name, on));
+            }
         }
         let list: Vec<Value> = wanted
             .iter()

@@ -60,9 +60,19 @@ impl Machine {
     /// somebody stopped it meanwhile, so that it does not go on at the target.
     pub(crate) fn hold_to_leave(&self) -> bool {
         let mut control = self.control();
-        let stopped = control.put_off.contains(&PutOff::Stop);
-        self.hold(&mut control, Some(Hold::HandOver { stopped }));
+        let goes_on = self.keep_as_it_is(&mut control);
         self.cpus.board.let_go();
+        goes_on
+    }
+
+    /// The same for a guest that does not leave, and keeps what only one machine can have.
+    pub(crate) fn hold_here(&self) -> bool {
+        self.keep_as_it_is(&mut self.control())
+    }
+
+    fn keep_as_it_is(&self, control: &mut Control) -> bool {
+        let stopped = control.put_off.contains(&PutOff::Stop);
+        self.hold(control, Some(Hold::HandOver { stopped }));
         !stopped
     }
 

@@ -143,7 +143,7 @@ impl Snapshot {
         let faults = {
             let shared = shared.clone();
             std::thread::Builder::new()
-                .name("dump-faults".into())
+                .name("snapshot-faults".into())
                 .spawn(move || shared.answer_faults())
         };
         let snapshot = Snapshot { faults: Some(faults.map_err(Unavailable::Thread)?), shared };
@@ -260,7 +260,7 @@ impl Shared {
         loop {
             if let Err(error) = self.uffd.wait(self.wake.as_raw_fd(), &mut hit) {
                 // Nobody may sleep for ever: without answers there is no image, but a guest.
-                tracing::error!("write faults of a live dump cannot be read: {error}");
+                tracing::error!("write faults of a snapshot cannot be read: {error}");
                 let mut state = self.state();
                 (state.lost, state.phase) = (true, Phase::Over);
                 drop(state);

@@ -49,7 +49,7 @@ pub enum Unavailable {
     Feature(&'static str),
     #[error("guest RAM of this backend cannot be write-protected by userfaultfd ({0})")]
     Backend(io::Error),
-    #[error("guest RAM on huge pages (hugetlbfs) cannot be dumped while the guest runs")]
+    #[error("guest RAM on huge pages (hugetlbfs) cannot be dumped or saved while the guest runs")]
     HugePages,
     #[error("cannot write-protect guest RAM: {0}")]
     Protect(io::Error),

@@ -49,7 +49,7 @@ capabilities! {
     LateBlockActivate "late-block-activate" built "Leave disks, of which there are none, until the guest runs.";
     IgnoreShared "x-ignore-shared" refused "Leaving shared memory out is not built in.";
     ValidateUuid "validate-uuid" built "Send the guest's UUID, for the target to compare.";
-    BackgroundSnapshot "background-snapshot" refused "Snapshots in the background are not built in.";
+    BackgroundSnapshot "background-snapshot" built "Write the guest as it is at one moment, while it runs on.";
     ZeroCopySend "zero-copy-send" refused "Sending without a copy is not built in.";
     PostcopyPreempt "postcopy-preempt" refused "Postcopy is not built in.";
     SwitchoverAck "switchover-ack" built "Wait for the target's consent before the guest is stopped.";
@@ -89,6 +89,8 @@ pub enum CapabilityError {
     MultifdTooLate,
     #[error("Mapped-ram migration is incompatible with xbzrle")]
     MappedDeltas,
+    #[error("Background-snapshot is not compatible with {}", .0.name())]
+    Background(Capability),
 }
 
 /// Which capabilities are on.
@@ -128,9 +130,32 @@ impl Capabilities {
         if result.has(MappedRam) && result.has(Xbzrle) {
             return Err(CapabilityError::MappedDeltas);
         }
-        Ok(result)
+        match BESIDE_BACKGROUND.iter().find(|other| result.has(**other)) {
+            Some(other) if result.has(BackgroundSnapshot) => {
+                Err(CapabilityError::Background(*other))
+            }
+            _ => Ok(result),
+        }
     }
 }
+
+/// What does not go with `background-snapshot`, in QEMU's order.
+const BESIDE_BACKGROUND: [Capability; 14] = [
+    PostcopyRam,
+    DirtyBitmaps,
+    PostcopyBlocktime,
+    LateBlockActivate,
+    ReturnPath,
+    Multifd,
+    PauseBeforeSwitchover,
+    AutoConverge,
+    ReleaseRam,
+    RdmaPinAll,
+    Xbzrle,
+    Colo,
+    ValidateUuid,
+    ZeroCopySend,
+];
 
 #[cfg(test)]
 mod tests {
@@ -168,6 +193,9 @@ mod tests {
         let mapped = none.with(&[(MappedRam, true), (Multifd, true)]).unwrap();
         let error = mapped.with(&[(Xbzrle, true)]).unwrap_err();
         assert_eq!(error.to_string(), "Mapped-ram migration is incompatible with xbzrle");
+        let background = none.with(&[(BackgroundSnapshot, true), (MappedRam, true)]).unwrap();
+        let error = background.with(&[(Multifd, true)]).unwrap_err();
+        assert_eq!(error.to_string(), "Background-snapshot is not compatible with multifd");
         let xbzrle_multifd = none.with(&[(Xbzrle, true), (Multifd, true)]).unwrap();
         assert!(xbzrle_multifd.has(Xbzrle) && xbzrle_multifd.has(Multifd));
     }

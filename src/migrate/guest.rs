@@ -52,6 +52,8 @@ pub trait Migratable: Send + Sync {
     /// Reads all vCPU, interrupt, clock and device state of a guest that stands still. Reading can
     /// write guest memory, so that the dirty log is harvested afterwards.
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError>;
+    /// The same of a guest that goes on here all the same, as it is.
+    fn save_here(&self, ran: bool) -> Result<Box<dyn State>, GuestError>;
     /// Reads, lays out and loads the state of a machine that has run nothing yet, to know what that
     /// takes. Nothing is changed by it.
     fn rehearse(&self) -> Result<Rehearsal, GuestError>;

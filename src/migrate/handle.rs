@@ -39,6 +39,11 @@ pub enum Refused {
         "capability 'mapped-ram' needs a regular file that is not opened for appending, and '{0}' is none"
     )]
     NeedsPlaces(String),
+    #[error(
+        "capability 'background-snapshot' writes to a file or a command, not to a socket: the guest stays here, and a \
+         target would run it a second time"
+    )]
+    BackgroundNeedsFile,
     #[error("Cannot use compression with mapped-ram")]
     MappedCompression,
     #[error("'-incoming' was not specified on the command line")]
@@ -214,6 +219,10 @@ impl Handle {
             _ => {}
         }
         self.check_address(address)?;
+        let background = self.settings.has(Capability::BackgroundSnapshot);
+        if background && matches!(address, Address::Tcp(_) | Address::Unix(_)) {
+            return Err(Refused::BackgroundNeedsFile);
+        }
         let mapped = self.settings.has(Capability::MappedRam);
         if self.settings.has(Capability::Multifd) && !mapped && !address.takes_several_connections()
         {

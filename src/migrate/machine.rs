@@ -106,9 +106,12 @@ impl Migratable for Machine {
 
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
         let goes_on = self.hold_to_leave();
-        let run_state = if ran && goes_on { RunState::Running } else { RunState::Paused };
-        let sections = self.save(run_state)?;
-        Ok(Box::new(Saved { sections, suppress_vmdesc: self.config().machine.suppress_vmdesc }))
+        saved(self, ran && goes_on)
+    }
+
+    fn save_here(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
+        let goes_on = self.hold_here();
+        saved(self, ran && goes_on)
     }
 
     fn rehearse(&self) -> Result<Rehearsal, GuestError> {
@@ -134,6 +137,11 @@ impl Migratable for Machine {
         let host = HostCpu::from_cpuid(self.vm().cpuid().as_slice());
         Box::new(MachineLoader { machine: self, loader: Some(Loader::new(self.config(), host)) })
     }
+}
+
+fn saved(machine: &Machine, runs: bool) -> Result<Box<dyn State>, GuestError> {
+    let sections = machine.save(if runs { RunState::Running } else { RunState::Paused })?;
+    Ok(Box::new(Saved { sections, suppress_vmdesc: machine.config().machine.suppress_vmdesc }))
 }
 
 struct Saved {

@@ -50,7 +50,8 @@ impl Status {
         match self {
             None => next == Setup,
             Setup => matches!(next, Active | Cancelling | Failed),
-            Active => matches!(next, PreSwitchover | Device | Cancelling | Failed),
+            // Completed: a snapshot in the background, which hands nothing over.
+            Active => matches!(next, PreSwitchover | Device | Completed | Cancelling | Failed),
             PreSwitchover => matches!(next, Device | Cancelling | Failed),
             Device => matches!(next, Completed | Cancelling | Failed),
             Cancelling => matches!(next, Cancelled | Completed | Failed),

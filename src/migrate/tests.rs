@@ -199,6 +199,10 @@ impl Migratable for FakeGuest {
         Ok(Box::new(FakeState(self.count(), self.panics == Some(Panics::Write))))
     }
 
+    fn save_here(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
+        self.save(ran)
+    }
+
     fn rehearse(&self) -> Result<Rehearsal, GuestError> {
         Ok(Rehearsal { us: 500, bytes: 40 })
     }

@@ -17,7 +17,7 @@ pub(crate) struct Client {
     socket: UnixStream,
     buffer: Vec<u8>,
     /// Events that came before an answer and that nobody asked for yet.
-    events: Vec<Value>,
+    pub(crate) events: Vec<Value>,
 }
 
 impl Client {

@@ -308,6 +308,7 @@ impl Vm {
             "return-path",
             "switchover-ack",
             "mapped-ram",
+            "background-snapshot",
         ] {
             list.push(json!({"capability": known, "state": capabilities.contains(&known)}));
         }

@@ -1,5 +1,6 @@
 //! Guests that move between processes, over every road and past every fault.
 
+mod background;
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;

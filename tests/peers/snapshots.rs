@@ -46,6 +46,27 @@ fn qemu_goes_on_with_a_snapshot_of_ours() {
 
 #[test]
 #[ignore = "needs QEMU"]
+fn qemu_goes_on_with_what_was_written_in_the_background() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = Launch::new(dir.path(), "source").guest(GUEST).start();
+    source.wait_for_sweeps(1);
+    for capabilities in [&["background-snapshot", "mapped-ram"][..], &["background-snapshot"]] {
+        source.set(capabilities, &json!({}));
+        let uri = json!({"uri": format!("file:{}", dir.path().join("f").display())});
+        source.ask("migrate", uri.clone());
+        let report = source.outcome();
+        assert_eq!(report["status"], "completed", "{capabilities:?}: {report}");
+        let launch = Launch::new(dir.path(), "target").guest(GUEST).qemu().incoming("defer");
+        let mut target = launch.start();
+        target.set(&capabilities[1..], &json!({}));
+        target.ask("migrate-incoming", uri);
+        target.assert_alive();
+        source.assert_alive();
+    }
+}
+
+#[test]
+#[ignore = "needs QEMU"]
 fn a_snapshot_of_qemus_goes_on_here() {
     moves(true, &["mapped-ram"], 0, None);
     moves(true, &["mapped-ram", "multifd"], 0x12345, None);

@@ -8,17 +8,18 @@
 //!                  → holes | parallel delta encoder        with a cache, after the first round
 //! ```
 
+use std::ops::Range;
 use std::thread;
 
 use xbzrle::Cache;
 use xbzrle::parallel::{self, Kind, LivePage, Output, Pass};
 
 use super::error::Error;
-use super::framing::{Framing, Zeros};
+use super::framing::{Framing, ZeroRules, Zeros};
 use super::round::Round;
 use super::scan::{self, ScannedChunk};
 use crate::io::{self, Gather, Ring, Writer};
-use crate::memory::GuestRam;
+use crate::memory::{GuestRam, PAGE_BYTES};
 use crate::migrate::progress::Counters;
 use crate::pages::{CHUNK_PAGES, PageSource, count, or, sources};
 use crate::sabotage::{self, Fault};
@@ -92,7 +93,7 @@ impl Channel {
                 for chunk in scan::chunks(scope, round, source, pages, chunks, deltas) {
                     self.lay_out(round, block, deltas, &chunk?)?;
                     if self.batch.bytes() >= BATCH_BYTES || self.batch.pieces() >= BATCH_PIECES {
-                        self.flush(round)?;
+                        self.flush(round.counters, round.guest_runs)?;
                     } else if self.ring.is_cancelled() {
                         // Nothing to send is no reason not to be cancelled.
                         return Err(io::Error::Cancelled.into());
@@ -103,8 +104,8 @@ impl Channel {
             self.encode(round, block)?;
             self.framing.end_block(&self.sources[block], &mut self.batch)?;
         }
-        self.flush(round)?;
-        self.finish(round)
+        self.flush(round.counters, round.guest_runs)?;
+        self.finish(round.counters, round.guest_runs)
     }
 
     /// Lays out a chunk's pages of zeros and whole pages in ascending order. Where deltas travel,
@@ -137,7 +138,7 @@ impl Channel {
             } else if let Some(pages) = whole.next() {
                 Counters::add(&round.counters.normal, pages.end - pages.start);
                 if let Some(place) = self.framing.place(&self.sources[block], pages.start) {
-                    self.go_on_at(round, place)?;
+                    self.go_on_at(round.counters, round.guest_runs, place)?;
                 }
                 self.framing.whole(&self.sources[block], pages, &mut self.batch)?;
             } else {
@@ -184,29 +185,29 @@ impl Channel {
 
     /// What follows goes to `place` of the file. What is in the batch leaves before, unless it ends
     /// there.
-    fn go_on_at(&mut self, round: &Round<'_>, place: u64) -> Result<(), Error> {
+    fn go_on_at(&mut self, counters: &Counters, guest_runs: bool, place: u64) -> Result<(), Error> {
         if self.place.is_none_or(|start| start + self.batch.bytes() as u64 != place) {
-            self.flush(round)?;
+            self.flush(counters, guest_runs)?;
             self.place = Some(place);
         }
         Ok(())
     }
 
     /// Hands the batch to the kernel.
-    fn flush(&mut self, round: &Round<'_>) -> Result<(), Error> {
+    fn flush(&mut self, counters: &Counters, guest_runs: bool) -> Result<(), Error> {
         self.framing.seal(&mut self.batch);
         match self.place.take() {
             None => self.writer.send(&mut self.ring, &mut self.batch)?,
             Some(place) => self.writer.send_at(&mut self.ring, &mut self.batch, place)?,
         }
-        self.count(round.counters, round.guest_runs);
+        self.count(counters, guest_runs);
         Ok(())
     }
 
     /// Waits until the kernel has everything.
-    fn finish(&mut self, round: &Round<'_>) -> Result<(), Error> {
+    fn finish(&mut self, counters: &Counters, guest_runs: bool) -> Result<(), Error> {
         self.writer.finish(&mut self.ring).map_err(io::Error::from)?;
-        self.count(round.counters, round.guest_runs);
+        self.count(counters, guest_runs);
         Ok(())
     }
 
@@ -230,12 +231,68 @@ impl Channel {
             let source = &self.sources[usize::from(*block)];
             self.framing.zeros(source, pages.clone(), round.zeros, &mut self.batch)?;
             if self.batch.bytes() >= BATCH_BYTES {
-                self.flush(round)?;
+                self.flush(round.counters, round.guest_runs)?;
             }
         }
         self.framing.flush_channels(&mut self.batch);
-        self.flush(round)?;
-        self.finish(round)
+        self.flush(round.counters, round.guest_runs)?;
+        self.finish(round.counters, round.guest_runs)
+    }
+
+    /// Sends pages of a block, from page `first` on, whose bytes were copied while the guest ran on.
+    /// They are with the kernel when this returns, or as good as sent.
+    pub(super) fn send_copies(
+        &mut self,
+        counters: &Counters,
+        block: usize,
+        first: u64,
+        bytes: &[u8],
+    ) -> Result<(), Error> {
+        let (pages, _) = bytes.as_chunks::<{ PAGE_BYTES as usize }>();
+        for (page, bytes) in (first..).zip(pages) {
+            if xbzrle::is_zero(bytes) {
+                self.send_zeros(counters, block, page..page + 1)?;
+                continue;
+            }
+            if let Some(place) = self.framing.place(&self.sources[block], page) {
+                self.go_on_at(counters, true, place)?;
+            }
+            self.framing.copied(&self.sources[block], page, bytes, &mut self.batch)?;
+            Counters::add(&counters.normal, 1);
+            counters.settle(1);
+            if self.batch.bytes() >= BATCH_BYTES {
+                self.flush(counters, true)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends pages of a block that hold zeros.
+    pub(super) fn send_zeros(
+        &mut self,
+        counters: &Counters,
+        block: usize,
+        pages: Range<u64>,
+    ) -> Result<(), Error> {
+        if pages.is_empty() {
+            return Ok(());
+        }
+        Counters::add(&counters.duplicate, pages.end - pages.start);
+        counters.settle(pages.end - pages.start);
+        let rules = ZeroRules { on_main: false, left_out: false };
+        self.framing.zeros(&self.sources[block], pages, rules, &mut self.batch)?;
+        if self.batch.bytes() >= BATCH_BYTES {
+            self.flush(counters, true)?;
+        } else if self.ring.is_cancelled() {
+            return Err(io::Error::Cancelled.into());
+        }
+        Ok(())
+    }
+
+    /// Hands over what is left of copied pages, and waits until the kernel has everything.
+    pub(super) fn finish_copies(&mut self, counters: &Counters) -> Result<(), Error> {
+        self.flush(counters, true)?;
+        self.finish(counters, true)
     }
 
     /// Writes `bytes` at `place` of the file, of a guest that stands still.

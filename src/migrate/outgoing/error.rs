@@ -34,6 +34,13 @@ pub(crate) enum Error {
     Silent { what: &'static str, time: Duration },
     #[error("x-godwit-verify needs a Godwit on the other side of a two-way connection")]
     VerifyNeedsGodwit,
+    #[error(transparent)]
+    Image(#[from] memory::Unavailable),
+    #[error(
+        "capability 'background-snapshot' writes to a file or a command, not to a socket: the guest stays here, and a \
+         target would run it a second time"
+    )]
+    BackgroundNeedsFile,
     #[error("capability 'mapped-ram' needs a regular file")]
     MappedNeedsFile,
     #[error("several channels need a target that takes several connections")]

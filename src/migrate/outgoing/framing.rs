@@ -34,6 +34,17 @@ pub(super) trait Framing: Send {
         gather: &mut Gather,
     ) -> Result<(), Error>;
 
+    /// A page whose bytes were copied, by a snapshot in the background.
+    fn copied(
+        &mut self,
+        _source: &PageSource,
+        _page: u64,
+        _bytes: &[u8],
+        _gather: &mut Gather,
+    ) -> Result<(), Error> {
+        unreachable!("a snapshot in the background goes out as records, or to places")
+    }
+
     /// Where in a file the pages from `page` on go; `None`: behind what was sent before.
     fn place(&self, _source: &PageSource, _page: u64) -> Option<u64> {
         None
@@ -170,6 +181,20 @@ impl Framing for Records {
             self.writer.page_header(gather.own(), FLAG_PAGE, block, name, offset);
             gather.memory(source.block(), offset..offset + PAGE_BYTES);
         }
+        Ok(())
+    }
+
+    fn copied(
+        &mut self,
+        source: &PageSource,
+        page: u64,
+        bytes: &[u8],
+        gather: &mut Gather,
+    ) -> Result<(), Error> {
+        self.open(gather);
+        let (block, name) = (source.index().into(), source.block().name());
+        self.writer.page_header(gather.own(), FLAG_PAGE, block, name, page * PAGE_BYTES);
+        gather.own().extend_from_slice(bytes);
         Ok(())
     }
 

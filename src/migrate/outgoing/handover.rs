@@ -37,19 +37,11 @@ pub(super) fn hand_over(
     state: &dyn State,
 ) -> Result<Outcome, Error> {
     let mut out = Vec::new();
-    Command::SwitchoverStart.write(&mut out);
-    let section = ram_section();
-    section.write(SectionKind::End, &mut out);
-    out.extend_from_slice(&FLAG_EOS.to_be_bytes());
-    section.write_footer(&mut out);
+    end_of_ram(&mut out);
     if source.settings.parameters().x_godwit_verify {
         Frame::Hash(hash_ram(source.guest.ram())?).write(&mut out);
     }
-    let json = state.write(&mut out)?;
-    end_of_states(&mut out);
-    if !json.is_empty() {
-        description(&mut out, &json);
-    }
+    end_with(&mut out, state)?;
     let time = commit_timeout(&source.settings.parameters());
     peer.main
         .send_bytes(&source.progress.counters, false, &out)
@@ -65,6 +57,25 @@ pub(super) fn hand_over(
         source.progress.life.give_away();
         wait_for_shut(peer, FOR_EVER)
     }
+}
+
+/// Behind the last page.
+pub(super) fn end_of_ram(out: &mut Vec<u8>) {
+    Command::SwitchoverStart.write(out);
+    let section = ram_section();
+    section.write(SectionKind::End, out);
+    out.extend_from_slice(&FLAG_EOS.to_be_bytes());
+    section.write_footer(out);
+}
+
+/// The guest's state, and what ends the stream.
+pub(super) fn end_with(out: &mut Vec<u8>, state: &dyn State) -> Result<(), Error> {
+    let json = state.write(out)?;
+    end_of_states(out);
+    if !json.is_empty() {
+        description(out, &json);
+    }
+    Ok(())
 }
 
 /// How long the target may be silent while the guest stands still and has not been given away.

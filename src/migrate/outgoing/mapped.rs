@@ -89,6 +89,18 @@ impl Framing for AtPlaces {
         Ok(())
     }
 
+    fn copied(
+        &mut self,
+        source: &PageSource,
+        page: u64,
+        bytes: &[u8],
+        gather: &mut Gather,
+    ) -> Result<(), Error> {
+        gather.own().extend_from_slice(bytes);
+        self.block(source).set(page..page + 1, true);
+        Ok(())
+    }
+
     fn deltas(&mut self, _: &Output, _: &mut Gather) {
         unreachable!("xbzrle does not go with mapped-ram")
     }

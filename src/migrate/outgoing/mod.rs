@@ -11,6 +11,7 @@
 //! When a migration fails the log is dropped with all its bits, and the next migration starts with
 //! every page.
 
+mod background;
 mod channel;
 mod error;
 mod forecast;
@@ -81,7 +82,10 @@ impl Source {
         };
         ring.set_operation_timeout(None);
         let mut peer = Peer::negotiate(self, ring, connection, address)?;
-        let result = guarded(|| self.send(&mut peer, started));
+        let result = guarded(|| match self.settings.has(Capability::BackgroundSnapshot) {
+            true => self.write_in_background(&mut peer, started),
+            false => self.send(&mut peer, started),
+        });
         // The reason that the target gave is better than the broken connection it caused.
         let result = result.map_err(|error| peer.better_reason(error));
         peer.close(result.is_ok());

@@ -340,6 +340,11 @@ impl Peer {
         Duration::from_micros(3 * u64::from(us)) + sent + way
     }
 
+    /// Whether somebody at the other end could take the guest and run it.
+    pub(super) fn is_two_way(&self) -> bool {
+        self.connections.first().is_some_and(Connection::is_two_way)
+    }
+
     /// What the main channel writes to.
     pub(super) fn file(&self) -> Arc<OwnedFd> {
         self.connections[0].fd.clone()

@@ -54,6 +54,29 @@ pub(super) struct Rounds {
     swap: super::sabotage::Swap,
 }
 
+/// Opens section `ram`: lists the blocks, with their places in a file if they have such.
+pub(super) fn list_blocks(source: &Source, peer: &mut Peer) -> Result<(), Error> {
+    let blocks = source.guest.ram().blocks();
+    source.progress.figures().ram_bytes = blocks.iter().map(|block| block.bytes()).sum();
+    let mut out = Vec::new();
+    let section = ram_section();
+    section.write(SectionKind::Start, &mut out);
+    if source.settings.has(Capability::MappedRam) {
+        peer.place_blocks(source, std::mem::take(&mut out))?;
+    } else {
+        let list = blocks.iter().map(|block| (block.name(), block.bytes()));
+        RamWriter::block_list(&mut out, list);
+    }
+    if peer.sends_packets() {
+        // QEMU's channels come to the end of a round before the first one.
+        peer.end_channels(&source.progress.counters, true, 0)?;
+        RamWriter::flush(&mut out);
+    }
+    out.extend_from_slice(&FLAG_EOS.to_be_bytes());
+    section.write_footer(&mut out);
+    peer.main.send_bytes(&source.progress.counters, true, &out)
+}
+
 impl Rounds {
     /// Starts the log and opens section `ram`.
     pub(super) fn start(source: &Source, peer: &mut Peer) -> Result<Self, Error> {
@@ -72,26 +95,9 @@ impl Rounds {
             log.clear(&owed[0], start..end)?;
             start = end;
         }
-        source.progress.figures().ram_bytes = blocks.iter().map(|block| block.bytes()).sum();
         source.tell_pass();
         show_caches(source, peer);
-        let mut out = Vec::new();
-        let section = ram_section();
-        section.write(SectionKind::Start, &mut out);
-        if source.settings.has(Capability::MappedRam) {
-            peer.place_blocks(source, std::mem::take(&mut out))?;
-        } else {
-            let list = blocks.iter().map(|block| (block.name(), block.bytes()));
-            RamWriter::block_list(&mut out, list);
-        }
-        if peer.sends_packets() {
-            // QEMU's channels come to the end of a round before the first one.
-            peer.end_channels(&source.progress.counters, true, 0)?;
-            RamWriter::flush(&mut out);
-        }
-        out.extend_from_slice(&FLAG_EOS.to_be_bytes());
-        section.write_footer(&mut out);
-        peer.main.send_bytes(&source.progress.counters, true, &out)?;
+        list_blocks(source, peer)?;
         let threads =
             std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
         let pool = threads_named("migration", threads)?;
