@@ -10,7 +10,8 @@ use super::smp::Smp;
 use super::{netdev, value};
 use crate::config::{
     Actions, Boot, Chardev, ChardevBackend, Config, Entropy, FirmwareFile, Identity, Incoming,
-    Kernel, Monitor, Netdev, PanicAction, RebootAction, Restore, ShutdownAction, SystemInformation,
+    IoThread, Kernel, Monitor, Netdev, PanicAction, RebootAction, Restore, ShutdownAction,
+    SystemInformation,
 };
 use crate::devices::Kind;
 use crate::machine::PARTS;
@@ -26,6 +27,7 @@ pub(crate) struct Draft {
     /// Ids of every `-object`.
     pub objects: Vec<String>,
     pub entropy: Vec<Entropy>,
+    pub io_threads: Vec<IoThread>,
     pub blocks: Blocks,
     pub netdevs: Vec<Netdev>,
     pub kernel: Option<PathBuf>,
@@ -316,6 +318,7 @@ impl Draft {
                     machine,
                     devices: self.machine.devices,
                     entropy: self.entropy,
+                    io_threads: self.io_threads,
                     images,
                     lines: Vec::new(),
                     netdevs: self.netdevs,

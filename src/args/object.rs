@@ -5,7 +5,7 @@ use super::error::{Error, Problem};
 use super::json::{Lists, json_pairs};
 use super::keys::{Key, Keys, Pair, Parameter, split};
 use super::{memory, value};
-use crate::config::{Entropy, EntropySource, Memory};
+use crate::config::{Entropy, EntropySource, IoThread, IoThreadOptions, Memory};
 use std::path::PathBuf;
 
 const RNG_BUILTIN: &str = EntropySource::TYPES[0];
@@ -41,25 +41,6 @@ pub(crate) enum Described {
     Memory(Memory),
     Entropy(EntropySource),
     IoThread(IoThreadOptions),
-}
-
-/// How an I/O thread looks for work before it sleeps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct IoThreadOptions {
-    pub poll_max_ns: u64,
-    pub poll_grow: u64,
-    pub poll_shrink: u64,
-    pub aio_max_batch: u64,
-}
-
-impl IoThreadOptions {
-    pub(crate) const TYPE: &str = "iothread";
-}
-
-impl Default for IoThreadOptions {
-    fn default() -> IoThreadOptions {
-        IoThreadOptions { poll_max_ns: 32768, poll_grow: 0, poll_shrink: 0, aio_max_batch: 0 }
-    }
 }
 
 const NS_MAX: u64 = i64::MAX as u64;
@@ -115,6 +96,7 @@ pub(crate) fn describe(name: &str, id: &str, pairs: &[Pair]) -> Result<Described
 pub(crate) fn parameters() -> Vec<Parameter> {
     let mut all = memory::OBJECT.parameters();
     all.extend(ENTROPY.parameters().into_iter().filter(|parameter| parameter.name != "id"));
+    all.extend(IO_THREAD.parameters());
     all
 }
 
@@ -133,6 +115,18 @@ pub(crate) fn add(draft: &mut Draft, option: &str, text: &str) -> Result<(), Err
         let id = new_id(draft, option, object.id.as_ref())?;
         draft.objects.push(id);
         draft.memory.objects.push(object);
+    } else if name == IoThreadOptions::TYPE {
+        let at = pairs.iter().position(|(key, _)| key == "id").map(|at| pairs.remove(at));
+        let id = at.and_then(|(_, id)| id);
+        let id =
+            id.map(|id| value::id(&id).map_err(|problem| problem.at(format!("{option} id={id}"))));
+        let id = new_id(draft, option, id.transpose()?.as_ref())?;
+        let mut options = IoThreadOptions::default();
+        for (key, value) in &pairs {
+            IO_THREAD.set(option, key, value.as_deref(), &mut options)?;
+        }
+        draft.objects.push(id.clone());
+        draft.io_threads.push(IoThread { id, options, in_use: false });
     } else {
         let entropy = entropy(option, &name, &pairs)?;
         let id = new_id(draft, option, entropy.id.as_ref())?;
@@ -167,7 +161,6 @@ fn entropy(option: &str, name: &str, pairs: &[Pair]) -> Result<EntropyDraft, Err
 
 /// What the other types of `-object` are, as far as a microvm user may meet them.
 const OTHER_OBJECTS: &[(&str, &str)] = &[
-    ("iothread", "I/O threads come with the virtio devices and are not built yet"),
     ("rng-egd", "entropy from a socket is not built; write rng-random or rng-builtin"),
     ("tls-creds-x509", "TLS is not built yet"),
     ("tls-creds-psk", "TLS is not built yet"),
@@ -185,6 +178,7 @@ const OTHER_OBJECTS: &[(&str, &str)] = &[
 /// Every type that is known, and why it cannot be had, if so.
 pub(crate) fn types() -> impl Iterator<Item = (&'static str, Option<&'static str>)> {
     let built = memory::KINDS.iter().map(|(name, _)| *name).chain(EntropySource::TYPES);
+    let built = built.chain([IoThreadOptions::TYPE]);
     built
         .map(|name| (name, None))
         .chain(OTHER_OBJECTS.iter().map(|(name, why)| (*name, Some(*why))))
@@ -200,7 +194,10 @@ fn unknown(name: &str) -> Problem {
         Some((_, reason)) => Problem::Refused(reason),
         None => {
             let [ram, file, memfd] = memory::KINDS.map(|(known, _)| known);
-            value::unknown(name, &[ram, file, memfd, RNG_BUILTIN, RNG_RANDOM])
+            value::unknown(
+                name,
+                &[ram, file, memfd, RNG_BUILTIN, RNG_RANDOM, IoThreadOptions::TYPE],
+            )
         }
     }
 }

@@ -45,6 +45,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         machine: MachineOptions::default(),
         devices: vec![],
         entropy: vec![],
+        io_threads: vec![],
         images: vec![],
         lines: vec![],
         netdevs: vec![],
@@ -271,13 +272,14 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-m maxmem=: 536870912 bytes are less than the 1073741824 of the beginning",
         ),
         (
-            "-object iothread,id=i",
-            "-object iothread: I/O threads come with the virtio devices and are not built yet",
+            "-object iothread,id=i,poll-max-ns=x",
+            "-object poll-max-ns=x: expects a number from 0 to 9223372036854775807",
         ),
+        ("-object iothread,poll-max-ns=1", "-object: id= is missing"),
         (
             "-object memory-backend-fil,id=m",
             "-object memory-backend-fil: expects memory-backend-ram, memory-backend-file, \
-                                             memory-backend-memfd, rng-builtin or rng-random, did you mean memory-backend-file?",
+                                             memory-backend-memfd, rng-builtin, rng-random or iothread, did you mean memory-backend-file?",
         ),
         (
             "-object memory-backend-ram,id=m,size=1G",

@@ -9,6 +9,7 @@ mod block;
 mod chardev;
 mod cpu;
 mod firmware;
+mod io_thread;
 mod memory;
 mod net;
 
@@ -25,6 +26,7 @@ pub use block::{
 pub use chardev::{Chardev, ChardevBackend, IpFamily, LogFile, Socket, SocketAddress, SocketRole};
 pub use cpu::{Cpu, Topology};
 pub use firmware::{FirmwareContent, FirmwareFile, Oem, SystemInformation};
+pub use io_thread::{IoThread, IoThreadOptions};
 pub use memory::{HugePages, Memory, MemoryBackend};
 pub use net::{DgramAddress, HostForward, NetBackend, NetRole, Netdev, Offloads, Tap, UserNet};
 
@@ -36,6 +38,8 @@ pub struct Config {
     pub devices: Vec<Device>,
     /// Sources that a `virtio-rng-device` may name.
     pub entropy: Vec<Entropy>,
+    /// Threads that disks may name.
+    pub io_threads: Vec<IoThread>,
     /// What disks may be made of, in the order of the command line.
     pub images: Vec<Image>,
     /// Ids of the character devices that virtio ports have.

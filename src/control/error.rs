@@ -16,6 +16,8 @@ pub enum Error {
     Parent,
     #[error(transparent)]
     Chardev(#[from] chardev::Error),
+    #[error("-object iothread: {0}")]
+    Object(#[from] crate::vmm::ObjectError),
     #[error("-netdev: {0}")]
     Network(#[from] net::Error),
     #[error("cannot set up the connection of character device '{id}'")]

@@ -116,6 +116,7 @@ async fn live(
 
     let mut vmm = Vmm::new(machine.clone(), events, exit);
     vmm.identity = config.identity.clone();
+    vmm.objects.begin(config)?;
     vmm.nets = nets;
     let dumps = Dumps::new(machine.clone());
     vmm.dumps = Some(dumps.clone());

@@ -336,7 +336,7 @@ pub(crate) fn object_types() -> Vec<ObjectType> {
     for name in EntropySource::TYPES {
         types.push(ObjectType::of(name, "rng-backend", args::entropy_parameters()));
     }
-    let io_thread = args::IoThreadOptions::TYPE;
+    let io_thread = crate::config::IoThreadOptions::TYPE;
     let keys = args::object_keys(io_thread).unwrap_or_default();
     types.push(ObjectType::of(io_thread, OBJECT, keys));
     for name in ChardevBackend::TYPES {

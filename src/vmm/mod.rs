@@ -25,7 +25,7 @@ pub use exit::Exit;
 pub(crate) use fd_sets::{FdSetError, FdSets};
 pub use guest::Controllable;
 pub(crate) use objects::IoThreadInfo;
-pub use objects::Objects;
+pub use objects::{ObjectError, Objects};
 
 /// The whole VMM as commands see it: one per process, shared by every monitor.
 pub struct Vmm {

@@ -10,15 +10,15 @@ use std::thread::{Builder, JoinHandle};
 
 use serde_json::json;
 
-use crate::args::{Described, IoThreadOptions};
-use crate::config::EntropySource;
+use crate::args::Described;
+use crate::config::{Config, EntropySource, IoThreadOptions};
 use crate::kvm;
 use crate::machine::Object;
 use crate::memory::{self, GuestRam};
 
 /// Why an object could not be made.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ObjectError {
+pub enum ObjectError {
     #[error("attempt to add duplicate property '{0}' to object (type 'container')")]
     Exists(String),
     #[error(transparent)]
@@ -32,6 +32,8 @@ pub(crate) enum ObjectError {
 /// One that was added.
 struct Added {
     id: String,
+    /// A device names it.
+    in_use: bool,
     described: Described,
     held: Held,
 }
@@ -73,14 +75,25 @@ impl Objects {
         let held = Held::of(&described)?;
         let mut all = self.lock();
         exists(&all)?;
-        all.push(Added { id: id.to_owned(), described, held });
+        all.push(Added { id: id.to_owned(), in_use: false, described, held });
         Ok(())
     }
 
-    /// False: there is none of this name.
+    /// Makes those of the command line, which stay while a device names them.
+    pub(crate) fn begin(&self, config: &Config) -> Result<(), ObjectError> {
+        for thread in &config.io_threads {
+            self.add(&thread.id, Described::IoThread(thread.options))?;
+        }
+        let used =
+            |id: &str| config.io_threads.iter().any(|thread| thread.in_use && thread.id == id);
+        self.lock().iter_mut().for_each(|added| added.in_use = used(&added.id));
+        Ok(())
+    }
+
+    /// False: there is none of this name, or it is in use.
     pub(crate) fn remove(&self, id: &str) -> bool {
         let mut all = self.lock();
-        let at = all.iter().position(|added| added.id == id);
+        let at = all.iter().position(|added| added.id == id && !added.in_use);
         let gone = at.map(|at| all.remove(at));
         // A thread is waited for, memory unmapped: without the lock.
         drop(all);

@@ -330,6 +330,7 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
         machine,
         devices: vec![],
         entropy: vec![],
+        io_threads: vec![],
         images: vec![],
         lines: vec![],
         netdevs: vec![],

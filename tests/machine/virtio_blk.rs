@@ -437,3 +437,25 @@ fn images_come_and_go_in_qemus_words() {
     assert_eq!(ask("blockdev-del", node("b0")), refused("Failed to find node with node-name='b0'"));
     wait_for_points(&vm, 1);
 }
+
+#[test]
+fn a_disk_names_an_io_thread_which_stays_as_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("image");
+    image(&path);
+    let drive = format!("file={}", path.display());
+    let threads = ["-object", "iothread,id=io0,poll-max-ns=0", "-object", "iothread,id=io1"];
+    let disk = |device| launch(folder.path(), "vm", &drive, device, true).words(&threads);
+    let mut vm = disk(",iothread=io0").start();
+    wait_for_points(&vm, 1);
+    let told = vm.ask("query-iothreads", json!({}));
+    let told: Vec<_> =
+        told.as_array().unwrap().iter().map(|t| (&t["id"], &t["poll-max-ns"])).collect();
+    assert_eq!(told, [(&json!("io0"), &json!(0)), (&json!("io1"), &json!(32768))]);
+    let refused = vm.try_ask("object-del", json!({"id": "io0"})).unwrap_err();
+    assert!(refused.contains("object 'io0' is in use, can not be deleted"), "{refused}");
+    vm.ask("object-del", json!({"id": "io1"}));
+    let mut unknown = disk(",iothread=io9").spawn();
+    assert_eq!(unknown.exit_code(), Some(1));
+    assert!(unknown.stderr().contains("iothread=io9"), "{}", unknown.stderr());
+}

@@ -39,6 +39,8 @@ pub(crate) struct Wanted {
     pub on_write_error: Option<OnError>,
     pub on_read_error: Option<OnError>,
     pub share: bool,
+    /// The thread that it names; its requests are done on its own.
+    pub io_thread: Option<String>,
     pub ring: RingFeatures,
 }
 
@@ -66,6 +68,7 @@ impl Default for Wanted {
             on_write_error: None,
             on_read_error: None,
             share: false,
+            io_thread: None,
             ring: RingFeatures::default(),
         }
     }
@@ -167,13 +170,13 @@ pub(crate) const KEYS: Keys<Wanted> = Keys {
         ),
         Key::ignore("bootindex"),
         Key::ignore("request-merging"),
-        Key::refuse(
-            "iothread",
-            "I/O threads of several disks are not built; each disk has one of its own",
-        ),
+        Key::set("iothread", "ID", |w, v| {
+            w.io_thread = Some(v.into());
+            Ok(())
+        }),
         Key::refuse(
             "iothread-vq-mapping",
-            "I/O threads of several disks are not built; each disk has one of its own",
+            "queues of one disk are not spread over threads; leave it out, or write iothread=",
         ),
     ],
 };
@@ -208,7 +211,7 @@ impl Wanted {
 
 /// Finds the image that each disk names.
 pub(crate) fn complete(config: &mut Config) -> Result<(), OptionError> {
-    let mut used: Vec<&str> = Vec::new();
+    let (mut used, mut threads) = (Vec::<&str>::new(), Vec::new());
     for device in &config.devices {
         let Some(wanted) = device.properties.downcast_ref::<Wanted>() else { continue };
         let place = |key: &str| format!("-device {DRIVER}{key}");
@@ -226,10 +229,21 @@ pub(crate) fn complete(config: &mut Config) -> Result<(), OptionError> {
             return Err(Problem::InUse { by: "another device".into() }.at(place));
         }
         used.push(&image.name);
+        let named = |id: &String| config.io_threads.iter().any(|thread| thread.id == *id);
+        if let Some(id) = wanted.io_thread.as_ref().filter(|id| !named(id)) {
+            let nearest = nearest(id, config.io_threads.iter().map(|thread| thread.id.as_str()));
+            let (kind, nearest) = ("I/O thread (-object iothread)", nearest.map(String::from));
+            let place = format!("-device {DRIVER},iothread={id}");
+            return Err(Problem::UnknownId { kind, nearest }.at(place));
+        }
+        threads.extend(wanted.io_thread.clone());
         if wanted.logical_block() > wanted.physical_block() {
             let why = "logical_block_size > physical_block_size not supported";
             return Err(Problem::Refused(why).at(place));
         }
+    }
+    for thread in &mut config.io_threads {
+        thread.in_use = threads.contains(&thread.id);
     }
     Ok(())
 }
