@@ -1,5 +1,5 @@
-//! Python's `qemu.qmp` and its `qmp-shell` as clients. `tools/install` installs
-//! them.
+//! Python's `qemu.qmp` and its `qmp-shell` as clients, which `tools/install` installs, and the crate
+//! `qapi`, whose session (`tests/peers/qapi`) is a project of its own.
 
 use crate::common::vm::{Launch, Vm};
 use std::io::Write;
@@ -201,6 +201,25 @@ fn qemu_qmp_drives_every_command() {
     let (bin, mut godwit) = (peers(), start());
     let socket = godwit.monitor();
     let output = run(Command::new(bin.join("python")).arg("-c").arg(EVERY).arg(&socket), "");
+    assert!(
+        String::from_utf8_lossy(&output.stdout).contains("done"),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(godwit.exit_code(), Some(0));
+}
+
+/// Answers and events are decoded into the types that the crate made of QEMU's own schema.
+#[test]
+#[ignore = "builds the crate qapi from crates.io"]
+fn qapi_decodes_every_answer() {
+    let mut godwit = start();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifest = root.join("tests/peers/qapi/Cargo.toml");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["run", "--quiet", "--locked", "--manifest-path"]).arg(manifest);
+    cargo.arg("--target-dir").arg(root.join("target/peers")).arg("--");
+    let output = run(cargo.arg(godwit.monitor()).arg(godwit.folder()), "");
     assert!(
         String::from_utf8_lossy(&output.stdout).contains("done"),
         "{}",
