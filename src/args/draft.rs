@@ -6,12 +6,13 @@ use super::error::{Error, Errors, Problem};
 use super::keys::{Key, Keys};
 use super::machine::{MachineDraft, into};
 use super::memory::MemoryDraft;
+use super::process::{RunWith, SandboxDraft};
 use super::smp::Smp;
 use super::{netdev, value};
 use crate::config::{
     Actions, Boot, Chardev, ChardevBackend, Config, Entropy, FirmwareFile, Identity, Incoming,
-    IoThread, Kernel, Monitor, Netdev, PanicAction, RebootAction, Restore, ShutdownAction,
-    SystemInformation,
+    IoThread, Kernel, Monitor, Netdev, PanicAction, RebootAction, Restore, SetDescriptor,
+    ShutdownAction, SystemInformation,
 };
 use crate::devices::Kind;
 use crate::machine::PARTS;
@@ -47,6 +48,9 @@ pub(crate) struct Draft {
     pub firmware_files: Vec<FirmwareFile>,
     pub smbios: Option<SystemInformation>,
     pub run_with: RunWith,
+    pub sandbox: SandboxDraft,
+    pub descriptors: Vec<SetDescriptor>,
+    pub process_name: Option<String>,
     pub pidfile: Option<PathBuf>,
     pub daemonize: bool,
     pub nodefaults: bool,
@@ -93,35 +97,19 @@ pub(crate) const MON: Keys<Mon> = Keys {
     ],
 };
 
-pub(crate) const NAME: Keys<Identity> = Keys {
+pub(crate) const NAME: Keys<Draft> = Keys {
     owner: "-name",
     implied: Some("guest"),
     table: &[
-        Key::set("guest", "NAME", |i, v| {
-            i.name = Some(v.into());
+        Key::set("guest", "NAME", |d, v| {
+            d.identity.name = Some(v.into());
             Ok(())
         }),
         Key::ignore("debug-threads"),
-        Key::refuse("process", "the process keeps its own name"),
-    ],
-};
-
-/// What `-run-with` said.
-#[derive(Default)]
-pub(crate) struct RunWith {
-    exit_with_parent: bool,
-}
-
-const ELSEWHERE: &str = "not built yet; start Godwit as the user, and in the place, it shall run";
-
-pub(crate) const RUN_WITH: Keys<RunWith> = Keys {
-    owner: "-run-with",
-    implied: None,
-    table: &[
-        Key::set("exit-with-parent", "on|off", |r, v| into(v, &mut r.exit_with_parent)),
-        Key::only("async-teardown", &["off", "on"], "expects on or off"),
-        Key::refuse("user", ELSEWHERE),
-        Key::refuse("chroot", ELSEWHERE),
+        Key::set("process", "NAME", |d, v| {
+            d.process_name = Some(v.into());
+            Ok(())
+        }),
     ],
 };
 
@@ -187,7 +175,7 @@ const SCHEMES: [&str; 5] = ["tcp:", "unix:", "fd:", "exec:", "file:"];
 
 impl Draft {
     pub(crate) fn name(&mut self, option: &str, text: &str) -> Result<(), Error> {
-        NAME.read(option, text, &mut self.identity)
+        NAME.read(option, text, self)
     }
 
     pub(crate) fn uuid(&mut self, option: &str, text: &str) -> Result<(), Error> {
@@ -300,6 +288,7 @@ impl Draft {
         let boot = self.boot().map_err(&mut keep).ok();
         let images = self.blocks.images().map_err(&mut keep).ok();
         let wiring = self.wire().map_err(&mut keep).ok();
+        let process = self.process();
         let exit_with_parent = self.exit_with_parent().map_err(&mut keep).ok();
         match (machine, cpu, memory, boot, images, wiring, exit_with_parent) {
             (
@@ -335,6 +324,7 @@ impl Draft {
                     actions: self.actions,
                     identity: self.identity,
                     exit_with_parent,
+                    process,
                     firmware_files: self.firmware_files,
                     smbios: self.smbios,
                     pidfile: self.pidfile,

@@ -17,6 +17,18 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("cpu", "", "", "-cpu host,topoext=off"),
     ("cpu", "", "", "-cpu host,migratable=off"),
     ("run-with", "exit-with-parent", "", "-run-with exit-with-parent=on"),
+    ("run-with", "user", "", "-run-with user=nobody"),
+    ("run-with", "chroot", "", "-run-with chroot=/"),
+    ("sandbox", "enable", "", "-sandbox on"),
+    ("sandbox", "obsolete", "-sandbox on", "-sandbox on,obsolete=allow"),
+    ("sandbox", "elevateprivileges", "-sandbox on", "-sandbox on,elevateprivileges=deny"),
+    ("sandbox", "spawn", "-sandbox on", "-sandbox on,spawn=deny"),
+    ("sandbox", "resourcecontrol", "-sandbox on", "-sandbox on,resourcecontrol=deny"),
+    ("add-fd", "fd", "-add-fd fd=3,set=1", "-add-fd fd=4,set=1"),
+    ("add-fd", "set", "-add-fd fd=3,set=1", "-add-fd fd=3,set=2"),
+    ("add-fd", "opaque", "-add-fd fd=3,set=1", "-add-fd fd=3,set=1,opaque=x"),
+    ("numa", "memdev", "RAM,id=m,size=64M -M memory-backend=m", "RAM,id=n,size=64M -numa node,memdev=n"),
+    ("name", "process", "", "-name process=x"),
     ("fw_cfg", "name", "-fw_cfg opt/a,string=x", "-fw_cfg name=opt/b,string=x"),
     ("fw_cfg", "file", "-fw_cfg opt/a,string=x", "-fw_cfg opt/a,file=x"),
     ("fw_cfg", "string", "-fw_cfg opt/a,string=x", "-fw_cfg opt/a,string=y"),
@@ -260,13 +272,16 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("M", "usb", &["off"], "there is no USB"),
     ("M", "hmat", &["off"], "there is no such ACPI table"),
     ("M", "smm", &["off", "auto"], "microvm has none"),
-    ("M", "aux-ram-share", &["off"], "there is no RAM but the guest's"),
+    ("M", "aux-ram-share", &["off", "on"], "matters to a process that replaces this one in place, which is refused itself"),
     ("M", "bus-lock-ratelimit", &["0"], "bus locks are not watched"),
     ("accel", "accel", &["kvm"], "there is one accelerator"),
     ("accel", "kernel-irqchip", &["on"], "interrupt controllers are KVM's"),
     ("accel", "eager-split-size", &["0"], "exists on ARM only"),
     ("accel", "notify-vmexit", &["disable"], "is not asked of KVM"),
     ("run-with", "async-teardown", &["on", "off"], "the end waits for nobody's memory: the kernel frees it"),
+    ("numa", "type", &["node"], "there are no distances, caches or processors to name"),
+    ("numa", "nodeid", &["0"], "there is one node"),
+    ("numa", "cpus", &["0", "0-1"], "all processors are in the one node"),
     ("echr", "", &["1", "0x01"], "no console is shared with a monitor"),
     ("smp", "dies", &["1"], "microvm has no such level"),
     ("smp", "clusters", &["1"], "microvm has no such level"),
@@ -342,7 +357,6 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("nic", "", &["none"], "there is no network"),
     ("net", "", &["none"], "there is no network"),
     ("rtc", "", &["base=utc", "base=utc,clock=host", "base=utc,driftfix=none", "clock=host"], "the clock is the host's, in UTC"),
-    ("sandbox", "", &["off"], "there is no filter on system calls"),
     ("overcommit", "", &["mem-lock=off", "cpu-pm=off", "mem-lock=off,cpu-pm=off"], "memory is not locked, idle processors sleep"),
 ];
 
@@ -463,6 +477,10 @@ fn what_is_so_anyway_changes_nothing() {
                 ("mon", _) => {
                     let monitor = "-chardev null,id=c -mon c,mode=control";
                     (monitor.into(), format!("{monitor},{key}={value}"))
+                }
+                ("numa", _) => {
+                    let node = "RAM,id=m,size=128M -numa node,memdev=m";
+                    (node.into(), format!("{node},{key}={value}"))
                 }
                 ("m", _) => {
                     ("-m 128,maxmem=256M".into(), format!("-m 128,maxmem=256M,{key}={value}"))

@@ -18,8 +18,51 @@ pub(crate) struct MachineDraft {
     pub devices: Vec<Device>,
     pub kvm: Kvm,
     pub memory_backend: Option<String>,
+    /// The one NUMA node, as `-numa` names its memory.
+    pub node: bool,
     pub merge: Option<bool>,
     pub dump: Option<bool>,
+}
+
+const ONE_NODE: &str = "guests see one NUMA node; write one -numa node,memdev=ID";
+
+/// What `-numa` said.
+#[derive(Default)]
+pub(crate) struct Numa {
+    memory: Option<String>,
+}
+
+pub(crate) const NUMA: Keys<Numa> = Keys {
+    owner: "-numa",
+    implied: Some("type"),
+    table: &[
+        Key::only("type", &["node"], ONE_NODE),
+        Key::set("memdev", "ID", |n, v| {
+            n.memory = Some(value::id(v)?);
+            Ok(())
+        }),
+        Key::only("nodeid", &["0"], ONE_NODE),
+        // Processors that no node names are in the first one, too.
+        Key::ignore("cpus"),
+        Key::refuse("mem", "QEMU no longer has it for new machines; write memdev=ID"),
+        Key::refuse("initiator", ONE_NODE),
+    ],
+};
+
+/// One `-numa`: RAM of one node is RAM of the machine.
+pub(crate) fn numa(option: &str, text: &str, machine: &mut MachineDraft) -> Result<(), Error> {
+    let mut node = Numa::default();
+    NUMA.read(option, text, &mut node)?;
+    let id = node.memory.ok_or_else(|| Problem::MissingKey("memdev=").at(option))?;
+    let place = format!("{option} {text}");
+    if machine.node {
+        return Err(Problem::Refused(ONE_NODE).at(place));
+    }
+    if machine.memory_backend.is_some() {
+        return Err(Problem::Conflict("-M memory-backend=", "-numa memdev=").at(place));
+    }
+    (machine.node, machine.memory_backend) = (true, Some(id));
+    Ok(())
 }
 
 const NO_DEVICE_TREE: &str = "device trees are not built: x86 kernels need none";
@@ -43,6 +86,11 @@ const MACHINE: Keys<MachineDraft> = Keys {
             "memory-backend",
             "ID",
             |m, v| {
+                if m.node {
+                    return Err(Problem::Refused(
+                        "-numa memdev= says where RAM comes from already",
+                    ));
+                }
                 m.memory_backend = Some(v.into());
                 Ok(())
             },
@@ -64,11 +112,7 @@ const MACHINE: Keys<MachineDraft> = Keys {
         ),
         Key::only("kernel-irqchip", &["on"], USERSPACE_IRQCHIP),
         Key::only("x-option-roms", &["off", "on"], "expects on or off"),
-        Key::only(
-            "aux-ram-share",
-            &["off"],
-            "belongs to replacing the process in place, which is not built yet",
-        ),
+        Key::only("aux-ram-share", &["off", "on"], "expects on or off"),
         Key::only("bus-lock-ratelimit", &["0"], "bus locks are not watched; write 0"),
         Key::shown(
             "x-oem-id",

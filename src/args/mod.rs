@@ -17,6 +17,7 @@ mod machine;
 mod memory;
 mod netdev;
 mod object;
+mod process;
 mod smp;
 mod table;
 pub(crate) mod value;

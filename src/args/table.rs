@@ -3,7 +3,7 @@
 use super::draft::{self, Draft};
 use super::error::Error;
 use super::keys::{self, Parameter};
-use super::{block, chardev, device, firmware, machine, memory, netdev, object, smp};
+use super::{block, chardev, device, firmware, machine, memory, netdev, object, process, smp};
 
 pub(crate) struct Opt {
     /// The first name is the one that help shows.
@@ -182,6 +182,8 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, o, v| memory::MEMORY.read(o, v, &mut d.memory)).group("memory", || memory::MEMORY.parameters()),
         set(Machine, &["object"], "TYPE,id=ID,…", "memory-backend-{memfd,file,ram}: where RAM comes from; rng-{builtin,random}: entropy; -object help",
             object::add).group("object", object::parameters),
+        set(Machine, &["numa"], "node,memdev=ID", "RAM is the memory backend ID, as with -M memory-backend=ID; there is one node",
+            |d, o, v| machine::numa(o, v, &mut d.machine)).group("numa", || machine::NUMA.parameters()),
         set(Machine, &["mem-path"], "FILE", "RAM in this file or directory, private to this process",
             |d, _, v| { d.memory.path = Some(v.into()); Ok(()) }),
         flag(Machine, &["mem-prealloc"], "touch all RAM before the guest starts",
@@ -196,7 +198,7 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, o, v| d.netdev(o, v)).group("netdev", netdev::parameters),
         set(Machine, &["global"], "DRIVER.PROPERTY=VALUE", "set a property of all devices of a kind; -global help lists them",
             |d, o, v| machine::global(o, v, &mut d.machine)).words(machine::globals),
-        set(Machine, &["name"], "NAME", "what QMP calls the machine",
+        set(Machine, &["name"], "NAME[,process=NAME]", "what QMP calls the machine, and ps its process",
             |d, o, v| d.name(o, v)).group("name", || draft::NAME.parameters()),
         set(Machine, &["fw_cfg"], "NAME,file=FILE|string=TEXT", "a file for the guest to read through fw_cfg",
             |d, o, v| firmware::file(o, v, &mut d.firmware_files)).group("fw_cfg", || firmware::FILE.parameters()),
@@ -235,8 +237,12 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, _, _| { d.actions.reboot = crate::config::RebootAction::Shutdown; Ok(()) }),
         flag(Running, &["no-shutdown"], "stay, paused, when the guest shuts down",
             |d, _, _| { d.actions.shutdown = crate::config::ShutdownAction::Pause; Ok(()) }),
-        set(Running, &["run-with"], "exit-with-parent=on", "end when the process that started this one ends",
-            |d, o, v| draft::RUN_WITH.read(o, v, &mut d.run_with)).group("run-with", || draft::RUN_WITH.parameters()),
+        set(Running, &["run-with"], "KEY=VALUE[,…]", "exit-with-parent=on: end with the process that started this one; user=, chroot=: whose, and where, it is from when the machine is built",
+            |d, o, v| process::RUN_WITH.read(o, v, &mut d.run_with)).group("run-with", || process::RUN_WITH.parameters()),
+        set(Running, &["sandbox"], "on[,spawn=deny,…]", "have the kernel refuse this process what a machine never does, and what is denied",
+            |d, o, v| process::SANDBOX.read(o, v, &mut d.sandbox)).group("sandbox", || process::SANDBOX.parameters()),
+        set(Running, &["add-fd"], "fd=N,set=N[,opaque=TEXT]", "put a descriptor that this process was started with into the set /dev/fdset/N",
+            process::add_fd).group("add-fd", || process::ADD_FD.parameters()),
         set(Running, &["action"], "EVENT=ACTION", "reboot=reset|shutdown, shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none",
             |d, o, v| d.action(o, v)).group("action", || draft::ACTION.parameters()),
         flag(Running, &["h", "help"], "this page", |d, _, _| { d.help = true; Ok(()) }),
@@ -259,7 +265,6 @@ pub(crate) const OPTIONS: &[Opt] = {
         only(&["nic"], &["none"], NETWORK),
         only(&["net"], &["none"], NETWORK),
         only(&["rtc"], &["base=utc", "base=utc,clock=host", "base=utc,driftfix=none", "clock=host"], "the clock runs in UTC by the host's clock; write -rtc base=utc"),
-        only(&["sandbox"], &["off"], "the system call filter is not built yet; write -sandbox off"),
         only(&["overcommit"], &["mem-lock=off", "cpu-pm=off", "mem-lock=off,cpu-pm=off"], "locked memory and idle states are not built yet; write mem-lock=off"),
 
         refuse(&["hda", "hdb", "hdc", "hdd"], Some("FILE"), NO_IDE),
@@ -268,12 +273,10 @@ pub(crate) const OPTIONS: &[Opt] = {
         refuse(&["set"], Some("…"), "it sets properties of devices, which are not built yet"),
         refuse(&["fsdev", "virtfs"], Some("…"), "shared directories are not built yet"),
         refuse(&["tpmdev"], Some("…"), "TPMs are not built"),
-        refuse(&["numa"], Some("…"), "guest NUMA nodes are not built; start Godwit with numactl to bind its memory"),
         refuse(&["acpitable"], Some("…"), "own ACPI tables are not built"),
         refuse(&["bios"], Some("FILE"), FIRMWARE),
         refuse(&["pflash"], Some("FILE"), FIRMWARE),
         refuse(&["dtb"], Some("FILE"), "device trees are not built: x86 kernels need none"),
-        refuse(&["add-fd"], Some("…"), "descriptor sets on the command line are not built yet; write fd:N where a path is wanted"),
         refuse(&["vnc", "spice"], Some("…"), DISPLAY),
         refuse(&["audio", "audiodev"], Some("…"), "sound is not built"),
         refuse(&["usb"], None, "USB is not built"),
@@ -289,7 +292,7 @@ pub(crate) const OPTIONS: &[Opt] = {
         refuse(&["singlestep", "one-insn-per-tb"], None, "belongs to accelerator tcg, and Godwit runs on KVM only"),
         refuse(&["seed"], Some("N"), "belongs to accelerator tcg, and Godwit runs on KVM only"),
         refuse(&["d", "D", "trace", "plugin", "dfilter"], Some("…"), "QEMU's own logs; write GODWIT_LOG=debug in front of the command"),
-        refuse(&["runas", "chroot"], Some("…"), "not built yet; start Godwit as the user, and in the place, it shall run"),
+        refuse(&["runas", "chroot"], Some("…"), "QEMU itself no longer has it; write -run-with user= or chroot="),
         refuse(&["compat"], Some("…"), "not built yet"),
         refuse(&["watchdog-action"], Some("…"), "there is no watchdog yet"),
         refuse(&["option-rom"], Some("FILE"), FIRMWARE),

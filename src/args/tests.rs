@@ -78,6 +78,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         actions: Actions::default(),
         identity: Identity::default(),
         exit_with_parent: false,
+        process: Default::default(),
         firmware_files: vec![],
         smbios: None,
         pidfile: None,
@@ -254,9 +255,17 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-fw_cfg name=etc/x: this name is the machine's own; names of others begin with opt/",
         ),
         ("-fw_cfg opt/x", "-fw_cfg name=opt/x: expects one of file= and string="),
+        ("-run-with user=1:", "-run-with user=1:: expects a user's name or UID:GID"),
+        ("-sandbox on,spawn=maybe", "-sandbox spawn=maybe: expects allow or deny"),
         (
-            "-run-with user=x",
-            "-run-with user=x: not built yet; start Godwit as the user, and in the place, it shall run",
+            "-add-fd fd=2,set=1",
+            "-add-fd fd=2: standard input, output and errors stay what they are",
+        ),
+        ("-add-fd fd=3", "-add-fd: set= is missing"),
+        ("-numa node", "-numa: memdev= is missing"),
+        (
+            "-numa dist,src=0,dst=1,val=20",
+            "-numa dist: guests see one NUMA node; write one -numa node,memdev=ID",
         ),
         ("-smp 0", "-smp 0: expects a number from 1 to 254"),
         (

@@ -12,6 +12,7 @@ mod firmware;
 mod io_thread;
 mod memory;
 mod net;
+mod process;
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -29,6 +30,7 @@ pub use firmware::{FirmwareContent, FirmwareFile, Oem, SystemInformation};
 pub use io_thread::{IoThread, IoThreadOptions};
 pub use memory::{HugePages, Memory, MemoryBackend};
 pub use net::{DgramAddress, HostForward, NetBackend, NetRole, Netdev, Offloads, Tap, UserNet};
+pub use process::{Process, Sandbox, SetDescriptor, User};
 
 /// One virtual machine, complete.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +74,7 @@ pub struct Config {
     pub daemonize: bool,
     /// End when the process that started this one ends.
     pub exit_with_parent: bool,
+    pub process: Process,
     /// What the guest finds in fw_cfg beside what the machine itself puts there.
     pub firmware_files: Vec<FirmwareFile>,
     /// What the guest's DMI tables say; without it there are none.

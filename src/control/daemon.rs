@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 /// Set for the process that stays.
@@ -21,15 +22,23 @@ pub(crate) enum Side {
     Child(Child),
 }
 
-pub(crate) struct Child(());
+pub(crate) struct Child {
+    /// `/dev/null`, from before the process may lose sight of it.
+    nothing: File,
+}
 
 pub(crate) fn background() -> Result<Side, Error> {
     if std::env::var_os(MARK).is_some() {
         rustix::process::setsid().map_err(io::Error::from)?;
-        return Ok(Side::Child(Child(())));
+        let nothing = File::options().read(true).write(true).open("/dev/null")?;
+        return Ok(Side::Child(Child { nothing }));
     }
+    let mut words = std::env::args_os();
+    // Under the name that it was called by, which may be QEMU's.
+    let name = words.next().unwrap_or_else(|| "godwit".into());
     let mut child = Command::new(std::env::current_exe()?)
-        .args(std::env::args_os().skip(1))
+        .arg0(name)
+        .args(words)
         .env(MARK, "1")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -47,9 +56,8 @@ impl Child {
     pub(crate) fn ready(self) -> Result<(), Error> {
         io::stdout().write_all(b"+")?;
         io::stdout().flush()?;
-        let nothing = File::options().read(true).write(true).open("/dev/null")?;
-        rustix::stdio::dup2_stdout(&nothing).map_err(io::Error::from)?;
-        rustix::stdio::dup2_stderr(&nothing).map_err(io::Error::from)?;
+        rustix::stdio::dup2_stdout(&self.nothing).map_err(io::Error::from)?;
+        rustix::stdio::dup2_stderr(&self.nothing).map_err(io::Error::from)?;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! Why a guest could not be run.
 
-use super::{daemon, descriptors, outputs, pidfile, ring};
+use super::{confine, daemon, descriptors, outputs, pidfile, ring};
 use crate::machine::{self, ContRefused};
 use crate::{chardev, migrate, net, qmp};
 
@@ -42,4 +42,11 @@ pub enum Error {
     Output(#[from] outputs::Error),
     #[error(transparent)]
     Daemon(#[from] daemon::Error),
+    #[error(transparent)]
+    Confinement(#[from] confine::Error),
+    #[error(
+        "-add-fd fd={0}: there is no such descriptor; have it open, to be inherited, when this \
+         program starts"
+    )]
+    AddFd(i32),
 }

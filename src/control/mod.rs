@@ -6,6 +6,7 @@
 //! this loop; it is started when the loop has all that it will need.
 
 mod chardevs;
+mod confine;
 mod connections;
 mod daemon;
 mod descriptors;
@@ -28,6 +29,7 @@ use crate::devices::{DiskError, DiskEvent};
 use crate::dirty_rate::Meter;
 use crate::dump::Dumps;
 use crate::io::Address;
+use crate::io::connection::inherited;
 use crate::machine::{Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
@@ -59,6 +61,7 @@ pub fn run(config: Config, parent: u32) -> Result<i32, Error> {
     }
     config.notices.iter().for_each(|notice| say!("godwit: warning: {notice}"));
     descriptors::check(&config)?;
+    confine::name(&config.process)?;
     memory::survive_missing_pages().map_err(Error::Signal)?;
     let incoming = match &config.incoming {
         Some(Incoming::Uri(text)) => Some(channels::incoming(text).map_err(Error::Address)?),
@@ -87,6 +90,7 @@ async fn live(
     incoming: Option<Address>,
     daemon: Option<daemon::Child>,
 ) -> Result<i32, Error> {
+    let confinement = confine::prepare(&config.process)?;
     let events = Arc::new(Events::new());
     let exit = Arc::new(Exit::default());
     end_on_signals(&events, &exit).map_err(Error::Signal)?;
@@ -117,6 +121,12 @@ async fn live(
     let mut vmm = Vmm::new(machine.clone(), events, exit);
     vmm.identity = config.identity.clone();
     vmm.objects.begin(config)?;
+    for given in &config.process.descriptors {
+        let number = given.number;
+        let fd = inherited(&number.to_string()).ok_or(Error::AddFd(number))?;
+        let added = vmm.fd_sets.add(Some(given.set), fd.into(), given.opaque.as_deref());
+        added.expect("numbers on the command line are not negative");
+    }
     vmm.nets = nets;
     let dumps = Dumps::new(machine.clone());
     vmm.dumps = Some(dumps.clone());
@@ -130,9 +140,8 @@ async fn live(
     connections.empty_files()?;
     let server = Server::new(vmm.clone());
     if let Some(address) = incoming {
-        let handle = migration.clone();
-        let mut started =
-            Box::pin(apart(move || handle.incoming(&address, true, &mut InheritedFds)));
+        let (handle, mut fds) = (migration.clone(), InheritedFds(vmm.clone()));
+        let mut started = Box::pin(apart(move || handle.incoming(&address, true, &mut fds)));
         // Whom a monitor answers may rely on it that the guest can come, as long as that takes no
         // time; where a file system does not answer, `quit` is heard all the same.
         match tokio::time::timeout(PROMPT, &mut started).await {
@@ -145,6 +154,11 @@ async fn live(
                 }
             }
         }
+    }
+    if confinement.is_any() {
+        // Which pages are holes is asked later, of a file that only root may open.
+        machine.ram().main().prepare_holes();
+        confinement.apply()?;
     }
     if !config.start_paused && config.incoming.is_none() {
         machine.cont()?;

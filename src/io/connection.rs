@@ -147,8 +147,12 @@ const SEND_BUFFER_BYTES: i32 = 4 << 20;
 /// A descriptor that the process was started with, by number.
 pub(crate) fn inherited(name: &str) -> Option<OwnedFd> {
     let number = name.parse::<i32>().ok().filter(|number| *number > 2)?;
-    let path = format!("/proc/self/fd/{number}");
-    std::fs::symlink_metadata(path).ok()?;
+    // What this process opened itself closes with a program that it starts.
+    // SAFETY: fcntl takes integers only, and looks.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    if flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return None;
+    }
     // A copy, so that whoever else knows the number cannot pull the stream away.
     // SAFETY: fcntl takes integers only and gives out a new descriptor or an error.
     let copy = unsafe { libc::fcntl(number, libc::F_DUPFD_CLOEXEC, 3) };

@@ -45,6 +45,11 @@ impl RamBlock {
         self.inner.backing.bytes()
     }
 
+    /// Opens what tells holes, before this process may no longer.
+    pub(crate) fn prepare_holes(&self) {
+        self.inner.backing.page_map();
+    }
+
     /// Whether both are the same block.
     pub(crate) fn is(&self, other: &RamBlock) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)

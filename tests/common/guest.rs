@@ -347,6 +347,7 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
         actions: Default::default(),
         identity: Default::default(),
         exit_with_parent: false,
+        process: Default::default(),
         firmware_files: vec![],
         smbios: None,
         pidfile: None,

@@ -5,6 +5,7 @@ mod builtin_guest;
 mod client;
 #[path = "../common/mod.rs"]
 mod common;
+mod confined;
 mod debug_exit;
 mod drop_in;
 mod interrupts;

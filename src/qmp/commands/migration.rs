@@ -18,7 +18,7 @@ use crate::migrate::{Handle, Refused};
 use crate::qmp::args::Args;
 use crate::qmp::error::Error;
 use crate::qmp::schema::Type;
-use crate::vmm::FdSets;
+use crate::vmm::Vmm;
 
 pub(crate) static COMMANDS: &[Command] = &[
     Command::new("migrate", Run::Waiting(migrate))
@@ -121,7 +121,7 @@ impl Descriptors for ClientFds<'_> {
 }
 
 /// Descriptors that the process was started with, for `-incoming`.
-pub(crate) struct InheritedFds;
+pub(crate) struct InheritedFds(pub Arc<Vmm>);
 
 impl Descriptors for InheritedFds {
     fn take(&mut self, name: &str) -> Option<OwnedFd> {
@@ -129,8 +129,7 @@ impl Descriptors for InheritedFds {
     }
 
     fn member(&mut self, path: &str, flags: i32) -> Result<SetFd, OpenError> {
-        // Sets are made by QMP.
-        FdSets::default().open(path, flags)
+        self.0.fd_sets.open(path, flags)
     }
 }
 
