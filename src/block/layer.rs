@@ -59,6 +59,15 @@ pub(super) fn open(number: usize, config: &config::Image) -> Result<Vec<Arc<Laye
     Ok(layers)
 }
 
+/// The files of an image, as far as they are found: none of them is to be written by anybody else.
+pub(crate) fn paths(config: &config::Image) -> Vec<PathBuf> {
+    let read_only = config::Image { read_only: true, ..config.clone() };
+    match open(0, &read_only) {
+        Ok(layers) => layers.iter().map(|layer| layer.config.path.clone()).collect(),
+        Err(_) => vec![config.path.clone()],
+    }
+}
+
 impl Layer {
     /// Opens the file. Nothing is locked before somebody wants it.
     pub(super) fn open(

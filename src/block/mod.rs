@@ -37,6 +37,6 @@ pub use image::Image;
 pub use images::Images;
 pub(crate) use images::{KIND, RemoveError, is_bare};
 pub(crate) use lanes::Lanes;
-pub(crate) use layer::{Layer, full_name};
+pub(crate) use layer::{Layer, full_name, paths};
 pub(crate) use overlay::Overlay;
 pub(crate) use stats::Operation;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::block;
 use crate::config::{Chardev, ChardevBackend, Config, EntropySource, Kernel, MemoryBackend};
 use crate::io::Address;
 use crate::output::{Destination, Input};
@@ -23,7 +24,9 @@ pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), E
     if let Some(pidfile) = &pidfile {
         twice(pidfile, &files)?;
     }
+    let images = images(config);
     let mut read = inputs(config, incoming);
+    read.extend(images.iter().map(PathBuf::as_path));
     if let MemoryBackend::File { path, share, .. } = &config.memory.backend {
         if *share {
             overwrites(&[Written { writer: "mem-path=".into(), path }], &read)?;
@@ -46,10 +49,16 @@ pub(super) fn read(config: &Config) -> Vec<PathBuf> {
         MemoryBackend::File { path, .. } => Some(path.as_path()),
         _ => None,
     };
-    inputs(config, None).into_iter().chain(memory).map(Into::into).collect()
+    let others = inputs(config, None).into_iter().chain(memory).map(Into::into);
+    images(config).into_iter().chain(others).collect()
 }
 
-/// The files that the machine reads, but for its memory's.
+/// The files of its disks, and what those stand on.
+fn images(config: &Config) -> Vec<PathBuf> {
+    config.images.iter().flat_map(block::paths).collect()
+}
+
+/// The files that the machine reads, but for its memory's and its disks'.
 fn inputs<'a>(config: &'a Config, incoming: Option<&'a Address>) -> Vec<&'a Path> {
     let mut read: Vec<&Path> = Vec::new();
     if let Some(boot) = &config.boot {
@@ -65,7 +74,6 @@ fn inputs<'a>(config: &'a Config, incoming: Option<&'a Address>) -> Vec<&'a Path
         EntropySource::File(path) => Some(path.as_path()),
         EntropySource::Builtin => None,
     }));
-    read.extend(config.images.iter().map(|image| image.path.as_path()));
     read
 }
 

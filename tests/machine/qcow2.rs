@@ -120,6 +120,19 @@ fn a_full_host_stops_a_guest_with_tables_until_there_is_room() {
 }
 
 #[test]
+fn no_console_writes_over_what_a_disk_stands_on() {
+    let folder = tempfile::tempdir().unwrap();
+    chain(folder.path());
+    let drive = drive(folder.path(), "top", "");
+    let console = format!("file:{}", folder.path().join("base").display());
+    let words = ["-drive", &drive, "-chardev", "null,id=n", "-qmp", &console];
+    let mut vm = launch(folder.path(), "refused", &words).spawn();
+    assert_eq!(vm.exit_code(), Some(1));
+    assert!(vm.stderr().contains("which the machine reads"), "{}", vm.stderr());
+    assert_eq!(std::fs::metadata(folder.path().join("base")).unwrap().len(), DISK_BYTES / 2);
+}
+
+#[test]
 fn what_an_image_cannot_be_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let make = |name: &str, below: Option<(&str, &str)>| {

@@ -136,3 +136,60 @@ fn a_guest_never_writes_the_header() {
     assert_eq!(before[..24], after[..24]);
     assert!(!after.starts_with(&[0x51; 8]));
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Whatever tables say, requests end, and the machine is not the worse for it.
+    #[test]
+    fn tables_that_lie_end_no_process(
+        changes in proptest::collection::vec((0usize..7, 0u64..64, any::<u64>(), 0u8..4), 1..24),
+        steps in proptest::collection::vec(step(), 1..12),
+    ) {
+        use std::os::unix::fs::FileExt;
+        let files = layers();
+        let mut chain = open(&files);
+        chain.write(0, &vec![1; 300_000]).unwrap();
+        chain.write(700_000, &vec![2; 100_000]).unwrap();
+        chain.close().unwrap();
+        for (table, entry, value, kind) in changes {
+            // Whole clusters near by, with and without the flags; or anything.
+            let value = match kind {
+                0 => value,
+                1 => (value % 16) << 16 | 1 << 63,
+                2 => (value % 16) << 16 | 1 << 62,
+                _ => (value % 16) << 16,
+            };
+            files[0].write_all_at(&value.to_be_bytes(), table as u64 * 65536 + 8 * entry).unwrap();
+        }
+        let Ok(header) = Header::read(&files[0]) else { return Ok(()) };
+        if super::super::refcounts_are_apart(&files[0], &header).is_err() {
+            return Ok(());
+        }
+        let parts = (0..3).map(|at| part(&files[at], at != 2)).collect();
+        let Ok(mut chain) = Chain::open(parts, true) else { return Ok(()) };
+        let size = header.bytes;
+        for step in steps {
+            let inside = |at: usize, count: usize| {
+                let at = (at * 512) as u64;
+                (at, (count as u64 * 512).min(size.saturating_sub(at)))
+            };
+            match step {
+                Step::Write(at, count, byte) => {
+                    let (at, bytes) = inside(at, count);
+                    let _ = chain.write(at, &vec![byte; bytes as usize]);
+                    let _ = chain.read(at, &mut vec![0; bytes as usize]);
+                }
+                Step::Zero(at, count, unmap) => {
+                    let (at, bytes) = inside(at, count);
+                    let _ = chain.zero(at, bytes, unmap);
+                }
+                Step::Flush => {
+                    let _ = chain.flush();
+                }
+                Step::Again => {
+                    let _ = chain.discard(0, size.min(1 << 20));
+                }
+            }
+        }
+    }
+}
