@@ -293,6 +293,8 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("object", "pmem", &["off"], "memory is not persistent"),
     ("object", "reserve", &["on"], "memory is reserved as the host's overcommit rule says"),
     ("object", "policy", &["default"], "memory lies where the process may have it"),
+    ("object", "thread-pool-min", &["0", "8"], "requests are the kernel's ring's, which has threads of its own"),
+    ("object", "thread-pool-max", &["8"], "requests are the kernel's ring's, which has threads of its own"),
     ("object", "prealloc-threads", &["1", "4"], "the kernel touches memory in one call"),
     ("object", "x-use-canonical-path-for-ramblock-id", &["off"], "a block's name is its backend's id"),
     ("device", "packed", &["off"], "rings are split"),
@@ -440,6 +442,10 @@ fn what_is_so_anyway_changes_nothing() {
         for value in *values {
             // What the option needs besides.
             let (without, with) = match (*option, *key) {
+                ("object", "thread-pool-min" | "thread-pool-max") => {
+                    let thread = "-object iothread,id=i";
+                    (thread.into(), format!("{thread},{key}={value}"))
+                }
                 ("object", _) => {
                     ("FILE,mem-path=F".into(), format!("FILE,mem-path=F,{key}={value}"))
                 }

@@ -53,8 +53,8 @@ const IO_THREAD: Keys<IoThreadOptions> = Keys {
         Key::set("poll-grow", "N", |o, v| number(v, &mut o.poll_grow)),
         Key::set("poll-shrink", "N", |o, v| number(v, &mut o.poll_shrink)),
         Key::set("aio-max-batch", "N", |o, v| number(v, &mut o.aio_max_batch)),
-        Key::refuse("thread-pool-min", "I/O threads have no threads of their own here"),
-        Key::refuse("thread-pool-max", "I/O threads have no threads of their own here"),
+        Key::ignore("thread-pool-min"),
+        Key::ignore("thread-pool-max"),
     ],
 };
 

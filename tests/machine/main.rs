@@ -3,6 +3,7 @@
 mod acpi;
 mod builtin_guest;
 mod client;
+mod clients;
 #[path = "../common/mod.rs"]
 mod common;
 mod confined;
