@@ -209,7 +209,7 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-device isa-serial",
-            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-blk-device, virtio-net-device, virtio-serial-device, virtconsole, virtserialport or virtio-rng-device",
+            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-blk-device, virtio-net-device, virtio-serial-device, virtconsole, virtserialport, virtio-rng-device or virtio-balloon-device",
         ),
         ("-device vmcoreinfo,at=3", "-device at=3: vmcoreinfo has no such property"),
         (

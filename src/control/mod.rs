@@ -330,6 +330,9 @@ fn reporter(
                 json!({"recipient": "guest", "action": "fatal", "flags": flags, "x-godwit-reason": why}),
             );
         }
+        Event::BalloonChange { actual } => {
+            events.emit("BALLOON_CHANGE", json!({"actual": actual}));
+        }
         Event::Disk(DiskEvent::Error(error)) => events.emit("BLOCK_IO_ERROR", disk_error(&error)),
         Event::Disk(DiskEvent::Threshold(passed)) => events.emit(
             "BLOCK_WRITE_THRESHOLD",

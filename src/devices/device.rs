@@ -45,6 +45,11 @@ pub trait Device: Any + Send + Sync {
         Vec::new()
     }
 
+    /// Changes what can be changed of that (`qom-set`). `None`: no property of this name can be.
+    fn set_property(&self, _name: &str, _value: &Json) -> Option<Result<(), String>> {
+        None
+    }
+
     /// Adds its state, in QEMU's layout, to `sections`. The guest stands still. Reading may write
     /// guest memory.
     fn save(&self, sections: &mut Sections) -> Result<(), Error>;

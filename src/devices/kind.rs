@@ -125,20 +125,3 @@ pub(crate) struct Pluggable {
     /// Why there can be no further one beside these, or none at all.
     pub refuses: fn(&[config::Device]) -> Option<&'static str>,
 }
-
-impl Pluggable {
-    /// One that is known and cannot be had, for the reason that `refuses` gives.
-    pub(crate) const fn not_built(
-        driver: &'static str,
-        refuses: fn(&[config::Device]) -> Option<&'static str>,
-    ) -> Pluggable {
-        Pluggable {
-            driver,
-            help: "",
-            bus: "",
-            read: |option, _| Err(crate::args::Problem::TakesNoValue.at(option)),
-            properties: Vec::new,
-            refuses,
-        }
-    }
-}

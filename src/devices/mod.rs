@@ -46,3 +46,4 @@ pub(crate) use network::{
 pub(crate) use sections::Loading;
 pub use sections::{LoadReport, Sections};
 pub(crate) use slots::{Built, Slots};
+pub use virtio::BalloonControl;

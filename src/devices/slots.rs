@@ -8,6 +8,7 @@ use super::fw_cfg::Items;
 use super::host_cpu::HostCpu;
 use super::line::Lines;
 use super::network::Networks;
+use super::virtio::BalloonControl;
 use crate::arch::x86_64::acpi::SECOND_IOAPIC_GSI;
 use crate::block::Images;
 use crate::config::{Config, Properties};
@@ -48,6 +49,8 @@ pub(crate) struct Slots<'a> {
     pub(crate) images: Arc<Images>,
     /// Who hears of what the host could not do for them.
     pub disk_events: DiskEvents,
+    /// What others do with the guest's balloon, if it has one.
+    pub balloon: Arc<BalloonControl>,
     /// What network cards are connected to.
     pub networks: Arc<dyn Networks>,
     /// I/O ports and memory addresses at which somebody answers.
@@ -83,6 +86,7 @@ impl<'a> Slots<'a> {
             networks,
             images,
             disk_events,
+            balloon: Arc::new(BalloonControl::new(config.memory.bytes)),
             ports,
             mmio,
             items,

@@ -80,6 +80,8 @@ impl Machine {
                 }
             })
         };
+        let told = events.clone();
+        slots.balloon.on_change(Box::new(move |actual| told(Event::BalloonChange { actual })));
         // Devices see processors and chips before anything is done to them.
         let board = Board::new(slots)?;
         vcpus[0].lock().prepare()?;

@@ -99,6 +99,10 @@ pub enum Event {
         vcpu: u32,
         why: String,
     },
+    /// The guest has given memory to its balloon, or taken some back, and has so many bytes now.
+    BalloonChange {
+        actual: u64,
+    },
     /// The host could not do what a disk wanted.
     Disk(DiskEvent),
     /// A vCPU cannot go on; the run state is `internal-error`. Not a QMP event: a sentence for

@@ -41,7 +41,8 @@ use crate::arch::x86_64::boot::Images;
 use crate::arch::x86_64::topology::Position;
 use crate::config::Config;
 use crate::devices::clock::VirtualClock;
-use crate::devices::{Device, Lines, Networks};
+use crate::devices::virtio::Balloon;
+use crate::devices::{BalloonControl, Device, Lines, Networks};
 use crate::kvm::{DirtyLog, Vm};
 use crate::memory::GuestRam;
 use cpus::{Cpus, Threads};
@@ -160,6 +161,11 @@ impl Machine {
     /// The first device of this type on the board.
     pub fn device<D: Device>(&self) -> Option<&D> {
         self.cpus.board.device()
+    }
+
+    /// The balloon, if the machine has one.
+    pub(crate) fn balloon(&self) -> Option<&BalloonControl> {
+        self.device::<Balloon>().map(Balloon::control)
     }
 
     /// The VM in the kernel.

@@ -38,6 +38,7 @@ pub(crate) fn property_type(value: &Json) -> &'static str {
     match value {
         Json::Bool(_) => "bool",
         Json::Number(_) => "int",
+        Json::Object(_) => "struct",
         _ => "string",
     }
 }
@@ -194,6 +195,17 @@ impl Machine {
             }
         }
         root
+    }
+
+    /// Changes a property of the first device of a type. `None`: no property of this name can be.
+    pub(crate) fn set_property(
+        &self,
+        of: &str,
+        name: &str,
+        value: &Json,
+    ) -> Option<Result<(), String>> {
+        let mut parts = self.cpus.board.parts().filter(|(kind, _)| kind.type_name() == of);
+        parts.find_map(|(_, device)| device.set_property(name, value))
     }
 
     /// What the processors can do, and what they cannot.

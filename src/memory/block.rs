@@ -239,7 +239,7 @@ impl RamBlock {
         }
     }
 
-    fn hole_error(&self, source: io::Error) -> Error {
+    pub(super) fn hole_error(&self, source: io::Error) -> Error {
         let left = || {
             let bytes = self.inner.backing.file()?.metadata().ok()?.len();
             Some(bytes.saturating_sub(self.file_offset()))

@@ -12,6 +12,7 @@ use super::watch::{BeforeWrite, Watch, WriteGuard};
 use crate::config::{Memory, MemoryBackend};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
@@ -27,6 +28,8 @@ const LOW_END: u64 = 3 << 30;
 const HIGH_START: u64 = 4 << 30;
 /// Firmware and its tables, the only memory beside RAM, are smaller, each of them.
 const KEPT_BYTES_MAX: u64 = 16 << 20;
+/// Given back in one go: a snapshot has to keep it first.
+const DISCARD_BYTES: u64 = 1 << 20;
 /// Blocks beside RAM: firmware, and the three files of ACPI tables.
 const KEPT_MAX: usize = 4;
 
@@ -195,6 +198,27 @@ impl GuestRam {
                     .set_addr_range((start - region.offset) as usize, (end - start) as usize);
             }
         }
+    }
+
+    /// Gives the whole pages within `range` (bytes of the main block) back to the host, and marks
+    /// them: they read as zeros afterwards. What a snapshot needs of them is kept.
+    ///
+    /// # Errors
+    /// [`Error::Hole`] where the backing cannot give memory back (a file that is mapped privately),
+    /// or the host fails: the rest of the range is as it was.
+    pub(crate) fn discard(&self, range: Range<u64>) -> Result<(), Error> {
+        let main = self.main();
+        let page = main.page_bytes();
+        let (mut at, end) = (range.start.next_multiple_of(page), range.end / page * page);
+        while at < end {
+            let piece = at..end.min(at + page.max(DISCARD_BYTES));
+            let _guard = self.inner.watch.ask(piece.clone());
+            let done = main.backing().discard(piece.clone());
+            self.mark(piece.start, piece.end - piece.start);
+            done.map_err(|source| main.hole_error(source))?;
+            at = piece.end;
+        }
+        Ok(())
     }
 
     /// Adds the pages of the main block that this process wrote since the last call to `into`, and

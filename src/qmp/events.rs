@@ -1,5 +1,6 @@
 //! The events that clients may be told, and their data.
 
+use super::commands::balloon::SIZE as BALLOON;
 use super::commands::dump::RESULT as DUMP_RESULT;
 use super::commands::migration_shapes::STATES;
 use super::commands::{NOTHING, network};
@@ -17,6 +18,7 @@ pub(crate) struct Kind {
 /// for Rust) fail on names outside QEMU's schema: add none that QEMU does not have, and none
 /// without all of its members.
 pub(crate) static KINDS: &[Kind] = &[
+    kind("BALLOON_CHANGE", &BALLOON),
     kind("BLOCK_IO_ERROR", &DISK_ERROR),
     kind("BLOCK_WRITE_THRESHOLD", &THRESHOLD),
     kind("DUMP_COMPLETED", &DUMPED),

@@ -2,6 +2,7 @@
 
 use crate::block::Images;
 use crate::config::Actions;
+use crate::devices::BalloonControl;
 use crate::kvm::Statistic;
 use crate::machine::{ContRefused, DirtyLimit, Error, Machine, Moment, Object, RunState, VcpuInfo};
 use crate::memory;
@@ -30,6 +31,19 @@ pub trait Controllable: Send + Sync {
     }
     /// What its disks are made of.
     fn images(&self) -> Option<&Images> {
+        None
+    }
+    /// The balloon, if it has one.
+    fn balloon(&self) -> Option<&BalloonControl> {
+        None
+    }
+    /// Changes a property of the first device of a type. `None`: no property of this name can be.
+    fn set_property(
+        &self,
+        _of: &str,
+        _name: &str,
+        _value: &serde_json::Value,
+    ) -> Option<Result<(), String>> {
         None
     }
     /// Whether vCPUs have rings that count the pages they dirty.
@@ -100,6 +114,19 @@ impl Controllable for Machine {
 
     fn images(&self) -> Option<&Images> {
         self.device()
+    }
+
+    fn balloon(&self) -> Option<&BalloonControl> {
+        self.balloon()
+    }
+
+    fn set_property(
+        &self,
+        of: &str,
+        name: &str,
+        value: &serde_json::Value,
+    ) -> Option<Result<(), String>> {
+        self.set_property(of, name, value)
     }
 
     fn has_dirty_rings(&self) -> bool {

@@ -19,6 +19,7 @@ mod recorded_streams;
 mod reset;
 mod starts;
 mod unfit_hosts;
+mod virtio_balloon;
 mod virtio_blk;
 mod virtio_console;
 mod virtio_net;

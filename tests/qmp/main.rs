@@ -2,6 +2,7 @@
 //! process (`behaviour` and `replay` need no privileges) and in the real one (`process`).
 
 mod addresses;
+mod balloon;
 mod behaviour;
 mod chardevs;
 #[path = "../common/mod.rs"]

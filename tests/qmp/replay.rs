@@ -341,7 +341,8 @@ $(
 }
 
 /// Topics that only a whole process can answer; their tests stand where they belong.
-const BY_PROCESS: &[&str] = &["bare_microvm", "chardev_object", "dirtyrate", "migrate_params"];
+const BY_PROCESS: &[&str] =
+    &["balloon", "bare_microvm", "chardev_object", "dirtyrate", "migrate_params"];
 
 topics! {
     negotiation;

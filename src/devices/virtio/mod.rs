@@ -10,6 +10,7 @@
 //!
 //! The first `-device` has the last transport, as in QEMU.
 
+mod balloon;
 mod blk;
 mod console;
 mod element;
@@ -24,6 +25,8 @@ mod state;
 mod transport;
 mod worker;
 
+pub(crate) use balloon::Balloon;
+pub use balloon::BalloonControl;
 pub(crate) use parts::*;
 pub(crate) use section::*;
 pub(crate) use transport::Transport;
@@ -55,7 +58,6 @@ fn transports(config: &Config) -> (usize, u32) {
     }
 }
 
-const NOT_BUILT: &str = "this virtio device is not built yet";
 const NO_PACKED: &str = "packed rings are not built; write packed=off";
 const NO_IOMMU: &str = "there is no IOMMU; write iommu_platform=off";
 
@@ -130,7 +132,24 @@ pub(crate) const RNG: Kind = Kind {
     complete: rng::complete,
     ..Kind::NONE
 };
-pub(crate) const BALLOON: Kind = not_built!(VirtioKind::Balloon, "virtio-balloon-device");
+pub(crate) const BALLOON: Kind = Kind {
+    sections: &[section_kind!(VirtioKind::Balloon, |config, _| {
+        lacks_driver(config, balloon::DRIVER)
+    })],
+    device: Some(Pluggable {
+        driver: balloon::DRIVER,
+        bus: "virtio-mmio-bus",
+        help: "gives memory that the guest does without back to the host",
+        read: |option, pairs| Ok(Arc::new(balloon::KEYS.fill(option, pairs)?)),
+        properties: || balloon::KEYS.parameters(),
+        refuses: |devices| {
+            let there = devices.iter().any(|device| device.driver == balloon::DRIVER);
+            there.then_some("only one balloon is supported")
+        },
+    }),
+    build: balloon::build,
+    ..Kind::NONE
+};
 
 const AUTO_CMDLINE: &str = "auto-kernel-cmdline";
 const FORCE_LEGACY: &str = "virtio-mmio.force-legacy";
@@ -149,17 +168,6 @@ macro_rules! section_kind {
     };
 }
 use section_kind;
-
-macro_rules! not_built {
-    ($kind:expr, $driver:literal) => {
-        Kind {
-            sections: &[section_kind!($kind, |_, _| Some(lacks($kind.what())))],
-            device: Some(Pluggable::not_built($driver, |_| Some(NOT_BUILT))),
-            ..Kind::NONE
-        }
-    };
-}
-use not_built;
 
 macro_rules! port {
     ($driver:expr, $help:literal) => {
@@ -217,6 +225,18 @@ static DRIVERS: &[Driver] = &[
         check: |_, _, _| Ok(()),
         open: |device, slots| {
             Ok(Box::new(rng::open(of(&*device.properties), &slots.config.entropy)?))
+        },
+    },
+    Driver {
+        name: balloon::DRIVER,
+        kind: VirtioKind::Balloon,
+        features: |properties, _| of::<balloon::Wanted>(properties).features(),
+        legacy: (0, 0),
+        ring: |properties| of::<balloon::Wanted>(properties).ring,
+        check: |_, _, _| Ok(()),
+        open: |device, slots| {
+            let control = slots.balloon.clone();
+            Ok(Box::new(balloon::BalloonModel::new(of(&*device.properties), control)))
         },
     },
     Driver {

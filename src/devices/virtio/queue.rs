@@ -275,6 +275,11 @@ impl Queue {
         }
     }
 
+    /// How many chains were taken and not given back.
+    pub(crate) fn under_way(&self) -> u16 {
+        self.ring.as_ref().map_or(0, |ring| ring.next_avail().wrapping_sub(ring.next_used()))
+    }
+
     /// Gives a chain back to the guest, of which the first `written` bytes to be written were.
     pub(crate) fn push(&mut self, ram: &GuestRam, head: u16, written: u32) -> Result<(), Fault> {
         let used = self.used_bytes();

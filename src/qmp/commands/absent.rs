@@ -1,5 +1,5 @@
-//! Commands about what this machine does not have: balloons and more. Lists are
-//! empty, what has a name is not found, and what would make it come says that it is not built yet,
+//! Commands about what this machine does not have. Lists are empty,
+//! what has a name is not found, and what would make it come says that it is not built yet,
 //! in QEMU's words where it has some.
 
 use serde_json::json;
@@ -12,12 +12,6 @@ use crate::qmp::schema::{Shape, Type, optional, required};
 pub(crate) static COMMANDS: &[Command] = &[
     none("query-jobs", "Lists jobs on disks, of which there are none."),
     none("query-block-jobs", "Lists jobs on disks, of which there are none."),
-    Command::new("query-balloon", Run::Now(no_balloon))
-        .returns(Type::Object(&BALLOON))
-        .does("Is an error: there is no balloon yet."),
-    Command::new("balloon", Run::Now(no_balloon))
-        .arguments(&TARGET)
-        .does("Is an error: there is no balloon yet."),
     none("query-memory-devices", "Lists memory that came later, of which there is none."),
     none("query-pci", "Lists PCI buses, of which there are none."),
     none("query-mice", "Lists pointing devices, of which there are none."),
@@ -84,9 +78,6 @@ const fn none(name: &'static str, does: &'static str) -> Command {
 
 const NO_OBJECT: Type = Type::Object(&NOTHING);
 
-static BALLOON: Shape = Shape::of(&[required("actual", Type::Int)]);
-static TARGET: Shape =
-    Shape::of(&[required("value", Type::Int).means("bytes that the guest shall keep")]);
 static VNC: Shape = Shape::of(&[required("enabled", Type::Bool)]);
 static REPLAY: Shape = Shape::of(&[
     required("mode", Type::Enum(&["none", "record", "play"])),
@@ -132,8 +123,4 @@ fn ospm_status(call: Call<'_>) -> Answer {
 fn has_acpi(root: &Object) -> bool {
     let parts = root.child("machine").and_then(|machine| machine.child("unattached"));
     parts.is_some_and(|parts| parts.children.iter().any(|(_, part)| part.type_name == "acpi-ged"))
-}
-
-fn no_balloon(_call: Call<'_>) -> Answer {
-    Err(Error::device_not_active("No balloon device has been activated"))
 }

@@ -13,6 +13,7 @@
 //! [`Vmm`](crate::vmm::Vmm).
 
 mod absent;
+pub(crate) mod balloon;
 mod block;
 pub(crate) mod channels;
 mod chardevs;
@@ -45,6 +46,7 @@ static SUBJECTS: &[&[Command]] = &[
     objects::COMMANDS,
     absent::COMMANDS,
     input::COMMANDS,
+    balloon::COMMANDS,
     chardevs::COMMANDS,
     block::COMMANDS,
     network::COMMANDS,

@@ -1,7 +1,7 @@
 //! Commands about the machine's objects: the tree (`qom-…`), its types, and what comes and goes.
 //!
 //! Nothing comes or goes on this board, as on QEMU's microvm: what is asked for is refused with
-//! QEMU's words. No property can be changed once the machine stands.
+//! QEMU's words. Few properties can be changed once the machine stands.
 
 use serde_json::{Value as Json, json};
 
@@ -25,7 +25,7 @@ pub(crate) static COMMANDS: &[Command] = &[
         .does("Tells the value of an object's property."),
     Command::new("qom-set", Run::Now(set))
         .arguments(&SET)
-        .does("Is an error: no property changes once the machine stands."),
+        .does("Changes the value of an object's property, where a device lets it."),
     Command::new("qom-list-types", Run::Now(list_types))
         .arguments(&TYPES)
         .returns(Type::List(&Type::Object(&TYPE)))
@@ -154,6 +154,10 @@ fn set(call: Call<'_>) -> Answer {
     let name = call.args.text("property");
     let (_, object) = root.find(path).ok_or_else(|| not_found(path))?;
     let of = object.type_name;
+    let value = call.args.get("value").and_then(|value| serde_json::to_value(value).ok());
+    if let Some(done) = call.vmm.guest.set_property(of, name, &value.unwrap_or_default()) {
+        return done.map(|()| json!({})).map_err(Error::generic);
+    }
     if object.property(name).is_none() && object.child(name).is_none() {
         return Err(no_property(of, name));
     }

@@ -1,0 +1,72 @@
+//! `-device virtio-balloon-device`: what the command line says of it, and what it offers.
+
+use super::super::{NO_IOMMU, NO_PACKED, RingFeatures};
+use crate::args::{Key, Keys, value};
+
+pub(crate) const DRIVER: &str = "virtio-balloon-device";
+
+/// Features of the device's own, by their bits (virtio 1.2, 5.5.3).
+pub(super) mod feature {
+    pub(in super::super) const STATS: u64 = 1 << 1;
+    pub(in super::super) const DEFLATE_ON_OOM: u64 = 1 << 2;
+    pub(in super::super) const PAGE_POISON: u64 = 1 << 4;
+    pub(in super::super) const REPORTING: u64 = 1 << 5;
+}
+use feature::*;
+
+/// A balloon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Wanted {
+    features: u64,
+    pub(crate) ring: RingFeatures,
+}
+
+impl Default for Wanted {
+    fn default() -> Wanted {
+        Wanted { features: STATS | PAGE_POISON, ring: RingFeatures::default() }
+    }
+}
+
+impl Wanted {
+    pub(crate) fn features(&self) -> u64 {
+        self.features
+    }
+
+    pub(super) fn has(&self, feature: u64) -> bool {
+        self.features & feature != 0
+    }
+}
+
+macro_rules! switch {
+    ($name:literal, $feature:expr) => {
+        Key::shown(
+            $name,
+            "on|off",
+            |wanted: &mut Wanted, text: &str| {
+                match value::switch(text)? {
+                    true => wanted.features |= $feature,
+                    false => wanted.features &= !$feature,
+                }
+                Ok(())
+            },
+            |wanted| wanted.has($feature).into(),
+        )
+    };
+}
+
+pub(crate) const KEYS: Keys<Wanted> = Keys {
+    owner: DRIVER,
+    implied: None,
+    table: &[
+        switch!("deflate-on-oom", DEFLATE_ON_OOM),
+        switch!("free-page-reporting", REPORTING),
+        switch!("page-poison", PAGE_POISON),
+        Key::only("free-page-hint", &["off"], "hints of free pages are not built yet; write off"),
+        Key::only("x-qemu-4-0-config-size", &["off"], "machines as old as that are not built"),
+        Key::refuse("iothread", "it is for hints of free pages, which are not built yet"),
+        Key::set("indirect_desc", "on|off", |w, text| w.ring.indirect_desc(text)),
+        Key::set("event_idx", "on|off", |w, text| w.ring.event_idx(text)),
+        Key::only("packed", &["off"], NO_PACKED),
+        Key::only("iommu_platform", &["off"], NO_IOMMU),
+    ],
+};
