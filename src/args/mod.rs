@@ -27,7 +27,9 @@ pub(crate) use error::{Error, Error as OptionError, Errors, Problem};
 pub use help::Style;
 pub(crate) use keys::{Key, Keys, Pair, Parameter, ParameterType, switch_or_auto};
 pub(crate) use machine::MODELS as CPU_MODELS;
-pub(crate) use object::{Described, describe as describe_object, keys_of as object_keys};
+pub(crate) use object::{
+    Described, SecretOptions, describe as describe_object, keys_of as object_keys,
+};
 pub(crate) use value::size;
 
 use crate::config::Config;

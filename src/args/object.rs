@@ -41,7 +41,48 @@ pub(crate) enum Described {
     Memory(Memory),
     Entropy(EntropySource),
     IoThread(IoThreadOptions),
+    Secret(SecretOptions),
 }
+
+/// A secret, as data or in a file: what passwords and keys are named by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct SecretOptions {
+    pub data: Option<String>,
+    pub file: Option<PathBuf>,
+    /// It is written in base64, not as it is.
+    pub base64: bool,
+}
+
+impl SecretOptions {
+    pub(crate) const TYPE: &str = "secret";
+}
+
+const ENCRYPTED: Problem = Problem::Refused("encrypted secrets are not built");
+
+const SECRET: Keys<SecretOptions> = Keys {
+    owner: "a secret",
+    implied: None,
+    table: &[
+        Key::set("data", "TEXT", |o, v| {
+            o.data = Some(v.to_owned());
+            Ok(())
+        }),
+        Key::set("file", "PATH", |o, v| {
+            o.file = Some(v.into());
+            Ok(())
+        }),
+        Key::set("format", "raw|base64", |o, v| {
+            o.base64 = match v {
+                "raw" => false,
+                "base64" => true,
+                other => return Err(value::unknown(other, &["raw", "base64"])),
+            };
+            Ok(())
+        }),
+        Key::set("keyid", "TEXT", |_, _| Err(ENCRYPTED)),
+        Key::set("iv", "TEXT", |_, _| Err(ENCRYPTED)),
+    ],
+};
 
 const NS_MAX: u64 = i64::MAX as u64;
 
@@ -67,6 +108,7 @@ fn number(text: &str, place: &mut u64) -> Result<(), Problem> {
 pub(crate) fn keys_of(name: &str) -> Option<Vec<Parameter>> {
     match name {
         IoThreadOptions::TYPE => Some(IO_THREAD.parameters()),
+        SecretOptions::TYPE => Some(SECRET.parameters()),
         RNG_BUILTIN | RNG_RANDOM => Some(ENTROPY.parameters()),
         _ if memory::KINDS.iter().any(|(known, _)| *known == name) => {
             Some(memory::OBJECT.parameters())
@@ -82,6 +124,11 @@ pub(crate) fn describe(name: &str, id: &str, pairs: &[Pair]) -> Result<Described
         let mut options = IoThreadOptions::default();
         let set = |(key, value): &Pair| IO_THREAD.set(name, key, value.as_deref(), &mut options);
         return pairs.iter().try_for_each(set).map(|()| Described::IoThread(options));
+    }
+    if name == SecretOptions::TYPE {
+        let mut options = SecretOptions::default();
+        let set = |(key, value): &Pair| SECRET.set(name, key, value.as_deref(), &mut options);
+        return pairs.iter().try_for_each(set).map(|()| Described::Secret(options));
     }
     match memory::backend(name, name, pairs) {
         Some(object) => object?.memory(name, id).map(Described::Memory),
@@ -165,7 +212,7 @@ const OTHER_OBJECTS: &[(&str, &str)] = &[
     ("tls-creds-x509", "TLS is not built yet"),
     ("tls-creds-psk", "TLS is not built yet"),
     ("tls-creds-anon", "TLS is not built yet"),
-    ("secret", "nothing here needs a secret yet"),
+    ("secret", "nothing on the command line needs a secret yet; object-add takes one"),
     ("memory-backend-epc", "SGX memory is not built"),
     ("memory-backend-shm", "not built; write memory-backend-memfd,share=on"),
     (

@@ -315,6 +315,7 @@ pub(crate) fn object_types() -> Vec<ObjectType> {
         ("x86_64-cpu", "cpu"),
         ("memory-backend", OBJECT),
         ("rng-backend", OBJECT),
+        ("secret_common", OBJECT),
         ("chardev", OBJECT),
     ];
     let mut types: Vec<ObjectType> = roots
@@ -351,6 +352,9 @@ pub(crate) fn object_types() -> Vec<ObjectType> {
     let io_thread = crate::config::IoThreadOptions::TYPE;
     let keys = args::object_keys(io_thread).unwrap_or_default();
     types.push(ObjectType::of(io_thread, OBJECT, keys));
+    let secret = args::SecretOptions::TYPE;
+    let keys = args::object_keys(secret).unwrap_or_default();
+    types.push(ObjectType::of(secret, "secret_common", keys));
     for name in ChardevBackend::TYPES {
         types.push(ObjectType::of(name, "chardev", Vec::new()));
     }

@@ -4,13 +4,13 @@
 //! it holds what it names: its memory is mapped, its file open, its thread there.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::{Builder, JoinHandle};
 
 use serde_json::json;
 
-use crate::args::Described;
+use crate::args::{Described, SecretOptions};
 use crate::config::{Config, EntropySource, IoThreadOptions};
 use crate::kvm;
 use crate::machine::Object;
@@ -27,7 +27,20 @@ pub enum ObjectError {
     Open { path: String, source: io::Error },
     #[error("no thread for it: {0}")]
     Thread(io::Error),
+    #[error("Either 'file' or 'data' must be provided")]
+    NoSecret,
+    #[error("'file' and 'data' are mutually exclusive")]
+    TwoSecrets,
+    #[error("Unable to read {path}: {}", crate::io::reason(source))]
+    Secret { path: String, source: io::Error },
+    #[error("Unable to read {path}: it has more than {SECRET_BYTES_MAX} bytes")]
+    LongSecret { path: String },
+    #[error("Base64 data contains invalid characters")]
+    NotBase64,
 }
+
+/// More than any key or password has.
+const SECRET_BYTES_MAX: u64 = 1 << 20;
 
 /// One that was added.
 struct Added {
@@ -135,6 +148,46 @@ fn shown(described: &Described) -> Object {
             ];
             object
         }
+        Described::Secret(secret) => {
+            let file = secret.file.as_ref().map(|file| file.display().to_string());
+            let mut object = Object::of(SecretOptions::TYPE);
+            object.properties = vec![
+                ("data", json!(secret.data.as_deref().unwrap_or(""))),
+                ("file", json!(file.unwrap_or_default())),
+                ("format", json!(if secret.base64 { "base64" } else { "raw" })),
+                ("keyid", json!("")),
+                ("iv", json!("")),
+            ];
+            object
+        }
+    }
+}
+
+/// Reads a secret and checks it, as it would be used. Nothing uses one yet, so that none is kept.
+fn check(secret: &SecretOptions) -> Result<(), ObjectError> {
+    let bytes = match (&secret.data, &secret.file) {
+        (Some(_), Some(_)) => return Err(ObjectError::TwoSecrets),
+        (None, None) => return Err(ObjectError::NoSecret),
+        (Some(data), None) => data.clone().into_bytes(),
+        (None, Some(file)) => {
+            let path = file.display().to_string();
+            let mut bytes = Vec::new();
+            let opened = File::open(file);
+            let read =
+                opened.and_then(|file| file.take(SECRET_BYTES_MAX + 1).read_to_end(&mut bytes));
+            match read {
+                Err(source) => return Err(ObjectError::Secret { path, source }),
+                Ok(_) if bytes.len() as u64 > SECRET_BYTES_MAX => {
+                    return Err(ObjectError::LongSecret { path });
+                }
+                Ok(_) => bytes,
+            }
+        }
+    };
+    let known = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=\n".contains(byte);
+    match !secret.base64 || bytes.iter().all(known) {
+        true => Ok(()),
+        false => Err(ObjectError::NotBase64),
     }
 }
 
@@ -148,6 +201,7 @@ impl Held {
                     |source| ObjectError::Open { path: path.display().to_string(), source };
                 Held::File(File::open(path).map_err(failed)?)
             }
+            Described::Secret(secret) => check(secret).map(|()| Held::Nothing)?,
             Described::IoThread(_) => Held::Thread(IoThread::start().map_err(ObjectError::Thread)?),
         })
     }

@@ -232,6 +232,11 @@ fn objects_hold_what_they_name() {
         let gone = vm.try_ask("object-del", json!({"id": id})).unwrap_err();
         assert_eq!(gone, format!("object '{id}' not found"));
     }
+    vm.ask("object-add", add("secret", "k", json!({"data": "aGk=", "format": "base64"})));
+    let of = |property: &str| json!({"path": "/objects/k", "property": property});
+    assert_eq!(vm.ask("qom-get", of("data")), "aGk=");
+    assert_eq!(vm.ask("qom-get", of("format")), "base64");
+    vm.ask("object-del", json!({"id": "k"}));
     assert!(!maps(&vm).contains(file.to_str().unwrap()));
     assert_eq!(vm.ask("query-iothreads", json!({})), json!([]));
     for (arguments, why) in [
@@ -241,7 +246,16 @@ fn objects_hold_what_they_name() {
         (add("memory-backend-ram", "m", json!({"size": 5})), "8K"),
         (add("memory-backend-ram", "m", json!({"size": 1 << 20, "mem-path": "x"})), "mem-path"),
         (add("memory-backend-ram", "microvm.ram", json!({"size": 1 << 20})), "duplicate"),
-        (add("secret", "s", json!({"data": "x"})), "nothing here needs a secret yet"),
+        (add("secret", "s", json!({})), "Either 'file' or 'data' must be provided"),
+        (add("secret", "s", json!({"data": "x", "file": "/x"})), "mutually exclusive"),
+        (
+            add("secret", "s", json!({"file": "/nonexistent/s"})),
+            "Unable to read /nonexistent/s: No",
+        ),
+        (add("secret", "s", json!({"file": "/dev/zero"})), "more than 1048576 bytes"),
+        (add("secret", "s", json!({"data": "!", "format": "base64"})), "invalid characters"),
+        (add("secret", "s", json!({"data": "x", "format": "x"})), "does not accept value 'x'"),
+        (add("secret", "s", json!({"data": "x", "keyid": "k"})), "encrypted secrets"),
     ] {
         let said = vm.try_ask("object-add", arguments.clone()).unwrap_err();
         assert!(said.contains(why), "{arguments}: {said}");

@@ -45,7 +45,7 @@ pub(crate) static COMMANDS: &[Command] = &[
         .arguments(&DEVICE_ID)
         .does("Is an error: devices do not come and go on this board."),
     Command::new("object-add", Run::Waiting(object_add)).arguments(&OBJECT).does(
-        "Adds memory, a source of entropy or an I/O thread; further members are those of -object.",
+        "Adds memory, a source of entropy, an I/O thread or a secret; further members are those of -object.",
     ),
     Command::new("object-del", Run::Waiting(object_del))
         .arguments(&ID)
@@ -325,7 +325,14 @@ fn pairs(args: Args<'_>, of: &str, keys: &[Parameter]) -> Result<Vec<Pair>, Erro
                 Some(number) => ("", number.to_string()),
                 None => ("integer", String::new()),
             },
-            (ParameterType::String, Value::Text(text)) => ("", text.clone()),
+            (ParameterType::String, Value::Text(text)) => match key.value.contains('|') {
+                true if !key.value.split('|').any(|one| one == text) => {
+                    return Err(Error::generic(format_args!(
+                        "Parameter '{name}' does not accept value '{text}'"
+                    )));
+                }
+                _ => ("", text.clone()),
+            },
             (ParameterType::String, _) => ("string", String::new()),
         };
         if !expected.is_empty() {
