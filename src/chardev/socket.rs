@@ -61,16 +61,19 @@ impl Listener {
     }
 
     /// Waits for the next client. What the kernel refuses for the moment (too many files) is waited
-    /// out.
+    /// out, and told once.
     pub async fn accept(&mut self) -> OwnedFd {
         if let Some(first) = self.first.take() {
             return first;
         }
+        let mut told = false;
         loop {
             match self.incoming.accept(self.nodelay).await {
                 Ok(client) => return client,
                 Err(error) => {
-                    tracing::warn!("{}: accept: {error}", self.name);
+                    if !std::mem::replace(&mut told, true) {
+                        tracing::warn!("{}: accept: {error}", self.name);
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }
