@@ -47,3 +47,5 @@ pub(crate) use sections::Loading;
 pub use sections::{LoadReport, Sections};
 pub(crate) use slots::{Built, Slots};
 pub use virtio::BalloonControl;
+#[doc(hidden)]
+pub use virtio::HostileDisks;

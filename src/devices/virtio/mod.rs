@@ -42,6 +42,7 @@ use super::{
 use crate::args::{Key, OptionError, Problem, value};
 use crate::config::{Config, Device, Properties};
 use acpi_tables::aml;
+pub use blk::HostileDisks;
 use mmio::{EVENT_IDX, INDIRECT_DESC, QUEUE_NOTIFY, Registers, WINDOW_BYTES, offered};
 use model::{Model, Wake};
 use std::sync::Arc;

@@ -11,10 +11,12 @@
 
 mod features;
 mod flight;
+mod hostile;
 mod options;
 mod request;
 mod space;
 
+pub use hostile::HostileDisks;
 pub(super) use options::{DRIVER, KEYS, Wanted, complete};
 
 use super::model::{Model, Next, Wait, Wake};
