@@ -172,6 +172,16 @@ impl Snapshot {
         Ok(())
     }
 
+    /// The pages of the image that are not known to be zeros: what is no hole now, and what was kept,
+    /// for a page that was discarded since the moment is a hole. Nothing was released.
+    pub(crate) fn data_pages(&self) -> Result<PageSet, Error> {
+        let mut data = self.shared.ram.main().data_pages()?;
+        // Afterwards: who discards a page keeps it first, so that one that was found to be a hole is
+        // among these.
+        data.union_with(&self.shared.state().kept);
+        Ok(data)
+    }
+
     /// Fills `out` from `offset` of the block with the image's bytes. Nothing of the range was
     /// released.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
@@ -410,6 +420,7 @@ fn near(ranges: impl Iterator<Item = Range<u64>>) -> Vec<Range<u64>> {
 mod tests {
     use super::*;
     use crate::config::{Memory, MemoryBackend};
+    use crate::memory::with_backend;
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::sync::atomic::AtomicBool;
@@ -420,6 +431,28 @@ mod tests {
         let at = (ram.main().host() as u64 / PAGE_BYTES + page) * 8;
         File::open("/proc/self/pagemap").unwrap().read_exact_at(&mut entry, at).unwrap();
         entry[7] & 2 != 0
+    }
+
+    #[test]
+    fn what_is_discarded_after_the_moment_is_in_the_image_with_userfaultfd() {
+        let memfd = MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
+        for backend in [memfd, MemoryBackend::Anonymous { share: false }] {
+            let ram = with_backend(8 << 20, backend.clone()).unwrap();
+            ram.main().small_pages();
+            ram.write(5 * PAGE_BYTES, &[7; 3 * PAGE]).unwrap();
+            let snapshot = Snapshot::prepare(&ram).unwrap();
+            // Before the moment: zeros are what the guest had then.
+            ram.discard(7 * PAGE_BYTES..8 * PAGE_BYTES).unwrap();
+            snapshot.fix().unwrap();
+            ram.discard(5 * PAGE_BYTES..6 * PAGE_BYTES).unwrap();
+            assert!(ram.main().is_hole(5).unwrap(), "{backend:?}");
+            let data = snapshot.data_pages().unwrap();
+            assert!(data.contains(5) && data.contains(6), "{backend:?}");
+            let mut bytes = [1; 3 * PAGE];
+            snapshot.read(5 * PAGE_BYTES, &mut bytes).unwrap();
+            let image = [[7; PAGE], [7; PAGE], [0; PAGE]].concat();
+            assert!(bytes[..] == image[..], "{backend:?}");
+        }
     }
 
     #[test]

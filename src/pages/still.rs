@@ -8,8 +8,8 @@ use std::ops::Range;
 /// RAM of a guest that stands still for as long as this is used, or as it was at one moment.
 ///
 /// Which pages are holes is found out once, so that reading memory that was never touched does not
-/// allocate it. Of a guest that runs this is sound too: what is a hole after the moment was one
-/// before, and what was one and is written reads as the snapshot's zeros.
+/// allocate it. Of a guest that runs, the snapshot says it ([`Snapshot::data_pages`]): what became
+/// a hole since the moment has data, and what was one and is written reads as the snapshot's zeros.
 pub(crate) struct Still {
     ram: GuestRam,
     snapshot: Option<Snapshot>,
@@ -25,7 +25,8 @@ impl Still {
 
     /// Of a guest that runs: `snapshot` is of `ram` and fixed.
     pub(crate) fn frozen(ram: &GuestRam, snapshot: Snapshot) -> Result<Still, Error> {
-        Ok(Still { snapshot: Some(snapshot), ..Still::stopped(ram)? })
+        let data = snapshot.data_pages()?;
+        Ok(Still { ram: ram.clone(), snapshot: Some(snapshot), data })
     }
 
     /// Where the guest sees its memory. Blocks that it does not see are left out.

@@ -97,7 +97,7 @@ fn copy_image(
     image: &Snapshot,
 ) -> Result<(), Error> {
     // A page that was a hole at the moment and is written since reads as the image's zeros.
-    let data = block.data_pages()?;
+    let data = image.data_pages()?;
     let mut left = PageSet::full(block.pages());
     let (mut bytes, mut at) = (Vec::new(), 0);
     while let Some(first) = left.next(at) {
