@@ -142,8 +142,12 @@ impl Layer {
     }
 
     pub(super) fn is_same_file(&self, other: &Layer) -> bool {
-        let of = |layer: &Layer| layer.file.metadata().map(|found| (found.dev(), found.ino())).ok();
-        of(self).is_some_and(|this| of(other) == Some(this))
+        self.is_file(&other.file)
+    }
+
+    pub(super) fn is_file(&self, other: &File) -> bool {
+        let of = |file: &File| file.metadata().map(|found| (found.dev(), found.ino())).ok();
+        of(&self.file).is_some_and(|this| of(other) == Some(this))
     }
 
     /// The same file, which needs no memory at a boundary.

@@ -5,8 +5,10 @@ use super::image::Image;
 use super::layer::{Layer, Use};
 use super::{locks, qcow2};
 use crate::config::{self, Backing, ImageFormat};
+use crate::io::name;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,15 +36,16 @@ impl Drop for Made<'_> {
 }
 
 impl Image {
-    /// Puts an image over it. Nothing has changed after an error.
-    pub(crate) fn lay_over(&self, wanted: &Overlay) -> Result<(), Error> {
+    /// Puts an image over it, of a file that none of `all` images, nor anything else here, has open.
+    /// Nothing has changed after an error.
+    pub(crate) fn lay_over(&self, wanted: &Overlay, all: &[Arc<Image>]) -> Result<(), Error> {
         let top = self.top();
         if !top.writable {
             return Err(Error::ReadOnly);
         }
         let mut made = Made(None);
         if !wanted.exists {
-            made.0 = make(&top, wanted)?.then_some(&wanted.path);
+            made.0 = make(&top, wanted, all)?.then_some(&wanted.path);
         }
         let config = config::Image {
             format: ImageFormat::Qcow2,
@@ -61,6 +64,8 @@ impl Image {
         if self.layers().iter().any(|layer| layer.is_same_file(&overlay)) {
             return Err(Error::Loop { image: overlay.path(), twice: overlay.path() });
         }
+        let used = |source| Error::Open { path: overlay.path(), source };
+        nobody_has(&overlay.file, all).map_err(used)?;
         // Most of it beforehand, so that the guest does not wait for it.
         let flushed = |source| Error::Flush { path: top.path(), source };
         self.flush().map_err(flushed)?;
@@ -78,17 +83,18 @@ impl Image {
 ///
 /// # Errors
 /// The texts are QEMU's. What is in use by anybody stays as it is.
-fn make(top: &Layer, wanted: &Overlay) -> Result<bool, Error> {
+fn make(top: &Layer, wanted: &Overlay, all: &[Arc<Image>]) -> Result<bool, Error> {
     let path = wanted.path.display().to_string();
     if wanted.path == top.config.path {
         return Err(Error::SameName);
     }
     let failed = |source| Error::Create { path: path.clone(), source };
+    name::check_output_name(&wanted.path).map_err(failed)?;
     let is_new = !wanted.path.exists();
     let open =
         OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&wanted.path);
     let file = Arc::new(open.map_err(failed)?);
-    let made = fill(&file, top, &path);
+    let made = fill(&file, top, &path, all);
     locks::release(&file);
     if made.is_err() && is_new {
         let _ = std::fs::remove_file(&wanted.path);
@@ -96,11 +102,19 @@ fn make(top: &Layer, wanted: &Overlay) -> Result<bool, Error> {
     made.map(|()| is_new)
 }
 
-fn fill(file: &Arc<File>, top: &Layer, path: &str) -> Result<(), Error> {
+/// Refuses a file that this process has open already: guest memory, another image, a console's.
+fn nobody_has(file: &File, all: &[Arc<Image>]) -> io::Result<()> {
+    // Descriptors cannot be looked at everywhere; images can.
+    let has = |image: &Arc<Image>| image.layers().iter().any(|layer| layer.is_file(file));
+    if all.iter().any(has) { Err(name::in_use()) } else { name::check_output(file.as_fd()) }
+}
+
+fn fill(file: &Arc<File>, top: &Layer, path: &str, all: &[Arc<Image>]) -> Result<(), Error> {
     let failed = |source: io::Error| Error::Create { path: path.into(), source };
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(Error::NotRegular(path.into()));
     }
+    nobody_has(file, all).map_err(failed)?;
     if top.config.locking {
         locks::take(
             file,

@@ -31,10 +31,7 @@ pub(crate) struct Create {
 /// Opens `path` for writing. `None`: it is a FIFO that nobody reads yet. A file that this process
 /// has opened for itself, guest memory above all, is refused.
 pub(crate) fn try_create(path: &Path, how: Create) -> io::Result<Option<File>> {
-    // Looked at by name: the lock of a pid file would end with a descriptor that is closed.
-    if stat(path).is_ok_and(|is| is_our_own(&is, None)) {
-        return Err(in_use());
-    }
+    check_output_name(path)?;
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(how.truncate).mode(how.mode);
     match options.custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path) {
@@ -71,7 +68,13 @@ pub(crate) fn check_output(fd: BorrowedFd<'_>) -> io::Result<()> {
     if is_our_own(&fstat(fd)?, Some(fd.as_raw_fd())) { Err(in_use()) } else { Ok(()) }
 }
 
-fn in_use() -> io::Error {
+/// The same of what `path` names, before it is opened: the lock of a pid file would end with a
+/// descriptor that is closed.
+pub(crate) fn check_output_name(path: &Path) -> io::Result<()> {
+    if stat(path).is_ok_and(|is| is_our_own(&is, None)) { Err(in_use()) } else { Ok(()) }
+}
+
+pub(crate) fn in_use() -> io::Error {
     io::Error::new(io::ErrorKind::ResourceBusy, "this machine uses it")
 }
 

@@ -257,7 +257,7 @@ fn what_cannot_be_put_over_an_image_changes_nothing() {
             json!({"device": "d", "snapshot-file": new, "snapshot-node-name": "1"}),
             "Invalid node-name: '1'",
         ),
-        (json!({"device": "d", "snapshot-file": file("middle")}), "Failed to get \"write\" lock"),
+        (json!({"device": "d", "snapshot-file": file("middle")}), "': this machine uses it"),
         (json!({"device": "d", "snapshot-file": file("top")}), "same filename as the backing file"),
         (json!({"device": "d", "snapshot-file": "/dev/null"}), "to be a regular file"),
     ] {
@@ -270,4 +270,48 @@ fn what_cannot_be_put_over_an_image_changes_nothing() {
     let unknown = json!({"node-name": "nope", "write-threshold": 1});
     let refused = vm.try_ask("block-set-write-threshold", unknown).unwrap_err();
     assert!(refused.contains("Device 'nope' not found"), "{refused}");
+}
+
+#[test]
+fn no_overlay_takes_a_file_that_the_machine_has_open() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    chain(folder.path());
+    File::create(file("memory")).unwrap().set_len(64 << 20).unwrap();
+    std::fs::write(file("plain"), [0xaa; 4096]).unwrap();
+    qcow2::make(Path::new(&file("other")), DISK_BYTES, None);
+    std::os::unix::fs::symlink("plain", file("alias")).unwrap();
+    let drive = drive(folder.path(), "top", "");
+    let memory = format!("memory-backend-file,id=m,size=64M,share=on,mem-path={}", file("memory"));
+    let console = format!("file,id=c,path={}", file("console"));
+    let words = [
+        "-drive",
+        &drive,
+        "-object",
+        &memory,
+        "-machine",
+        "memory-backend=m",
+        "-chardev",
+        &console,
+    ];
+    let mut vm = launch(folder.path(), "vm", &words).start();
+    // No disk has these two, so that no lock keeps anybody off.
+    for (driver, name) in [("raw", "plain"), ("qcow2", "other")] {
+        let below = json!({"driver": "file", "filename": file(name)});
+        vm.ask("blockdev-add", json!({"driver": driver, "node-name": name, "file": below}));
+    }
+    let bytes = |name: &str| std::fs::metadata(file(name)).unwrap().len();
+    let other = bytes("other");
+    for name in ["memory", "plain", "alias", "console", "other"] {
+        for mode in ["absolute-paths", "existing"] {
+            let over = json!({"device": "d", "snapshot-file": file(name), "mode": mode});
+            let refused = vm.try_ask("blockdev-snapshot-sync", over).unwrap_err();
+            let is_no_image = mode == "existing" && name != "other";
+            let says = if is_no_image { "not in qcow2 format" } else { "': this machine uses it" };
+            assert!(refused.contains(says), "{name} {mode}: {refused}");
+        }
+    }
+    assert_eq!((bytes("memory"), bytes("other")), (64 << 20, other));
+    assert!(std::fs::read(file("plain")).unwrap() == [0xaa; 4096]);
+    wait_for_points(&vm, 1);
 }

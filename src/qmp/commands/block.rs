@@ -552,7 +552,7 @@ fn snapshot(call: Call<'_>) -> Answer {
         node: overlay.map(String::from),
         exists: call.args.text_if_given("mode") == Some("existing"),
     };
-    image.lay_over(&wanted).map_err(Error::generic)?;
+    image.lay_over(&wanted, &all).map_err(Error::generic)?;
     Ok(json!({}))
 }
 

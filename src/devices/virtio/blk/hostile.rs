@@ -63,7 +63,7 @@ impl HostileDisks {
             image.take(false).map_err(|error| error.to_string())?;
             if let Some(over) = over {
                 let overlay = Overlay { path: path(over), node: None, exists: false };
-                image.lay_over(&overlay).map_err(|error| error.to_string())?;
+                image.lay_over(&overlay, &[]).map_err(|error| error.to_string())?;
             }
             // What failed is not kept for later.
             let report = Some(OnError::Report);
