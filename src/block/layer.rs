@@ -5,6 +5,7 @@ use super::locks::Permissions;
 use super::probe;
 use super::qcow2::{self, Header, Part, Watch};
 use crate::config::{self, Backing, FileKind, ImageFormat};
+use crate::io::proc;
 use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags, fadvise, statx};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Seek, SeekFrom};
@@ -153,7 +154,7 @@ impl Layer {
     /// The same file, which needs no memory at a boundary.
     fn indirect(&self) -> Result<File, Error> {
         let failed = |source| Error::Open { path: self.path(), source };
-        File::open(format!("/proc/self/fd/{}", self.file.as_raw_fd())).map_err(failed)
+        proc::open(&format!("fd/{}", self.file.as_raw_fd())).map_err(failed)
     }
 
     /// Looks what the file is: qcow2, or raw; whatever else it might be is refused.

@@ -129,6 +129,10 @@ impl Confinement<'_> {
     }
 }
 
+/// The same call by a program with pointers of 32 bits, on kernels that run those
+/// (arch/x86/include/uapi/asm/unistd.h: `__X32_SYSCALL_BIT`).
+const X32: i64 = 0x4000_0000;
+
 /// What no VMM does, whatever is allowed.
 const NEVER: &[i64] = &[
     libc::SYS_reboot,
@@ -187,7 +191,7 @@ fn filters(sandbox: &Sandbox) -> Result<Vec<seccompiler::BpfProgram>, Error> {
     ];
     let refused = lists.iter().filter(|(refused, _)| *refused).flat_map(|(_, calls)| *calls);
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        refused.map(|call| (*call, Vec::new())).collect();
+        refused.flat_map(|call| [*call, call | X32]).map(|call| (call, Vec::new())).collect();
     let mut filters = Vec::new();
     if sandbox.spawn {
         // A process, where a thread is let through.
@@ -196,10 +200,13 @@ fn filters(sandbox: &Sandbox) -> Result<Vec<seccompiler::BpfProgram>, Error> {
             SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), 0);
         let process = process.map_err(seccompiler::Error::from)?;
         let rule = SeccompRule::new(vec![process]).map_err(seccompiler::Error::from)?;
-        rules.insert(libc::SYS_clone, vec![rule]);
+        rules.insert(libc::SYS_clone, vec![rule.clone()]);
+        rules.insert(libc::SYS_clone | X32, vec![rule]);
         // Its flags lie in memory, where a filter cannot look; told that the kernel has no such call,
         // libraries make threads by the other one.
-        let newer = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
+        let newer = BTreeMap::from(
+            [libc::SYS_clone3, libc::SYS_clone3 | X32].map(|call| (call, Vec::new())),
+        );
         filters.push(program(newer, libc::ENOSYS)?);
     }
     filters.push(program(rules, libc::EPERM)?);

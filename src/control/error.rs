@@ -42,6 +42,8 @@ pub enum Error {
     Output(#[from] outputs::Error),
     #[error(transparent)]
     Daemon(#[from] daemon::Error),
+    #[error("/proc cannot be read, which a process that gives up its rights must see")]
+    Proc(#[source] std::io::Error),
     #[error(transparent)]
     Confinement(#[from] confine::Error),
     #[error(

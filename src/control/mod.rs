@@ -30,6 +30,7 @@ use crate::dirty_rate::Meter;
 use crate::dump::Dumps;
 use crate::io::Address;
 use crate::io::connection::inherited;
+use crate::io::proc;
 use crate::machine::{Event, Machine, Outside, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
@@ -70,7 +71,7 @@ pub fn run(config: Config, parent: u32) -> Result<i32, Error> {
     outputs::check(&config, incoming.as_ref())?;
     let runtime = ring::runtime()?;
     Machine::check(&config)?;
-    runtime.block_on(live(&Arc::new(config), incoming, daemon))
+    runtime.block_on(live(&Arc::new(config), incoming, daemon, parent))
 }
 
 /// `-run-with exit-with-parent=on`.
@@ -89,6 +90,7 @@ async fn live(
     config: &Arc<Config>,
     incoming: Option<Address>,
     daemon: Option<daemon::Child>,
+    parent: u32,
 ) -> Result<i32, Error> {
     let confinement = confine::prepare(&config.process)?;
     let events = Arc::new(Events::new());
@@ -158,7 +160,12 @@ async fn live(
     if confinement.is_any() {
         // Which pages are holes is asked later, of a file that only root may open.
         machine.ram().main().prepare_holes();
+        proc::prepare().map_err(Error::Proc)?;
         confinement.apply()?;
+        if config.exit_with_parent {
+            // The kernel forgets it where the user changes.
+            end_with(parent)?;
+        }
     }
     if !config.start_paused && config.incoming.is_none() {
         machine.cont()?;

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Seek};
 use std::ops::Range as Span;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 
@@ -309,13 +309,8 @@ impl Kind {
 /// Was the file opened with `O_APPEND`? Positioned writes would then go to its end (pwrite(2),
 /// "BUGS").
 fn appends(file: &File) -> io::Result<bool> {
-    let path = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
-    let Ok(text) = std::fs::read_to_string(path) else {
-        return Ok(true);
-    };
-    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|octal| i32::from_str_radix(octal.trim(), 8).ok());
-    Ok(flags.is_none_or(|flags| flags & libc::O_APPEND != 0))
+    let flags = rustix::fs::fcntl_getfl(file)?;
+    Ok(flags.contains(rustix::fs::OFlags::APPEND))
 }
 
 #[cfg(test)]

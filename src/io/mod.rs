@@ -13,6 +13,7 @@
 //! | [`name`] | files by name; a FIFO without its other end holds nobody up |
 //! | `aside` | what may not return, waited for in a ring |
 //! | `resolve` | addresses as the kernel takes them, and names |
+//! | [`proc`] | what the kernel says of this process |
 //! | [`program`] | the command behind an `exec:` stream, and its end |
 //! | [`transport`] | addresses opened: connected, read and written as files, spawned |
 //! | `socket` | options of sockets |
@@ -28,6 +29,7 @@ pub(crate) mod gather;
 pub(crate) mod limit;
 pub(crate) mod listener;
 pub(crate) mod name;
+pub(crate) mod proc;
 pub(crate) mod program;
 mod reader;
 pub(crate) mod receive;

@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::proc;
 use rustix::fs::{FileType, OFlags, Stat, fcntl_getfl, fcntl_setfl, fstat, stat};
 
 /// Between two looks at whether a FIFO is read now: the kernel tells nobody.
@@ -84,12 +85,11 @@ fn is_our_own(is: &Stat, asked: Option<RawFd>) -> bool {
     if !matches!(kind(is), FileType::RegularFile | FileType::BlockDevice) {
         return false;
     }
-    let Ok(descriptors) = std::fs::read_dir("/proc/self/fd") else { return false };
-    descriptors.flatten().any(|descriptor| {
-        let number = descriptor.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
-        let Some(number) = number.filter(|number| Some(*number) != asked) else { return false };
-        stat(descriptor.path()).is_ok_and(|own| is_same(is, &own))
-            && is_closed_on_exec(number)
+    // What cannot be asked is taken for ours: better refused than overwritten.
+    let Ok(descriptors) = proc::descriptors() else { return true };
+    descriptors.into_iter().filter(|number| Some(*number) != asked).any(|number| {
+        proc::stat(number).is_ok_and(|own| is_same(is, &own))
+            && proc::flags_of(number).map_or(true, |flags| flags.contains(OFlags::CLOEXEC))
             && !sent().contains(&number)
     })
 }
@@ -144,14 +144,6 @@ impl Drop for Number {
     fn drop(&mut self) {
         sent().remove(&self.0);
     }
-}
-
-fn is_closed_on_exec(descriptor: RawFd) -> bool {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{descriptor}"));
-    let info = info.unwrap_or_default();
-    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|octal| u32::from_str_radix(octal.trim(), 8).ok()).unwrap_or(0);
-    OFlags::from_bits_retain(flags).contains(OFlags::CLOEXEC)
 }
 
 fn is_fifo(path: &Path) -> bool {

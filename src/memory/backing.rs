@@ -144,7 +144,7 @@ impl Backing {
 
     /// Of this process.
     pub(super) fn page_map(&self) -> Option<&File> {
-        self.page_map.get_or_init(|| File::open("/proc/self/pagemap").ok()).as_ref()
+        self.page_map.get_or_init(|| crate::io::proc::open("pagemap").ok()).as_ref()
     }
 
     pub(super) fn watched(&self) -> &Watched {

@@ -89,7 +89,7 @@ impl RamBlock {
 impl Backing {
     fn map_file(&self, file: File, offset: u64, watched: OwnedFd) -> io::Result<()> {
         let place = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let path = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+        let path = crate::io::proc::name_of(file.as_raw_fd())?;
         let on_tmpfs = super::backing::is_on_tmpfs(&file);
         let prot = libc::PROT_READ | libc::PROT_WRITE;
         let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;

@@ -172,13 +172,8 @@ fn begin_in_place(name: PathBuf, file: File, start: u64) -> Result<OutputFile, E
 fn descriptor(name: PathBuf, number: i32) -> Result<OutputFile, Error> {
     let refused = || Error::Descriptor(number);
     // What was opened since the start belongs to this program.
-    let inherited = std::fs::read_to_string(format!("/proc/self/fdinfo/{number}"))
+    let inherited = crate::io::proc::flags_of(number)
         .ok()
-        .and_then(|text| {
-            let flags = text.lines().find_map(|line| line.strip_prefix("flags:"))?;
-            u32::from_str_radix(flags.trim(), 8).ok()
-        })
-        .map(OFlags::from_bits_retain)
         .filter(|flags| !flags.contains(OFlags::CLOEXEC))
         .ok_or_else(refused)?;
     if inherited & OFlags::ACCMODE == OFlags::RDONLY {

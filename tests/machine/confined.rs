@@ -30,9 +30,15 @@ fn a_process_that_gave_up_its_rights_still_runs_and_saves_its_guest() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
     let run_with = "user=nobody,chroot=@DIR@,async-teardown=on";
+    let disk = folder.path().join("disk");
+    std::fs::write(&disk, [7; 8192]).unwrap();
+    std::fs::set_permissions(&disk, Permissions::from_mode(0o666)).unwrap();
     let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
     let words = ["-run-with", run_with, "-sandbox", sandbox, "-name", "g,process=its-own-name"];
-    let mut vm = Launch::new(folder.path(), "vm").words(&words).start();
+    let drive = ["-drive", "file=@DIR@/disk,format=raw,if=none,id=d", "-device"];
+    let drive =
+        Launch::new(folder.path(), "vm").words(&drive).words(&["virtio-blk-device,drive=d"]);
+    let mut vm = drive.words(&words).start();
     let pid = vm.pid();
     // Each thread, for a right that one has all have.
     let nobody = std::fs::read_to_string("/etc/passwd").unwrap();
@@ -55,6 +61,10 @@ fn a_process_that_gave_up_its_rights_still_runs_and_saves_its_guest() {
     // A program cannot be started any more; the guest goes on.
     let _ = vm.try_ask("migrate", json!({"uri": "exec:cat > /dev/null"}));
     assert_eq!(vm.ask("query-status", json!({}))["status"], "running");
+    // What this machine uses is seen to be so, by its name under the new root.
+    let pmemsave = json!({"val": 0, "size": 4096, "filename": "/disk"});
+    assert!(vm.try_ask("pmemsave", pmemsave).unwrap_err().contains("this machine uses it"));
+    assert_eq!(std::fs::read(&disk).unwrap(), [7; 8192]);
     // Names are the new root's, and what was never touched is still no data.
     vm.ask("migrate", json!({"uri": "file:/saved"}));
     let end = Instant::now() + PATIENCE;

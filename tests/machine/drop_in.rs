@@ -55,13 +55,22 @@ fn an_empty_machine_answers_over_qmp_and_runs_nothing() {
 
 #[test]
 fn a_machine_ends_with_the_process_that_started_it() {
+    ends_with_its_parent("exit-with-parent=on");
+    // The kernel forgets about parents where the user changes.
+    ends_with_its_parent("exit-with-parent=on,user=nobody");
+}
+
+fn ends_with_its_parent(run_with: &str) {
+    use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let (link, pid) = (link(folder.path()), folder.path().join("pid"));
     // The shell starts it and waits, until it is ended itself.
-    let script = "\"$0\" -M microvm -m 16 -nodefaults -display none -kernel builtin -run-with exit-with-parent=on -pidfile \"$1\" & wait";
+    let script = "\"$0\" -M microvm -m 16 -nodefaults -display none -kernel builtin -run-with \"$2\" -pidfile \"$1\" & wait";
     let mut shell = Command::new("sh")
         .args(["-c", script])
         .args([&link, &pid])
+        .arg(run_with)
         .stdin(Stdio::null())
         .spawn()
         .unwrap();
