@@ -206,7 +206,9 @@ impl Layer {
     fn below(&self) -> Result<Option<config::Image>, Error> {
         let Some(header) = &self.header else { return Ok(None) };
         let said = match (&self.config.backing, &header.backing) {
-            (Backing::Image(image), _) => return Ok(Some((**image).clone())),
+            (Backing::Image(image), _) => {
+                return Ok(Some(config::Image { read_only: true, ..(**image).clone() }));
+            }
             (Backing::Nothing, _) | (Backing::Header, None) => return Ok(None),
             (Backing::Header, Some(said)) => said,
         };
@@ -321,10 +323,13 @@ impl Layer {
 
     /// For [`qcow2::Chain::open`].
     pub(super) fn part(&self) -> Result<Part, Error> {
+        let header = self.header.as_ref().map(|_| self.read_header()).transpose()?;
+        let failed = |why| Error::Qcow2 { path: self.path(), why };
+        header.as_ref().map_or(Ok(()), Header::refuses_use).map_err(failed)?;
         Ok(Part {
             file: self.file.clone(),
             name: self.path(),
-            header: self.header.as_ref().map(|_| self.read_header()).transpose()?,
+            header,
             watch: self.file_watch.clone(),
             alignment: self.alignment(),
             no_flush: self.config.cache.no_flush,

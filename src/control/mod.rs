@@ -176,10 +176,12 @@ async fn live(
     let status = serve(&vmm, &server, &machine, &mut connections).await;
     drop(connections);
     migration.end();
+    let ended = machine.clone();
     end_within(GUEST_END, move || {
         dumps.end();
         machine.quit();
     });
+    end_within(IMAGES_END, move || ended.close());
     Ok(status)
 }
 
@@ -210,6 +212,10 @@ async fn apart<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> 
 /// For dumps and vCPUs to end, which takes milliseconds unless something is stuck: a file system
 /// that does not answer must not keep the process.
 const GUEST_END: Duration = Duration::from_millis(300);
+
+/// For images to be closed: a disk takes seconds where it has much to write. One that is not closed
+/// has to be repaired before it is used again.
+const IMAGES_END: Duration = Duration::from_secs(30);
 
 /// Does `work`, and goes on without it after `time`: the end of the process ends it, too.
 fn end_within(time: Duration, work: impl FnOnce() + Send + 'static) {
@@ -286,7 +292,7 @@ async fn serve(
 }
 
 /// For what monitors said last; who should read it may not. With [`GUEST_END`] less than a second:
-/// then the process has ended, whatever is stuck.
+/// then the process has ended, whatever is stuck, unless it is a disk.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// From here on a signal ends the machine as `quit` does.

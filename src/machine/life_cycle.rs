@@ -345,4 +345,13 @@ impl Machine {
         self.cpus.gate.close(|index| self.kick(index));
         self.threads().join();
     }
+
+    /// Ends what the devices of a dead machine have under way, and gives back what only one machine
+    /// can have: images above all, which are closed.
+    pub(crate) fn close(&self) {
+        if let Err(error) = self.cpus.board.quiesce() {
+            say!("godwit: a device did not end what it had begun: {error}");
+        }
+        self.cpus.board.let_go();
+    }
 }

@@ -3,6 +3,7 @@
 use crate::common::small::Small;
 use crate::common::vm::{Launch, Vm};
 use crate::common::{guest, qcow2, virtio_guest};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -31,6 +32,13 @@ fn launch(folder: &Path, name: &str, words: &[&str]) -> Launch {
 
 fn drive(folder: &Path, name: &str, more: &str) -> String {
     format!("if=none,id=d,format=qcow2,file={}{more}", folder.join(name).display())
+}
+
+/// Whether the image was not closed, or is open for writing, as its header says.
+fn is_dirty(path: &Path) -> bool {
+    let mut features = [0; 8];
+    File::open(path).unwrap().read_exact_at(&mut features, 72).unwrap();
+    u64::from_be_bytes(features) & 1 != 0
 }
 
 /// Waits until the guest has found that so many more of its rounds were right.
@@ -67,6 +75,13 @@ fn a_guest_over_a_chain_is_moved_back_and_forth_and_writes_the_top_alone() {
         source.ask("migrate", json!({"uri": uri}));
         assert_eq!(source.outcome()["status"], "completed", "{turn}: {}", target.stderr());
         target.wait_for_state(|state| state == "running");
+        assert!(is_dirty(&folder.path().join("top")));
+        if turn == 0 {
+            // It is the target's now, and stays so.
+            source.ask("quit", json!({}));
+            assert_eq!(source.exit_code(), Some(0));
+            assert!(is_dirty(&folder.path().join("top")));
+        }
         wait_for_points(&target, 1);
         source = target;
     }
@@ -80,6 +95,46 @@ fn a_guest_over_a_chain_is_moved_back_and_forth_and_writes_the_top_alone() {
     assert_eq!(std::fs::read(folder.path().join("middle")).unwrap(), middle);
     let base = std::fs::read(folder.path().join("base")).unwrap();
     assert!(base.iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn an_image_says_whether_it_was_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    chain(folder.path());
+    let drive = drive(folder.path(), "top", "");
+    let start = |name: &str| launch(folder.path(), name, &["-drive", &drive]).start();
+    let refused = |says: &str| {
+        let mut other = launch(folder.path(), "other", &["-drive", &drive]).spawn();
+        assert_eq!(other.exit_code(), Some(1));
+        assert!(other.stderr().contains(says), "{}", other.stderr());
+    };
+    for end in ["quit", "signal"] {
+        let mut vm = start(end);
+        wait_for_points(&vm, 1);
+        assert!(is_dirty(&path("top")) && !is_dirty(&path("middle")));
+        // Who looks meanwhile is told that it is in use, not that it is broken.
+        refused("\"write\" lock");
+        match end {
+            "quit" => drop(vm.ask("quit", json!({}))),
+            _ => {
+                let pid = Pid::from_raw(vm.pid() as i32).unwrap();
+                kill_process(pid, Signal::TERM).unwrap();
+            }
+        }
+        assert_eq!(vm.exit_code(), Some(0), "{}", vm.stderr());
+        assert!(!is_dirty(&path("top")), "{end}");
+    }
+    // A machine that cannot be built closes it, too.
+    let words = ["-drive", &drive, "-device", "virtio-blk-device,drive=nowhere"];
+    let mut vm = launch(folder.path(), "unbuilt", &words).spawn();
+    assert_eq!(vm.exit_code(), Some(1));
+    assert!(!is_dirty(&path("top")), "{}", vm.stderr());
+    let mut vm = start("killed");
+    wait_for_points(&vm, 1);
+    vm.kill();
+    refused("the image was not closed (its dirty bit is set)");
+    assert!(is_dirty(&path("top")));
 }
 
 #[test]
@@ -146,6 +201,7 @@ fn what_an_image_cannot_be_is_refused_by_name() {
     make("data", None).write_all_at(&4u64.to_be_bytes(), 72).unwrap();
     make("dirty", None).write_all_at(&1u64.to_be_bytes(), 72).unwrap();
     make("short", None).set_len(60).unwrap();
+    make("old", None).write_all_at(&2u32.to_be_bytes(), 4).unwrap();
     let all_free = make("tables", None);
     all_free.write_all_at(&0x2_0000u64.to_be_bytes(), 0x1_0008).unwrap();
     std::fs::write(folder.path().join("raw"), [0; 512]).unwrap();
@@ -156,6 +212,7 @@ fn what_an_image_cannot_be_is_refused_by_name() {
         ("odd", "format is not built"),
         ("data", "external data files"),
         ("dirty", "dirty bit"),
+        ("old", "version 2"),
         ("short", "qcow2 header too short"),
         ("tables", "names a block twice"),
         ("raw", "Image is not in qcow2 format"),
@@ -184,6 +241,7 @@ fn an_image_is_put_over_that_of_a_running_guest() {
             json!({"device": "d", "snapshot-file": file("second"), "snapshot-node-name": "s2"});
         vm.ask("blockdev-snapshot-sync", second);
         let first = std::fs::read(path("first")).unwrap();
+        assert!(is_dirty(&path("second")) && !(format == "qcow2" && is_dirty(&path("first"))));
         wait_for_points(&vm, 2);
         // Once more over that, while the guest stands still; and the guest is told of its writes.
         vm.ask("stop", json!({}));

@@ -20,9 +20,13 @@ fn img(folder: &Path, words: &[&str]) -> String {
 }
 
 fn launch(folder: &Path, name: &str, image: &str) -> Launch {
+    launch_with(folder, name, image, "")
+}
+
+fn launch_with(folder: &Path, name: &str, image: &str, more: &str) -> Launch {
     let kernel = folder.join(format!("{name}.kernel"));
     std::fs::write(&kernel, guest::elf(&virtio_guest::disk())).unwrap();
-    let drive = format!("if=none,id=d,format=qcow2,file={}", folder.join(image).display());
+    let drive = format!("if=none,id=d,format=qcow2,file={}{more}", folder.join(image).display());
     Launch::new(folder, name).no_guest().words(&[
         "-kernel",
         kernel.to_str().unwrap(),
@@ -53,6 +57,13 @@ fn wait_for_points(vm: &Vm, times: usize) {
     }
 }
 
+/// Whether the image was not closed, or is open for writing.
+fn is_dirty(folder: &Path, image: &str) -> bool {
+    let said = img(folder, &["info", "-U", "--output=json", image]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    said["dirty-flag"].as_bool().unwrap()
+}
+
 /// Ends the machine, and looks whether all that its guest wrote is in the image.
 fn end_and_check(mut vm: Vm, folder: &Path, image: &str) {
     vm.ask("stop", json!({}));
@@ -62,6 +73,7 @@ fn end_and_check(mut vm: Vm, folder: &Path, image: &str) {
     vm.ask("quit", json!({}));
     assert_eq!(vm.exit_code(), Some(0));
     img(folder, &["check", "-q", image]);
+    assert!(!is_dirty(folder, image));
     img(folder, &["convert", "-O", "raw", image, "flat"]);
     let flat = std::fs::File::open(folder.join("flat")).unwrap();
     // The last may be on its way.
@@ -76,7 +88,7 @@ fn end_and_check(mut vm: Vm, folder: &Path, image: &str) {
 const MADE: [(&[&str], &[&str]); 5] = [
     (&["-f", "raw"], &[]),
     (&["-f", "qcow2", "-o", "cluster_size=512"], &["-o", "cluster_size=2M"]),
-    (&["-f", "qcow2", "-o", "compat=0.10"], &["-o", "compat=0.10"]),
+    (&["-f", "qcow2", "-o", "compat=0.10"], &["-o", "compat=1.1"]),
     (&["-f", "qcow2", "-o", "refcount_bits=1"], &["-o", "refcount_bits=64,cluster_size=4k"]),
     (&["-f", "qcow2", "-o", "lazy_refcounts=on"], &["-o", "lazy_refcounts=on"]),
 ];
@@ -109,6 +121,7 @@ fn what_qemu_img_made_a_guest_reads_and_what_the_guest_wrote_it_finds_whole() {
         let over = json!({"device": "d", "snapshot-file": folder.join("over")});
         vm.ask("blockdev-snapshot-sync", over);
         img(folder, &["check", "-q", "-U", "top"]);
+        assert!(!is_dirty(folder, "top") && is_dirty(folder, "over"));
         let before = std::fs::read(folder.join("top")).unwrap();
         wait_for_points(&vm, 2);
         end_and_check(vm, folder, "over");
@@ -120,6 +133,28 @@ fn what_qemu_img_made_a_guest_reads_and_what_the_guest_wrote_it_finds_whole() {
             let said = tool("qemu-io", folder, &[&["-f", "qcow2"], &same[..], &["top"]].concat());
             assert!(!said.contains("failed"), "{said}");
         }
+    }
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn an_image_whose_machine_was_killed_is_repaired_before_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    img(folder, &["create", "-q", "-f", "qcow2", "top", "1M"]);
+    for cache in ["", ",cache=unsafe", ",cache.direct=on"] {
+        let mut vm = launch_with(folder, "vm", "top", cache).start();
+        wait_for_points(&vm, 1);
+        assert!(is_dirty(folder, "top"));
+        vm.kill();
+        let mut again = launch_with(folder, "again", "top", cache).spawn();
+        assert_eq!(again.exit_code(), Some(1));
+        assert!(again.stderr().contains("qemu-img check -r all"), "{}", again.stderr());
+        img(folder, &["check", "-q", "-r", "all", "top"]);
+        assert!(!is_dirty(folder, "top"));
+        let vm = launch_with(folder, "repaired", "top", cache).start();
+        wait_for_points(&vm, 2);
+        end_and_check(vm, folder, "top");
     }
 }
 
@@ -186,9 +221,9 @@ fn what_disks_are_made_of_is_told_as_qemu_tells_it() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
         img(folder, &["create", "-q", "-f", "raw", "base", "1M"]);
-        img(folder, &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "middle"]);
-        let old = ["-o", "compat=0.10", "-b", "middle", "-F", "qcow2"];
-        img(folder, &[&["create", "-q", "-f", "qcow2"], &old[..], &["top"]].concat());
+        let old = ["-o", "compat=0.10", "-b", "base", "-F", "raw"];
+        img(folder, &[&["create", "-q", "-f", "qcow2"], &old[..], &["middle"]].concat());
+        img(folder, &["create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", "top"]);
         let mut vm = start(launch(folder, "vm", "top").words(&["-S"]), is_qemu);
         let mut all = Vec::new();
         let snapshot = json!({"device": "d", "snapshot-file": folder.join("over")});

@@ -3,7 +3,7 @@
 //! Tables are kept in memory while it is: so one is opened when the guest is here, and closed before
 //! it goes.
 
-use super::header::Header;
+use super::header::{Header, set_dirty};
 use super::storage::{Passed, Storage, Watch};
 use imago::qcow2::Qcow2;
 use imago::raw::Raw;
@@ -54,9 +54,9 @@ pub(in crate::block) struct Chain {
     file: Arc<File>,
     watch: Arc<Watch>,
     cluster: u64,
-    version: u32,
-    has_backing: bool,
-    writes: bool,
+    /// Its header says that it is open for writing.
+    says_dirty: bool,
+    alignment: u32,
 }
 
 fn errno(error: &io::Error, watch: &Watch) -> io::Error {
@@ -73,17 +73,29 @@ fn errno(error: &io::Error, watch: &Watch) -> io::Error {
 impl Chain {
     /// Opens the first of `parts`, which stands on the others in their order.
     pub(in crate::block) fn open(parts: Vec<Part>, writes: bool) -> io::Result<Chain> {
-        let (mut below, has_backing) = (None::<Access>, parts.len() > 1);
+        let mut below = None::<Access>;
         let mut parts = parts.into_iter();
         let top = parts.next().ok_or(io::ErrorKind::InvalidInput)?;
         for part in parts.rev() {
             below = Some(Arc::new(open_one(part, below, false)?));
         }
         let (file, watch) = (top.file.clone(), top.watch.clone());
-        let (cluster, version) =
-            top.header.as_ref().map_or((1, 3), |header| (header.cluster(), header.version));
+        let cluster = top.header.as_ref().map_or(1, Header::cluster);
+        let (alignment, has_tables) = (top.alignment, top.header.is_some());
         let top = Some(open_one(top, below, writes)?);
-        Ok(Chain { top, file, watch, cluster, version, has_backing, writes })
+        let mut chain = Chain { top, file, watch, cluster, says_dirty: false, alignment };
+        if writes && has_tables {
+            chain.open_for_writing()?;
+        }
+        Ok(chain)
+    }
+
+    /// Says so in its header, on the disk, before anything else is written.
+    fn open_for_writing(&mut self) -> io::Result<()> {
+        set_dirty(&self.file, self.alignment, true)?;
+        // From here on a chain that is dropped tries to say that it is closed.
+        self.says_dirty = true;
+        self.with(|top| top.sync())
     }
 
     /// Does something with it. What panics there has no image any more, and writes nothing more.
@@ -120,13 +132,7 @@ impl Chain {
     }
 
     /// Zeros, in place where `unmap` is not said.
-    ///
-    /// # Errors
-    /// EOPNOTSUPP: an image of version 2 has no zeros of its own; they are to be written.
     pub(in crate::block) fn zero(&mut self, at: u64, bytes: u64, unmap: bool) -> io::Result<()> {
-        if self.version < 3 {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        }
         match unmap {
             true => self.with(|top| top.discard_to_zero(at, bytes)),
             false => self.with(|top| top.write_zeroes(at, bytes)),
@@ -135,11 +141,7 @@ impl Chain {
 
     /// Gives whole clusters back, and what the file had for them.
     pub(in crate::block) fn discard(&mut self, at: u64, bytes: u64) -> io::Result<()> {
-        // Without a mark for zeros, what is below would come to light.
-        if self.version < 3 && self.has_backing {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        }
-        let (cluster, to_backing, file) = (self.cluster, self.version < 3, self.file.clone());
+        let (cluster, file) = (self.cluster, self.file.clone());
         let end = at + bytes;
         let mut at = at.next_multiple_of(cluster);
         self.with(|top| {
@@ -158,11 +160,7 @@ impl Chain {
                     ShallowMapping::Raw { offset, writable: true, .. } => Some(offset),
                     _ => None,
                 };
-                if to_backing {
-                    top.discard_to_backing(at, length)?;
-                } else {
-                    top.discard_to_any(at, length)?;
-                }
+                top.discard_to_any(at, length)?;
                 // Nobody has been given the place yet: requests are done one after the other.
                 if let Some(place) = place.filter(|_| length.is_multiple_of(cluster)) {
                     // It is advice: a file system that cannot take it has lost nothing.
@@ -185,15 +183,26 @@ impl Chain {
         })
     }
 
-    /// Writes what is left of its tables, and nothing more from then on.
+    /// Writes what is left of its tables, says in its header that it is closed, and writes nothing
+    /// more from then on. After an error the header says what is so: it was not closed.
     pub(in crate::block) fn close(&mut self) -> io::Result<()> {
-        if !self.writes {
+        if !std::mem::take(&mut self.says_dirty) {
             return Ok(());
         }
-        let done = self.with(|top| top.flush());
+        let done = self.say_closed();
         self.watch.close();
         self.top = None;
         done
+    }
+
+    fn say_closed(&mut self) -> io::Result<()> {
+        self.flush()?;
+        // A flush that works after one that failed says nothing of pages that the kernel gave up.
+        if self.alignment <= 1 && self.watch.has_lost() {
+            return Err(io::Error::from_raw_os_error(libc::EIO));
+        }
+        set_dirty(&self.file, self.alignment, false)?;
+        self.with(|top| top.sync())
     }
 }
 

@@ -3,6 +3,7 @@
 //! All numbers are big-endian. What QEMU refuses is refused in its words; what is not built yet, by
 //! name.
 
+use crate::block::ring::Aligned;
 use std::fs::File;
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt;
@@ -18,12 +19,14 @@ const NAME_BYTES_MAX: usize = 1023;
 
 /// Bits of the features that a reader must know.
 mod incompatible {
+    /// Refcounts may be lower than what refers to a cluster.
     pub(super) const DIRTY: u64 = 1;
     pub(super) const CORRUPT: u64 = 1 << 1;
     pub(super) const DATA_FILE: u64 = 1 << 2;
     pub(super) const COMPRESSION: u64 = 1 << 3;
     pub(super) const EXTENDED_L2: u64 = 1 << 4;
 }
+const INCOMPATIBLE_AT: u64 = 72;
 const LAZY_REFCOUNTS: u64 = 1;
 /// Of those that a writer who does not know them takes away.
 const BITMAPS: u64 = 1;
@@ -50,6 +53,8 @@ pub(crate) struct Header {
     pub refcount_bits: u32,
     pub lazy_refcounts: bool,
     pub backing: Option<Backing>,
+    /// Somebody has it open for writing, or ended without closing it.
+    pub is_dirty: bool,
     has_bitmaps: bool,
     refcounts_at: u64,
     refcounts_bytes: u64,
@@ -158,10 +163,6 @@ impl Header {
         let refused = [
             (incompatible::CORRUPT, "Image is corrupt; qemu-img check -r all may repair it"),
             (
-                incompatible::DIRTY,
-                "the image was not closed (its dirty bit is set); qemu-img check -r all repairs it",
-            ),
-            (
                 incompatible::DATA_FILE,
                 "external data files are not built; qemu-img convert makes one file of both",
             ),
@@ -223,6 +224,7 @@ impl Header {
             refcount_bits: 1 << refcount_order,
             lazy_refcounts: allowed & LAZY_REFCOUNTS != 0,
             backing,
+            is_dirty: bit(incompatible::DIRTY),
             has_bitmaps: dropped & BITMAPS != 0,
             refcounts_at,
             refcounts_bytes,
@@ -235,6 +237,12 @@ impl Header {
 
     /// Why it cannot be written, where it could be read.
     pub(in crate::block) fn refuses_writes(&self) -> Result<(), Why> {
+        if self.version < 3 {
+            return Err(Why::Said(
+                "an image of version 2 is not written, for it cannot say that it was not closed; qemu-img amend -f \
+                 qcow2 -o compat=1.1 makes it one of version 3, or write readonly=on (read-only=on)",
+            ));
+        }
         match self.has_bitmaps {
             true => Err(Why::Said(
                 "its persistent bitmaps would be wrong after a write; qemu-img bitmap --remove takes them away",
@@ -242,6 +250,40 @@ impl Header {
             false => Ok(()),
         }
     }
+
+    /// Why it cannot be used now, although it may be when whoever has it open has closed it.
+    pub(in crate::block) fn refuses_use(&self) -> Result<(), Why> {
+        match self.is_dirty {
+            true => Err(Why::Said(
+                "the image was not closed (its dirty bit is set); qemu-img check -r all repairs it",
+            )),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Writes into the header of version 3 whether the image is open for writing. `alignment`: what
+/// `file` takes, in bytes.
+///
+/// Whoever finds it open, and nobody who has it, repairs it first: tables reach the file in an order
+/// that does not keep refcounts right at every moment.
+pub(super) fn set_dirty(file: &File, alignment: u32, is_dirty: bool) -> io::Result<()> {
+    let (at, bytes) = match alignment {
+        ..=1 => (INCOMPATIBLE_AT, 8),
+        // It is a power of two, and more than the place of the bit.
+        more => (0, more.max(512) as usize),
+    };
+    let mut block = Aligned::new(bytes)?;
+    let block = block.get_mut();
+    let filled = read_up_to(file, block, at)?;
+    // The lowest bit of a number with the highest byte first.
+    let low = (INCOMPATIBLE_AT - at) as usize + 7;
+    if filled <= low {
+        return Err(ErrorKind::UnexpectedEof.into());
+    }
+    let (bit, was) = (incompatible::DIRTY as u8, block[low]);
+    block[low] = if is_dirty { was | bit } else { was & !bit };
+    file.write_all_at(block, at)
 }
 
 fn name(start: &[u8], cluster: u64, at: u64, bytes: usize) -> Result<String, Why> {
@@ -333,12 +375,11 @@ mod tests {
         assert_eq!((header.bytes, header.cluster(), header.refcount_bits), (1 << 20, 65536, 16));
         let backing = Backing { name: "base".into(), format: Some("raw".into()) };
         assert_eq!(header.backing, Some(backing));
-        let refused: [(usize, &[u8], &str); 17] = [
+        let refused: [(usize, &[u8], &str); 16] = [
             (0, b"QFIX", "not in qcow2 format"),
             (4, &4u32.to_be_bytes(), "version 4"),
             (20, &22u32.to_be_bytes(), "cluster size"),
             (32, &2u32.to_be_bytes(), "encrypted"),
-            (72, &1u64.to_be_bytes(), "dirty bit"),
             (72, &2u64.to_be_bytes(), "corrupt"),
             (72, &4u64.to_be_bytes(), "external data files"),
             (72, &8u64.to_be_bytes(), "zstd"),
@@ -358,6 +399,25 @@ mod tests {
             let said = Header::parse(&bad).unwrap_err().to_string();
             assert!(said.contains(says), "{at}: {said}");
         }
+    }
+
+    #[test]
+    fn an_image_that_is_open_for_writing_says_so() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&good(), 0).unwrap();
+        let clean = Header::read(&file).unwrap();
+        assert!(clean.refuses_use().is_ok() && clean.refuses_writes().is_ok());
+        for alignment in [1, 512, 4096] {
+            set_dirty(&file, alignment, true).unwrap();
+            let said = Header::read(&file).unwrap().refuses_use().unwrap_err().to_string();
+            assert!(said.contains("dirty bit") && said.contains("qemu-img check -r all"), "{said}");
+            set_dirty(&file, alignment, false).unwrap();
+            assert_eq!(Header::read(&file).unwrap(), clean);
+        }
+        let mut old = good();
+        old[4..8].copy_from_slice(&2u32.to_be_bytes());
+        let said = Header::parse(&old).unwrap().refuses_writes().unwrap_err().to_string();
+        assert!(said.contains("version 2") && said.contains("compat=1.1"), "{said}");
     }
 
     #[test]

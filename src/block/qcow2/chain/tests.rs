@@ -109,6 +109,32 @@ fn what_is_discarded_goes_back_to_the_host_and_reads_as_no_old_data() {
 }
 
 #[test]
+fn an_image_is_dirty_until_it_is_closed_and_all_is_there() {
+    let files = layers();
+    let is_dirty = || Header::read(&files[0]).unwrap().is_dirty;
+    let mut chain = open(&files);
+    assert!(is_dirty() && !Header::read(&files[1]).unwrap().is_dirty);
+    chain.write(0, &[1; 512]).unwrap();
+    chain.resize(2 * BYTES as u64, false).unwrap();
+    chain.flush().unwrap();
+    assert!(is_dirty());
+    chain.close().unwrap();
+    assert!(!is_dirty());
+    drop(open(&files));
+    assert!(!is_dirty());
+    // Who only reads it leaves the header alone.
+    let parts = (0..3).map(|at| part(&files[at], at != 2)).collect();
+    drop(Chain::open(parts, false).unwrap());
+    assert!(!is_dirty());
+    let mut chain = open(&files);
+    chain.write(15 << 16, &[1; 512]).unwrap();
+    chain.watch.close();
+    assert!(chain.close().is_err());
+    drop(chain);
+    assert!(is_dirty());
+}
+
+#[test]
 fn a_closed_image_is_written_no_more() {
     let files = layers();
     let mut chain = open(&files);
