@@ -70,6 +70,7 @@ pub(super) fn write(
     if plan.sections_at.is_some() {
         output.put(What::SectionHeaders, plan.memory_end, &plan.sections())?;
     }
+    guest.view.check().map_err(Error::Lost)?;
     output.finish(plan.end)
 }
 

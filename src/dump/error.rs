@@ -69,6 +69,9 @@ pub enum Error {
     Ring(crate::io::Error),
     #[error("dump: {0}")]
     Read(#[from] ReadFailed),
+    /// What was written need not be the guest's memory.
+    #[error("dump: {0}")]
+    Lost(String),
     /// Page tables can describe far more mappings than there is memory, above all when they refer
     /// to themselves.
     #[error(

@@ -39,6 +39,10 @@ impl GuestView for RamView {
         read.map_err(|error| ReadFailed { address, reason: error.to_string() })
     }
 
+    fn check(&self) -> Result<(), String> {
+        self.memory.check().map_err(|error| error.to_string())
+    }
+
     fn urgent(&self) -> Option<Range> {
         let range = self.memory.urgent()?;
         Some(Range { start: range.start, len: range.end - range.start })

@@ -20,6 +20,12 @@ pub trait GuestView: Sync {
     /// touching ranges.
     fn read(&self, address: u64, out: &mut [u8]) -> Result<(), ReadFailed>;
 
+    /// Fails if what was read so far need not be the guest's memory. Asked once all is read, before a
+    /// dump counts as whole.
+    fn check(&self) -> Result<(), String> {
+        Ok(())
+    }
+
     /// What to read next, if it matters: whole pages that the view would like to be rid of. Asked
     /// between chunks.
     fn urgent(&self) -> Option<Range> {

@@ -142,6 +142,8 @@ impl Machine {
 
     /// All devices as after power-on, the kernel loaded again. The vCPUs stand still.
     pub(super) fn start_over(&self, images: Option<&mut Images>) -> Result<(), Error> {
+        let ram = self.ram().main();
+        ram.forgive(ram.losses());
         self.cpus.board.reset()?;
         match images {
             Some(images) => {

@@ -8,6 +8,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Where a part of a block appears in the guest's address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,11 +31,15 @@ struct BlockInner {
     name: String,
     backing: Backing,
     regions: Vec<Region>,
+    /// Losses that a reset, or a guest that arrived, has done away with.
+    forgiven: AtomicU64,
 }
 
 impl RamBlock {
     pub(super) fn new(name: String, backing: Backing, regions: Vec<Region>) -> RamBlock {
-        RamBlock { inner: Arc::new(BlockInner { name, backing, regions }) }
+        RamBlock {
+            inner: Arc::new(BlockInner { name, backing, regions, forgiven: AtomicU64::new(0) }),
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -221,6 +226,30 @@ impl RamBlock {
             return Ok(());
         }
         Err(self.missing(self.inner.backing.watched().offset()))
+    }
+
+    /// Fails where this is not the guest's memory: pages were lost that nobody has forgiven, or the file
+    /// that lies over it was written to. The number of losses is for [`RamBlock::check_still_whole`].
+    pub(crate) fn check_whole(&self) -> Result<u64, Error> {
+        let losses = self.inner.forgiven.load(Ordering::Acquire);
+        self.check_still_whole(losses)?;
+        Ok(losses)
+    }
+
+    /// Fails if pages were lost since there were `before`, as [`RamBlock::check_losses`] does, or if
+    /// the file that lies over the memory was written to; that file is asked itself, for who is told
+    /// of a write hears of it later than it can be seen. Comes behind the last read of a copy that is
+    /// to be whole.
+    pub(crate) fn check_still_whole(&self, before: u64) -> Result<(), Error> {
+        match self.backing().over() {
+            Some(over) if over.is_changed() => Err(Error::Changed { block: self.label() }),
+            _ => self.check_losses(before),
+        }
+    }
+
+    /// Memory with so many losses is a guest's again, as it is: one that starts over, or one that came.
+    pub(crate) fn forgive(&self, losses: u64) {
+        self.inner.forgiven.store(losses, Ordering::Release);
     }
 
     /// Why the host cannot supply the page at `offset`.

@@ -50,3 +50,9 @@ pub(crate) fn for_tests(bytes: u64) -> GuestRam {
         crate::config::MemoryBackend::Memfd { share: true, seal: false, huge_pages: None };
     with_backend(bytes, backend).unwrap()
 }
+
+/// Private anonymous memory of so many bytes.
+#[cfg(test)]
+pub(crate) fn private_for_tests(bytes: u64) -> GuestRam {
+    with_backend(bytes, crate::config::MemoryBackend::Anonymous { share: false }).unwrap()
+}

@@ -35,14 +35,18 @@ pub(super) struct Over {
     pub on_tmpfs: bool,
     /// Where the block starts in `file`.
     pub offset: u64,
+    /// As it was when it was laid over.
+    before: Metadata,
     is_changed: AtomicBool,
     /// Its other end hangs up when this is gone.
     _watched: OwnedFd,
 }
 
 impl Over {
+    /// Whether somebody has written to it, or begun to.
     pub(super) fn is_changed(&self) -> bool {
         self.is_changed.load(Ordering::Acquire)
+            || !self.file.metadata().is_ok_and(|now| is_same(&self.before, &now))
     }
 }
 
@@ -73,8 +77,9 @@ impl RamBlock {
             return Err(Error::NotLaidOver { block: self.name().into(), why });
         }
         let failed = |source| Error::NotMapped { block: self.name().into(), source };
-        let watched = watch(&file, changed).map_err(failed)?;
-        backing.map_file(file, offset, watched).map_err(failed)
+        let before = file.metadata().map_err(failed)?;
+        let watched = watch(&file, before.clone(), changed).map_err(failed)?;
+        backing.map_file(file, before, offset, watched).map_err(failed)
     }
 
     /// Somebody wrote to the file that lies over this memory.
@@ -87,7 +92,13 @@ impl RamBlock {
 }
 
 impl Backing {
-    fn map_file(&self, file: File, offset: u64, watched: OwnedFd) -> io::Result<()> {
+    fn map_file(
+        &self,
+        file: File,
+        before: Metadata,
+        offset: u64,
+        watched: OwnedFd,
+    ) -> io::Result<()> {
         let place = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let path = crate::io::proc::name_of(file.as_raw_fd())?;
         let on_tmpfs = super::backing::is_on_tmpfs(&file);
@@ -104,15 +115,18 @@ impl Backing {
         }
         self.advise_again();
         let is_changed = AtomicBool::new(false);
-        self.set_over(Over { file, path, on_tmpfs, offset, is_changed, _watched: watched });
+        self.set_over(Over { file, path, on_tmpfs, offset, before, is_changed, _watched: watched });
         Ok(())
     }
 }
 
 /// Starts to watch `file`, until what is returned is dropped.
-fn watch(file: &File, changed: impl FnOnce() + Send + 'static) -> io::Result<OwnedFd> {
+fn watch(
+    file: &File,
+    before: Metadata,
+    changed: impl FnOnce() + Send + 'static,
+) -> io::Result<OwnedFd> {
     let (hung_up, watched) = pipe_with(PipeFlags::CLOEXEC)?;
-    let before = file.metadata()?;
     let file = file.try_clone()?;
     let told = told(&file).inspect_err(|error| {
         tracing::warn!("the kernel does not tell of changes of the snapshot ({error}): it is looked at once a second");
@@ -202,7 +216,7 @@ mod tests {
         }
         let (say, hear) = mpsc::channel::<()>();
         let file = tempfile::tempfile().unwrap();
-        let watched = watch(&file, move || drop(say)).unwrap();
+        let watched = watch(&file, file.metadata().unwrap(), move || drop(say)).unwrap();
         drop(watched);
         let end = hear.recv_timeout(Duration::from_secs(60)).unwrap_err();
         assert_eq!(end, mpsc::RecvTimeoutError::Disconnected);

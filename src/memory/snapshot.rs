@@ -73,6 +73,8 @@ struct Shared {
     state: Mutex<State>,
     /// There is room in the pool.
     room: Condvar,
+    /// Of the block, before anything was read of it.
+    losses: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,6 +123,7 @@ impl Snapshot {
         if block.page_bytes() != PAGE_BYTES {
             return Err(Unavailable::HugePages);
         }
+        let losses = block.losses();
         let uffd = ram.watch_main()?;
         let pages = block.pages();
         let pool = Pool::new(pages).map_err(Unavailable::Protect)?;
@@ -139,6 +142,7 @@ impl Snapshot {
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(Unavailable::Protect)?,
             state: Mutex::new(state),
             room: Condvar::new(),
+            losses,
         });
         let faults = {
             let shared = shared.clone();
@@ -202,6 +206,15 @@ impl Snapshot {
             at += part;
         }
         Ok(())
+    }
+
+    /// Fails if what was read so far need not be the guest's memory of the moment: pages of it were lost
+    /// meanwhile, or somebody wrote to the file that lies over it. Asked once all is read.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        if self.shared.state().lost {
+            return Err(Error::SnapshotLost);
+        }
+        self.shared.ram.main().check_still_whole(self.shared.losses)
     }
 
     /// Gives up the image of all pages that `bytes` touches: they were read, or are not wanted.

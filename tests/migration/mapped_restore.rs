@@ -146,12 +146,12 @@ fn a_file_that_is_cut_short_or_written_to_stops_the_guest_by_name() {
         }
         assert_stopped_by_name(&mut vm, &file, &["cut short", "was written to"]);
         // What is lost is no snapshot.
-        if change == "cut" {
-            let uri = format!("file:{}", dir.path().join("again").display());
-            vm.ask("migrate", json!({"uri": uri}));
-            let report = vm.outcome();
-            assert_eq!(report["status"], "failed", "{report}");
-        }
+        let again = dir.path().join("again").display().to_string();
+        vm.ask("migrate", json!({"uri": format!("file:{again}")}));
+        let report = vm.outcome();
+        assert_eq!(report["status"], "failed", "{report}");
+        let arguments = json!({"paging": false, "protocol": format!("file:{again}")});
+        assert!(vm.try_ask("dump-guest-memory", arguments).is_err(), "{name}");
         vm.ask("quit", json!({}));
         assert_eq!(vm.exit_code(), Some(0), "{}", vm.stderr());
     }
@@ -201,4 +201,30 @@ fn the_parameter_does_what_the_command_line_does() {
     assert!(memory(&mut target) == ram, "memory differs");
     target.ask("cont", json!({}));
     target.assert_alive();
+}
+
+#[test]
+fn what_another_writes_into_the_file_is_in_no_snapshot_that_is_under_way() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (original, _) = snapshot(dir.path(), GUEST, &["mapped-ram"]);
+    let file = dir.path().join("copy");
+    for capability in ["background-snapshot", "mapped-ram-off"] {
+        std::fs::copy(&original, &file).unwrap();
+        let launch = Launch::new(dir.path(), capability).guest(GUEST).incoming(&uri(&file));
+        let mut vm = launch.words(&["-S"]).start();
+        vm.wait_for_status("paused");
+        vm.set(&[capability], &json!({}));
+        let go = dir.path().join(format!("{capability}.go"));
+        rustix::fs::mkfifoat(rustix::fs::CWD, &go, 0o600.into()).unwrap();
+        let command = format!("read x <{}; cat >/dev/null", go.display());
+        vm.ask("migrate", json!({"uri": format!("exec:{command}")}));
+        vm.wait_for("the pages", |report| report["ram"]["transferred"].as_u64() > Some(0));
+        let opened = File::options().write(true).open(&file).unwrap();
+        opened.write_all_at(&vec![0x55; 60 << 20], 1 << 20).unwrap();
+        std::fs::write(&go, "\n").unwrap();
+        let report = vm.outcome();
+        assert_eq!(report["status"], "failed", "{capability}: {report}");
+        let error = report["error-desc"].as_str().unwrap();
+        assert!(error.contains("was written to"), "{report}");
+    }
 }

@@ -77,6 +77,7 @@ pub(super) fn write(
     let encode = |chunk: Range, room| encoder.chunk(chunk, map.rank(chunk.start), room);
     pipeline::run(pool, order, progress, encode, &mut pages)?;
     debug_assert_eq!(pages.count, map.count(), "one descriptor for each page");
+    guest.view.check().map_err(Error::Lost)?;
     pages.image.finish(pages.next_data)
 }
 

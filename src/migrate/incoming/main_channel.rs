@@ -33,6 +33,8 @@ pub(crate) struct MainChannel<'a> {
     /// Pages have places in it, and do not travel.
     is_mapped: bool,
     hash: Option<u64>,
+    /// Of the guest's RAM, before anything came.
+    losses: u64,
 }
 
 /// The machine's own loader knows where a payload ends: it decodes it to find out.
@@ -76,6 +78,7 @@ impl<'a> MainChannel<'a> {
             file,
             is_mapped: false,
             hash: None,
+            losses: incoming.guest.ram().main().losses(),
         }
     }
 
@@ -94,7 +97,9 @@ impl<'a> MainChannel<'a> {
         // A stream without section ram has no list that could have been looked at.
         self.check_blocks()?;
         self.loader().validate()?;
-        self.incoming.guest.ram().main().check_losses(0)?;
+        let ram = self.incoming.guest.ram().main();
+        ram.check_still_whole(self.losses)?;
+        ram.forgive(self.losses);
         match self.hash {
             Some(hash) if hash_ram(self.incoming.guest.ram())? != hash => Err(Error::RamDiffers),
             _ => Ok(()),

@@ -59,7 +59,7 @@ impl Source {
         // A guest whose writes find no room any more waits for whoever reads: not for ever.
         let time = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
         peer.set_operation_timeout(time);
-        let sent = self.send_image(peer, &image);
+        let sent = self.send_image(peer, &image).and_then(|()| Ok(image.check()?));
         drop(image);
         sent.map_err(|error| peer.silent(error, "the guest's memory", time))?;
         peer.write_bitmaps(&self.progress.counters)?;

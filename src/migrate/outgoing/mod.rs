@@ -70,6 +70,7 @@ impl Source {
     }
 
     fn migrate(&self, destination: Destination, started: Instant) -> Result<(), Error> {
+        self.guest.ram().main().check_whole()?;
         let mut ring = Ring::new(self.waker.clone())?;
         let timeout = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
         ring.set_operation_timeout(Some(timeout));
@@ -93,6 +94,7 @@ impl Source {
     }
 
     fn send(&self, peer: &mut Peer, started: Instant) -> Result<(), Error> {
+        let losses = self.guest.ram().main().losses();
         let mut rounds = Rounds::start(self, peer)?;
         self.progress.figures().setup = started.elapsed();
         self.enter(Status::Active)?;
@@ -103,12 +105,13 @@ impl Source {
         let stopped_at = Instant::now();
         let ran = self.guest.stop(RunState::FinishMigrate)?;
         self.progress.figures().downtime_parts.stop = stopped_at.elapsed();
-        let result = guarded(|| self.finish(peer, &mut rounds, ran)).or_else(|error| match error {
-            Error::Panicked(_) if self.progress.life.is_given_away() => {
-                Ok(handover::indeterminate(error))
-            }
-            error => Err(error),
-        });
+        let result =
+            guarded(|| self.finish(peer, &mut rounds, ran, losses)).or_else(|error| match error {
+                Error::Panicked(_) if self.progress.life.is_given_away() => {
+                    Ok(handover::indeterminate(error))
+                }
+                error => Err(error),
+            });
         // Before the rounds' memory and threads go, for which no guest waits.
         let downtime = stopped_at.elapsed();
         drop(rounds);
@@ -130,7 +133,13 @@ impl Source {
     }
 
     /// With the guest stopped: its state, the last pages, the hand-over.
-    fn finish(&self, peer: &mut Peer, rounds: &mut Rounds, ran: bool) -> Result<Outcome, Error> {
+    fn finish(
+        &self,
+        peer: &mut Peer,
+        rounds: &mut Rounds,
+        ran: bool,
+        losses: u64,
+    ) -> Result<Outcome, Error> {
         self.pause_before_switchover(peer)?;
         self.enter(Status::Device)?;
         // The guest waits: from here to GO the target may not be silent for longer than the commit
@@ -145,6 +154,7 @@ impl Source {
         rounds
             .last(self, peer)
             .map_err(|error| peer.silent(error, "the last pages, before GO", time))?;
+        self.guest.ram().main().check_still_whole(losses)?;
         let sent = Instant::now();
         let outcome = handover::hand_over(self, peer, state.as_ref());
         let parts = &mut self.progress.figures().downtime_parts;
