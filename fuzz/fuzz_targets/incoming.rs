@@ -104,6 +104,10 @@ impl Migratable for Guestless {
         unreachable!("a target saves nothing")
     }
 
+    fn save_here(&self, _: bool) -> Result<Box<dyn State>, GuestError> {
+        unreachable!("a target saves nothing")
+    }
+
     fn rehearse(&self) -> Result<Rehearsal, GuestError> {
         Ok(Rehearsal::default())
     }
