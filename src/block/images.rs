@@ -5,6 +5,7 @@ use super::image::Image;
 use crate::config::{self, Config, ImageFormat};
 use crate::devices::{self, Built, Device, Kind, Loading, Sections, Slots};
 use crate::io::reason;
+use crate::output::Input;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -65,6 +66,15 @@ impl Images {
 
     pub(crate) fn all(&self) -> Vec<Arc<Image>> {
         self.lock().clone()
+    }
+
+    /// Their files, and those that they stand on.
+    pub(crate) fn files(&self) -> Vec<Input> {
+        let files = |image: Arc<Image>| {
+            let layers = image.layers();
+            layers.iter().filter_map(|layer| layer.input()).collect::<Vec<_>>()
+        };
+        self.all().into_iter().flat_map(files).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Arc<Image>>> {

@@ -6,6 +6,7 @@ use super::probe;
 use super::qcow2::{self, Header, Part, Watch};
 use crate::config::{self, Backing, FileKind, ImageFormat};
 use crate::io::proc;
+use crate::output::Input;
 use rustix::fs::{Advice, AtFlags, OFlags, StatxFlags, fadvise, statx};
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Seek, SeekFrom};
@@ -149,6 +150,11 @@ impl Layer {
     pub(super) fn is_file(&self, other: &File) -> bool {
         let of = |file: &File| file.metadata().map(|found| (found.dev(), found.ino())).ok();
         of(&self.file).is_some_and(|this| of(other) == Some(this))
+    }
+
+    /// For those who would write over it.
+    pub(super) fn input(&self) -> Option<Input> {
+        Input::of(self.path(), &self.file)
     }
 
     /// The same file, which needs no memory at a boundary.

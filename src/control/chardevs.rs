@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 use super::outputs;
 use crate::chardev::{self, Change, Chardev, Status};
 use crate::config;
+use crate::output::Input;
 use crate::vmm::{ChardevError, ChardevInfo, Chardevs};
 
 /// All that are open.
@@ -135,13 +136,13 @@ impl Chardevs for Registry {
         &self,
         chardev: config::Chardev,
         fd: Option<OwnedFd>,
-        images: &[PathBuf],
+        images: Vec<Input>,
     ) -> Result<(), ChardevError> {
         if self.has(&chardev.id) {
             return Err(ChardevError::Exists(chardev.id));
         }
         // It would be emptied.
-        outputs::check_added(&chardev, &[&self.read, images].concat())
+        outputs::check_added(&chardev, &self.read, images)
             .map_err(|error| ChardevError::Open(error.to_string()))?;
         let added = self.ask(|reply| Request::Add(chardev, reply));
         // It was copied by its number meanwhile.
@@ -153,7 +154,7 @@ impl Chardevs for Registry {
         &self,
         chardev: config::Chardev,
         fd: Option<OwnedFd>,
-        images: &[PathBuf],
+        images: Vec<Input>,
     ) -> Result<(), ChardevError> {
         match self.user(&chardev.id) {
             None => return Err(ChardevError::Unknown(chardev.id)),
@@ -162,7 +163,7 @@ impl Chardevs for Registry {
             Some(User::Serial) if chardev.log.is_some() => return Err(ChardevError::Log),
             Some(User::Serial | User::Nobody) => {}
         }
-        outputs::check_added(&chardev, &[&self.read, images].concat())
+        outputs::check_added(&chardev, &self.read, images)
             .map_err(|error| ChardevError::Open(error.to_string()))?;
         let changed = self.ask(|reply| Request::Change(chardev, reply));
         drop(fd);

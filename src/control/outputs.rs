@@ -29,18 +29,27 @@ pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), E
     read.extend(images.iter().map(PathBuf::as_path));
     if let MemoryBackend::File { path, share, .. } = &config.memory.backend {
         if *share {
-            overwrites(&[Written { writer: "mem-path=".into(), path }], &read)?;
+            overwrites(&[Written { writer: "mem-path=".into(), path }], || at(&read))?;
         }
         read.push(path);
     }
     let all: Vec<Written<'_>> = files.into_iter().chain(pidfile).collect();
-    overwrites(&all, &read)
+    overwrites(&all, || at(&read))
 }
 
-/// The same for a character device that comes later, where the machine reads `read`.
-pub(super) fn check_added(chardev: &Chardev, read: &[PathBuf]) -> Result<(), Error> {
-    let read: Vec<&Path> = read.iter().map(PathBuf::as_path).collect();
-    overwrites(&written(chardev).collect::<Vec<_>>(), &read)
+fn at(read: &[&Path]) -> Vec<Input> {
+    read.iter().filter_map(|path| Input::at(path)).collect()
+}
+
+/// The same for a character device that comes later, where the machine reads `read`, and has
+/// `open`.
+pub(super) fn check_added(
+    chardev: &Chardev,
+    read: &[PathBuf],
+    open: Vec<Input>,
+) -> Result<(), Error> {
+    let read = || read.iter().filter_map(|path| Input::at(path)).chain(open).collect();
+    overwrites(&written(chardev).collect::<Vec<_>>(), read)
 }
 
 /// The files that the machine reads as long as it lives.
@@ -94,12 +103,12 @@ fn written(chardev: &Chardev) -> impl Iterator<Item = Written<'_>> {
     file.into_iter().chain(log).map(move |path| Written { writer: writer.clone(), path })
 }
 
-fn overwrites(written: &[Written<'_>], read: &[&Path]) -> Result<(), Error> {
+fn overwrites(written: &[Written<'_>], read: impl FnOnce() -> Vec<Input>) -> Result<(), Error> {
     if written.is_empty() {
         // Names are not looked at for nothing: a file system may not answer.
         return Ok(());
     }
-    let inputs: Vec<Input> = read.iter().filter_map(|path| Input::at(path)).collect();
+    let inputs = read();
     for Written { writer, path } in written {
         let Some(is) = Input::at(path) else { continue };
         if let Some(input) = inputs.iter().find(|input| is.is(input)) {

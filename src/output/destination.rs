@@ -39,6 +39,11 @@ impl Input {
         let is = path.metadata().ok()?;
         Some(Input { name: path.display().to_string(), is })
     }
+
+    /// One that is open, whatever has its name now.
+    pub(crate) fn of(name: String, file: &std::fs::File) -> Option<Input> {
+        Some(Input { name, is: file.metadata().ok()? })
+    }
 }
 
 impl Input {

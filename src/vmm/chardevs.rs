@@ -1,9 +1,9 @@
 //! Character devices, as far as commands have to do with them.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 
 use crate::config;
+use crate::output::Input;
 
 /// A character device, as `query-chardev` shows it.
 pub struct ChardevInfo {
@@ -39,7 +39,7 @@ pub enum ChardevError {
 }
 
 /// All character devices.
-pub trait Chardevs: Send + Sync {
+pub(crate) trait Chardevs: Send + Sync {
     fn list(&self) -> Vec<ChardevInfo>;
     /// The labels of those behind which is a socket.
     fn sockets(&self) -> Vec<String>;
@@ -47,12 +47,12 @@ pub trait Chardevs: Send + Sync {
     fn cut(&self, label: &str);
     /// Opens another one, which may take as long as names and peers do. Not on the control plane.
     /// `fd` is held until it was taken by its number. Refused if it would write over what the machine
-    /// reads, `images` among it.
+    /// reads, or over one of `images`.
     fn add(
         &self,
         chardev: config::Chardev,
         fd: Option<OwnedFd>,
-        images: &[PathBuf],
+        images: Vec<Input>,
     ) -> Result<(), ChardevError>;
     /// Opens another one in place of the one of its name, whose user goes on with it; as
     /// [`Chardevs::add`]. If it cannot be opened nothing changes.
@@ -60,7 +60,7 @@ pub trait Chardevs: Send + Sync {
         &self,
         chardev: config::Chardev,
         fd: Option<OwnedFd>,
-        images: &[PathBuf],
+        images: Vec<Input>,
     ) -> Result<(), ChardevError>;
     /// Closes one that nobody uses. Not on the control plane.
     fn remove(&self, label: &str) -> Result<(), ChardevError>;
@@ -84,7 +84,7 @@ impl Chardevs for Nothing {
         &self,
         _chardev: config::Chardev,
         _fd: Option<OwnedFd>,
-        _images: &[PathBuf],
+        _images: Vec<Input>,
     ) -> Result<(), ChardevError> {
         Err(ChardevError::Ending)
     }
@@ -93,7 +93,7 @@ impl Chardevs for Nothing {
         &self,
         chardev: config::Chardev,
         _fd: Option<OwnedFd>,
-        _images: &[PathBuf],
+        _images: Vec<Input>,
     ) -> Result<(), ChardevError> {
         Err(ChardevError::Unknown(chardev.id))
     }

@@ -18,7 +18,8 @@ use crate::machine::moment::{self, Moment, Request, Ruling};
 use crate::machine::{Error, Object};
 use crate::net::Nets;
 
-pub use chardevs::{ChardevError, ChardevInfo, Chardevs};
+pub(crate) use chardevs::Chardevs;
+pub use chardevs::{ChardevError, ChardevInfo};
 pub use events::Events;
 pub(crate) use events::Listener;
 pub use exit::Exit;
@@ -39,7 +40,7 @@ pub struct Vmm {
     /// In `inmigrate`: whether the guest starts once it has arrived. `-S` and `stop` clear it,
     /// `cont` sets it.
     pub autostart: Arc<AtomicBool>,
-    pub chardevs: Arc<dyn Chardevs>,
+    pub(crate) chardevs: Arc<dyn Chardevs>,
     /// What network cards are connected to.
     pub nets: Arc<Nets>,
     /// Absent where there is no machine to dump.

@@ -373,3 +373,37 @@ fn no_overlay_takes_a_file_that_the_machine_has_open() {
     assert!(std::fs::read(file("plain")).unwrap() == [0xaa; 4096]);
     wait_for_points(&vm, 1);
 }
+
+#[test]
+fn no_console_that_comes_later_writes_over_an_image() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    chain(folder.path());
+    let drive = drive(folder.path(), "top", "");
+    let words = ["-drive", &drive, "-chardev", "null,id=idle"];
+    let mut vm = launch(folder.path(), "vm", &words).start();
+    qcow2::make(Path::new(&file("added")), DISK_BYTES, Some(("below", "raw")));
+    std::fs::write(file("below"), [0xaa; 4096]).unwrap();
+    let below = json!({"driver": "file", "filename": file("added")});
+    vm.ask("blockdev-add", json!({"driver": "qcow2", "node-name": "added", "file": below}));
+    vm.ask("blockdev-snapshot-sync", json!({"device": "d", "snapshot-file": file("over")}));
+    // Whatever their names are now.
+    std::fs::rename(file("middle"), file("moved")).unwrap();
+    wait_for_points(&vm, 1);
+    for name in ["over", "top", "moved", "base", "added", "below"] {
+        let bytes = || std::fs::metadata(file(name)).unwrap().len();
+        let before = bytes();
+        let backend = json!({"type": "file", "data": {"out": file(name)}});
+        let log = json!({"type": "null", "data": {"logfile": file(name)}});
+        for (command, id, backend) in [
+            ("chardev-add", "new", &backend),
+            ("chardev-add", "new", &log),
+            ("chardev-change", "idle", &backend),
+        ] {
+            let refused = vm.try_ask(command, json!({"id": id, "backend": backend})).unwrap_err();
+            assert!(refused.contains("would overwrite"), "{command} {name}: {refused}");
+        }
+        assert!(before > 0 && bytes() >= before, "{name}");
+    }
+    wait_for_points(&vm, 1);
+}

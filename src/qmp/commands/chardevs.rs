@@ -11,6 +11,7 @@ use crate::block::Images;
 use crate::config::{
     Chardev, ChardevBackend, IpFamily, LogFile, Socket, SocketAddress, SocketRole,
 };
+use crate::output::Input;
 use crate::qmp::args::Args;
 use crate::qmp::error::Error;
 use crate::qmp::schema::{Member, Shape, Type, Union, optional, required};
@@ -148,13 +149,12 @@ fn add(call: Call<'_>) -> Answer {
 fn open(
     call: Call<'_>,
     id: &str,
-    how: impl FnOnce(Chardev, Option<OwnedFd>, &[PathBuf]) -> Result<(), ChardevError>,
+    how: impl FnOnce(Chardev, Option<OwnedFd>, Vec<Input>) -> Result<(), ChardevError>,
 ) -> Answer {
     let (chardev, fd) = describe(call, id)?;
     let is_pty = matches!(chardev.backend, ChardevBackend::Pty { .. });
-    let images = call.vmm.guest.images().map(Images::all).unwrap_or_default();
-    let images: Vec<_> = images.iter().map(|image| image.config.path.clone()).collect();
-    how(chardev, fd, &images).map_err(Error::generic)?;
+    let images = call.vmm.guest.images().map(Images::files).unwrap_or_default();
+    how(chardev, fd, images).map_err(Error::generic)?;
     let opened = call.vmm.chardevs.list().into_iter().find(|other| other.label == id);
     Ok(match opened.as_ref().and_then(|opened| opened.filename.strip_prefix("pty:")) {
         Some(name) if is_pty => json!({"pty": name}),
