@@ -267,7 +267,7 @@ impl Cpus {
     /// Whether memory was lost since it was last asked, under the hands of any thread.
     pub(super) fn new_loss(&self) -> Option<memory::Error> {
         let block = self.vm.ram().main();
-        let before = self.losses.load(Ordering::Relaxed);
+        let before = self.losses.load(Ordering::Relaxed).max(block.forgiven());
         let why = block.check_losses(before).err()?;
         self.losses.store(block.losses(), Ordering::Relaxed);
         Some(why)

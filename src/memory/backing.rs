@@ -11,11 +11,11 @@ use crate::config::{HugePages, MemoryBackend};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
 /// Mappings start on this boundary, so that a guest's 2 MiB pages can be host pages too.
 const ALIGN_BYTES: u64 = 2 << 20;
@@ -43,7 +43,7 @@ pub(super) struct Backing {
     shared: bool,
     discard_at_exit: bool,
     /// What lies over anonymous memory.
-    over: OnceLock<Over>,
+    over: RwLock<Option<Arc<Over>>>,
     /// What the kernel was told about the mapping.
     advice: Vec<i32>,
     /// Ranges, ascending, whose pages are there and have page tables.
@@ -51,6 +51,23 @@ pub(super) struct Backing {
     /// Of this process, opened when it is first asked; `None` if it cannot be.
     page_map: OnceLock<Option<File>>,
     watched: Watched,
+}
+
+/// A file behind a mapping.
+pub(super) enum Mapped<'b> {
+    Own(&'b File),
+    Over(Arc<Over>),
+}
+
+impl std::ops::Deref for Mapped<'_> {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        match self {
+            Mapped::Own(file) => file,
+            Mapped::Over(over) => &over.file,
+        }
+    }
 }
 
 // SAFETY: the mapping is plain memory that stays where it is until `drop`; all access to its bytes
@@ -117,25 +134,22 @@ impl Backing {
         self.page_bytes
     }
 
-    pub(super) fn file(&self) -> Option<&File> {
-        self.over.get().map(|over| &over.file).or(self.file.as_ref())
+    /// What the mapping is of.
+    pub(super) fn file(&self) -> Option<Mapped<'_>> {
+        self.over().map(Mapped::Over).or(self.file.as_ref().map(Mapped::Own))
     }
 
-    pub(super) fn over(&self) -> Option<&Over> {
-        self.over.get()
+    pub(super) fn over(&self) -> Option<Arc<Over>> {
+        self.over.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    pub(super) fn has_file_over(&self) -> bool {
-        self.over.get().is_some()
+    /// The mapping is the file's now, or none's any more.
+    pub(super) fn set_over(&self, over: Option<Over>) {
+        *self.over.write().unwrap_or_else(PoisonError::into_inner) = over.map(Arc::new);
     }
 
-    /// The mapping is the file's now. Only the first call counts.
-    pub(super) fn set_over(&self, over: Over) {
-        let _ = self.over.set(over);
-    }
-
-    pub(super) fn path(&self) -> Option<&Path> {
-        self.over.get().map(|over| over.path.as_path()).or(self.path.as_deref())
+    pub(super) fn path(&self) -> Option<PathBuf> {
+        self.over().map(|over| over.path.clone()).or(self.path.clone())
     }
 
     pub(super) fn is_own_hugetlb(&self) -> bool {
@@ -163,18 +177,14 @@ impl Backing {
         if file.metadata().is_ok_and(|meta| meta.is_file() && meta.len() < end) {
             return io::ErrorKind::UnexpectedEof.into();
         }
-        match file_system(file) {
+        match file_system(&file) {
             Ok(found) if found.f_bavail == 0 => io::Error::from_raw_os_error(libc::ENOSPC),
             _ => io::Error::from_raw_os_error(libc::EFAULT),
         }
     }
 
-    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.file().map(AsFd::as_fd)
-    }
-
     pub(super) fn file_offset(&self) -> u64 {
-        self.over.get().map_or(self.file_offset, |over| over.offset)
+        self.over().map_or(self.file_offset, |over| over.offset)
     }
 
     pub(super) fn is_shared(&self) -> bool {
@@ -221,7 +231,7 @@ impl Backing {
 
     /// Memfds are, too.
     pub(super) fn is_on_tmpfs(&self) -> bool {
-        self.over.get().map_or(self.on_tmpfs, |over| over.on_tmpfs)
+        self.over().map_or(self.on_tmpfs, |over| over.on_tmpfs)
     }
 
     /// Writes `pieces` one after another from `offset` (bytes into the block) on.
@@ -274,7 +284,7 @@ impl Backing {
         }
         match self.file() {
             Some(file) if self.shared => {
-                punch(file, self.file_offset + range.start, range.end - range.start)
+                punch(&file, self.file_offset + range.start, range.end - range.start)
             }
             Some(_) => Err(io::ErrorKind::Unsupported.into()),
             None => self.advise(range, libc::MADV_DONTNEED),
@@ -355,7 +365,7 @@ impl Backing {
             page_bytes,
             shared,
             discard_at_exit: false,
-            over: OnceLock::new(),
+            over: RwLock::default(),
             advice: Vec::new(),
             mapped: OnceLock::new(),
             page_map: OnceLock::new(),

@@ -2,11 +2,9 @@
 
 use super::backing::Backing;
 use super::error::Error;
-use super::over::Over;
 use super::pages::{PAGE_BYTES, PageSet};
 use std::io;
 use std::ops::Range;
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -71,12 +69,12 @@ impl RamBlock {
         self.inner.backing.host()
     }
 
-    /// The descriptor behind the block, unless it is private anonymous memory.
-    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.inner.backing.fd()
+    /// Whether it is private memory without a file.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.inner.backing.file().is_none()
     }
 
-    /// Where the block starts in [`RamBlock::fd`].
+    /// Where the block starts in its file, if it has one.
     pub(crate) fn file_offset(&self) -> u64 {
         self.inner.backing.file_offset()
     }
@@ -231,7 +229,7 @@ impl RamBlock {
     /// Fails where this is not the guest's memory: pages were lost that nobody has forgiven, or the file
     /// that lies over it was written to. The number of losses is for [`RamBlock::check_still_whole`].
     pub(crate) fn check_whole(&self) -> Result<u64, Error> {
-        let losses = self.inner.forgiven.load(Ordering::Acquire);
+        let losses = self.forgiven();
         self.check_still_whole(losses)?;
         Ok(losses)
     }
@@ -247,6 +245,11 @@ impl RamBlock {
         }
     }
 
+    /// Losses that [`RamBlock::forgive`] has done away with.
+    pub(crate) fn forgiven(&self) -> u64 {
+        self.inner.forgiven.load(Ordering::Acquire)
+    }
+
     /// Memory with so many losses is a guest's again, as it is: one that starts over, or one that came.
     pub(crate) fn forgive(&self, losses: u64) {
         self.inner.forgiven.store(losses, Ordering::Release);
@@ -254,7 +257,7 @@ impl RamBlock {
 
     /// Why the host cannot supply the page at `offset`.
     pub(crate) fn missing(&self, offset: u64) -> Error {
-        if self.backing().over().is_some_and(Over::is_changed) {
+        if self.backing().over().is_some_and(|over| over.is_changed()) {
             return Error::Changed { block: self.label() };
         }
         self.full(offset, self.inner.backing.why_missing(offset))

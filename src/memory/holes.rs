@@ -14,7 +14,7 @@
 //! Unsafe because it asks the kernel in calls that no crate has.
 #![allow(unsafe_code)]
 
-use super::backing::Backing;
+use super::backing::{Backing, Mapped};
 use super::pages::PAGE_BYTES;
 use std::fs::File;
 use std::io;
@@ -35,8 +35,8 @@ const FILE_PAGE: u64 = 1 << 61;
 /// Who knows a backing's holes.
 enum Teller<'b> {
     PageMap,
-    File(&'b File),
-    Both(&'b File),
+    File(Mapped<'b>),
+    Both(Mapped<'b>),
 }
 
 impl Backing {
@@ -59,9 +59,9 @@ impl Backing {
         }
         match self.teller() {
             Teller::PageMap => self.first_present(range),
-            Teller::File(file) => self.first_in_file(file, range),
+            Teller::File(file) => self.first_in_file(&file, range),
             Teller::Both(file) => {
-                let first = self.first_in_file(file, range.clone())?;
+                let first = self.first_in_file(&file, range.clone())?;
                 let before = range.start..first.unwrap_or(range.end);
                 Ok(self.first_present(before)?.or(first))
             }
@@ -80,16 +80,17 @@ impl Backing {
             Teller::File(file) => file,
             Teller::Both(file) => {
                 // A file that was cut short is an error where its end is, which is further on.
-                let first = self.first_in_file(file, all.clone()).ok().flatten();
+                let first = self.first_in_file(&file, all.clone()).ok().flatten();
                 if let Some(own) = self.next_present(all.start..first.unwrap_or(all.end))? {
                     return Ok(Some(own));
                 }
                 file
             }
         };
-        let Some(start) = self.first_in_file(file, all)? else { return Ok(None) };
+        let Some(start) = self.first_in_file(&file, all)? else { return Ok(None) };
         let end = self.file_offset() + self.bytes();
-        let stop = seek(file, self.file_offset() + start, libc::SEEK_HOLE)?.unwrap_or(end).min(end);
+        let stop =
+            seek(&file, self.file_offset() + start, libc::SEEK_HOLE)?.unwrap_or(end).min(end);
         Ok(Some(start..stop - self.file_offset()))
     }
 

@@ -14,6 +14,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -37,7 +38,7 @@ pub(super) struct Over {
     pub offset: u64,
     /// As it was when it was laid over.
     before: Metadata,
-    is_changed: AtomicBool,
+    is_changed: Arc<AtomicBool>,
     /// Its other end hangs up when this is gone.
     _watched: OwnedFd,
 }
@@ -53,7 +54,7 @@ impl Over {
 impl RamBlock {
     /// Maps `file` from `offset` on privately in place of this memory, whose content goes: a page is
     /// read when it is touched first. `changed` is called, on a thread of its own, once the file was
-    /// written to by anybody, after which the block has one more loss.
+    /// written to by anybody: then [`RamBlock::file_has_changed`] has something to say.
     ///
     /// # Errors
     /// [`Error::NotLaidOver`] where the memory is shared or a file's, preallocated, or has a file over
@@ -66,7 +67,7 @@ impl RamBlock {
     ) -> Result<(), Error> {
         let backing = self.backing();
         let why = match backing {
-            backing if backing.has_file_over() => "it was mapped before",
+            backing if backing.over().is_some() => "it was mapped before",
             backing if backing.file().is_some() || backing.is_shared() => {
                 "it is shared, or a file's"
             }
@@ -78,14 +79,37 @@ impl RamBlock {
         }
         let failed = |source| Error::NotMapped { block: self.name().into(), source };
         let before = file.metadata().map_err(failed)?;
-        let watched = watch(&file, before.clone(), changed).map_err(failed)?;
-        backing.map_file(file, before, offset, watched).map_err(failed)
+        let is_changed = Arc::new(AtomicBool::new(false));
+        let told = is_changed.clone();
+        let watched = watch(&file, before.clone(), move || {
+            told.store(true, Ordering::Release);
+            changed();
+        });
+        backing.map_file(file, before, offset, is_changed, watched.map_err(failed)?).map_err(failed)
     }
 
-    /// Somebody wrote to the file that lies over this memory.
+    pub(crate) fn has_file_over(&self) -> bool {
+        self.backing().over().is_some()
+    }
+
+    /// Takes the file that lies over this memory away: the memory is empty, and nobody watches the file
+    /// any more. For a guest that did not come.
+    pub(crate) fn uncover(&self) {
+        if !self.has_file_over() {
+            return;
+        }
+        match self.backing().map_nothing() {
+            Ok(()) => self.backing().set_over(None),
+            Err(error) => {
+                let block = self.name();
+                tracing::error!("block {block:?} stays mapped from its snapshot: {error}");
+            }
+        }
+    }
+
+    /// Somebody wrote to a file that lay over this memory: one more loss, if it still does.
     pub(crate) fn file_has_changed(&self) {
-        if let Some(over) = self.backing().over() {
-            over.is_changed.store(true, Ordering::Release);
+        if self.backing().over().is_some_and(|over| over.is_changed()) {
             self.backing().watched().lose();
         }
     }
@@ -97,25 +121,35 @@ impl Backing {
         file: File,
         before: Metadata,
         offset: u64,
+        is_changed: Arc<AtomicBool>,
         watched: OwnedFd,
     ) -> io::Result<()> {
         let place = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let path = crate::io::proc::name_of(file.as_raw_fd())?;
         let on_tmpfs = super::backing::is_on_tmpfs(&file);
+        self.map_again(0, file.as_raw_fd(), place)?;
+        let over = Over { file, path, on_tmpfs, offset, before, is_changed, _watched: watched };
+        self.set_over(Some(over));
+        Ok(())
+    }
+
+    fn map_nothing(&self) -> io::Result<()> {
+        self.map_again(libc::MAP_ANONYMOUS, -1, 0)
+    }
+
+    fn map_again(&self, kind: i32, fd: i32, place: libc::off_t) -> io::Result<()> {
         let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE | kind;
         // SAFETY: the range is this mapping, whole; it stays plain memory whose bytes may change at
         // any time, and is unmapped as before.
         let at = unsafe {
             let (start, bytes) = (self.host().cast(), self.bytes() as usize);
-            libc::mmap(start, bytes, prot, flags, file.as_raw_fd(), place)
+            libc::mmap(start, bytes, prot, flags, fd, place)
         };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         self.advise_again();
-        let is_changed = AtomicBool::new(false);
-        self.set_over(Over { file, path, on_tmpfs, offset, before, is_changed, _watched: watched });
         Ok(())
     }
 }

@@ -182,7 +182,7 @@ impl GuestRam {
     /// clone.
     pub(super) fn watch_main(&self) -> Result<Uffd, Unavailable> {
         let main = self.main();
-        let anonymous = main.fd().is_none();
+        let anonymous = main.is_anonymous();
         // SAFETY: the mapping lives as long as the block, and the caller keeps a clone of it.
         unsafe { Uffd::watch(main.host(), main.bytes(), anonymous) }
     }

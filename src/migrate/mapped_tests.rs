@@ -347,3 +347,25 @@ fn a_file_that_is_written_to_while_it_is_mapped_is_lost_memory() {
     let error = guest.ram.main().check_losses(0).unwrap_err().to_string();
     assert!(error.contains("was written to"), "{error}");
 }
+
+#[test]
+fn a_load_that_fails_leaves_no_file_over_memory() {
+    let (source, file) = save(&[Capability::MappedRam], json!({"max-bandwidth": 0}), 0);
+    let cut = tempfile::tempfile().unwrap();
+    let mut bytes = vec![0; file.metadata().unwrap().len() as usize];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    cut.write_all_at(&bytes[..bytes.len() - 10], 0).unwrap();
+    let guest = anonymous();
+    map(&guest, &cut).unwrap_err();
+    assert!(!guest.ram.main().has_file_over());
+    assert_eq!(guest.ram.main().next_data(0).unwrap(), None, "the memory is empty");
+    map(&guest, &file).unwrap();
+    // It is nobody's memory any more.
+    cut.write_all_at(&[0x55; 4096], 0).unwrap();
+    assert_same(&source, &guest);
+    guest.ram.main().check_whole().unwrap();
+    // One that is mapped stays so, whatever comes.
+    assert!(map(&guest, &cut).is_err());
+    assert!(guest.ram.main().has_file_over());
+    assert_same(&source, &guest);
+}

@@ -228,3 +228,31 @@ fn what_another_writes_into_the_file_is_in_no_snapshot_that_is_under_way() {
         assert!(error.contains("was written to"), "{report}");
     }
 }
+
+#[test]
+fn after_a_load_that_failed_another_file_is_mapped_or_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, ram) = snapshot(dir.path(), GUEST, &["mapped-ram"]);
+    let cut = dir.path().join("cut");
+    for restore in ["mapped", "eager"] {
+        std::fs::copy(&file, &cut).unwrap();
+        let opened = File::options().write(true).open(&cut).unwrap();
+        opened.set_len(opened.metadata().unwrap().len() - 21_000).unwrap();
+        let launch = Launch::new(dir.path(), restore).guest(GUEST).incoming("defer").words(&["-S"]);
+        let mut target = launch.start();
+        target.ask("migrate-set-parameters", json!({"x-godwit-restore": "mapped"}));
+        let from = |file: &Path, exit: bool| json!({"uri": format!("file:{}", file.display()), "exit-on-error": exit});
+        target.ask("migrate-incoming", from(&cut, false));
+        target.wait_for("the failure", |report| report["status"] == "failed");
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", target.pid())).unwrap();
+        assert!(!maps.contains(cut.to_str().unwrap()), "{maps}");
+        target.ask("migrate-set-parameters", json!({"x-godwit-restore": restore}));
+        target.ask("migrate-incoming", from(&file, true));
+        target.wait_for_status("paused");
+        // It has nothing to do with this guest any more.
+        opened.write_all_at(&[0x55; 4096], 30 << 20).unwrap();
+        assert!(memory(&mut target) == ram, "{restore}: memory differs");
+        target.ask("cont", json!({}));
+        target.assert_alive();
+    }
+}

@@ -36,6 +36,7 @@ use crate::io::connection::Medium;
 use crate::io::{self, Program, ProgramFailed, Ring, SocketReader, Waker};
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
+use crate::memory::RamBlock;
 use crate::sabotage::{self, Fault};
 use crate::stream::godwit::{self, Answer, Features};
 use crate::stream::return_path::Reply;
@@ -137,6 +138,7 @@ impl Incoming {
         program: Option<&Program>,
         foreign: ForeignTsc,
     ) -> Result<(), Error> {
+        let uncovered = UncoveredUnlessItComes::new(self.guest.ram().main());
         main.read()?;
         if let Some(program) = program {
             // One that failed may have made up the end of what it gave.
@@ -146,6 +148,7 @@ impl Incoming {
         }
         sabotage::panic_on(Fault::PanicBeforeGo);
         let state = main.loader().apply(foreign)?;
+        uncovered.it_came();
         let commits = main.return_path.features.contains(Features::COMMIT);
         if let Err(error) = self.wait_until_given(main, commits) {
             // It goes on at the source, which wants the images that this machine has claimed.
@@ -190,6 +193,29 @@ impl Incoming {
             _ => RunState::Paused,
         });
         Ok(())
+    }
+}
+
+/// Takes the file that a load has laid over memory away again if the guest did not come: the next load
+/// finds the memory as the first one did.
+struct UncoveredUnlessItComes(Option<RamBlock>);
+
+impl UncoveredUnlessItComes {
+    /// A file that lies there already is a guest's.
+    fn new(block: &RamBlock) -> Self {
+        Self((!block.has_file_over()).then(|| block.clone()))
+    }
+
+    fn it_came(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for UncoveredUnlessItComes {
+    fn drop(&mut self) {
+        if let Some(block) = &self.0 {
+            block.uncover();
+        }
     }
 }
 
