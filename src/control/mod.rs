@@ -343,6 +343,9 @@ fn reporter(
                 json!({"recipient": "guest", "action": "fatal", "flags": flags, "x-godwit-reason": why}),
             );
         }
+        Event::PortChange { id, open } => {
+            events.emit("VSERPORT_CHANGE", json!({"open": open, "id": id}));
+        }
         Event::BalloonChange { actual } => {
             events.emit("BALLOON_CHANGE", json!({"actual": actual}));
         }

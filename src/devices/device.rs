@@ -125,5 +125,9 @@ pub enum DiskEvent {
     Threshold(WriteThreshold),
 }
 
+/// Told, from any thread, that a program of the guest opened the port of this id, or closed it; must
+/// not wait for a device.
+pub(crate) type PortEvents = std::sync::Arc<dyn Fn(&str, bool) + Send + Sync>;
+
 /// Told of them, from any thread; must not wait for a device.
 pub(crate) type DiskEvents = std::sync::Arc<dyn Fn(DiskEvent) + Send + Sync>;

@@ -33,7 +33,7 @@ pub(crate) mod smbios;
 pub(crate) mod virtio;
 pub(crate) mod vmcoreinfo;
 
-pub(crate) use device::{Device, DeviceRequest, DiskErrorAction, DiskEvents, IrqLine};
+pub(crate) use device::{Device, DeviceRequest, DiskErrorAction, DiskEvents, IrqLine, PortEvents};
 pub use device::{DiskError, DiskEvent, WriteThreshold};
 pub(crate) use error::Error;
 pub use host_cpu::HostCpu;

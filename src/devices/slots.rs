@@ -2,7 +2,7 @@
 
 use super::bus::{Bus, Window};
 use super::clock::VirtualClock;
-use super::device::{Device, DiskEvents, IrqLine};
+use super::device::{Device, DiskEvents, IrqLine, PortEvents};
 use super::error::Error;
 use super::fw_cfg::Items;
 use super::host_cpu::HostCpu;
@@ -49,6 +49,8 @@ pub(crate) struct Slots<'a> {
     pub(crate) images: Arc<Images>,
     /// Who hears of what the host could not do for them.
     pub disk_events: DiskEvents,
+    /// Who hears of what guests do with the ports of virtio-serial.
+    pub port_events: PortEvents,
     /// What others do with the guest's balloon, if it has one.
     pub balloon: Arc<BalloonControl>,
     /// What network cards are connected to.
@@ -86,6 +88,7 @@ impl<'a> Slots<'a> {
             networks,
             images,
             disk_events,
+            port_events: Arc::new(|_, _| {}),
             balloon: Arc::new(BalloonControl::new(config.memory.bytes)),
             ports,
             mmio,

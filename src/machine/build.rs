@@ -81,6 +81,9 @@ impl Machine {
             })
         };
         let told = events.clone();
+        slots.port_events =
+            Arc::new(move |id, open| told(Event::PortChange { id: id.to_owned(), open }));
+        let told = events.clone();
         slots.balloon.on_change(Box::new(move |actual| told(Event::BalloonChange { actual })));
         // Devices see processors and chips before anything is done to them.
         let board = Board::new(slots)?;

@@ -103,6 +103,11 @@ pub enum Event {
     BalloonChange {
         actual: u64,
     },
+    /// A program of the guest opened the port of this id, or closed it.
+    PortChange {
+        id: String,
+        open: bool,
+    },
     /// The host could not do what a disk wanted.
     Disk(DiskEvent),
     /// A vCPU cannot go on; the run state is `internal-error`. Not a QMP event: a sentence for

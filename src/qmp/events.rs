@@ -34,6 +34,7 @@ pub(crate) static KINDS: &[Kind] = &[
     kind("RESUME", &NOTHING),
     kind("SHUTDOWN", &ENDED),
     kind("STOP", &NOTHING),
+    kind("VSERPORT_CHANGE", &PORT),
 ];
 
 const fn kind(name: &'static str, data: &'static Shape) -> Kind {
@@ -47,6 +48,7 @@ static MIGRATION: Shape = Shape::of(&[required("status", Type::Enum(STATES))]);
 static PASS: Shape = Shape::of(&[required("pass", Type::Int)]);
 static DUMPED: Shape =
     Shape::of(&[required("result", Type::Object(&DUMP_RESULT)), optional("error", Type::Text)]);
+static PORT: Shape = Shape::of(&[required("id", Type::Text), required("open", Type::Bool)]);
 static THRESHOLD: Shape = Shape::of(&[
     required("node-name", Type::Text),
     required("amount-exceeded", Type::Int),

@@ -13,15 +13,15 @@ pub(crate) trait Listener: Send + Sync {
     fn event(&self, event: &Json);
 }
 
-/// At most one a second; the last of a burst is kept and sent late.
-const RATE_LIMITED: [&str; 2] = ["BALLOON_CHANGE", "BLOCK_IO_ERROR"];
+/// At most one a second, of VSERPORT_CHANGE for each port; the last of a burst is kept and sent late.
+const RATE_LIMITED: [&str; 3] = ["BALLOON_CHANGE", "BLOCK_IO_ERROR", "VSERPORT_CHANGE"];
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The clients, and what is owed to them.
 #[derive(Default)]
 pub struct Events {
     clients: Mutex<Vec<Weak<dyn Listener>>>,
-    limited: Mutex<HashMap<&'static str, Limited>>,
+    limited: Mutex<HashMap<(&'static str, String), Limited>>,
     /// Wakes [`Events::send_late`].
     held_back: Notify,
 }
@@ -64,8 +64,9 @@ impl Events {
     /// back.
     fn is_due(&self, name: &'static str, event: &Json) -> bool {
         let now = Instant::now();
+        let of = event["data"]["id"].as_str().unwrap_or_default().to_owned();
         let mut limited = lock(&self.limited);
-        let state = limited.entry(name).or_insert(Limited { next: now, held: None });
+        let state = limited.entry((name, of)).or_insert(Limited { next: now, held: None });
         if state.next <= now && state.held.is_none() {
             state.next = now + RATE_INTERVAL;
             return true;

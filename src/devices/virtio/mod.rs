@@ -256,7 +256,12 @@ static DRIVERS: &[Driver] = &[
         open: |device, slots| {
             let ports = console::ports_of(slots.config, device);
             let controller = of(&*device.properties);
-            Ok(Box::new(console::Console::new(controller, ports, &slots.lines)))
+            Ok(Box::new(console::Console::new(
+                controller,
+                ports,
+                &slots.lines,
+                slots.port_events.clone(),
+            )))
         },
     },
     Driver {

@@ -14,7 +14,7 @@ pub(super) use options::{
 use super::model::{Model, Next};
 use super::queue::{Fault, Queue};
 use super::{ConsoleState, PortsMapWord, VirtioDevice, VirtioKind, Wake};
-use crate::devices::Lines;
+use crate::devices::{Lines, PortEvents};
 use crate::memory::GuestRam;
 use options::Placed;
 use port::Port;
@@ -60,17 +60,23 @@ pub(super) struct Console {
     ports: Vec<Port>,
     /// Control messages to the guest.
     pending: VecDeque<Vec<u8>>,
+    opened: PortEvents,
 }
 
 impl Console {
-    pub(super) fn new(controller: &Controller, ports: Vec<Placed>, lines: &Lines) -> Console {
+    pub(super) fn new(
+        controller: &Controller,
+        ports: Vec<Placed>,
+        lines: &Lines,
+        opened: PortEvents,
+    ) -> Console {
         let port = |placed: Placed| {
             let line = placed.chardev.as_ref().and_then(|id| lines.get(id)).cloned();
             Port::new(placed, line)
         };
         let ports = ports.into_iter().map(port).collect();
         let (ports_max, emergency_write) = (controller.ports_max, controller.emergency_write);
-        Console { ports_max, emergency_write, ports, pending: VecDeque::new() }
+        Console { ports_max, emergency_write, ports, pending: VecDeque::new(), opened }
     }
 
     fn tell(&mut self, port: u32, event: u16, value: u16, name: &[u8]) {
@@ -131,7 +137,12 @@ impl Console {
                     self.tell(number, event::PORT_OPEN, 1, b"");
                 }
             }
-            event::PORT_OPEN => port.guest_connected = value != 0,
+            event::PORT_OPEN => {
+                port.guest_connected = value != 0;
+                if let Some(id) = &port.id {
+                    (self.opened)(id, value != 0);
+                }
+            }
             _ => {}
         }
     }
@@ -191,7 +202,12 @@ impl Model for Console {
 
     fn reset(&mut self) {
         self.pending.clear();
-        self.ports.iter_mut().for_each(Port::reset);
+        for port in &mut self.ports {
+            if let (Some(id), true) = (&port.id, port.guest_connected) {
+                (self.opened)(id, false);
+            }
+            port.reset();
+        }
     }
 
     fn queue_reset(&mut self, queue: usize) {
@@ -250,6 +266,10 @@ impl Model for Console {
         for port in &mut self.ports {
             let brought = from.ports.iter().find(|brought| brought.id == port.number);
             port.load(brought.unwrap_or(&Default::default()), ram)?;
+            // Whoever watches this process has not heard of it, as with QEMU.
+            if let (Some(id), Some(brought)) = (&port.id, brought) {
+                (self.opened)(id, brought.guest_connected != 0);
+            }
         }
         Ok(())
     }

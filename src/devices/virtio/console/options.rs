@@ -89,6 +89,8 @@ const NAME_BYTES_MAX: usize = 128;
 pub(crate) struct Placed {
     /// Of the controller among [`Config::devices`].
     controller: usize,
+    /// The device's, which events name it by.
+    pub id: Option<String>,
     pub number: u32,
     pub is_console: bool,
     pub name: Option<String>,
@@ -104,7 +106,7 @@ impl Placed {
         chardev: Option<&str>,
     ) -> Placed {
         let (name, chardev) = (name.map(Into::into), chardev.map(Into::into));
-        Placed { controller: 0, number, is_console, name, chardev }
+        Placed { controller: 0, id: None, number, is_console, name, chardev }
     }
 }
 
@@ -179,6 +181,7 @@ fn place(config: &Config) -> Result<Vec<Placed>, OptionError> {
         }
         placed.push(Placed {
             controller,
+            id: device.id.clone(),
             number,
             is_console,
             name: wanted.name.clone(),

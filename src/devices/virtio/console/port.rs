@@ -16,6 +16,7 @@ const TURN_CHAINS: usize = 64;
 
 /// A port.
 pub(super) struct Port {
+    pub id: Option<String>,
     pub number: u32,
     pub is_console: bool,
     pub name: Option<String>,
@@ -77,8 +78,9 @@ impl Port {
         if let Some(line) = &line {
             line.attach(end.clone());
         }
-        let Placed { number, is_console, name, .. } = placed;
+        let Placed { id, number, is_console, name, .. } = placed;
         let mut port = Port {
+            id,
             number,
             is_console,
             name,

@@ -76,6 +76,8 @@ impl Outside {
 
 /// A controller with a console (port 0) and a port (1, "org.test") and what lies behind them.
 struct Rig {
+    /// What was told of ports being opened.
+    opened: std::sync::mpsc::Receiver<(String, bool)>,
     transport: Transport,
     ram: GuestRam,
     console: Arc<Outside>,
@@ -102,13 +104,20 @@ fn rig() -> Rig {
     lines.insert("p".into(), port.clone());
     let controller = Controller::default();
     let ports = vec![placed(0, true, None, "c"), placed(1, false, Some("org.test"), "p")];
-    let model = Box::new(Console::new(&controller, ports, &lines));
+    let mut ports = ports;
+    ports[1].id = Some("channel0".into());
+    let (tell, opened) = std::sync::mpsc::channel();
+    let tell = Mutex::new(tell);
+    let opens = Arc::new(move |id: &str, open| {
+        tell.lock().unwrap().send((id.to_owned(), open)).unwrap();
+    });
+    let model = Box::new(Console::new(&controller, ports, &lines, opens));
     let offered = offered(false, EVENT_IDX | INDIRECT_DESC, features(&controller));
     let registers = Registers::new(false, offered);
     let irq = Box::new(NoLine);
     let transport = Transport::new(0xfeb0_0e00, registers, model, ram.clone(), irq).unwrap();
     transport.resume().unwrap();
-    Rig { transport, ram, console, port, given: [0; 8] }
+    Rig { transport, ram, console, port, opened, given: [0; 8] }
 }
 
 fn ring(queue: usize) -> (u64, u64, u64) {
@@ -532,4 +541,38 @@ mod placing {
             assert!(text.contains(words), "{ending}: {text}");
         }
     }
+}
+
+#[test]
+fn who_watches_hears_of_ports_with_an_id() {
+    let mut rig = rig();
+    let told = |rig: &Rig| {
+        let (id, open) = rig.opened.recv_timeout(Duration::from_secs(20)).unwrap();
+        assert_eq!(id, "channel0");
+        open
+    };
+    rig.open_ports();
+    assert!(told(&rig));
+    let sections = rig.save();
+    let mut bytes = vec![0; 0x20_0000];
+    rig.ram.read(0x1_0000, &mut bytes).unwrap();
+    rig.transport.resume().unwrap();
+    rig.control(1, event::PORT_OPEN, 0);
+    assert!(!told(&rig));
+    rig.control(1, event::PORT_OPEN, 1);
+    assert!(told(&rig));
+    rig.transport.quiesce().unwrap();
+    rig.transport.reset().unwrap();
+    assert!(!told(&rig));
+    // A port that was closed already is not closed again.
+    rig.transport.reset().unwrap();
+    assert!(rig.opened.try_recv().is_err());
+
+    let arrived = self::rig();
+    arrived.ram.write(0x1_0000, &bytes).unwrap();
+    arrived.transport.quiesce().unwrap();
+    let report = Default::default();
+    let mut from = Loading { sections: &sections, foreign: ForeignTsc::Refuse, report };
+    arrived.transport.load(&mut from).unwrap();
+    assert!(told(&arrived));
 }
