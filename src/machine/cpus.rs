@@ -38,6 +38,8 @@ pub(crate) enum VcpuRequest {
         vcpu: u32,
         why: memory::Error,
     },
+    /// Not a vCPU's: memory was lost, as no access may have told.
+    Loss,
     /// The process ends with this status.
     Exit(i32),
     /// Not a vCPU's: a disk cannot go on.
@@ -55,9 +57,10 @@ impl VcpuRequest {
             VcpuRequest::Shutdown => StopCause::GuestShutdown,
             VcpuRequest::Panic => StopCause::GuestPanic,
             VcpuRequest::Exit(_) => StopCause::GuestShutdown,
-            VcpuRequest::NoMemory { .. } | VcpuRequest::DiskError | VcpuRequest::Broken { .. } => {
-                StopCause::HostError
-            }
+            VcpuRequest::NoMemory { .. }
+            | VcpuRequest::Loss
+            | VcpuRequest::DiskError
+            | VcpuRequest::Broken { .. } => StopCause::HostError,
         }
     }
 }

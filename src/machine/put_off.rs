@@ -2,7 +2,7 @@
 
 use super::cpus::VcpuRequest;
 use super::run_state::RunState;
-use super::{Control, Error, Event, Machine, Request, Ruling, StopCause, moment};
+use super::{Control, Error, Event, Machine, Moment, Request, Ruling, StopCause, moment};
 use crate::config::PanicAction;
 use crate::sabotage::{self, Fault};
 use std::sync::atomic::Ordering;
@@ -25,6 +25,8 @@ pub(super) enum PutOff {
     Reset(StopCause),
     Shutdown(StopCause),
     Panic(PanicAction),
+    /// Memory may have been lost.
+    Loss,
 }
 
 impl Machine {
@@ -53,6 +55,7 @@ impl Machine {
                 PutOff::Reset(cause) => self.reset_or_shut_down(control, cause),
                 PutOff::Shutdown(cause) => self.shut_down(control, cause),
                 PutOff::Panic(action) => self.panicked(control, action),
+                PutOff::Loss => self.stop_if_lost(control),
             };
             match (done, put_off) {
                 (Ok(()), _) => {}
@@ -70,7 +73,12 @@ impl Machine {
         let travelled = control.hold == Some(Hold::HandOver { stopped: true });
         self.hold(control, None);
         let mut lost = std::mem::take(&mut control.put_off);
-        lost.retain(|put_off| !travelled || *put_off != PutOff::Stop);
+        // Memory that was lost here since is no guest's.
+        lost.retain(|put_off| match put_off {
+            PutOff::Stop => !travelled,
+            PutOff::Loss => false,
+            _ => true,
+        });
         if !lost.is_empty() {
             say!(
                 "godwit: what was asked for while the guest was handed over is not done here: {lost:?}; ask where the \
@@ -105,6 +113,13 @@ impl Machine {
                 drop(control);
                 return self.request_is_done();
             }
+            VcpuRequest::Loss => {
+                if let Err(error) = self.memory_was_lost_here(&mut control) {
+                    self.fail(&mut control, error);
+                }
+                drop(control);
+                return self.request_is_done();
+            }
             VcpuRequest::NoMemory { vcpu, why } => {
                 drop(control);
                 return self.cannot_go_on(Event::MemoryFailure { vcpu, why: why.to_string() });
@@ -119,7 +134,7 @@ impl Machine {
                 PutOff::Reset(cause) => self.reset_or_shut_down(&mut control, cause),
                 PutOff::Shutdown(cause) => self.shut_down(&mut control, cause),
                 PutOff::Panic(action) => self.panicked(&mut control, action),
-                PutOff::Stop => Ok(()),
+                PutOff::Stop | PutOff::Loss => Ok(()),
             },
             Ok(false) => Ok(()),
             Err(error) => Err(error),
@@ -148,23 +163,57 @@ impl Machine {
     }
 
     /// Memory was lost without an access that would have told: stops the guest as if a vCPU had met
-    /// it. One that is on its way is looked at by who moves it.
+    /// it, if this is its memory by the time that is carried out.
     pub(crate) fn memory_was_lost(&self) {
-        if matches!(self.run_state(), RunState::InMigrate | RunState::FinishMigrate) {
-            return;
+        (self.cpus.request)(VcpuRequest::Loss);
+    }
+
+    fn memory_was_lost_here(&self, control: &mut Control) -> Result<(), Error> {
+        match control.moment() {
+            // Who moves it looks, too; if it stays all the same, it stops.
+            Moment::Arriving | Moment::Switching | Moment::HandingOver => {
+                if !control.put_off.contains(&PutOff::Loss) {
+                    control.put_off.push(PutOff::Loss);
+                }
+                Ok(())
+            }
+            // It went elsewhere. If it is started here all the same, its vCPUs meet the loss.
+            Moment::Left => Ok(()),
+            Moment::Ordinary | Moment::Leaving | Moment::Dumping => self.stop_if_lost(control),
         }
-        if let Some(why) = self.cpus.new_loss() {
-            (self.cpus.request)(VcpuRequest::NoMemory { vcpu: 0, why });
+    }
+
+    fn stop_if_lost(&self, control: &mut Control) -> Result<(), Error> {
+        // One that has shut down has no use for its memory.
+        if control.state == RunState::Shutdown {
+            return Ok(());
         }
+        let Some(why) = self.cpus.new_loss() else { return Ok(()) };
+        (self.events)(Event::MemoryFailure { vcpu: 0, why: why.to_string() });
+        self.stop_for_good(control)
     }
 
     /// Stops a guest of which one vCPU cannot go on.
     fn cannot_go_on(&self, event: Event) {
         (self.events)(event);
-        if let Err(error) = self.stop(RunState::InternalError) {
-            self.fail(&mut self.control(), error);
+        let mut control = self.control();
+        if let Err(error) = self.stop_for_good(&mut control) {
+            self.fail(&mut control, error);
         }
+        drop(control);
         self.request_is_done();
+    }
+
+    fn stop_for_good(&self, control: &mut Control) -> Result<(), Error> {
+        let ran = control.state.is_running();
+        if ran {
+            self.halt(control)?;
+        }
+        self.enter(control, RunState::InternalError);
+        if ran {
+            (self.events)(Event::Stop);
+        }
+        Ok(())
     }
 
     /// Another request was carried out, or is put off.

@@ -256,3 +256,42 @@ fn after_a_load_that_failed_another_file_is_mapped_or_read() {
         target.assert_alive();
     }
 }
+
+/// Nobody watches its file any more: a change was seen.
+fn wait_for_end_of_watch(vm: &Vm) {
+    let tasks = PathBuf::from(format!("/proc/{}/task", vm.pid()));
+    let end = std::time::Instant::now() + crate::common::PATIENCE;
+    let is_watched = || {
+        let tasks = std::fs::read_dir(&tasks).unwrap().flatten();
+        let mut names = tasks.filter_map(|task| std::fs::read(task.path().join("comm")).ok());
+        names.any(|name| name.starts_with(b"snapshot-watch"))
+    };
+    while is_watched() {
+        assert!(std::time::Instant::now() < end, "nobody noticed");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_source_whose_guest_has_left_has_no_use_for_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let (file, _) = snapshot(dir.path(), GUEST, &["mapped-ram"]);
+    let mut source = Launch::new(dir.path(), "old").guest(GUEST).incoming(&uri(&file)).start();
+    source.wait_for_sweeps(1);
+    let state = dir.path().join("left");
+    source.ask("migrate", json!({"uri": format!("file:{}", state.display())}));
+    assert_eq!(source.outcome()["status"], "completed");
+    source.wait_for_status("postmigrate");
+    let opened = File::options().write(true).open(&file).unwrap();
+    opened.write_all_at(&[0x55; 4096], 30 << 20).unwrap();
+    wait_for_end_of_watch(&source);
+    // What the watch asked for is carried out on another thread: it has had its turn by the time that
+    // all this was asked.
+    for _ in 0..20 {
+        assert_eq!(source.status(), "postmigrate");
+    }
+    assert!(!source.stderr().contains("was written to"), "{}", source.stderr());
+    // Whoever starts it here all the same is told.
+    source.ask("cont", json!({}));
+    assert_stopped_by_name(&mut source, &file, &["was written to"]);
+}
