@@ -85,6 +85,11 @@ pub fn run(migrate: &Migrate) -> Result<(), Error> {
         listen(&mut target, &migrate.uri)?;
     }
     let mut progress = Progress::new("migrating");
+    if migrate.how.background
+        && let Some(warning) = disks_left_out(&mut source)?
+    {
+        progress.say(&warning);
+    }
     let end = start(&mut source, &migrate.uri, &mut progress, &interrupts, None);
     progress.finish();
     let (answer, end) = end?;
@@ -102,6 +107,26 @@ pub fn run(migrate: &Migrate) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// What the guest writes goes on to its disks while its memory is that of a moment.
+fn disks_left_out(source: &mut Client) -> Result<Option<String>, Error> {
+    let disks = source.execute("query-block", json!({}))?;
+    let written =
+        disks.as_array().into_iter().flatten().filter(|disk| disk["inserted"]["ro"] == false);
+    let name = |disk: &Value| {
+        let named =
+            ["device", "qdev"].map(|key| disk[key].as_str().filter(|name| !name.is_empty()));
+        named.into_iter().flatten().next().unwrap_or("?").to_owned()
+    };
+    let names: Vec<_> = written.map(name).collect();
+    Ok((!names.is_empty()).then(|| {
+        format!(
+            "the disks are not in the snapshot, and the guest goes on writing to them: {}. Each needs an overlay of the \
+             same moment (blockdev-snapshot-sync while the guest stands still)",
+            names.join(", ")
+        )
+    }))
 }
 
 /// Makes the target wait for the guest. It may do so since an earlier try that the source refused.

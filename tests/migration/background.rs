@@ -107,6 +107,28 @@ fn the_verb_writes_one_and_the_next_migration_is_an_ordinary_one() {
     assert_eq!(source.status(), "postmigrate");
 }
 
+#[test]
+fn the_verb_says_which_disks_are_not_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk");
+    std::fs::write(&disk, [0; 1 << 20]).unwrap();
+    for (readonly, warned) in [("off", true), ("on", false)] {
+        let drive = format!("file={},format=raw,if=none,id=d7,readonly={readonly}", disk.display());
+        let words = ["-drive", &drive, "-device", "virtio-blk-device,drive=d7"];
+        let mut source = Launch::new(dir.path(), readonly).guest(GUEST).words(&words).start();
+        source.wait_for_sweeps(1);
+        source.hang_up();
+        let qmp = format!("unix:{}", source.monitor().display());
+        let uri = format!("file:{}", dir.path().join("state").display());
+        let made = godwit(&["migrate", "--qmp", &qmp, "--background", &uri]);
+        let said = String::from_utf8_lossy(&made.stderr);
+        assert!(made.status.success(), "{said}");
+        let says =
+            said.contains("the disks are not in the snapshot") && said.contains("to them: d7.");
+        assert_eq!(says, warned, "{said}");
+    }
+}
+
 /// Whoever reads slowly gets the same: pages are kept that the guest writes before they are read.
 #[test]
 fn what_the_guest_writes_meanwhile_is_not_in_it() {
