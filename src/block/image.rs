@@ -35,6 +35,8 @@ pub struct Image {
     /// Requests pass it.
     pub(crate) gate: Arc<Gate>,
     pub(crate) stats: Stats,
+    /// Who puts an image over it, or changes its length.
+    changing: Mutex<()>,
     claim: Mutex<Claim>,
     buckets: Mutex<Buckets>,
     /// Something was written since it was last flushed.
@@ -87,6 +89,7 @@ impl Image {
             ordered: Mutex::default(),
             gate: Arc::default(),
             stats: Stats::default(),
+            changing: Mutex::default(),
             claim: Mutex::default(),
             buckets: Mutex::new(Buckets::new(config.throttle)),
             unflushed: AtomicBool::new(false),
@@ -303,15 +306,23 @@ impl Image {
         }
     }
 
+    /// Nobody else puts an image over it, or changes its length, meanwhile.
+    pub(super) fn change(&self) -> MutexGuard<'_, ()> {
+        lock(&self.changing)
+    }
+
     /// The place of the next layer.
     pub(super) fn next_place(&self) -> usize {
         self.serial.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Puts a layer over it, while no request is under way.
-    pub(super) fn put_over(&self, overlay: Arc<Layer>) -> Result<(), Error> {
+    /// Puts a layer that was made for `top` over it, while no request is under way.
+    pub(super) fn put_over(&self, top: &Arc<Layer>, overlay: Arc<Layer>) -> Result<(), Error> {
         let claim = lock(&self.claim);
         let old = self.layers();
+        if !Arc::ptr_eq(&old[0], top) {
+            return Err(Error::Changed(top.path()));
+        }
         let new: Arc<[_]> = [overlay.clone()].into_iter().chain(old.iter().cloned()).collect();
         if claim.user.is_none() {
             *lock(&self.layers) = new;
@@ -434,6 +445,7 @@ impl Image {
         if !self.writable() {
             return Err(Error::ReadOnly);
         }
+        let _turn = self.change();
         // Nobody takes it, or lets it go, before it is as long.
         let claim = lock(&self.claim);
         if claim.user.is_some() {

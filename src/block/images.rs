@@ -22,7 +22,7 @@ pub(crate) const KIND: Kind = Kind { build, ..Kind::NONE };
 #[derive(Default)]
 pub struct Images {
     all: Mutex<Vec<Arc<Image>>>,
-    /// Who adds one.
+    /// Who adds one, or a layer with a name.
     adding: Mutex<()>,
     /// The guest is, or was, in another process.
     away: AtomicBool,
@@ -81,13 +81,18 @@ impl Images {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// No node gets a name meanwhile but from who has this.
+    pub(crate) fn name(&self) -> MutexGuard<'_, ()> {
+        self.adding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Adds what `open` makes of its number, unless a node of it has a name already. No disk uses it.
     pub(crate) fn add(
         &self,
         open: impl FnOnce(usize) -> Result<Image, Error>,
     ) -> Result<(), AddError> {
-        // Nobody else adds meanwhile: opening may take long, and holds up those who look only.
-        let _turn = self.adding.lock().unwrap_or_else(PoisonError::into_inner);
+        // Opening may take long, and holds up those who look only.
+        let _turn = self.name();
         let number = self.lock().iter().map(|image| image.number + 1).max().unwrap_or(0);
         let image = open(number)?;
         let all = self.all();

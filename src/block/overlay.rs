@@ -39,6 +39,7 @@ impl Image {
     /// Puts an image over it, of a file that none of `all` images, nor anything else here, has open.
     /// Nothing has changed after an error.
     pub(crate) fn lay_over(&self, wanted: &Overlay, all: &[Arc<Image>]) -> Result<(), Error> {
+        let _turn = self.change();
         let top = self.top();
         if !top.writable {
             return Err(Error::ReadOnly);
@@ -71,7 +72,7 @@ impl Image {
         self.flush().map_err(flushed)?;
         let closed = self.gate.close(DRAINED_WITHIN).ok_or(Error::Busy(top.path()))?;
         self.flush().map_err(flushed)?;
-        self.put_over(Arc::new(overlay))?;
+        self.put_over(&top, Arc::new(overlay))?;
         drop(closed);
         made.0 = None;
         self.tell();
@@ -146,6 +147,48 @@ impl Layer {
     pub(super) fn unlock(&self) {
         if self.config.locking {
             locks::release(&self.file);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(path: PathBuf) -> Image {
+        File::create(&path).unwrap().set_len(1 << 20).unwrap();
+        let config =
+            config::Image { name: "d".into(), path, locking: true, ..config::Image::default() };
+        let image = Image::open(0, &config).unwrap();
+        image.claim("disk", true, false).unwrap();
+        image.take(false).unwrap();
+        image
+    }
+
+    #[test]
+    fn overlays_at_once_stand_on_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path().join("first"));
+        let start = std::sync::Barrier::new(5);
+        std::thread::scope(|scope| {
+            for number in 0..4 {
+                let path = folder.path().join(format!("over{number}"));
+                let wanted = Overlay { path, node: None, exists: false };
+                let (image, start) = (&image, &start);
+                scope.spawn(move || {
+                    start.wait();
+                    image.lay_over(&wanted, &[]).unwrap();
+                });
+            }
+            start.wait();
+            image.resize(2 << 20).unwrap();
+        });
+        let layers = image.layers();
+        assert_eq!((layers.len(), image.bytes()), (5, 2 << 20));
+        for (layer, below) in layers.iter().zip(&layers[1..]) {
+            let backing = layer.header.as_ref().unwrap().backing.as_ref().unwrap();
+            assert_eq!(backing.name, below.path());
+            assert!(layer.bytes() >= below.bytes());
         }
     }
 }

@@ -516,6 +516,8 @@ fn resize(call: Call<'_>) -> Answer {
 fn snapshot(call: Call<'_>) -> Answer {
     let name = |member| call.args.text_if_given(member).unwrap_or("");
     let (device, node) = (name("device"), name("node-name"));
+    // What is found here stays so until the overlay is there.
+    let _turn = call.vmm.guest.images().map(Images::name);
     let all = images(call);
     let of_drive =
         |image: &&Arc<Image>| image.config.drive.is_some() && image.config.name == device;
