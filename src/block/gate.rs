@@ -19,14 +19,17 @@ struct State {
 pub(crate) struct Pass(Arc<Gate>);
 
 /// Nobody passes while this is there.
-pub(crate) struct Closed<'a>(&'a Gate);
+pub(crate) struct Closed<'a> {
+    gate: &'a Gate,
+    opened: &'a dyn Fn(),
+}
 
 impl Gate {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// `None`: it is closed; who opens it again wakes the disk.
+    /// `None`: it is closed; the disk is woken when it is open again.
     pub(crate) fn enter(self: &Arc<Gate>) -> Option<Pass> {
         let mut state = self.lock();
         if state.closed {
@@ -37,15 +40,19 @@ impl Gate {
     }
 
     /// Closes it, and waits until nobody is inside. `None`: that took too long, or somebody else has
-    /// closed it.
-    pub(crate) fn close(&self, within: Duration) -> Option<Closed<'_>> {
+    /// closed it. `opened` wakes the disk, whose requests may have found it closed, however that ends.
+    pub(crate) fn close<'a>(
+        &'a self,
+        within: Duration,
+        opened: &'a dyn Fn(),
+    ) -> Option<Closed<'a>> {
         let end = Instant::now() + within;
         let mut state = self.lock();
         if state.closed {
             return None;
         }
         state.closed = true;
-        let closed = Closed(self);
+        let closed = Closed { gate: self, opened };
         while state.inside > 0 {
             let left = end.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -69,24 +76,34 @@ impl Drop for Pass {
 
 impl Drop for Closed<'_> {
     fn drop(&mut self) {
-        self.0.lock().closed = false;
+        self.gate.lock().closed = false;
+        (self.opened)();
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn nobody_is_inside_while_it_is_closed() {
         let gate = Arc::new(Gate::default());
         let pass = gate.enter().unwrap();
-        assert!(gate.close(Duration::from_millis(1)).is_none());
+        let woken = AtomicUsize::new(0);
+        let wake = || {
+            assert!(gate.enter().is_some());
+            woken.fetch_add(1, Ordering::Relaxed);
+        };
+        assert!(gate.close(Duration::from_millis(1), &wake).is_none());
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
         let leaves = std::thread::spawn(move || drop(pass));
-        let closed = gate.close(Duration::from_secs(60)).unwrap();
+        let closed = gate.close(Duration::from_secs(60), &wake).unwrap();
         leaves.join().unwrap();
-        assert!(gate.enter().is_none() && gate.close(Duration::ZERO).is_none());
+        assert!(gate.enter().is_none() && gate.close(Duration::ZERO, &wake).is_none());
+        assert_eq!(woken.load(Ordering::Relaxed), 1);
         drop(closed);
+        assert_eq!(woken.load(Ordering::Relaxed), 2);
         assert!(gate.enter().is_some());
     }
 }

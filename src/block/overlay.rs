@@ -70,12 +70,12 @@ impl Image {
         // Most of it beforehand, so that the guest does not wait for it.
         let flushed = |source| Error::Flush { path: top.path(), source };
         self.flush().map_err(flushed)?;
-        let closed = self.gate.close(DRAINED_WITHIN).ok_or(Error::Busy(top.path()))?;
+        let wake = || self.tell();
+        let _closed =
+            self.gate.close(DRAINED_WITHIN, &wake).ok_or_else(|| Error::Busy(top.path()))?;
         self.flush().map_err(flushed)?;
         self.put_over(&top, Arc::new(overlay))?;
-        drop(closed);
         made.0 = None;
-        self.tell();
         Ok(())
     }
 }
@@ -154,6 +154,7 @@ impl Layer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn image(path: PathBuf) -> Image {
         File::create(&path).unwrap().set_len(1 << 20).unwrap();
@@ -163,6 +164,31 @@ mod tests {
         image.claim("disk", true, false).unwrap();
         image.take(false).unwrap();
         image
+    }
+
+    #[test]
+    fn an_overlay_that_fails_wakes_the_disk() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path().join("first"));
+        let woken = Arc::new(AtomicUsize::new(0));
+        let told = woken.clone();
+        image.on_change(Box::new(move || {
+            told.fetch_add(1, Ordering::Relaxed);
+        }));
+        let path = folder.path().join("over");
+        let file = Arc::new(File::create_new(&path).unwrap());
+        qcow2::create(&file, 1 << 20, ("first".into(), "raw".into())).unwrap();
+        drop(file);
+        // In another process.
+        let theirs = File::options().read(true).write(true).open(&path).unwrap();
+        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
+        locks::take(&theirs, "i", locks::Permissions { write: true, ..Default::default() })
+            .unwrap();
+        let wanted = Overlay { path, node: None, exists: true };
+        assert!(matches!(image.lay_over(&wanted, &[]), Err(Error::Locked { .. })));
+        assert!(woken.load(Ordering::Relaxed) > 0 && image.gate.enter().is_some());
+        drop(theirs);
+        image.lay_over(&wanted, &[]).unwrap();
     }
 
     #[test]

@@ -407,3 +407,23 @@ fn no_console_that_comes_later_writes_over_an_image() {
     }
     wait_for_points(&vm, 1);
 }
+
+#[test]
+fn a_guest_goes_on_after_overlays_that_failed() {
+    let folder = tempfile::tempdir().unwrap();
+    chain(folder.path());
+    let held = folder.path().join("held");
+    qcow2::make(&held, DISK_BYTES, None);
+    // Its reader bears nobody who writes it.
+    let read_only = drive(folder.path(), "held", ",readonly=on");
+    let _reader = launch(folder.path(), "reader", &["-drive", &read_only, "-S"]).start();
+    let drive = drive(folder.path(), "top", "");
+    let mut vm = launch(folder.path(), "vm", &["-drive", &drive]).start();
+    wait_for_points(&vm, 1);
+    for _ in 0..50 {
+        let over = json!({"device": "d", "snapshot-file": held, "mode": "existing"});
+        let refused = vm.try_ask("blockdev-snapshot-sync", over).unwrap_err();
+        assert!(refused.contains("Failed to get \"write\" lock"), "{refused}");
+    }
+    wait_for_points(&vm, 2);
+}
