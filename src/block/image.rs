@@ -241,7 +241,7 @@ impl Image {
                 told(DiskEvent::Threshold(WriteThreshold { node, threshold, exceeded }));
             }
         };
-        parts[0].passed = Some(Box::new(passed));
+        parts[0].passed = Some(Arc::new(passed));
         let failed = |source| Error::Tables { path: top.path(), source };
         Chain::open(parts, writes).map_err(failed)
     }

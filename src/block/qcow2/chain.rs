@@ -19,6 +19,7 @@ const PUNCH: FallocateFlags = FallocateFlags::PUNCH_HOLE.union(FallocateFlags::K
 type Access = Arc<FormatAccess<Storage>>;
 
 /// One image of a chain, to be opened.
+#[derive(Clone)]
 pub(in crate::block) struct Part {
     pub file: Arc<File>,
     pub name: String,
@@ -51,12 +52,15 @@ impl Part {
 pub(in crate::block) struct Chain {
     /// `None`: a table made no sense in a way that nobody foresaw.
     top: Option<FormatAccess<Storage>>,
+    part: Part,
+    below: Option<Access>,
+    /// A change failed, so that what is in memory may be ahead of the file.
+    is_suspect: bool,
     file: Arc<File>,
     watch: Arc<Watch>,
     cluster: u64,
     /// Its header says that it is open for writing.
     says_dirty: bool,
-    alignment: u32,
 }
 
 fn errno(error: &io::Error, watch: &Watch) -> io::Error {
@@ -79,12 +83,18 @@ impl Chain {
         for part in parts.rev() {
             below = Some(Arc::new(open_one(part, below, false)?));
         }
-        let (file, watch) = (top.file.clone(), top.watch.clone());
-        let cluster = top.header.as_ref().map_or(1, Header::cluster);
-        let (alignment, has_tables) = (top.alignment, top.header.is_some());
-        let top = Some(open_one(top, below, writes)?);
-        let mut chain = Chain { top, file, watch, cluster, says_dirty: false, alignment };
-        if writes && has_tables {
+        let part = top.clone();
+        let mut chain = Chain {
+            file: top.file.clone(),
+            watch: top.watch.clone(),
+            cluster: top.header.as_ref().map_or(1, Header::cluster),
+            top: Some(open_one(top, below.clone(), writes)?),
+            part,
+            below,
+            is_suspect: false,
+            says_dirty: false,
+        };
+        if writes && chain.part.header.is_some() {
             chain.open_for_writing()?;
         }
         Ok(chain)
@@ -92,10 +102,37 @@ impl Chain {
 
     /// Says so in its header, on the disk, before anything else is written.
     fn open_for_writing(&mut self) -> io::Result<()> {
-        set_dirty(&self.file, self.alignment, true)?;
+        set_dirty(&self.file, self.part.alignment, true)?;
+        self.watch.set_dirty(true);
         // From here on a chain that is dropped tries to say that it is closed.
         self.says_dirty = true;
         self.with(|top| top.sync())
+    }
+
+    /// Changes something of it. What failed may have changed a table in memory and not in the file,
+    /// and what is done next would be written where nobody finds it: so the file is believed from
+    /// then on.
+    ///
+    /// # Errors
+    /// Those of the change, and those of an earlier one while they last.
+    fn change<T>(
+        &mut self,
+        work: impl FnOnce(&mut FormatAccess<Storage>) -> io::Result<T>,
+    ) -> io::Result<T> {
+        self.believe_file()?;
+        self.with(work).inspect_err(|_| self.is_suspect = true)
+    }
+
+    /// What went well before is written first.
+    fn believe_file(&mut self) -> io::Result<()> {
+        if !self.is_suspect {
+            return Ok(());
+        }
+        self.with(|top| top.flush())?;
+        let opened = open_one(self.part.clone(), self.below.clone(), true);
+        self.top = Some(opened.map_err(|error| errno(&error, &self.watch))?);
+        self.is_suspect = false;
+        Ok(())
     }
 
     /// Does something with it. What panics there has no image any more, and writes nothing more.
@@ -120,11 +157,12 @@ impl Chain {
     }
 
     pub(in crate::block) fn write(&mut self, at: u64, from: &[u8]) -> io::Result<()> {
-        self.with(|top| top.write(from, at))
+        self.change(|top| top.write(from, at))
     }
 
     /// Tables and data to the disk.
     pub(in crate::block) fn flush(&mut self) -> io::Result<()> {
+        self.believe_file()?;
         self.with(|top| {
             top.flush()?;
             top.sync()
@@ -134,8 +172,8 @@ impl Chain {
     /// Zeros, in place where `unmap` is not said.
     pub(in crate::block) fn zero(&mut self, at: u64, bytes: u64, unmap: bool) -> io::Result<()> {
         match unmap {
-            true => self.with(|top| top.discard_to_zero(at, bytes)),
-            false => self.with(|top| top.write_zeroes(at, bytes)),
+            true => self.change(|top| top.discard_to_zero(at, bytes)),
+            false => self.change(|top| top.write_zeroes(at, bytes)),
         }
     }
 
@@ -144,7 +182,7 @@ impl Chain {
         let (cluster, file) = (self.cluster, self.file.clone());
         let end = at + bytes;
         let mut at = at.next_multiple_of(cluster);
-        self.with(|top| {
+        self.change(|top| {
             let end = if end == top.size() { end } else { end - end % cluster };
             while at < end {
                 let (found, length) = top.get_shallow_mapping(at, end - at)?;
@@ -176,7 +214,7 @@ impl Chain {
     pub(in crate::block) fn resize(&mut self, bytes: u64, hides: bool) -> io::Result<()> {
         use imago::format::PreallocateMode;
         let new = if hides { PreallocateMode::Zero } else { PreallocateMode::None };
-        self.with(|top| {
+        self.change(|top| {
             top.resize(bytes, new)?;
             top.flush()?;
             top.sync()
@@ -184,25 +222,34 @@ impl Chain {
     }
 
     /// Writes what is left of its tables, says in its header that it is closed, and writes nothing
-    /// more from then on. After an error the header says what is so: it was not closed.
+    /// more from then on. After an error it is open as before, and its header says so.
     pub(in crate::block) fn close(&mut self) -> io::Result<()> {
-        if !std::mem::take(&mut self.says_dirty) {
-            return Ok(());
+        if self.says_dirty {
+            self.say_closed()?;
         }
-        let done = self.say_closed();
-        self.watch.close();
+        self.end();
+        Ok(())
+    }
+
+    fn end(&mut self) {
+        if std::mem::take(&mut self.says_dirty) {
+            self.watch.close();
+            self.watch.set_dirty(false);
+        }
         self.top = None;
-        done
     }
 
     fn say_closed(&mut self) -> io::Result<()> {
         self.flush()?;
         // A flush that works after one that failed says nothing of pages that the kernel gave up.
-        if self.alignment <= 1 && self.watch.has_lost() {
+        if self.part.alignment <= 1 && self.watch.has_lost() {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
-        set_dirty(&self.file, self.alignment, false)?;
-        self.with(|top| top.sync())
+        let said = set_dirty(&self.file, self.part.alignment, false);
+        said.and_then(|()| self.with(|top| top.sync())).inspect_err(|_| {
+            // Whether it works or not, the error is told.
+            let _ = set_dirty(&self.file, self.part.alignment, true);
+        })
     }
 }
 
@@ -210,6 +257,7 @@ impl Drop for Chain {
     fn drop(&mut self) {
         // Who drops it without closing it has an error to tell already.
         let _ = self.close();
+        self.end();
     }
 }
 

@@ -27,6 +27,8 @@ mod incompatible {
     pub(super) const EXTENDED_L2: u64 = 1 << 4;
 }
 const INCOMPATIBLE_AT: u64 = 72;
+/// The byte of the dirty bit: the last of a number with the highest byte first.
+const DIRTY_AT: u64 = INCOMPATIBLE_AT + 7;
 const LAZY_REFCOUNTS: u64 = 1;
 /// Of those that a writer who does not know them takes away.
 const BITMAPS: u64 = 1;
@@ -276,14 +278,25 @@ pub(super) fn set_dirty(file: &File, alignment: u32, is_dirty: bool) -> io::Resu
     let mut block = Aligned::new(bytes)?;
     let block = block.get_mut();
     let filled = read_up_to(file, block, at)?;
-    // The lowest bit of a number with the highest byte first.
-    let low = (INCOMPATIBLE_AT - at) as usize + 7;
-    if filled <= low {
+    if at + filled as u64 <= DIRTY_AT {
         return Err(ErrorKind::UnexpectedEof.into());
     }
-    let (bit, was) = (incompatible::DIRTY as u8, block[low]);
-    block[low] = if is_dirty { was | bit } else { was & !bit };
+    put_dirty(block, at, is_dirty);
     file.write_all_at(block, at)
+}
+
+/// Whether the dirty bit is in `bytes` bytes at `at`.
+pub(super) fn has_dirty_bit(at: u64, bytes: usize) -> bool {
+    (at..at + bytes as u64).contains(&DIRTY_AT)
+}
+
+/// Changes the bit in `bytes`, which are at `at`, if it is there.
+pub(super) fn put_dirty(bytes: &mut [u8], at: u64, is_dirty: bool) {
+    let low = DIRTY_AT.checked_sub(at).and_then(|low| bytes.get_mut(low as usize));
+    if let Some(low) = low {
+        let bit = incompatible::DIRTY as u8;
+        *low = if is_dirty { *low | bit } else { *low & !bit };
+    }
 }
 
 fn name(start: &[u8], cluster: u64, at: u64, bytes: usize) -> Result<String, Why> {

@@ -5,6 +5,8 @@
 //! matters for correct data, not for memory.
 #![allow(unsafe_code)]
 
+use super::header::{has_dirty_bit, put_dirty};
+use crate::block::ring::Aligned;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
 use imago::storage::drivers::CommonStorageHelper;
@@ -28,6 +30,11 @@ pub(crate) struct Watch {
     lost: AtomicBool,
     /// Nothing is written any more.
     closed: AtomicBool,
+    /// The header says that it is open for writing, which nobody is told who has it open.
+    dirty: AtomicBool,
+    /// How many writes work before all of them fail.
+    #[cfg(test)]
+    pub fails: std::sync::Mutex<Option<u64>>,
     /// One past the last byte written.
     pub highest: AtomicU64,
     /// A write that ends behind it is told of, once; 0: none is.
@@ -41,6 +48,14 @@ impl Watch {
 
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::Release);
+    }
+
+    pub(super) fn set_dirty(&self, is_dirty: bool) {
+        self.dirty.store(is_dirty, Ordering::Release);
+    }
+
+    fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
     }
 
     pub(super) fn take_errno(&self) -> Option<i32> {
@@ -64,7 +79,7 @@ impl Watch {
 }
 
 /// Told when a write has passed a threshold: (threshold, bytes behind it).
-pub(in crate::block) type Passed = Box<dyn Fn(u64, u64) + Send + Sync>;
+pub(in crate::block) type Passed = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 pub(super) struct Storage {
     pub file: Arc<File>,
@@ -104,6 +119,13 @@ impl Storage {
         if self.watch.closed.load(Ordering::Acquire) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
+        #[cfg(test)]
+        if let Some(left) = &mut *self.watch.fails.lock().unwrap() {
+            match left.checked_sub(1) {
+                Some(less) => *left = less,
+                None => return Err(io::Error::from_raw_os_error(libc::ENOSPC)),
+            }
+        }
         // Tables that lie about free clusters would have a guest write the header, and with it the
         // name of a file that is opened next time.
         let is_header = at == 0 && start.starts_with(b"QFI\xfb");
@@ -111,6 +133,14 @@ impl Storage {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
         Ok(())
+    }
+
+    /// What was read without the bit is not written without it.
+    fn write_header(&self, from: &[u8], at: u64) -> io::Result<()> {
+        let mut own = Aligned::new(from.len())?;
+        own.get_mut().copy_from_slice(from);
+        put_dirty(own.get_mut(), at, true);
+        self.file.write_all_at(own.get(), at)
     }
 
     fn wrote(&self, end: u64) {
@@ -170,6 +200,9 @@ impl imago::Storage for Storage {
                     Err(error) => return self.noted(Err(error)),
                 }
             }
+            if self.header > 0 && self.watch.is_dirty() {
+                put_dirty(&mut buffer, at, false);
+            }
             at += buffer.len() as u64;
         }
         Ok(())
@@ -179,7 +212,11 @@ impl imago::Storage for Storage {
         let mut at = offset;
         for buffer in buffers.into_inner() {
             self.noted(self.may_write(at, &buffer))?;
-            self.noted(self.file.write_all_at(&buffer, at))?;
+            let has_bit = self.header > 0 && has_dirty_bit(at, buffer.len());
+            self.noted(match has_bit && self.watch.is_dirty() {
+                true => self.write_header(&buffer, at),
+                false => self.file.write_all_at(&buffer, at),
+            })?;
             at += buffer.len() as u64;
             self.wrote(at);
         }

@@ -112,14 +112,21 @@ fn what_is_discarded_goes_back_to_the_host_and_reads_as_no_old_data() {
 fn an_image_is_dirty_until_it_is_closed_and_all_is_there() {
     let files = layers();
     let is_dirty = || Header::read(&files[0]).unwrap().is_dirty;
-    let mut chain = open(&files);
-    assert!(is_dirty() && !Header::read(&files[1]).unwrap().is_dirty);
-    chain.write(0, &[1; 512]).unwrap();
-    chain.resize(2 * BYTES as u64, false).unwrap();
-    chain.flush().unwrap();
-    assert!(is_dirty());
-    chain.close().unwrap();
-    assert!(!is_dirty());
+    for alignment in [1, 4096] {
+        let mut parts: Vec<_> = (0..3).map(|at| part(&files[at], at != 2)).collect();
+        parts[0].alignment = alignment;
+        let mut chain = Chain::open(parts, true).unwrap();
+        assert!(is_dirty() && !Header::read(&files[1]).unwrap().is_dirty);
+        // Opened once more on the way, and its header written.
+        *chain.watch.fails.lock().unwrap() = Some(0);
+        chain.write(14 << 16, &[1; 512]).unwrap_err();
+        *chain.watch.fails.lock().unwrap() = None;
+        chain.resize(chain.top.as_ref().unwrap().size() + 4096, false).unwrap();
+        chain.flush().unwrap();
+        assert!(is_dirty());
+        chain.close().unwrap();
+        assert!(!is_dirty());
+    }
     drop(open(&files));
     assert!(!is_dirty());
     // Who only reads it leaves the header alone.
@@ -128,8 +135,17 @@ fn an_image_is_dirty_until_it_is_closed_and_all_is_there() {
     assert!(!is_dirty());
     let mut chain = open(&files);
     chain.write(15 << 16, &[1; 512]).unwrap();
-    chain.watch.close();
-    assert!(chain.close().is_err());
+    // What could not be closed is open as it was.
+    *chain.watch.fails.lock().unwrap() = Some(0);
+    assert_eq!(chain.close().unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+    assert!(is_dirty());
+    *chain.watch.fails.lock().unwrap() = None;
+    chain.write(0, &[2; 512]).unwrap();
+    chain.close().unwrap();
+    assert!(!is_dirty());
+    let mut chain = open(&files);
+    chain.write(13 << 16, &[1; 512]).unwrap();
+    *chain.watch.fails.lock().unwrap() = Some(0);
     drop(chain);
     assert!(is_dirty());
 }
@@ -218,4 +234,89 @@ proptest! {
             }
         }
     }
+}
+
+/// What an image of clusters of 512 bytes says: the refcount of each cluster, and what refers to it.
+fn counts(file: &File) -> Vec<(u64, u64)> {
+    use std::os::unix::fs::FileExt;
+    let long = |at: u64| {
+        let mut bytes = [0; 8];
+        file.read_exact_at(&mut bytes, at).unwrap();
+        u64::from_be_bytes(bytes)
+    };
+    const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+    let clusters = file.metadata().unwrap().len().div_ceil(512);
+    let mut counts = vec![(0, 0); clusters as usize];
+    let mut refers = |at: u64| counts[(at / 512) as usize].1 += 1;
+    refers(0);
+    let (l1, l1_entries) = (long(40), long(32) & 0xffff_ffff);
+    let (table, table_clusters) = (long(48), long(56) >> 32);
+    (0..l1_entries.div_ceil(64)).for_each(|cluster| refers(l1 + 512 * cluster));
+    (0..table_clusters).for_each(|cluster| refers(table + 512 * cluster));
+    for l2 in (0..l1_entries).map(|entry| long(l1 + 8 * entry) & OFFSET).filter(|l2| *l2 != 0) {
+        refers(l2);
+        let data = (0..64).map(|entry| long(l2 + 8 * entry) & OFFSET);
+        data.filter(|data| *data != 0).for_each(&mut refers);
+    }
+    let blocks: Vec<u64> = (0..table_clusters * 64).map(|entry| long(table + 8 * entry)).collect();
+    blocks.iter().filter(|block| **block != 0).for_each(|block| refers(*block));
+    for (cluster, count) in counts.iter_mut().enumerate() {
+        let block = blocks[cluster / 256];
+        if block != 0 {
+            let mut bytes = [0; 2];
+            file.read_exact_at(&mut bytes, block + 2 * (cluster as u64 % 256)).unwrap();
+            count.0 = u16::from_be_bytes(bytes).into();
+        }
+    }
+    counts
+}
+
+/// Wherever room runs out, what was written before is there, and what is written when there is room
+/// again, too.
+#[test]
+fn a_write_that_failed_takes_no_other_with_it() {
+    use imago::FormatCreateBuilder;
+    let mut failures = 0;
+    for works in 0.. {
+        let file = file();
+        let storage = Part { header: None, ..part(&file, false) }.storage(true);
+        let image = Qcow2::<Storage, Access>::create_builder(storage).size(BYTES as u64);
+        image.cluster_size(512).create().unwrap();
+        let parts = vec![part(&file, true)];
+        let mut chain = Chain::open(parts, true).unwrap();
+        let mut model = vec![0; BYTES];
+        let watch = chain.watch.clone();
+        *watch.fails.lock().unwrap() = Some(works);
+        let mut has_failed = false;
+        // Far from one another, so that tables of both kinds grow.
+        for turn in 0..40u64 {
+            let at = (turn * 37 % 40) * (BYTES as u64 / 40) / 512 * 512;
+            let bytes = vec![turn as u8 + 1; 7 * 512];
+            let mut done = chain.write(at, &bytes);
+            while done.is_err() {
+                assert_eq!(done.unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+                // Once more without room; then there is.
+                let _ = chain.write(at, &bytes);
+                has_failed = true;
+                *watch.fails.lock().unwrap() = None;
+                done = chain.write(at, &bytes);
+            }
+            model[at as usize..][..bytes.len()].copy_from_slice(&bytes);
+        }
+        *watch.fails.lock().unwrap() = None;
+        let mut found = vec![1; BYTES];
+        chain.read(0, &mut found).unwrap();
+        assert!(found == model, "{works}");
+        chain.close().unwrap();
+        let is_lost = |(count, refers): &(u64, u64)| count < refers;
+        assert!(!counts(&file).iter().any(is_lost), "{works}");
+        let mut chain = Chain::open(vec![part(&file, true)], false).unwrap();
+        chain.read(0, &mut found).unwrap();
+        assert!(found == model, "{works}");
+        failures += u32::from(has_failed);
+        if !has_failed {
+            break;
+        }
+    }
+    assert!(failures > 100, "{failures}");
 }
