@@ -287,23 +287,29 @@ impl Image {
     }
 
     /// The guest goes elsewhere.
-    pub(crate) fn let_go(&self) {
+    ///
+    /// # Errors
+    /// Its tables are not on the disk: it is open and locked as before, and [`Image::take`] leaves it
+    /// so.
+    pub(crate) fn let_go(&self) -> Result<(), Error> {
         let mut claim = lock(&self.claim);
-        if !std::mem::take(&mut claim.held) {
-            return;
+        if claim.held {
+            self.close_chain()?;
+            claim.held = false;
+            self.release_all(&self.layers());
         }
-        self.close_chain();
-        self.release_all(&self.layers());
+        Ok(())
     }
 
-    fn close_chain(&self) {
-        let Some(mut chain) = lock(&self.chain).take() else { return };
-        if let Err(error) = chain.close() {
-            say!(
-                "godwit: disk image {}: its tables are not on the disk: {error}",
-                self.config.name
-            );
+    /// It stays open after an error.
+    fn close_chain(&self) -> Result<(), Error> {
+        let mut chain = lock(&self.chain);
+        if let Some(open) = &mut *chain {
+            let failed = |source| Error::Flush { path: self.path(), source };
+            open.close().map_err(failed)?;
         }
+        *chain = None;
+        Ok(())
     }
 
     /// Nobody else puts an image over it, or changes its length, meanwhile.
@@ -333,7 +339,10 @@ impl Image {
         }
         let (writes, shared) = (claim.writes, claim.shared);
         overlay.lock(Use::Disk { writes, shared })?;
-        self.close_chain();
+        if let Err(error) = self.close_chain() {
+            overlay.unlock();
+            return Err(error);
+        }
         let done = old[0].lock(Use::Below).and_then(|()| self.open_chain(&new, writes));
         if done.is_ok() {
             *lock(&self.layers) = new;
@@ -413,9 +422,15 @@ impl Image {
         }
     }
 
+    /// Whether there is anything to do for a flush: with `cache.no-flush=on` the host's cache is as
+    /// good as the disk, but tables in this process's memory are not.
+    pub(crate) fn has_flush(&self) -> bool {
+        !self.config.cache.no_flush || self.is_ordered()
+    }
+
     /// Brings what was written to the disk.
     pub(crate) fn flush(&self) -> io::Result<()> {
-        if self.config.cache.no_flush {
+        if !self.has_flush() {
             return Ok(());
         }
         if let Some(errno) = self.lost() {
@@ -457,9 +472,11 @@ impl Image {
         let layers = self.layers();
         self.lock_all(&layers, true, false).inspect_err(|_| self.release_all(&layers))?;
         let done = self.resize_unused(&layers, bytes);
-        self.close_chain();
+        let closed = self.close_chain();
+        // Nobody else will close it.
+        *lock(&self.chain) = None;
         self.release_all(&layers);
-        done
+        done.and(closed)
     }
 
     fn resize_unused(&self, layers: &[Arc<Layer>], bytes: u64) -> Result<(), Error> {
@@ -521,6 +538,7 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block::qcow2;
 
     fn image(change: impl FnOnce(&mut config::Image)) -> (Image, tempfile::NamedTempFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -547,12 +565,71 @@ mod tests {
         image.resize(1 << 18).unwrap();
         let other = Image::open(1, &image.config).unwrap();
         assert!(matches!(other.resize(512), Err(Error::Locked { .. })));
-        image.let_go();
+        image.let_go().unwrap();
         assert!(matches!(image.resize(512), Err(Error::Inactive(_))));
         assert_eq!(length(), 1 << 18);
         other.resize(1 << 16).unwrap();
         // It gave back what it took.
         image.take(true).unwrap();
+    }
+
+    fn with_tables(change: impl FnOnce(&mut config::Image)) -> (Image, tempfile::NamedTempFile) {
+        let below = std::path::absolute("/dev/zero").unwrap();
+        image(|image| {
+            image.format = ImageFormat::Qcow2;
+            image.backing = config::Backing::Nothing;
+            let file = File::options().read(true).write(true).open(&image.path).unwrap();
+            file.set_len(0).unwrap();
+            let below = below.to_str().unwrap().to_owned();
+            qcow2::create(&Arc::new(file), 1 << 20, (below, "raw".into())).unwrap();
+            change(image);
+        })
+    }
+
+    #[test]
+    fn an_image_whose_tables_cannot_be_written_stays_as_it_was() {
+        let (image, _file) = with_tables(|_| {});
+        image.claim("disk", true, false).unwrap();
+        image.take(false).unwrap();
+        image.with_chain(|chain| chain.write(0, &[7; 512])).unwrap();
+        image.touched();
+        *image.top().file_watch.fails.lock().unwrap() = Some(0);
+        assert_eq!(image.flush().unwrap_err().raw_os_error(), Some(libc::ENOSPC));
+        let refused = image.let_go().unwrap_err().to_string();
+        assert!(refused.contains("No space left"), "{refused}");
+        // Nobody else gets it.
+        let other = Image::open(1, &image.config).unwrap();
+        other.claim("disk", true, false).unwrap();
+        assert!(matches!(other.take(true), Err(Error::Locked { .. })));
+        // It is taken again where the guest goes on, with all that it had.
+        image.take(true).unwrap();
+        *image.top().file_watch.fails.lock().unwrap() = None;
+        image.let_go().unwrap();
+        other.take(true).unwrap();
+        let mut found = [0; 512];
+        other.with_chain(|chain| chain.read(0, &mut found)).unwrap();
+        assert_eq!(found, [7; 512]);
+    }
+
+    #[test]
+    fn tables_are_written_at_a_flush_where_the_disk_is_not_waited_for() {
+        let (image, file) = with_tables(|image| image.cache.no_flush = true);
+        image.claim("disk", true, false).unwrap();
+        image.take(false).unwrap();
+        image.with_chain(|chain| chain.write(0, &[7; 512])).unwrap();
+        image.touched();
+        image.flush().unwrap();
+        // As it is after the end of this process.
+        let copy = tempfile::NamedTempFile::new().unwrap();
+        std::fs::copy(file.path(), copy.path()).unwrap();
+        qcow2::set_dirty(copy.as_file(), 1, false).unwrap();
+        let wanted = config::Image { path: copy.path().into(), ..image.config.clone() };
+        let after = Image::open(1, &wanted).unwrap();
+        after.claim("disk", false, false).unwrap();
+        after.take(false).unwrap();
+        let mut found = [0; 512];
+        after.with_chain(|chain| chain.read(0, &mut found)).unwrap();
+        assert_eq!(found, [7; 512]);
     }
 
     #[test]

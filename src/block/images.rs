@@ -197,14 +197,7 @@ impl Device for Images {
         Ok(())
     }
 
-    fn let_go(&self) {
-        self.away.store(true, Ordering::Release);
-        self.all().iter().for_each(|image| image.let_go());
-    }
-
-    /// Has no section. Whoever takes the guest over reads what is on the disk, so a guest whose
-    /// writes are not there does not leave.
-    fn save(&self, _sections: &mut Sections) -> Result<(), devices::Error> {
+    fn store(&self) -> Result<(), devices::Error> {
         self.all().iter().try_for_each(|image| {
             let why = |error| {
                 let why = format!("what was written is not on the disk: {}", reason(&error));
@@ -212,6 +205,21 @@ impl Device for Images {
             };
             image.flush().map_err(why)
         })
+    }
+
+    fn let_go(&self) -> Result<(), devices::Error> {
+        self.away.store(true, Ordering::Release);
+        let let_go = |image: &Arc<Image>| {
+            image.let_go().map_err(|error| refused(&image.config.name, &error))
+        };
+        let given: Vec<_> = self.all().iter().map(let_go).collect();
+        given.into_iter().collect()
+    }
+
+    /// Has no section. Whoever takes the guest over reads what is on the disk, so a guest whose
+    /// writes are not there does not leave; a copy of it does not, either.
+    fn save(&self, _sections: &mut Sections) -> Result<(), devices::Error> {
+        self.store()
     }
 
     fn load(&self, _from: &mut Loading<'_>) -> Result<(), devices::Error> {

@@ -37,8 +37,21 @@ pub trait Device: Any + Send + Sync {
         Ok(())
     }
 
+    /// Brings to where other machines find it what they read when the guest is theirs.
+    ///
+    /// # Errors
+    /// It cannot: the guest does not leave.
+    fn store(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// The guest is about to be another machine's, which will claim the same.
-    fn let_go(&self) {}
+    ///
+    /// # Errors
+    /// What could not be given back is this machine's still.
+    fn let_go(&self) -> Result<(), Error> {
+        Ok(())
+    }
 
     /// What can be read of it, for people and tools (`qom-get`).
     fn properties(&self) -> Vec<(&'static str, Json)> {

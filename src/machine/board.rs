@@ -134,11 +134,22 @@ impl Board {
     /// Takes what only one machine may have; nothing is kept of it after an error.
     pub(crate) fn claim(&self) -> Result<(), Error> {
         let claimed = self.devices.iter().try_for_each(|device| device.claim());
-        claimed.inspect_err(|_| self.let_go())
+        claimed.inspect_err(|_| {
+            if let Err(error) = self.let_go() {
+                say!("godwit: {error}");
+            }
+        })
     }
 
-    pub(crate) fn let_go(&self) {
-        self.devices.iter().for_each(|device| device.let_go());
+    /// What the guest wrote, to where other machines find it.
+    pub(crate) fn store(&self) -> Result<(), Error> {
+        self.devices.iter().try_for_each(|device| device.store())
+    }
+
+    /// Gives back what only one machine may have: all that it can, and tells the first error.
+    pub(crate) fn let_go(&self) -> Result<(), Error> {
+        let given: Vec<_> = self.devices.iter().map(|device| device.let_go()).collect();
+        given.into_iter().collect()
     }
 
     pub(crate) fn save(&self) -> Result<Sections, Error> {

@@ -58,11 +58,16 @@ impl Machine {
     /// From here on the state of a guest that stands still is read to be handed over. It stays as
     /// it is until [`Machine::hand_back`], or [`Machine::set_state`] says where it went. False:
     /// somebody stopped it meanwhile, so that it does not go on at the target.
-    pub(crate) fn hold_to_leave(&self) -> bool {
+    ///
+    /// # Errors
+    /// What it wrote cannot be brought to where the target finds it: it stays.
+    pub(crate) fn hold_to_leave(&self) -> Result<bool, Error> {
         let mut control = self.control();
         let goes_on = self.keep_as_it_is(&mut control);
-        self.cpus.board.let_go();
-        goes_on
+        // All of it before anything is given away.
+        self.cpus.board.store()?;
+        self.cpus.board.let_go()?;
+        Ok(goes_on)
     }
 
     /// The same for a guest that does not leave, and keeps what only one machine can have.
@@ -83,7 +88,9 @@ impl Machine {
 
     /// Gives it back.
     pub(crate) fn let_go(&self) {
-        self.cpus.board.let_go();
+        if let Err(error) = self.cpus.board.let_go() {
+            say!("godwit: {error}");
+        }
     }
 
     /// The guest is this machine's: it did not leave, or has arrived. What was put off is done, and
@@ -352,6 +359,6 @@ impl Machine {
         if let Err(error) = self.cpus.board.quiesce() {
             say!("godwit: a device did not end what it had begun: {error}");
         }
-        self.cpus.board.let_go();
+        self.let_go();
     }
 }

@@ -105,7 +105,7 @@ impl Migratable for Machine {
     }
 
     fn save(&self, ran: bool) -> Result<Box<dyn State>, GuestError> {
-        let goes_on = self.hold_to_leave();
+        let goes_on = self.hold_to_leave()?;
         saved(self, ran && goes_on)
     }
 

@@ -175,6 +175,39 @@ fn a_full_host_stops_a_guest_with_tables_until_there_is_room() {
 }
 
 #[test]
+fn a_guest_whose_tables_cannot_be_written_does_not_leave() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = Small::mount(folder.path(), 4 << 20);
+    // The refcounts of the next clusters are where the file has a hole, its first table is not.
+    let top = qcow2::make(&small.0.join("top"), DISK_BYTES, None);
+    top.write_all_at(&[0, 1].repeat(2048), 2 * 65536).unwrap();
+    top.write_all_at(&[0; 4096], 3 * 65536).unwrap();
+    top.set_len(2048 * 65536).unwrap();
+    let drive = drive(&small.0, "top", "");
+    let mut vm = launch(folder.path(), "vm", &["-drive", &drive, "-S"]).start();
+    small.fill();
+    // Room for a table and a little more.
+    let ballast = File::options().write(true).open(small.0.join("ballast")).unwrap();
+    ballast.set_len(ballast.metadata().unwrap().len() - 18 * 4096).unwrap();
+    vm.ask("cont", json!({}));
+    vm.wait_for_status("io-error");
+    let uri = format!("unix:{}", folder.path().join("stream").display());
+    let target = launch(folder.path(), "target", &["-drive", &drive]).incoming(&uri).start();
+    vm.ask("migrate", json!({"uri": uri}));
+    let outcome = vm.outcome();
+    assert_eq!(outcome["status"], "failed", "{outcome}");
+    assert!(outcome["error-desc"].as_str().unwrap().contains("No space left"), "{outcome}");
+    drop(target);
+    std::fs::remove_file(small.0.join("ballast")).unwrap();
+    drop(ballast);
+    vm.ask("cont", json!({}));
+    wait_for_points(&vm, 3);
+    vm.ask("quit", json!({}));
+    assert_eq!(vm.exit_code(), Some(0));
+    assert!(!is_dirty(&small.0.join("top")), "{}", vm.stderr());
+}
+
+#[test]
 fn no_console_writes_over_what_a_disk_stands_on() {
     let folder = tempfile::tempdir().unwrap();
     chain(folder.path());

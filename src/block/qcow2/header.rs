@@ -269,7 +269,7 @@ impl Header {
 ///
 /// Whoever finds it open, and nobody who has it, repairs it first: tables reach the file in an order
 /// that does not keep refcounts right at every moment.
-pub(super) fn set_dirty(file: &File, alignment: u32, is_dirty: bool) -> io::Result<()> {
+pub(in crate::block) fn set_dirty(file: &File, alignment: u32, is_dirty: bool) -> io::Result<()> {
     let (at, bytes) = match alignment {
         ..=1 => (INCOMPATIBLE_AT, 8),
         // It is a power of two, and more than the place of the bit.

@@ -24,9 +24,8 @@ impl Disk {
         queue: &mut Queue,
         mut request: Request,
     ) -> Result<(), Fault> {
-        let cache = self.image.config.cache;
         match request.action {
-            Action::Flush if cache.no_flush => return self.finish(ram, queue, request),
+            Action::Flush if !self.image.has_flush() => return self.finish(ram, queue, request),
             Action::Discard if !self.image.config.discard => {
                 return self.finish(ram, queue, request);
             }
@@ -228,7 +227,7 @@ impl Disk {
         }
         if request.action != Action::Read {
             self.image.stats.wrote_to(request.at + request.bytes);
-            if !self.write_cache && !self.image.config.cache.no_flush {
+            if !self.write_cache && self.image.has_flush() {
                 request.step = Step::FlushAfter;
                 return self.send(ram, queue, request);
             }
