@@ -12,7 +12,7 @@ use crate::devices::{DiskEvent, DiskEvents, WriteThreshold};
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 pub(crate) use super::layer::SECTOR;
@@ -37,6 +37,8 @@ pub struct Image {
     pub(crate) stats: Stats,
     /// Who puts an image over it, or changes its length.
     changing: Mutex<()>,
+    /// The device that uses it, told without a wait for what is done under the claim.
+    user: OnceLock<String>,
     claim: Mutex<Claim>,
     buckets: Mutex<Buckets>,
     /// Something was written since it was last flushed.
@@ -66,8 +68,6 @@ enum OrderedThread {
 /// What a device wants of it.
 #[derive(Clone, Debug, Default)]
 struct Claim {
-    /// The device; `None`: nobody uses it.
-    user: Option<String>,
     writes: bool,
     shared: bool,
     /// The guest is here, and the locks are taken.
@@ -90,6 +90,7 @@ impl Image {
             gate: Arc::default(),
             stats: Stats::default(),
             changing: Mutex::default(),
+            user: OnceLock::new(),
             claim: Mutex::default(),
             buckets: Mutex::new(Buckets::new(config.throttle)),
             unflushed: AtomicBool::new(false),
@@ -173,26 +174,31 @@ impl Image {
     /// A device will use it. Only one does.
     pub(crate) fn claim(&self, user: &str, writes: bool, shared: bool) -> Result<bool, Error> {
         let mut claim = lock(&self.claim);
-        if claim.user.is_some() {
+        if self.is_used() {
             return Ok(false);
         }
         if writes && !self.writable() {
             return Err(Error::ReadOnly);
         }
-        *claim = Claim { user: Some(user.into()), writes, shared, held: false };
-        Ok(true)
+        *claim = Claim { writes, shared, held: false };
+        // Under the claim, which nobody else has.
+        Ok(self.user.set(user.into()).is_ok())
     }
 
     /// The device that uses it.
     pub(crate) fn user(&self) -> Option<String> {
-        lock(&self.claim).user.clone()
+        self.user.get().cloned()
+    }
+
+    fn is_used(&self) -> bool {
+        self.user.get().is_some()
     }
 
     /// The guest is here: takes the locks that its user needs, and opens what has tables.
     /// `was_away`: another process may have written it until now.
     pub(crate) fn take(&self, was_away: bool) -> Result<(), Error> {
         let mut claim = lock(&self.claim);
-        if claim.held || claim.user.is_none() {
+        if claim.held || !self.is_used() {
             return Ok(());
         }
         let layers = self.layers();
@@ -330,7 +336,7 @@ impl Image {
             return Err(Error::Changed(top.path()));
         }
         let new: Arc<[_]> = [overlay.clone()].into_iter().chain(old.iter().cloned()).collect();
-        if claim.user.is_none() {
+        if !self.is_used() {
             *lock(&self.layers) = new;
             return Ok(());
         }
@@ -360,7 +366,7 @@ impl Image {
     /// Whether the guest is here, or nobody uses it.
     pub(crate) fn is_active(&self) -> bool {
         let claim = lock(&self.claim);
-        claim.held || claim.user.is_none()
+        claim.held || !self.is_used()
     }
 
     /// Its user stops the guest for some errors.
@@ -463,7 +469,7 @@ impl Image {
         let _turn = self.change();
         // Nobody takes it, or lets it go, before it is as long.
         let claim = lock(&self.claim);
-        if claim.user.is_some() {
+        if self.is_used() {
             if !claim.held {
                 return Err(Error::Inactive(self.path()));
             }
@@ -539,6 +545,7 @@ impl Image {
 mod tests {
     use super::*;
     use crate::block::qcow2;
+    use std::time::Duration;
 
     fn image(change: impl FnOnce(&mut config::Image)) -> (Image, tempfile::NamedTempFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
@@ -630,6 +637,25 @@ mod tests {
         let mut found = [0; 512];
         after.with_chain(|chain| chain.read(0, &mut found)).unwrap();
         assert_eq!(found, [7; 512]);
+    }
+
+    #[test]
+    fn who_uses_an_image_is_told_while_work_is_done_on_it() {
+        let (image, _file) = image(|_| {});
+        image.claim("disk", true, false).unwrap();
+        assert!(!image.claim("other", true, false).unwrap());
+        // As a resize, or an overlay, has them.
+        let work = (lock(&image.claim), lock(&image.changing), lock(&image.chain));
+        let image = &image;
+        let (tell, told) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let asks = scope.spawn(move || tell.send((image.user(), image.layers().len())));
+            let said = told.recv_timeout(Duration::from_secs(60));
+            // Or the thread would never end.
+            drop(work);
+            assert_eq!(said.unwrap(), (Some("disk".into()), 1));
+            asks.join().unwrap().unwrap();
+        });
     }
 
     #[test]
