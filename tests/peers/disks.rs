@@ -1,5 +1,6 @@
 //! Disks beside QEMU and its tools: what one writes the other reads.
 
+use crate::common::small::Small;
 use crate::common::vm::{Launch, Vm};
 use crate::common::{guest, virtio_guest};
 use serde_json::{Value, json};
@@ -155,6 +156,33 @@ fn an_image_whose_machine_was_killed_is_repaired_before_it_is_used() {
         let vm = launch_with(folder, "repaired", "top", cache).start();
         wait_for_points(&vm, 2);
         end_and_check(vm, folder, "top");
+    }
+}
+
+/// What was written before room ran out, and after there was some again, is in the image, and nothing
+/// in it is wrong.
+#[test]
+#[ignore = "needs QEMU"]
+fn an_image_on_a_full_host_is_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = Small::mount(folder.path(), 4 << 20);
+    for pages in [0, 3, 16, 17, 18, 33] {
+        img(&small.0, &["create", "-q", "-f", "qcow2", "top", "1M"]);
+        let mut vm = launch(&small.0, "vm", "top").words(&["-S"]).start();
+        small.fill();
+        let ballast = std::fs::File::options().write(true).open(small.0.join("ballast")).unwrap();
+        let bytes = ballast.metadata().unwrap().len();
+        ballast.set_len(bytes - pages * 4096).unwrap();
+        vm.ask("cont", json!({}));
+        vm.wait_for_status("io-error");
+        drop(ballast);
+        std::fs::remove_file(small.0.join("ballast")).unwrap();
+        vm.ask("cont", json!({}));
+        wait_for_points(&vm, 3);
+        end_and_check(vm, &small.0, "top");
+        for name in ["top", "flat"] {
+            std::fs::remove_file(small.0.join(name)).unwrap();
+        }
     }
 }
 

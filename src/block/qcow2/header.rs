@@ -5,7 +5,7 @@
 
 use crate::block::ring::Aligned;
 use std::fs::File;
-use std::io::{self, ErrorKind};
+use std::io::{self, ErrorKind, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 
 const MAGIC: &[u8] = b"QFI\xfb";
@@ -16,6 +16,8 @@ const CLUSTER_BITS: std::ops::RangeInclusive<u32> = 9..=21;
 const L1_BYTES_MAX: u64 = 32 << 20;
 const REFCOUNTS_BYTES_MAX: u64 = 8 << 20;
 const NAME_BYTES_MAX: usize = 1023;
+/// Refcount blocks for clusters that could not be written: a block comes before what it counts.
+const BLOCKS_BEHIND_MAX: usize = 4;
 
 /// Bits of the features that a reader must know.
 mod incompatible {
@@ -335,16 +337,29 @@ fn backing_format(from: &Bytes<'_>, at: usize, end: u64) -> Result<Option<String
     Ok(found)
 }
 
-/// Looks whether each refcount block is there once. Who looks for a free cluster reads each of them:
-/// a table that names one block a million times would keep it busy for hours.
+/// Looks whether each refcount block is there once, and next to none counts only what is behind the
+/// end. Who looks for a free cluster reads each of them, and takes a step for each count: a table that
+/// names one block a million times, or full blocks for an image that is not there, would keep it busy
+/// for hours. So the steps are bounded by the image's length.
 pub(in crate::block) fn refcounts_are_apart(file: &File, header: &Header) -> Result<(), Why> {
     let mut table = vec![0; header.refcounts_bytes as usize];
     let filled = read_up_to(file, &mut table, header.refcounts_at)?;
     let entries = table[..filled].chunks_exact(8);
-    let mut blocks: Vec<u64> = entries
-        .map(|entry| u64::from_be_bytes(entry.try_into().unwrap_or_default()))
-        .filter(|entry| *entry != 0)
-        .collect();
+    let entries = entries.map(|entry| u64::from_be_bytes(entry.try_into().unwrap_or_default()));
+    let used: Vec<(usize, u64)> = entries.enumerate().filter(|(_, entry)| *entry != 0).collect();
+    // Of a block device, too.
+    let bytes = (&*file).seek(SeekFrom::End(0))?;
+    let bytes_per_block =
+        header.cluster() * (header.cluster() * 8 / u64::from(header.refcount_bits));
+    let behind = |(place, _): &&(usize, u64)| {
+        (*place as u64).checked_mul(bytes_per_block).is_none_or(|start| start >= bytes)
+    };
+    if used.iter().filter(behind).count() > BLOCKS_BEHIND_MAX {
+        return Err(Why::Said(
+            "its refcounts are about clusters far behind its end; qemu-img convert makes one without them",
+        ));
+    }
+    let mut blocks: Vec<u64> = used.into_iter().map(|(_, block)| block).collect();
     blocks.sort_unstable();
     match blocks.windows(2).any(|pair| pair[0] == pair[1]) {
         true => Err(Why::Said(
@@ -441,6 +456,23 @@ mod tests {
             file.write_all_at(&0x2_0000u64.to_be_bytes(), 0x1_0000).unwrap();
             file.write_all_at(&second.to_be_bytes(), 0x1_0100).unwrap();
             assert_eq!(refcounts_are_apart(&file, &header).is_ok(), is_good);
+        }
+    }
+
+    #[test]
+    fn refcounts_do_not_go_far_behind_the_end() {
+        let file = tempfile::tempfile().unwrap();
+        let header = Header::parse(&good()).unwrap();
+        let block_covers = 65536 * 32768;
+        for (blocks, bytes, is_good) in
+            [(5, 0x3_0000, true), (6, 0x3_0000, false), (6, block_covers + 1, true)]
+        {
+            file.set_len(bytes).unwrap();
+            for place in 0..blocks {
+                let block: u64 = (3 + place) << 16;
+                file.write_all_at(&block.to_be_bytes(), 0x1_0000 + 8 * place).unwrap();
+            }
+            assert_eq!(refcounts_are_apart(&file, &header).is_ok(), is_good, "{blocks} {bytes}");
         }
     }
 

@@ -156,9 +156,11 @@ impl Storage {
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
                 let end = at + bytes;
                 let mut next = at;
+                // Where `O_DIRECT` takes them.
+                let zeros = Aligned::new(bytes.min(ZEROS as u64) as usize)?;
                 while next < end {
                     let count = ((end - next) as usize).min(ZEROS);
-                    self.file.write_all_at(&vec![0; count], next)?;
+                    self.file.write_all_at(&zeros.get()[..count], next)?;
                     next += count as u64;
                 }
             }
