@@ -218,8 +218,10 @@ impl Machine {
 
     /// Stops the vCPUs, then the devices.
     pub(super) fn halt(&self, control: &mut Control) -> Result<(), Error> {
-        self.cpus.gate.close(|index| self.kick(index));
-        let stopped = self.cpus.board.quiesce();
+        let stopped = self.ram().not_kept_waiting(|| {
+            self.cpus.gate.close(|index| self.kick(index));
+            self.cpus.board.quiesce()
+        });
         Ok(stopped.map_err(|e| self.fail(control, e))?)
     }
 
@@ -244,7 +246,7 @@ impl Machine {
     pub(super) fn fail<E: std::fmt::Display>(&self, control: &mut Control, error: E) -> E {
         if control.state != RunState::InternalError {
             (self.events)(Event::InternalError { vcpu: 0, why: error.to_string() });
-            self.cpus.gate.close(|index| self.kick(index));
+            self.ram().not_kept_waiting(|| self.cpus.gate.close(|index| self.kick(index)));
             let ran = control.state.is_running();
             self.enter(control, RunState::InternalError);
             if ran {
@@ -276,7 +278,7 @@ impl Machine {
             self.halt(control)?;
         }
         // From here on the old guest is gone.
-        let done = self.start_over(control.images.as_mut());
+        let done = self.ram().not_kept_waiting(|| self.start_over(control.images.as_mut()));
         done.map_err(|e| self.fail(control, e))?;
         (self.events)(Event::Reset(cause));
         match control.state {
@@ -349,7 +351,7 @@ impl Machine {
         }
         control.gone = true;
         self.cpus.gate.quit();
-        self.cpus.gate.close(|index| self.kick(index));
+        self.ram().not_kept_waiting(|| self.cpus.gate.close(|index| self.kick(index)));
         self.threads().join();
     }
 

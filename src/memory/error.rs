@@ -56,6 +56,11 @@ pub enum Error {
     NotMapped { block: String, source: io::Error },
     #[error("the image of guest RAM was lost: write faults could not be answered")]
     SnapshotLost,
+    #[error(
+        "the image of guest RAM was given up: its pages found no more room because they are read too slowly, and the \
+         guest was to be stopped or reset"
+    )]
+    SnapshotGaveWay,
     #[error("cannot find or punch holes in block {block}: {source}")]
     Hole { block: String, source: io::Error },
 }

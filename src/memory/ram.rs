@@ -13,7 +13,8 @@ use crate::config::{Memory, MemoryBackend};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::Duration;
 use vm_memory::bitmap::AtomicBitmap;
 use vm_memory::{
     Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion,
@@ -30,6 +31,8 @@ const HIGH_START: u64 = 4 << 30;
 const KEPT_BYTES_MAX: u64 = 16 << 20;
 /// Given back in one go: a snapshot has to keep it first.
 const DISCARD_BYTES: u64 = 1 << 20;
+/// How long whoever stops or resets a guest is kept waiting by a snapshot's reader.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Blocks beside RAM: firmware, and the three files of ACPI tables.
 const KEPT_MAX: usize = 4;
 
@@ -176,6 +179,31 @@ impl GuestRam {
     /// Who is asked before this process writes the main block. Waits for every write in progress.
     pub(super) fn set_watch(&self, asked: Option<Arc<dyn BeforeWrite>>) {
         self.inner.watch.set(asked);
+    }
+
+    /// Runs `job`, which waits for vCPUs or devices, or writes guest memory. A snapshot whose pool is
+    /// full keeps them waiting for whoever reads it; it gives way if that lasts for a second.
+    pub(crate) fn not_kept_waiting<T>(&self, job: impl FnOnce() -> T) -> T {
+        let watch = &self.inner.watch;
+        if !watch.keeps_waiting() {
+            return job();
+        }
+        std::thread::scope(|scope| {
+            let (done, is_done) = mpsc::channel::<()>();
+            let look = move || {
+                while is_done.recv_timeout(PATIENCE) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    watch.give_way();
+                }
+            };
+            let thread = std::thread::Builder::new().name("give-way".into());
+            if thread.spawn_scoped(scope, look).is_err() {
+                // Nobody could look later.
+                watch.give_way();
+            }
+            let result = job();
+            drop(done);
+            result
+        })
     }
 
     /// Write protection for the main block. It must not outlive this RAM: whoever takes it keeps a

@@ -24,6 +24,8 @@
 //! the reader has released a kept one; the fault thread itself never waits, and what is released
 //! meanwhile is opened at once. The reader asks [`Snapshot::urgent`] what to read next, so that it
 //! empties the pool instead of visiting pages in order. A page of zeros needs no place in the pool.
+//! Whoever stops or resets the guest does not wait for a reader: the image is given up instead, see
+//! [`GuestRam::not_kept_waiting`].
 //!
 //! **Who may wait for whom.** A thread that sleeps in a fault, or in [`BeforeWrite::before_write`],
 //! may hold any lock of the machine. So the fault thread takes one lock only, [`Shared::state`],
@@ -34,7 +36,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{Ordering, fence};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use memmap2::MmapMut;
@@ -75,6 +77,7 @@ struct Shared {
     room: Condvar,
     /// Of the block, before anything was read of it.
     losses: u64,
+    on_loss: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -96,8 +99,25 @@ struct State {
     pool: Pool,
     /// Hit while the pool was full.
     waiting: Vec<u64>,
+    /// Writes of this process that wait for room.
+    writers: usize,
     /// A page was opened that could not be kept.
-    lost: bool,
+    lost: Option<Lost>,
+}
+
+#[derive(Clone, Copy)]
+enum Lost {
+    Broken,
+    GaveWay,
+}
+
+impl Lost {
+    fn error(self) -> Error {
+        match self {
+            Lost::Broken => Error::SnapshotLost,
+            Lost::GaveWay => Error::SnapshotGaveWay,
+        }
+    }
 }
 
 /// Old bytes of pages.
@@ -134,7 +154,8 @@ impl Snapshot {
             released: PageSet::new(pages),
             pool,
             waiting: Vec::new(),
-            lost: false,
+            writers: 0,
+            lost: None,
         };
         let shared = Arc::new(Shared {
             uffd,
@@ -143,6 +164,7 @@ impl Snapshot {
             state: Mutex::new(state),
             room: Condvar::new(),
             losses,
+            on_loss: OnceLock::new(),
         });
         let faults = {
             let shared = shared.clone();
@@ -186,6 +208,12 @@ impl Snapshot {
         Ok(data)
     }
 
+    /// `told` is called when the image is given up because somebody cannot wait any longer: nothing
+    /// that is read afterwards is any good. Only the first call counts.
+    pub(crate) fn on_loss(&self, told: impl Fn() + Send + Sync + 'static) {
+        let _ = self.shared.on_loss.set(Box::new(told));
+    }
+
     /// Fills `out` from `offset` of the block with the image's bytes. Nothing of the range was
     /// released.
     pub fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), Error> {
@@ -193,8 +221,8 @@ impl Snapshot {
         // Pairs with the fault thread's lock and ioctl: a write that was seen came after the mark.
         fence(Ordering::SeqCst);
         let state = self.shared.state();
-        if state.lost {
-            return Err(Error::SnapshotLost);
+        if let Some(lost) = state.lost {
+            return Err(lost.error());
         }
         let mut at = 0;
         while at < out.len() {
@@ -211,8 +239,8 @@ impl Snapshot {
     /// Fails if what was read so far need not be the guest's memory of the moment: pages of it were lost
     /// meanwhile, or somebody wrote to the file that lies over it. Asked once all is read.
     pub(crate) fn check(&self) -> Result<(), Error> {
-        if self.shared.state().lost {
-            return Err(Error::SnapshotLost);
+        if let Some(lost) = self.shared.state().lost {
+            return Err(lost.error());
         }
         self.shared.ram.main().check_still_whole(self.shared.losses)
     }
@@ -285,7 +313,7 @@ impl Shared {
                 // Nobody may sleep for ever: without answers there is no image, but a guest.
                 tracing::error!("write faults of a snapshot cannot be read: {error}");
                 let mut state = self.state();
-                (state.lost, state.phase) = (true, Phase::Over);
+                (state.lost, state.phase) = (Some(Lost::Broken), Phase::Over);
                 drop(state);
                 self.room.notify_all();
                 self.open(0..self.ram.main().pages());
@@ -337,9 +365,31 @@ impl BeforeWrite for Shared {
         for page in range.start / PAGE_BYTES..range.end.div_ceil(PAGE_BYTES) {
             let mut state = self.state();
             while !state.may_open(page, &self.ram) {
+                state.writers += 1;
                 state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+                state.writers -= 1;
             }
             self.open_asked(page, state);
+        }
+    }
+
+    fn keeps_waiting(&self) -> bool {
+        self.state().phase == Phase::Fixed
+    }
+
+    fn give_way(&self) {
+        let mut state = self.state();
+        let somebody_waits = state.writers > 0 || !state.waiting.is_empty();
+        if state.phase != Phase::Fixed || !somebody_waits {
+            return;
+        }
+        (state.lost, state.phase) = (Some(Lost::GaveWay), Phase::Over);
+        drop(state);
+        self.room.notify_all();
+        // The fault thread opens every page.
+        self.look_again();
+        if let Some(told) = self.on_loss.get() {
+            told();
         }
     }
 }
@@ -366,7 +416,7 @@ impl State {
                     Ok(Kept::NoRoom) => false,
                     Err(error) => {
                         tracing::error!("page {page} of guest RAM cannot be read: {error}");
-                        self.lost = true;
+                        self.lost = Some(Lost::Broken);
                         true
                     }
                 }

@@ -12,6 +12,10 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 pub(crate) trait BeforeWrite: Send + Sync {
     /// `range` (bytes into the main block) will be written when this returns.
     fn before_write(&self, range: Range<u64>);
+    /// Whether writers may be kept waiting for somebody outside of this process.
+    fn keeps_waiting(&self) -> bool;
+    /// Lets all who wait go on, now and from now on, if any do; costs the image.
+    fn give_way(&self);
 }
 
 /// Who is asked, if anybody.
@@ -31,6 +35,19 @@ impl Watch {
             asked.before_write(range);
         }
         WriteGuard(watch)
+    }
+
+    /// See [`BeforeWrite::keeps_waiting`].
+    pub(crate) fn keeps_waiting(&self) -> bool {
+        let watch = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        watch.as_ref().is_some_and(|asked| asked.keeps_waiting())
+    }
+
+    /// See [`BeforeWrite::give_way`].
+    pub(crate) fn give_way(&self) {
+        if let Some(asked) = &*self.0.read().unwrap_or_else(PoisonError::into_inner) {
+            asked.give_way();
+        }
     }
 
     /// Waits for every write in progress, then changes who is asked.

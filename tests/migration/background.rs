@@ -224,3 +224,43 @@ fn what_does_not_go_with_it_is_refused_by_qemus_words() {
     }
     vm.assert_alive();
 }
+
+/// Returns once a vCPU sleeps because its page is kept for a snapshot, and there is no room.
+fn wait_for_full_pool(vm: &Vm) {
+    let tasks = std::path::PathBuf::from(format!("/proc/{}/task", vm.pid()));
+    let end = std::time::Instant::now() + crate::common::PATIENCE;
+    let sleeps = || {
+        std::fs::read_dir(&tasks).unwrap().flatten().any(|task| {
+            let read = |name: &str| std::fs::read_to_string(task.path().join(name));
+            read("comm").is_ok_and(|name| name.starts_with("CPU"))
+                && read("wchan").is_ok_and(|place| place.contains("userfault"))
+        })
+    };
+    // A page that finds room is copied in no time.
+    let mut in_a_row = 0;
+    while in_a_row < 10 {
+        in_a_row = if sleeps() { in_a_row + 1 } else { 0 };
+        assert!(std::time::Instant::now() < end, "the guest's writes find room: {}", vm.stderr());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_snapshot_that_nobody_reads_gives_way_to_a_stop_and_a_reset() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = Launch::new(dir.path(), "source").guest("ws=48").start();
+    source.wait_for_sweeps(1);
+    source.set(&["background-snapshot", "events"], &json!({"x-godwit-peer-timeout": 3_600_000}));
+    for (command, then) in [("stop", "paused"), ("system_reset", "running")] {
+        source.ask("migrate", json!({"uri": "exec:sleep 1000"}));
+        wait_for_full_pool(&source);
+        source.ask(command, json!({}));
+        let report = source.outcome();
+        assert_eq!(report["status"], "failed", "{report}");
+        let error = report["error-desc"].as_str().unwrap_or_default();
+        assert!(error.contains("was given up"), "{report}");
+        assert_eq!(source.status(), then);
+        source.ask("cont", json!({}));
+        source.assert_alive();
+    }
+}

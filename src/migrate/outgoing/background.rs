@@ -59,7 +59,12 @@ impl Source {
         // A guest whose writes find no room any more waits for whoever reads: not for ever.
         let time = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
         peer.set_operation_timeout(time);
-        let sent = self.send_image(peer, &image).and_then(|()| Ok(image.check()?));
+        // Whoever does not read is not waited for then.
+        let waker = self.waker.clone();
+        image.on_loss(move || waker.cancel());
+        let sent = self.send_image(peer, &image);
+        // Why the image was lost says more than what broke off for it.
+        let sent = image.check().map_err(Error::from).and(sent);
         drop(image);
         sent.map_err(|error| peer.silent(error, "the guest's memory", time))?;
         peer.write_bitmaps(&self.progress.counters)?;
