@@ -264,3 +264,24 @@ fn a_snapshot_that_nobody_reads_gives_way_to_a_stop_and_a_reset() {
         source.assert_alive();
     }
 }
+
+#[test]
+fn a_fifo_that_is_full_from_the_beginning_is_not_waited_for_for_ever() {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let mut source = source(dir.path(), &[], &[]);
+    let fifo = dir.path().join("fifo");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &fifo, 0o600.into()).unwrap();
+    let mut options = std::fs::File::options();
+    let mut reader =
+        options.read(true).write(true).custom_flags(libc::O_NONBLOCK).open(&fifo).unwrap();
+    while reader.write(&[0; 4096]).is_ok() {}
+    source.ask("migrate-set-parameters", json!({"x-godwit-peer-timeout": 500}));
+    source.ask("migrate", json!({"uri": format!("file:{}", fifo.display())}));
+    let report = source.outcome();
+    assert_eq!(report["status"], "failed", "{report}");
+    let error = report["error-desc"].as_str().unwrap_or_default();
+    assert!(error.contains("500 ms"), "{report}");
+    source.assert_alive();
+}

@@ -29,16 +29,18 @@ use crate::migrate::status::Status;
 const UNIT_PAGES: u64 = 256;
 
 impl Source {
-    /// Writes the guest as it is in a moment. It runs on, or stands as it stood.
+    /// Writes the guest as it is in a moment. It runs on, or stands as it stood. Each operation on the
+    /// way to the reader has `time`.
     pub(super) fn write_in_background(
         &self,
         peer: &mut Peer,
         started: Instant,
+        time: Duration,
     ) -> Result<(), Error> {
         if peer.return_path.is_some() || peer.is_two_way() {
             return Err(Error::BackgroundNeedsFile);
         }
-        list_blocks(self, peer)?;
+        list_blocks(self, peer).map_err(|error| peer.silent(error, "the list of blocks", time))?;
         let image = Snapshot::prepare(self.guest.ram())?;
         self.progress.figures().setup = started.elapsed();
         self.enter(Status::Active)?;
@@ -56,9 +58,6 @@ impl Source {
         self.resume(ran, before);
         self.progress.figures().downtime = Some(stopped_at.elapsed());
         let state = fixed?;
-        // A guest whose writes find no room any more waits for whoever reads: not for ever.
-        let time = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
-        peer.set_operation_timeout(time);
         // Whoever does not read is not waited for then.
         let waker = self.waker.clone();
         image.on_loss(move || waker.cancel());

@@ -81,10 +81,12 @@ impl Source {
                 (transport::connect(&mut ring, &address)?, Some(address))
             }
         };
-        ring.set_operation_timeout(None);
+        let in_background = self.settings.has(Capability::BackgroundSnapshot);
+        // A snapshot's reader is not waited for for ever, from its first byte on.
+        ring.set_operation_timeout(in_background.then_some(timeout));
         let mut peer = Peer::negotiate(self, ring, connection, address)?;
-        let result = guarded(|| match self.settings.has(Capability::BackgroundSnapshot) {
-            true => self.write_in_background(&mut peer, started),
+        let result = guarded(|| match in_background {
+            true => self.write_in_background(&mut peer, started, timeout),
             false => self.send(&mut peer, started),
         });
         // The reason that the target gave is better than the broken connection it caused.
