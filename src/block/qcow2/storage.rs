@@ -154,21 +154,26 @@ impl Storage {
         match fallocate(&*self.file, FallocateFlags::ZERO_RANGE, at, bytes) {
             Ok(()) => {}
             Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::INVAL) => {
-                let end = at + bytes;
-                let mut next = at;
-                // Where `O_DIRECT` takes them.
-                let zeros = Aligned::new(bytes.min(ZEROS as u64) as usize)?;
-                while next < end {
-                    let count = ((end - next) as usize).min(ZEROS);
-                    self.file.write_all_at(&zeros.get()[..count], next)?;
-                    next += count as u64;
-                }
+                write_zeros(&self.file, at, bytes)?;
             }
             Err(error) => return Err(error.into()),
         }
         self.wrote(at + bytes);
         Ok(())
     }
+}
+
+/// Zeros as data, from where `O_DIRECT` takes them.
+fn write_zeros(file: &File, at: u64, bytes: u64) -> io::Result<()> {
+    let zeros = Aligned::new(bytes.min(ZEROS as u64) as usize)?;
+    let end = at + bytes;
+    let mut next = at;
+    while next < end {
+        let count = ((end - next) as usize).min(ZEROS);
+        file.write_all_at(&zeros.get()[..count], next)?;
+        next += count as u64;
+    }
+    Ok(())
 }
 
 impl imago::Storage for Storage {
@@ -272,6 +277,26 @@ impl imago::Storage for Storage {
         match how {
             PreallocateMode::None | PreallocateMode::Zero => self.noted(self.file.set_len(bytes)),
             _ => Err(ErrorKind::Unsupported.into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+
+    #[test]
+    fn zeros_are_written_past_the_cache_of_the_host() {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(&[1; 3 << 16], 0).unwrap();
+        fcntl_setfl(&file, fcntl_getfl(&file).unwrap() | OFlags::DIRECT).unwrap();
+        write_zeros(&file, 4096, (2 << 16) - 4096).unwrap();
+        fcntl_setfl(&file, fcntl_getfl(&file).unwrap() - OFlags::DIRECT).unwrap();
+        let mut found = vec![2; 3 << 16];
+        file.read_exact_at(&mut found, 0).unwrap();
+        for (at, byte) in found.into_iter().enumerate() {
+            assert_eq!(byte, u8::from(!(4096..2 << 16).contains(&at)), "{at}");
         }
     }
 }
