@@ -6,10 +6,14 @@ use super::layer::{Layer, Use};
 use super::{locks, qcow2};
 use crate::config::{self, Backing, ImageFormat};
 use crate::io::name;
-use std::fs::{File, OpenOptions};
-use std::io;
+use std::fs::{File, Metadata};
+use std::io::{
+    self,
+    ErrorKind::{AlreadyExists, InvalidInput, PermissionDenied},
+};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,13 +28,32 @@ pub(crate) struct Overlay {
     pub exists: bool,
 }
 
-/// A file that is taken away again, unless all went well.
-struct Made<'a>(Option<&'a PathBuf>);
+/// Nobody else does anything with the file meanwhile.
+const ALONE: locks::Permissions =
+    locks::Permissions { write: true, resize: true, bears_writers: false, bears_resizers: false };
+
+/// A file that was not there before, and is taken away again unless all went well or another process
+/// uses it by now.
+struct Made<'a> {
+    path: &'a Path,
+    file: Arc<File>,
+    locking: bool,
+    is_kept: bool,
+}
+
+impl Made<'_> {
+    fn is_ours(&self) -> bool {
+        let id = |is: Metadata| (is.dev(), is.ino());
+        let named = self.path.symlink_metadata().map(id).ok();
+        let is_there = named.is_some() && self.file.metadata().map(id).ok() == named;
+        is_there && (!self.locking || locks::take(&self.file, "", ALONE).is_ok())
+    }
+}
 
 impl Drop for Made<'_> {
     fn drop(&mut self) {
-        if let Some(path) = self.0 {
-            let _ = std::fs::remove_file(path);
+        if !self.is_kept && self.is_ours() {
+            let _ = std::fs::remove_file(self.path);
         }
     }
 }
@@ -44,9 +67,9 @@ impl Image {
         if !top.writable {
             return Err(Error::ReadOnly);
         }
-        let mut made = Made(None);
+        let mut made = None;
         if !wanted.exists {
-            made.0 = make(&top, wanted, all)?.then_some(&wanted.path);
+            made = make(&top, wanted, all)?;
         }
         let config = config::Image {
             format: ImageFormat::Qcow2,
@@ -59,14 +82,17 @@ impl Image {
             ..top.config.clone()
         };
         let overlay = Layer::open(self.number, self.next_place(), &config)?;
-        if overlay.bytes() != top.bytes() && !wanted.exists {
+        let is_other = made.as_ref().is_some_and(|made| !overlay.is_file(&made.file));
+        if is_other || overlay.bytes() != top.bytes() && !wanted.exists {
             return Err(Error::Changed(overlay.path()));
         }
         if self.layers().iter().any(|layer| layer.is_same_file(&overlay)) {
             return Err(Error::Loop { image: overlay.path(), twice: overlay.path() });
         }
-        let used = |source| Error::Open { path: overlay.path(), source };
-        nobody_has(&overlay.file, all).map_err(used)?;
+        if wanted.exists {
+            let used = |source| Error::Open { path: overlay.path(), source };
+            nobody_has(&overlay.file, all).map_err(used)?;
+        }
         // Most of it beforehand, so that the guest does not wait for it.
         let flushed = |source| Error::Flush { path: top.path(), source };
         self.flush().map_err(flushed)?;
@@ -75,32 +101,68 @@ impl Image {
             self.gate.close(DRAINED_WITHIN, &wake).ok_or_else(|| Error::Busy(top.path()))?;
         self.flush().map_err(flushed)?;
         self.put_over(&top, Arc::new(overlay))?;
-        made.0 = None;
+        made.iter_mut().for_each(|made| made.is_kept = true);
         Ok(())
     }
 }
 
-/// Makes the file. True: it was not there before.
+/// Makes the file. `None`: it was there before.
 ///
 /// # Errors
 /// The texts are QEMU's. What is in use by anybody stays as it is.
-fn make(top: &Layer, wanted: &Overlay, all: &[Arc<Image>]) -> Result<bool, Error> {
+fn make<'a>(
+    top: &Layer,
+    wanted: &'a Overlay,
+    all: &[Arc<Image>],
+) -> Result<Option<Made<'a>>, Error> {
     let path = wanted.path.display().to_string();
     if wanted.path == top.config.path {
         return Err(Error::SameName);
     }
     let failed = |source| Error::Create { path: path.clone(), source };
     name::check_output_name(&wanted.path).map_err(failed)?;
-    let is_new = !wanted.path.exists();
-    let open =
-        OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&wanted.path);
-    let file = Arc::new(open.map_err(failed)?);
-    let made = fill(&file, top, &path, all);
-    locks::release(&file);
-    if made.is_err() && is_new {
-        let _ = std::fs::remove_file(&wanted.path);
+    let (file, is_new) = create(&wanted.path).map_err(failed)?;
+    let file = Arc::new(file);
+    let locking = top.config.locking;
+    let mut made =
+        is_new.then(|| Made { path: &wanted.path, file: file.clone(), locking, is_kept: false });
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(Error::NotRegular(path));
     }
-    made.map(|()| is_new)
+    nobody_has(&file, all).map_err(failed)?;
+    if locking && let Err(error) = locks::take(&file, &path, ALONE) {
+        // Who has it was faster, and it is his, though it was made here.
+        made.iter_mut().for_each(|made| made.is_kept = true);
+        return Err(error);
+    }
+    fill(&file, top, &path)?;
+    if is_new && !top.config.cache.no_flush {
+        // What the guest writes from now on is no good without its name.
+        sync_folder(&wanted.path).map_err(failed)?;
+    }
+    locks::release(&file);
+    Ok(made)
+}
+
+/// Opens `path` as it is. True: it was not there before, nor a link of that name.
+fn create(path: &Path) -> io::Result<(File, bool)> {
+    let mut options = File::options();
+    options.read(true).write(true);
+    match options.clone().create_new(true).open(path) {
+        Err(error) if error.kind() == AlreadyExists => {
+            Ok((options.create(true).truncate(false).open(path)?, false))
+        }
+        opened => Ok((opened?, true)),
+    }
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    match File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all()) {
+        // One that may not be read, or a file system that has no such thing.
+        Err(error) if matches!(error.kind(), PermissionDenied | InvalidInput) => Ok(()),
+        done => done,
+    }
 }
 
 /// Refuses a file that this process has open already: guest memory, another image, a console's.
@@ -110,19 +172,8 @@ fn nobody_has(file: &File, all: &[Arc<Image>]) -> io::Result<()> {
     if all.iter().any(has) { Err(name::in_use()) } else { name::check_output(file.as_fd()) }
 }
 
-fn fill(file: &Arc<File>, top: &Layer, path: &str, all: &[Arc<Image>]) -> Result<(), Error> {
+fn fill(file: &Arc<File>, top: &Layer, path: &str) -> Result<(), Error> {
     let failed = |source: io::Error| Error::Create { path: path.into(), source };
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(Error::NotRegular(path.into()));
-    }
-    nobody_has(file, all).map_err(failed)?;
-    if top.config.locking {
-        locks::take(
-            file,
-            path,
-            locks::Permissions { write: true, resize: true, ..Default::default() },
-        )?;
-    }
     file.set_len(0).map_err(failed)?;
     let format = match top.config.format {
         ImageFormat::Qcow2 => "qcow2",
@@ -179,9 +230,7 @@ mod tests {
         let file = Arc::new(File::create_new(&path).unwrap());
         qcow2::create(&file, 1 << 20, ("first".into(), "raw".into())).unwrap();
         drop(file);
-        // In another process.
-        let theirs = File::options().read(true).write(true).open(&path).unwrap();
-        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
+        let theirs = theirs(&path);
         locks::take(&theirs, "i", locks::Permissions { write: true, ..Default::default() })
             .unwrap();
         let wanted = Overlay { path, node: None, exists: true };
@@ -189,6 +238,44 @@ mod tests {
         assert!(woken.load(Ordering::Relaxed) > 0 && image.gate.enter().is_some());
         drop(theirs);
         image.lay_over(&wanted, &[]).unwrap();
+    }
+
+    /// A file as another process has it open.
+    fn theirs(path: &Path) -> File {
+        let file = File::options().read(true).write(true).open(path).unwrap();
+        rustix::io::fcntl_setfd(&file, rustix::io::FdFlags::empty()).unwrap();
+        file
+    }
+
+    #[test]
+    fn only_a_file_that_was_made_and_nobody_has_is_taken_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let image = image(folder.path().join("first"));
+        let top = image.top();
+        let wanted =
+            |name: &str| Overlay { path: folder.path().join(name), node: None, exists: false };
+        let gone = wanted("gone");
+        drop(make(&top, &gone, &[]).unwrap().unwrap());
+        assert!(!gone.path.exists());
+        // Another process has taken it meanwhile, or there is another of its name.
+        let taken = wanted("taken");
+        let made = make(&top, &taken, &[]).unwrap().unwrap();
+        let held = theirs(&taken.path);
+        locks::take(&held, "i", ALONE).unwrap();
+        drop(made);
+        assert!(matches!(make(&top, &taken, &[]), Err(Error::Locked { .. })));
+        assert!(taken.path.exists());
+        let other = wanted("other");
+        let made = make(&top, &other, &[]).unwrap().unwrap();
+        std::fs::remove_file(&other.path).unwrap();
+        std::fs::write(&other.path, "other").unwrap();
+        drop(made);
+        assert_eq!(std::fs::read(&other.path).unwrap(), b"other");
+        // A link to nowhere is there already.
+        let link = wanted("link");
+        std::os::unix::fs::symlink("target", &link.path).unwrap();
+        assert!(make(&top, &link, &[]).unwrap().is_none());
+        assert!(link.path.is_symlink() && link.path.exists());
     }
 
     #[test]
