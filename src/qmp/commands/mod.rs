@@ -15,6 +15,7 @@
 mod absent;
 pub(crate) mod balloon;
 mod block;
+mod block_shapes;
 pub(crate) mod channels;
 mod chardevs;
 mod command;
