@@ -28,7 +28,7 @@ pub struct Image {
     /// The image itself, then what it stands on.
     layers: Mutex<Arc<[Arc<Layer>]>>,
     /// Open while the guest is here, where the format has tables. Nobody holds it for longer than a
-    /// piece of a request takes.
+    /// piece of work takes; a discard of all of a disk is one.
     chain: Mutex<Option<Chain>>,
     /// A thread for the disk, which does what is asked of such an image: made once.
     ordered: Mutex<OrderedThread>,

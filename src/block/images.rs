@@ -110,15 +110,14 @@ impl Images {
     pub(crate) fn remove(&self, name: &str) -> Result<(), RemoveError> {
         let mut all = self.lock();
         let Some(at) = all.iter().position(|image| image.node() == name) else {
-            let is_below = all.iter().any(|image| image.file_node() == name);
+            let is_below = all.iter().any(|image| image.has_node(name));
             return Err(if is_below { RemoveError::InUse } else { RemoveError::Unknown });
         };
         let image = &all[at];
         if image.config.drive.is_some() {
             return Err(RemoveError::NotOwned);
         }
-        let stands_on =
-            |other: &Arc<Image>| other.number != image.number && other.file_node() == name;
+        let stands_on = |other: &Arc<Image>| other.number != image.number && other.has_node(name);
         if image.user().is_some() || all.iter().any(stands_on) {
             return Err(RemoveError::InUse);
         }

@@ -3,7 +3,7 @@
 use super::error::Error;
 use super::locks::Permissions;
 use super::probe;
-use super::qcow2::{self, Header, Part, Watch};
+use super::qcow2::{self, Header, Part, Watch, read_up_to};
 use crate::config::{self, Backing, FileKind, ImageFormat};
 use crate::io::proc;
 use crate::output::Input;
@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Seek, SeekFrom};
 use std::num::NonZeroU64;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -45,7 +45,17 @@ pub(crate) struct Layer {
 
 /// Opens an image and all that it stands on. `number` is its own, for the names of its nodes.
 pub(super) fn open(number: usize, config: &config::Image) -> Result<Vec<Arc<Layer>>, Error> {
-    let mut layers = vec![Arc::new(Layer::open(number, 0, config)?)];
+    let mut layers = Vec::new();
+    open_into(&mut layers, number, config).map(|()| layers)
+}
+
+/// `layers` has what was opened, also where that is not all.
+fn open_into(
+    layers: &mut Vec<Arc<Layer>>,
+    number: usize,
+    config: &config::Image,
+) -> Result<(), Error> {
+    layers.push(Arc::new(Layer::open(number, 0, config)?));
     while let Some(top) = layers.last() {
         let Some(below) = top.below()? else { break };
         if layers.len() == LAYERS_MAX {
@@ -58,16 +68,17 @@ pub(super) fn open(number: usize, config: &config::Image) -> Result<Vec<Arc<Laye
         }
         layers.push(Arc::new(opened));
     }
-    Ok(layers)
+    Ok(())
 }
 
 /// The files of an image, as far as they are found: none of them is to be written by anybody else.
 pub(crate) fn paths(config: &config::Image) -> Vec<PathBuf> {
     let read_only = config::Image { read_only: true, ..config.clone() };
-    match open(0, &read_only) {
-        Ok(layers) => layers.iter().map(|layer| layer.config.path.clone()).collect(),
-        Err(_) => vec![config.path.clone()],
-    }
+    let mut layers = Vec::new();
+    // Why it ends is told when the image is opened to be used.
+    let _ = open_into(&mut layers, 0, &read_only);
+    let below = layers.iter().skip(1).map(|layer| layer.config.path.clone());
+    std::iter::once(config.path.clone()).chain(below).collect()
 }
 
 impl Layer {
@@ -167,15 +178,8 @@ impl Layer {
     fn look(&mut self) -> Result<(), Error> {
         let file = self.indirect()?;
         let mut start = [0; probe::BYTES];
-        let mut filled = 0;
-        while filled < start.len() {
-            match file.read_at(&mut start[filled..], filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(source) => return Err(Error::Open { path: self.path(), source }),
-            }
-        }
+        let filled = read_up_to(&file, &mut start, 0)
+            .map_err(|source| Error::Open { path: self.path(), source })?;
         let path = self.path();
         match probe::format(&start[..filled]) {
             Some("qcow2") => self.config.format = ImageFormat::Qcow2,
@@ -265,7 +269,7 @@ impl Layer {
     /// Asks the host how long it is.
     pub(crate) fn measure(&self) -> Result<(), Error> {
         let bytes = match &self.header {
-            Some(header) => header.bytes - header.bytes % SECTOR,
+            Some(header) => header.whole_bytes(),
             None => self.file_bytes()?,
         };
         self.set_bytes(bytes);
@@ -284,12 +288,13 @@ impl Layer {
         // What this host remembers of it may be old.
         let _ = fadvise(&*self.file, 0, NonZeroU64::new(0), Advice::DontNeed);
         let Some(was) = &self.header else { return self.measure() };
-        let header = self.read_header()?;
-        let shape = |header: &Header| (header.version, header.cluster_bits, header.backing.clone());
-        if shape(&header) != shape(was) {
+        // Whoever opens it looks at the rest.
+        let header = Header::read(&self.indirect()?)
+            .map_err(|why| Error::Qcow2 { path: self.path(), why })?;
+        if header.shape() != was.shape() {
             return Err(Error::Changed(self.path()));
         }
-        self.set_bytes(header.bytes - header.bytes % SECTOR);
+        self.set_bytes(header.whole_bytes());
         Ok(())
     }
 
@@ -339,7 +344,6 @@ impl Layer {
             watch: self.file_watch.clone(),
             alignment: self.alignment(),
             no_flush: self.config.cache.no_flush,
-            discards: self.config.discard,
             passed: None,
         })
     }

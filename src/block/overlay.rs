@@ -86,9 +86,6 @@ impl Image {
         if is_other || overlay.bytes() != top.bytes() && !wanted.exists {
             return Err(Error::Changed(overlay.path()));
         }
-        if self.layers().iter().any(|layer| layer.is_same_file(&overlay)) {
-            return Err(Error::Loop { image: overlay.path(), twice: overlay.path() });
-        }
         if wanted.exists {
             let used = |source| Error::Open { path: overlay.path(), source };
             nobody_has(&overlay.file, all).map_err(used)?;

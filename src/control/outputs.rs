@@ -24,17 +24,17 @@ pub(super) fn check(config: &Config, incoming: Option<&Address>) -> Result<(), E
     if let Some(pidfile) = &pidfile {
         twice(pidfile, &files)?;
     }
-    let images = images(config);
+    let disks = || images(config).iter().filter_map(|path| Input::at(path)).collect::<Vec<_>>();
     let mut read = inputs(config, incoming);
-    read.extend(images.iter().map(PathBuf::as_path));
     if let MemoryBackend::File { path, share, .. } = &config.memory.backend {
         if *share {
-            overwrites(&[Written { writer: "mem-path=".into(), path }], || at(&read))?;
+            let memory = Written { writer: "mem-path=".into(), path };
+            overwrites(&[memory], || at(&read).into_iter().chain(disks()).collect())?;
         }
         read.push(path);
     }
     let all: Vec<Written<'_>> = files.into_iter().chain(pidfile).collect();
-    overwrites(&all, || at(&read))
+    overwrites(&all, || at(&read).into_iter().chain(disks()).collect())
 }
 
 fn at(read: &[&Path]) -> Vec<Input> {
@@ -52,14 +52,13 @@ pub(super) fn check_added(
     overwrites(&written(chardev).collect::<Vec<_>>(), read)
 }
 
-/// The files that the machine reads as long as it lives.
+/// The files that the machine reads as long as it lives, but for its disks', which know theirs.
 pub(super) fn read(config: &Config) -> Vec<PathBuf> {
     let memory = match &config.memory.backend {
         MemoryBackend::File { path, .. } => Some(path.as_path()),
         _ => None,
     };
-    let others = inputs(config, None).into_iter().chain(memory).map(Into::into);
-    images(config).into_iter().chain(others).collect()
+    inputs(config, None).into_iter().chain(memory).map(Into::into).collect()
 }
 
 /// The files of its disks, and what those stand on.

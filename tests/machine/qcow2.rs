@@ -1,14 +1,13 @@
 //! A guest whose disk has tables and stands on others.
 
 use crate::common::small::Small;
-use crate::common::vm::{Launch, Vm};
+use crate::common::vm::Launch;
 use crate::common::{guest, qcow2, virtio_guest};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 /// What the guest uses of it.
 const DISK_BYTES: u64 = 1 << 20;
@@ -41,21 +40,6 @@ fn is_dirty(path: &Path) -> bool {
     u64::from_be_bytes(features) & 1 != 0
 }
 
-/// Waits until the guest has found that so many more of its rounds were right.
-fn wait_for_points(vm: &Vm, times: usize) {
-    let before = vm.serial().matches('.').count();
-    let end = Instant::now() + Duration::from_secs(60);
-    loop {
-        let said = vm.serial();
-        assert!(!said.contains(['!', 'e']), "{}: {said} {}", vm.name, vm.stderr());
-        if said.matches('.').count() >= before + times {
-            return;
-        }
-        assert!(Instant::now() < end, "{}: {said} {}", vm.name, vm.stderr());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[test]
 fn a_guest_over_a_chain_is_moved_back_and_forth_and_writes_the_top_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -66,10 +50,10 @@ fn a_guest_over_a_chain_is_moved_back_and_forth_and_writes_the_top_alone() {
         launch(folder.path(), name, &["-drive", &drive]).words(more).start()
     };
     let mut source = start("source", &[]);
-    wait_for_points(&source, 2);
+    source.wait_for_points(2);
     source.ask("system_reset", json!({}));
     for turn in 0..3 {
-        wait_for_points(&source, 1);
+        source.wait_for_points(1);
         let uri = format!("unix:{}", folder.path().join(format!("stream{turn}")).display());
         let mut target = start(&format!("target{turn}"), &["-incoming", &uri]);
         source.ask("migrate", json!({"uri": uri}));
@@ -82,7 +66,7 @@ fn a_guest_over_a_chain_is_moved_back_and_forth_and_writes_the_top_alone() {
             assert_eq!(source.exit_code(), Some(0));
             assert!(is_dirty(&folder.path().join("top")));
         }
-        wait_for_points(&target, 1);
+        target.wait_for_points(1);
         source = target;
     }
     // Longer, as the guest is told: in the header, too.
@@ -91,7 +75,7 @@ fn a_guest_over_a_chain_is_moved_back_and_forth_and_writes_the_top_alone() {
     let mut bytes = [0; 8];
     top.read_exact_at(&mut bytes, 24).unwrap();
     assert_eq!(u64::from_be_bytes(bytes), 2 * DISK_BYTES);
-    wait_for_points(&source, 1);
+    source.wait_for_points(1);
     assert_eq!(std::fs::read(folder.path().join("middle")).unwrap(), middle);
     let base = std::fs::read(folder.path().join("base")).unwrap();
     assert!(base.iter().all(|byte| *byte == 0));
@@ -111,7 +95,7 @@ fn an_image_says_whether_it_was_closed() {
     };
     for end in ["quit", "signal"] {
         let mut vm = start(end);
-        wait_for_points(&vm, 1);
+        vm.wait_for_points(1);
         assert!(is_dirty(&path("top")) && !is_dirty(&path("middle")));
         // Who looks meanwhile is told that it is in use, not that it is broken.
         refused("\"write\" lock");
@@ -126,12 +110,14 @@ fn an_image_says_whether_it_was_closed() {
         assert!(!is_dirty(&path("top")), "{end}");
     }
     // A machine that cannot be built closes it, too.
-    let words = ["-drive", &drive, "-device", "virtio-blk-device,drive=nowhere"];
+    let below = format!("if=none,id=e,format=qcow2,file={}", path("middle").display());
+    let words = ["-drive", &drive, "-drive", &below, "-device", "virtio-blk-device,drive=e"];
     let mut vm = launch(folder.path(), "unbuilt", &words).spawn();
     assert_eq!(vm.exit_code(), Some(1));
+    assert!(vm.stderr().contains("lock"), "{}", vm.stderr());
     assert!(!is_dirty(&path("top")), "{}", vm.stderr());
     let mut vm = start("killed");
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
     vm.kill();
     refused("the image was not closed (its dirty bit is set)");
     assert!(is_dirty(&path("top")));
@@ -143,14 +129,14 @@ fn a_failed_migration_leaves_the_chain_at_the_source() {
     chain(folder.path());
     let drive = drive(folder.path(), "top", "");
     let mut source = launch(folder.path(), "source", &["-drive", &drive]).start();
-    wait_for_points(&source, 1);
+    source.wait_for_points(1);
     let uri = format!("unix:{}", folder.path().join("stream").display());
     let target = Launch::new(folder.path(), "target").no_guest().words(&["-M", "pit=on"]);
     let mut target = target.incoming(&uri).start();
     source.ask("migrate", json!({"uri": uri}));
     assert_eq!(source.outcome()["status"], "failed");
     assert_eq!(target.exit_code(), Some(1));
-    wait_for_points(&source, 2);
+    source.wait_for_points(2);
     // It is still in use, and so is what it stands on.
     let other = format!("if=none,id=d,format=raw,file={}", folder.path().join("middle").display());
     for (drive, says) in [(&drive, "\"write\" lock"), (&other, "\"write\" lock")] {
@@ -171,7 +157,7 @@ fn a_full_host_stops_a_guest_with_tables_until_there_is_room() {
     vm.wait_for_status("io-error");
     std::fs::remove_file(small.0.join("ballast")).unwrap();
     vm.ask("cont", json!({}));
-    wait_for_points(&vm, 3);
+    vm.wait_for_points(3);
 }
 
 #[test]
@@ -201,7 +187,7 @@ fn a_guest_whose_tables_cannot_be_written_does_not_leave() {
     std::fs::remove_file(small.0.join("ballast")).unwrap();
     drop(ballast);
     vm.ask("cont", json!({}));
-    wait_for_points(&vm, 3);
+    vm.wait_for_points(3);
     vm.ask("quit", json!({}));
     assert_eq!(vm.exit_code(), Some(0));
     assert!(!is_dirty(&small.0.join("top")), "{}", vm.stderr());
@@ -268,14 +254,14 @@ fn an_image_is_put_over_that_of_a_running_guest() {
         }
         let drive = format!("if=none,id=d,format={format},file={}", path("first").display());
         let mut vm = launch(folder.path(), "vm", &["-drive", &drive]).start();
-        wait_for_points(&vm, 2);
+        vm.wait_for_points(2);
         let file = |name: &str| path(name).to_str().unwrap().to_owned();
         let second =
             json!({"device": "d", "snapshot-file": file("second"), "snapshot-node-name": "s2"});
         vm.ask("blockdev-snapshot-sync", second);
         let first = std::fs::read(path("first")).unwrap();
         assert!(is_dirty(&path("second")) && !(format == "qcow2" && is_dirty(&path("first"))));
-        wait_for_points(&vm, 2);
+        vm.wait_for_points(2);
         // Once more over that, while the guest stands still; and the guest is told of its writes.
         vm.ask("stop", json!({}));
         vm.ask(
@@ -294,7 +280,7 @@ fn an_image_is_put_over_that_of_a_running_guest() {
             json!({"node-name": node, "write-threshold": 0x4_0001}),
         );
         vm.ask("cont", json!({}));
-        wait_for_points(&vm, 2);
+        vm.wait_for_points(2);
         let told = &vm.session().event("BLOCK_WRITE_THRESHOLD")["data"];
         assert_eq!((&told["node-name"], &told["write-threshold"]), (&node, &json!(0x4_0001)));
         assert!(told["amount-exceeded"].as_u64().unwrap() > 0);
@@ -310,7 +296,7 @@ fn an_image_is_put_over_that_of_a_running_guest() {
         vm.ask("migrate", json!({"uri": uri}));
         assert_eq!(vm.outcome()["status"], "completed", "{}", target.stderr());
         target.wait_for_state(|state| state == "running");
-        wait_for_points(&target, 1);
+        target.wait_for_points(1);
     }
 }
 
@@ -356,7 +342,7 @@ fn what_cannot_be_put_over_an_image_changes_nothing() {
         assert!(refused.contains(says), "{arguments}: {refused}");
         assert!(!folder.path().join("new").exists(), "{arguments}");
     }
-    wait_for_points(&vm, 2);
+    vm.wait_for_points(2);
     assert!(std::fs::read(file("middle")).unwrap() == middle);
     let unknown = json!({"node-name": "nope", "write-threshold": 1});
     let refused = vm.try_ask("block-set-write-threshold", unknown).unwrap_err();
@@ -404,7 +390,7 @@ fn no_overlay_takes_a_file_that_the_machine_has_open() {
     }
     assert_eq!((bytes("memory"), bytes("other")), (64 << 20, other));
     assert!(std::fs::read(file("plain")).unwrap() == [0xaa; 4096]);
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
 }
 
 #[test]
@@ -422,7 +408,7 @@ fn no_console_that_comes_later_writes_over_an_image() {
     vm.ask("blockdev-snapshot-sync", json!({"device": "d", "snapshot-file": file("over")}));
     // Whatever their names are now.
     std::fs::rename(file("middle"), file("moved")).unwrap();
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
     for name in ["over", "top", "moved", "base", "added", "below"] {
         let bytes = || std::fs::metadata(file(name)).unwrap().len();
         let before = bytes();
@@ -438,7 +424,7 @@ fn no_console_that_comes_later_writes_over_an_image() {
         }
         assert!(before > 0 && bytes() >= before, "{name}");
     }
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
 }
 
 #[test]
@@ -452,11 +438,11 @@ fn a_guest_goes_on_after_overlays_that_failed() {
     let _reader = launch(folder.path(), "reader", &["-drive", &read_only, "-S"]).start();
     let drive = drive(folder.path(), "top", "");
     let mut vm = launch(folder.path(), "vm", &["-drive", &drive]).start();
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
     for _ in 0..50 {
         let over = json!({"device": "d", "snapshot-file": held, "mode": "existing"});
         let refused = vm.try_ask("blockdev-snapshot-sync", over).unwrap_err();
         assert!(refused.contains("Failed to get \"write\" lock"), "{refused}");
     }
-    wait_for_points(&vm, 2);
+    vm.wait_for_points(2);
 }

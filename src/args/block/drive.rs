@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use super::limits::THROTTLING;
-use super::node::{ByName, DEEP, Driver, NEEDS_DIRECT, NODE, Node, driver, switch_into};
+use super::node::{
+    ByName, DEEP, Driver, NEEDS_DIRECT, NODE, Node, check_path, driver, switch_into,
+};
 use crate::args::error::Problem;
 use crate::args::keys::{Key, Keys, Parameter};
 use crate::args::value;
@@ -163,6 +165,7 @@ impl Drive {
             .to_str()
             .and_then(|path| path.strip_prefix("file:"))
             .map_or(path.clone(), PathBuf::from);
+        check_path(&path)?;
         let kind = match file.and_then(|file| file.driver) {
             Some(Driver::File(kind)) => Some(kind),
             Some(_) => return Err(Problem::Refused("a format stands on file or host_device")),

@@ -328,6 +328,7 @@ mod tests {
             ("file=F,if=none,id=d,rerror=enospc", "no read fails"),
             ("file=F,if=none,id=d,aio=native", "requires cache.direct=on"),
             ("file=F,if=virtio,id=d", "if=none"),
+            ("file=/dev/fdset/4,if=none,id=d", "not opened from descriptor sets"),
             ("file=F,id=d", "if=none"),
             ("if=none,id=d", "file= is missing"),
             ("file=F,if=none", "id= is missing"),
@@ -339,8 +340,11 @@ mod tests {
             let refused = images(&[("-drive", text)]).unwrap_err();
             assert!(refused.contains(says), "{text}: {refused}");
         }
+        let deep = format!("driver=qcow2,node-name=r,{}driver=raw", "backing.".repeat(1 << 16));
         for (text, says) in [
             ("driver=file,filename=F", "node-name"),
+            ("driver=file,node-name=r,filename=/dev/fdset/4", "not opened from descriptor sets"),
+            (&deep, "too many nodes"),
             ("driver=raw,node-name=r,filename=F", "'file' is missing"),
             ("driver=raw,node-name=r,file=s", "no block node"),
             ("driver=file,node-name=r", "filename= is missing"),

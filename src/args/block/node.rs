@@ -1,6 +1,6 @@
 //! Block nodes, as `-blockdev` names them: their keys, and the image that one is.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::args::error::{Error, Problem};
 use crate::args::keys::{Key, Keys, Parameter};
@@ -228,6 +228,9 @@ pub(super) fn set(
     value: Option<&str>,
     node: &mut Node,
 ) -> Result<(), Error> {
+    if key.matches('.').count() > DEEP {
+        return Err(Problem::Refused("too many nodes stand on one another").at(option));
+    }
     if let Some(key) = key.strip_prefix("file.") {
         return set(option, key, value, node.file.get_or_insert_default());
     }
@@ -241,6 +244,14 @@ pub(super) fn set(
             let place = format!("{option} {key}={}", value.unwrap_or("on"));
             Err(Problem::Conflict("backing=", "backing.…=").at(place))
         }
+    }
+}
+
+/// Refuses what only looks like a file's name.
+pub(super) fn check_path(path: &Path) -> Result<(), Problem> {
+    match path.starts_with("/dev/fdset") {
+        true => Err(Problem::Refused("images are not opened from descriptor sets; name the file")),
+        false => Ok(()),
     }
 }
 
@@ -328,6 +339,7 @@ impl Node {
             return Err(STANDS_ON_NOTHING);
         }
         let path = file.filename.clone().ok_or(Problem::MissingKey("filename="))?;
+        check_path(&path)?;
         let written_out = self.file.is_some();
         // A node that is written out inherits; one with a name has what was said of it.
         let direct = file.cache.direct.or(self.cache.direct.filter(|_| written_out));

@@ -28,13 +28,12 @@ pub(in crate::block) struct Part {
     pub watch: Arc<Watch>,
     pub alignment: u32,
     pub no_flush: bool,
-    pub discards: bool,
     pub passed: Option<Passed>,
 }
 
 impl Part {
     fn storage(self, writes: bool) -> Storage {
-        let header = self.header.as_ref().filter(|_| writes).map_or(0, Header::cluster);
+        let header = self.header.filter(|_| writes);
         Storage {
             file: self.file,
             name: self.name,
@@ -42,7 +41,6 @@ impl Part {
             alignment: self.alignment as usize,
             header,
             no_flush: self.no_flush,
-            discards: self.discards,
             passed: self.passed,
             helper: Default::default(),
         }
@@ -297,7 +295,6 @@ pub(in crate::block) fn create(
         watch: Arc::default(),
         alignment: 1,
         no_flush: false,
-        discards: false,
         passed: None,
     };
     use imago::FormatCreateBuilder;

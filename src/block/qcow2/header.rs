@@ -82,7 +82,7 @@ pub(crate) enum Why {
 }
 
 /// As many bytes as are there.
-fn read_up_to(file: &File, to: &mut [u8], at: u64) -> io::Result<usize> {
+pub(in crate::block) fn read_up_to(file: &File, to: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < to.len() {
         match file.read_at(&mut to[filled..], at + filled as u64) {
@@ -233,6 +233,16 @@ impl Header {
             refcounts_at,
             refcounts_bytes,
         })
+    }
+
+    /// What stays as long as it is one image.
+    pub(in crate::block) fn shape(&self) -> (u32, u32, Option<&Backing>) {
+        (self.version, self.cluster_bits, self.backing.as_ref())
+    }
+
+    /// The disk's length, in whole sectors.
+    pub(in crate::block) fn whole_bytes(&self) -> u64 {
+        self.bytes - self.bytes % 512
     }
 
     pub(crate) fn cluster(&self) -> u64 {

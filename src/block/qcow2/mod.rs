@@ -14,5 +14,5 @@ pub(super) use chain::{Chain, Part, create};
 pub(crate) use header::Header;
 #[cfg(test)]
 pub(super) use header::set_dirty;
-pub(super) use header::{Why, refcounts_are_apart};
+pub(super) use header::{Why, read_up_to, refcounts_are_apart};
 pub(super) use storage::Watch;

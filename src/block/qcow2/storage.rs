@@ -5,7 +5,7 @@
 //! matters for correct data, not for memory.
 #![allow(unsafe_code)]
 
-use super::header::{has_dirty_bit, put_dirty};
+use super::header::{Header, has_dirty_bit, put_dirty, read_up_to};
 use crate::block::ring::Aligned;
 use imago::io_buffers::{IoVector, IoVectorMut};
 use imago::storage::PreallocateMode;
@@ -86,11 +86,9 @@ pub(super) struct Storage {
     pub name: String,
     pub watch: Arc<Watch>,
     pub alignment: usize,
-    /// Bytes at the beginning that hold the header, and nothing else.
-    pub header: u64,
+    /// What the first cluster says, which holds nothing else; of what is written.
+    pub header: Option<Header>,
     pub no_flush: bool,
-    /// Ranges that are not used are given back.
-    pub discards: bool,
     pub passed: Option<Passed>,
     pub helper: CommonStorageHelper,
 }
@@ -115,7 +113,7 @@ impl Storage {
         })
     }
 
-    fn may_write(&self, at: u64, start: &[u8]) -> io::Result<()> {
+    pub(super) fn may_write(&self, at: u64, start: &[u8]) -> io::Result<()> {
         if self.watch.closed.load(Ordering::Acquire) {
             return Err(io::Error::from_raw_os_error(libc::EIO));
         }
@@ -128,11 +126,25 @@ impl Storage {
         }
         // Tables that lie about free clusters would have a guest write the header, and with it the
         // name of a file that is opened next time.
-        let is_header = at == 0 && start.starts_with(b"QFI\xfb");
-        if at < self.header && !is_header {
-            return Err(io::Error::from_raw_os_error(libc::EIO));
+        match &self.header {
+            Some(was) if at < was.cluster() && !self.says_the_same(was, at, start)? => {
+                Err(io::Error::from_raw_os_error(libc::EIO))
+            }
+            _ => Ok(()),
         }
-        Ok(())
+    }
+
+    /// Whether the header, with `start` written at `at`, is of the same image, over the same file.
+    fn says_the_same(&self, was: &Header, at: u64, start: &[u8]) -> io::Result<bool> {
+        if at != 0 || start.is_empty() {
+            return Ok(false);
+        }
+        let mut all = Aligned::new(was.cluster() as usize)?;
+        let all = all.get_mut();
+        read_up_to(&self.file, all, 0)?;
+        let count = start.len().min(all.len());
+        all[..count].copy_from_slice(&start[..count]);
+        Ok(Header::parse(all).is_ok_and(|is| is.shape() == was.shape()))
     }
 
     /// What was read without the bit is not written without it.
@@ -194,20 +206,10 @@ impl imago::Storage for Storage {
     unsafe fn pure_readv(&self, buffers: IoVectorMut<'_>, offset: u64) -> io::Result<()> {
         let mut at = offset;
         for mut buffer in buffers.into_inner() {
-            let mut filled = 0;
-            while filled < buffer.len() {
-                match self.file.read_at(&mut buffer[filled..], at + filled as u64) {
-                    // Behind the end are zeros.
-                    Ok(0) => {
-                        buffer[filled..].fill(0);
-                        break;
-                    }
-                    Ok(count) => filled += count,
-                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                    Err(error) => return self.noted(Err(error)),
-                }
-            }
-            if self.header > 0 && self.watch.is_dirty() {
+            let filled = self.noted(read_up_to(&self.file, &mut buffer, at))?;
+            // Behind the end are zeros.
+            buffer[filled..].fill(0);
+            if self.header.is_some() && self.watch.is_dirty() {
                 put_dirty(&mut buffer, at, false);
             }
             at += buffer.len() as u64;
@@ -219,7 +221,7 @@ impl imago::Storage for Storage {
         let mut at = offset;
         for buffer in buffers.into_inner() {
             self.noted(self.may_write(at, &buffer))?;
-            let has_bit = self.header > 0 && has_dirty_bit(at, buffer.len());
+            let has_bit = self.header.is_some() && has_dirty_bit(at, buffer.len());
             self.noted(match has_bit && self.watch.is_dirty() {
                 true => self.write_header(&buffer, at),
                 false => self.file.write_all_at(&buffer, at),
@@ -236,15 +238,6 @@ impl imago::Storage for Storage {
 
     unsafe fn pure_write_allocated_zeroes(&self, offset: u64, length: u64) -> io::Result<()> {
         self.noted(self.zero(offset, length))
-    }
-
-    unsafe fn pure_discard(&self, offset: u64, length: u64) -> io::Result<()> {
-        if self.discards && self.may_write(offset, &[]).is_ok() {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            // It is advice: a file system that cannot take it has lost nothing.
-            let _ = fallocate(&*self.file, flags, offset, length);
-        }
-        Ok(())
     }
 
     /// Nothing is kept here.

@@ -329,7 +329,8 @@ fn resize(call: Call<'_>) -> Answer {
     let images = images(call);
     let found = images.iter().find(|image| {
         let is_drive = image.config.drive.is_some() && image.config.name == device;
-        is_drive || image.node() == node || image.file_node() == node
+        // The file of an image with tables has a length of its own, which is not the disk's.
+        is_drive || image.node() == node || !image.is_ordered() && image.file_node() == node
     });
     let image = found.ok_or_else(|| {
         Error::generic(format_args!("Cannot find device='{device}' nor node-name='{node}'"))

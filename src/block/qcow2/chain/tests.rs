@@ -15,7 +15,6 @@ fn part(file: &Arc<File>, is_qcow2: bool) -> Part {
         watch: Arc::default(),
         alignment: 1,
         no_flush: true,
-        discards: true,
         passed: None,
     }
 }
@@ -161,19 +160,38 @@ fn a_closed_image_is_written_no_more() {
 }
 
 #[test]
+fn what_looks_like_a_header_but_names_another_file_is_not_written() {
+    use std::os::unix::fs::FileExt;
+    let files = layers();
+    let mut header = vec![0; 65536];
+    files[0].read_exact_at(&mut header, 0).unwrap();
+    let storage = part(&files[0], true).storage(true);
+    storage.may_write(0, &header[..72]).unwrap();
+    storage.may_write(65536, &[0x51; 512]).unwrap();
+    let name = u64::from_be_bytes(header[8..16].try_into().unwrap()) as usize;
+    for (at, byte) in [(name, header[name] ^ 1), (20 + 3, 17), (7, 2)] {
+        let mut other = header.clone();
+        other[at] = byte;
+        assert!(storage.may_write(0, &other).is_err(), "{at}");
+    }
+    assert!(storage.may_write(512, &header[512..1024]).is_err());
+    assert!(storage.may_write(0, &[]).is_err());
+}
+
+#[test]
 fn a_guest_never_writes_the_header() {
     use std::os::unix::fs::FileExt;
     let files = layers();
     // Refcounts that say that all is free.
     files[0].write_all_at(&[0; 65536], 2 * 65536).unwrap();
-    let mut before = vec![0; 512];
+    let mut before = vec![0; 1024];
     files[0].read_exact_at(&mut before, 0).unwrap();
     let mut chain = open(&files);
     for cluster in 0..16 {
         let _ = chain.write(cluster * 65536, &[0x51; 65536]);
     }
     let _ = chain.flush();
-    let mut after = vec![0; 512];
+    let mut after = vec![0; 1024];
     files[0].read_exact_at(&mut after, 0).unwrap();
     assert_eq!(before[..24], after[..24]);
     assert!(!after.starts_with(&[0x51; 8]));
