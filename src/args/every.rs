@@ -308,7 +308,7 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("device", "request-merging", &["on", "off"], "the kernel merges what it likes"),
     ("drive", "if", &["none"], "there is no bus"),
     ("drive", "media", &["disk"], "there are no other media"),
-    ("drive", "snapshot", &["off"], "there are no overlays"),
+    ("drive", "snapshot", &["off"], "overlays to be thrown away are not made"),
     ("drive", "copy-on-read", &["off"], "reads do not copy"),
     ("drive", "aio", &["threads", "io_uring"], "the kernel's ring does what is asked"),
     ("blockdev", "aio", &["threads", "io_uring"], "the kernel's ring does what is asked"),

@@ -54,7 +54,7 @@ pub struct How {
     #[arg(long, conflicts_with = "xbzrle")]
     pub mapped_ram: bool,
     /// Write the guest as it is now, with file:PATH or exec:COMMAND, while it runs on here
-    #[arg(long, conflicts_with_all = ["xbzrle", "multifd", "auto_converge", "verify"])]
+    #[arg(long, conflicts_with_all = ["xbzrle", "multifd", "auto_converge", "verify", "max_bandwidth", "downtime_limit"])]
     pub background: bool,
     /// Send no more than this in a second: 125M, 1Gbit; 0 is as much as the network takes
     #[arg(long, value_name = "RATE", default_value = "0", value_parser = parse_rate)]

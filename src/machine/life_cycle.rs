@@ -216,12 +216,15 @@ impl Machine {
         self.cpus.gate.roll_call(|index| self.kick(index), ROLL_CALL_MAX)
     }
 
+    /// Stops the vCPUs. A snapshot's reader, for whom one of them may wait, keeps nobody for long.
+    pub(super) fn close_gate(&self) {
+        self.ram().not_kept_waiting(|| self.cpus.gate.close(|index| self.kick(index)));
+    }
+
     /// Stops the vCPUs, then the devices.
     pub(super) fn halt(&self, control: &mut Control) -> Result<(), Error> {
-        let stopped = self.ram().not_kept_waiting(|| {
-            self.cpus.gate.close(|index| self.kick(index));
-            self.cpus.board.quiesce()
-        });
+        self.close_gate();
+        let stopped = self.ram().not_kept_waiting(|| self.cpus.board.quiesce());
         Ok(stopped.map_err(|e| self.fail(control, e))?)
     }
 
@@ -246,7 +249,7 @@ impl Machine {
     pub(super) fn fail<E: std::fmt::Display>(&self, control: &mut Control, error: E) -> E {
         if control.state != RunState::InternalError {
             (self.events)(Event::InternalError { vcpu: 0, why: error.to_string() });
-            self.ram().not_kept_waiting(|| self.cpus.gate.close(|index| self.kick(index)));
+            self.close_gate();
             let ran = control.state.is_running();
             self.enter(control, RunState::InternalError);
             if ran {
@@ -305,6 +308,19 @@ impl Machine {
         Ok(())
     }
 
+    /// The guest stands still from now on, in `state`.
+    pub(super) fn stop_in(&self, control: &mut Control, state: RunState) -> Result<(), Error> {
+        let ran = control.state.is_running();
+        if ran {
+            self.halt(control)?;
+        }
+        self.enter(control, state);
+        if ran {
+            (self.events)(Event::Stop);
+        }
+        Ok(())
+    }
+
     pub(super) fn panicked(&self, control: &mut Control, action: PanicAction) -> Result<(), Error> {
         let told = match action {
             PanicAction::None => Panic::Run,
@@ -319,17 +335,7 @@ impl Machine {
                 }
                 Ok(())
             }
-            Panic::Pause => {
-                let ran = control.state.is_running();
-                if ran {
-                    self.halt(control)?;
-                }
-                self.enter(control, RunState::GuestPanicked);
-                if ran {
-                    (self.events)(Event::Stop);
-                }
-                Ok(())
-            }
+            Panic::Pause => self.stop_in(control, RunState::GuestPanicked),
             Panic::Poweroff => self.shut_down(control, StopCause::GuestPanic),
         }
     }
@@ -351,7 +357,7 @@ impl Machine {
         }
         control.gone = true;
         self.cpus.gate.quit();
-        self.ram().not_kept_waiting(|| self.cpus.gate.close(|index| self.kick(index)));
+        self.close_gate();
         self.threads().join();
     }
 

@@ -190,30 +190,18 @@ impl Machine {
         }
         let Some(why) = self.cpus.new_loss() else { return Ok(()) };
         (self.events)(Event::MemoryFailure { vcpu: 0, why: why.to_string() });
-        self.stop_for_good(control)
+        self.stop_in(control, RunState::InternalError)
     }
 
     /// Stops a guest of which one vCPU cannot go on.
     fn cannot_go_on(&self, event: Event) {
         (self.events)(event);
         let mut control = self.control();
-        if let Err(error) = self.stop_for_good(&mut control) {
+        if let Err(error) = self.stop_in(&mut control, RunState::InternalError) {
             self.fail(&mut control, error);
         }
         drop(control);
         self.request_is_done();
-    }
-
-    fn stop_for_good(&self, control: &mut Control) -> Result<(), Error> {
-        let ran = control.state.is_running();
-        if ran {
-            self.halt(control)?;
-        }
-        self.enter(control, RunState::InternalError);
-        if ran {
-            (self.events)(Event::Stop);
-        }
-        Ok(())
     }
 
     /// Another request was carried out, or is put off.

@@ -16,7 +16,7 @@ impl Machine {
         }
         let running = control.state.is_running();
         if running {
-            self.cpus.gate.close(|index| self.kick(index));
+            self.close_gate();
         }
         let translated = {
             let vcpu = self.cpus.vcpus[index as usize].lock();

@@ -42,7 +42,7 @@ pub enum Error {
     )]
     CutShort { block: String, left: u64 },
     #[error(
-        "what the guest's memory is read from, block {block}, was written to: the guest would see both"
+        "what the guest's memory is read from, block {block}, was written to: the guest would see both; start it anew, from a file that nobody writes to"
     )]
     Changed { block: String },
     #[error(

@@ -188,21 +188,17 @@ fn is_changed(file: &File, told: Option<OwnedFd>, hung_up: &OwnedFd, before: &Me
     loop {
         let mut fds = vec![PollFd::new(hung_up, PollFlags::empty())];
         fds.extend(told.as_ref().map(|told| PollFd::new(told, PollFlags::IN)));
-        let limit = told.is_none().then_some(&LOOK);
-        if poll(&mut fds, limit).is_err() {
+        if poll(&mut fds, Some(&LOOK)).is_err() {
             // A signal.
             continue;
         }
         if !fds[0].revents().is_empty() {
             return false;
         }
-        match &told {
-            Some(told) if is_told(told.as_fd()) => return true,
-            Some(_) => {}
-            None => match file.metadata() {
-                Ok(now) if is_same(before, &now) => {}
-                _ => return true,
-            },
+        // Of writes through somebody's mapping, or on another host, the kernel does not tell.
+        let is_told = told.as_ref().is_some_and(|told| is_told(told.as_fd()));
+        if is_told || !file.metadata().is_ok_and(|now| is_same(before, &now)) {
+            return true;
         }
     }
 }

@@ -46,7 +46,7 @@ capabilities! {
     Multifd "multifd" built "Send pages over several connections.";
     DirtyBitmaps "dirty-bitmaps" refused "There are no disks whose bitmaps could be sent.";
     PostcopyBlocktime "postcopy-blocktime" refused "Postcopy is not built in.";
-    LateBlockActivate "late-block-activate" built "Leave disks, of which there are none, until the guest runs.";
+    LateBlockActivate "late-block-activate" built "Leave disks to the source until the guest runs, which is so anyway.";
     IgnoreShared "x-ignore-shared" refused "Leaving shared memory out is not built in.";
     ValidateUuid "validate-uuid" built "Send the guest's UUID, for the target to compare.";
     BackgroundSnapshot "background-snapshot" built "Write the guest as it is at one moment, while it runs on.";

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::capabilities::Capability;
+use super::fake_guest::{FakeGuest, RAM_BYTES};
 use super::guest::Migratable;
 use super::incoming::{Arrival, Error, Incoming, Origin};
 use super::outgoing::{Destination, Source};
 use super::progress::Progress;
 use super::settings::Settings;
 use super::status::Status;
-use super::tests::{FakeGuest, RAM_BYTES};
 use crate::config::MemoryBackend;
 use crate::io::{Connection, Waker};
 use crate::machine::RunState;

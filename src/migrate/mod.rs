@@ -31,6 +31,8 @@ pub use handle::{Handle, Parts};
 pub(crate) use status::Event;
 
 #[cfg(test)]
+mod fake_guest;
+#[cfg(test)]
 mod mapped_tests;
 #[cfg(test)]
 mod moments;

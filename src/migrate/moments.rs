@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::capabilities::Capability;
+use super::fake_guest::{FakeGuest, Panics};
 use super::guest::Migratable;
 use super::handle::{Handle, Parts, Refused};
 use super::status::{Event, Status};
-use super::tests::{FakeGuest, Panics};
 use crate::io::transport::NoDescriptors;
 use crate::io::{self, Address, OpenError};
 use crate::machine::RunState;

@@ -1,10 +1,27 @@
 //! `godwit run` with the built-in guest, whose monitor is free for `godwit dump`.
 
-use std::path::Path;
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output};
 
 use super::qmp::Client;
 use super::vm::{Launch, Vm};
+
+/// A process that ends with the test.
+pub(crate) struct Ended(pub Child);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Godwit under the name of QEMU, in a folder of its own.
+pub(crate) fn qemus_name(folder: &Path) -> PathBuf {
+    let link = folder.join("qemu-system-x86_64");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_godwit"), &link).unwrap();
+    link
+}
 
 /// A machine in a folder of its own, to which no monitor session is open.
 pub(crate) struct Godwit(Vm);

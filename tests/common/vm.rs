@@ -322,6 +322,28 @@ impl Vm {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
+    /// What its guest said, once that is as it should be.
+    pub(crate) fn wait_for_serial(&self, is: impl Fn(&str) -> bool) -> String {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let said = self.serial();
+            if is(&said) {
+                return said;
+            }
+            assert!(Instant::now() < end, "{}: {said} {}", self.name, self.stderr());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Waits until the guest of a disk has found that so many more of its rounds were right.
+    pub(crate) fn wait_for_points(&self, times: usize) {
+        let before = self.serial().matches('.').count();
+        self.wait_for_serial(|said| {
+            assert!(!said.contains(['!', 'e']), "{}: {said} {}", self.name, self.stderr());
+            said.matches('.').count() >= before + times
+        });
+    }
+
     pub(crate) fn stderr(&self) -> String {
         std::fs::read_to_string(self.dir.join(format!("{}.err", self.name))).unwrap_or_default()
     }

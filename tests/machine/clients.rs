@@ -3,29 +3,18 @@
 //! each line says which.
 
 use crate::common::PATIENCE;
+use crate::common::process::{Ended, qemus_name};
 use crate::common::qmp::Client;
 use serde_json::json;
-use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Ended with the test.
-struct Started(Child);
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-/// Starts it; `@` stands for a folder of its own. It must run, count, and end when told to.
+/// Starts it; `@` stands for a folder of its own. It must run, and end when told to.
 fn runs(who: &str, line: &str) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name);
-    let link = path("qemu-system-x86_64");
-    symlink(env!("CARGO_BIN_EXE_godwit"), &link).unwrap();
+    let link = qemus_name(folder.path());
     for disk in ["disk.raw", "other.raw"] {
         std::fs::File::create(path(disk)).unwrap().set_len(1 << 20).unwrap();
     }
@@ -41,7 +30,7 @@ fn runs(who: &str, line: &str) {
         .stderr(std::fs::File::create(path("err")).unwrap())
         .spawn()
         .unwrap();
-    let mut child = Started(child);
+    let mut child = Ended(child);
     let said = || std::fs::read_to_string(path("err")).unwrap();
     let end = Instant::now() + PATIENCE;
     let connect = |at: &Path| Client::try_connect(at).ok();
@@ -71,7 +60,6 @@ fn the_wireguard_selftest() {
 
 #[test]
 fn exec_sandbox() {
-    // Without its virtio-balloon-device.
     runs(
         "exec-sandbox",
         "-nodefaults -nographic -no-user-config \
@@ -86,6 +74,7 @@ fn exec_sandbox() {
          -device virtconsole,nr=0,chardev=c0 -chardev socket,id=c1,path=@/port,server=on,wait=off \
          -device virtserialport,nr=1,name=a,chardev=c1 -object rng-random,id=rng0,filename=/dev/urandom \
          -device virtio-rng-device,rng=rng0,max-bytes=256,period=1000 \
+         -device virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on \
          -netdev stream,id=n0,server=off,addr.type=unix,addr.path=@/net,reconnect-ms=250 \
          -device virtio-net-device,netdev=n0,mq=off,csum=off,gso=off,host_tso4=off -nic none",
     );
@@ -93,12 +82,12 @@ fn exec_sandbox() {
 
 #[test]
 fn hypeman() {
-    // Without its virtio-balloon-device and vhost-vsock-device.
+    // Without its vhost-vsock-device, and free-page-hint of its balloon.
     runs(
         "hypeman",
         "-machine microvm,accel=kvm -no-user-config -nodefaults -nographic -cpu host -m 64 -serial null \
          -drive file=@/disk.raw,format=raw,if=none,readonly=on,file.locking=off,throttling.bps-total=1000000,throttling.bps-total-max=2000000,id=d \
-         -device virtio-blk-device,drive=d",
+         -device virtio-blk-device,drive=d -device virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on",
     );
 }
 
@@ -114,13 +103,14 @@ fn smolvm() {
 
 #[test]
 fn microvm_nix() {
-    // Without its i8042 and virtio-balloon-device, and with datagrams for its tap.
+    // Without its i8042, and with datagrams for its tap.
     runs(
         "microvm.nix",
         "-name vm -M microvm,accel=kvm:tcg,acpi=on,mem-merge=on,pcie=off,pic=off,pit=off,rtc=on,usb=off -enable-kvm \
          -cpu host,+x2apic,-sgx -run-with user=nobody -m 64 -smp 2 -nodefaults -no-user-config -no-reboot \
          -display none -serial null -smbios type=1,uuid=01020304-0506-0708-090a-0b0c0d0e0f10 \
          -fw_cfg name=opt/io.systemd.credentials/a,file=@/file -device virtio-rng-device \
+         -device virtio-balloon-device,free-page-reporting=on \
          -drive id=vda,format=raw,if=none,file=@/disk.raw,aio=io_uring,discard=unmap,cache=none,read-only=off \
          -device virtio-blk-device,drive=vda \
          -drive id=vdb,format=raw,if=none,file=@/other.raw,aio=io_uring -device virtio-blk-device,drive=vdb \

@@ -1,11 +1,12 @@
 //! What a process gives up once its machine is built, and what it was started with.
 
 use crate::common::PATIENCE;
+use crate::common::process::{Ended, qemus_name};
 use crate::common::qmp::Client;
 use crate::common::vm::Launch;
 use serde_json::json;
 use std::fs::Permissions;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -58,9 +59,6 @@ fn a_process_that_gave_up_its_rights_still_runs_and_saves_its_guest() {
     let root = std::fs::metadata(format!("/proc/{pid}/root/")).unwrap();
     assert_eq!(root.ino(), folder.path().metadata().unwrap().ino());
 
-    // A program cannot be started any more; the guest goes on.
-    let _ = vm.try_ask("migrate", json!({"uri": "exec:cat > /dev/null"}));
-    assert_eq!(vm.ask("query-status", json!({}))["status"], "running");
     // What this machine uses is seen to be so, by its name under the new root.
     let pmemsave = json!({"val": 0, "size": 4096, "filename": "/disk"});
     assert!(vm.try_ask("pmemsave", pmemsave).unwrap_err().contains("this machine uses it"));
@@ -84,6 +82,14 @@ fn a_process_that_gave_up_its_rights_still_runs_and_saves_its_guest() {
 }
 
 #[test]
+fn a_program_that_may_not_be_started_costs_the_guest_nothing() {
+    let mut vm = Launch::alone().words(&["-sandbox", "on,spawn=deny"]).start();
+    let refused = vm.try_ask("migrate", json!({"uri": "exec:cat > /dev/null"})).unwrap_err();
+    assert!(refused.contains("Operation not permitted"), "{refused}");
+    assert_eq!(vm.ask("query-status", json!({}))["status"], "running");
+}
+
+#[test]
 fn what_cannot_be_given_up_ends_the_start_with_a_reason() {
     for (words, why) in [
         (["-run-with", "user=no-such-user"], "the host has no such user"),
@@ -104,15 +110,16 @@ fn a_set_of_descriptors_is_there_from_the_start() {
     let script = "exec 7>\"$1\"; exec \"$0\" run -M microvm,acpi=off -m 16 -nodefaults -display none -kernel builtin \
                   -serial null -qmp unix:\"$2\",server=on,wait=off -add-fd fd=7,set=4,opaque=state \
                   -object memory-backend-memfd,id=mem,size=16M,share=on -numa node,memdev=mem";
-    let mut child = Command::new("sh")
+    let child = Command::new("sh")
         .args(["-c", script, env!("CARGO_BIN_EXE_godwit"), &path("state"), &path("qmp")])
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
+    let mut child = Ended(child);
     let end = Instant::now() + PATIENCE;
     while Client::try_connect(path("qmp").as_ref()).is_err() {
-        assert!(Instant::now() < end && child.try_wait().unwrap().is_none());
+        assert!(Instant::now() < end && child.0.try_wait().unwrap().is_none());
         std::thread::sleep(Duration::from_millis(5));
     }
     let mut qmp = Client::negotiated(path("qmp").as_ref());
@@ -121,21 +128,25 @@ fn a_set_of_descriptors_is_there_from_the_start() {
     let memory = qmp.ask("query-memdev", json!({}));
     assert_eq!(memory[0]["id"], "mem");
     qmp.ask("migrate", json!({"uri": "file:/dev/fdset/4"}));
-    while qmp.ask("query-migrate", json!({}))["status"] != "completed" {
-        assert!(Instant::now() < end);
+    loop {
+        let told = qmp.ask("query-migrate", json!({}));
+        match told["status"].as_str() {
+            Some("completed") => break,
+            Some("failed") => panic!("{told}"),
+            _ => assert!(Instant::now() < end, "{told}"),
+        }
         std::thread::sleep(Duration::from_millis(5));
     }
     let saved = std::fs::read(path("state")).unwrap();
     assert!(saved.starts_with(b"QEVM") && saved.windows(4).any(|at| at == b"\x03mem"));
     qmp.ask("quit", json!({}));
-    assert!(child.wait().unwrap().success());
+    assert!(child.0.wait().unwrap().success());
 }
 
 #[test]
 fn by_qemus_name_it_goes_to_the_background_too() {
     let folder = tempfile::tempdir().unwrap();
-    let (link, pid) = (folder.path().join("qemu-system-x86_64"), folder.path().join("pid"));
-    symlink(env!("CARGO_BIN_EXE_godwit"), &link).unwrap();
+    let (link, pid) = (qemus_name(folder.path()), folder.path().join("pid"));
     let qmp = folder.path().join("qmp");
     let line = "-M microvm -m 16 -nodefaults -display none -kernel builtin -daemonize -run-with user=nobody";
     let started = Command::new(&link)

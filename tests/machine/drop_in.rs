@@ -1,24 +1,18 @@
 //! Godwit under QEMU's name, and what programs ask it before they start a machine; what firmware would
 //! leave to the guest.
 
+use crate::common::process::qemus_name;
 use crate::common::vm::Launch;
 use crate::common::{acpi_guest, guest};
 use serde_json::json;
-use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-fn link(folder: &Path) -> std::path::PathBuf {
-    let link = folder.join("qemu-system-x86_64");
-    symlink(env!("CARGO_BIN_EXE_godwit"), &link).unwrap();
-    link
-}
-
 #[test]
 fn by_its_name_it_is_qemu_and_answers_what_programs_ask() {
     let folder = tempfile::tempdir().unwrap();
-    let link = link(folder.path());
+    let link = qemus_name(folder.path());
     let says = |words: &str| {
         let told = Command::new(&link).args(words.split(' ')).output().unwrap();
         assert!(told.status.success(), "{words}: {told:?}");
@@ -64,7 +58,7 @@ fn ends_with_its_parent(run_with: &str) {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
-    let (link, pid) = (link(folder.path()), folder.path().join("pid"));
+    let (link, pid) = (qemus_name(folder.path()), folder.path().join("pid"));
     // The shell starts it and waits, until it is ended itself.
     let script = "\"$0\" -M microvm -m 16 -nodefaults -display none -kernel builtin -run-with \"$2\" -pidfile \"$1\" & wait";
     let mut shell = Command::new("sh")

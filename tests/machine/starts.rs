@@ -5,9 +5,10 @@ use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use crate::common::process::Ended;
 use serde_json::{Value, json};
 
 const TIME: Duration = Duration::from_secs(60);
@@ -29,8 +30,8 @@ fn words<'a>(parts: &[&[&'a str]]) -> Vec<&'a str> {
     parts.concat()
 }
 
-/// Ended with the test.
-struct Running(Child);
+/// A machine that is started from here.
+struct Running(Ended);
 
 impl Running {
     fn start(folder: &Path, words: &[&str]) -> Running {
@@ -40,21 +41,14 @@ impl Running {
             assert!(child.try_wait().unwrap().is_none() && Instant::now() < end, "no monitor");
             std::thread::sleep(Duration::from_millis(5));
         }
-        Running(child)
+        Running(Ended(child))
     }
 
     /// SIGTERM, and the end.
     fn end(mut self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
+        let pid = rustix::process::Pid::from_child(&self.0.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
-        assert!(self.0.wait().unwrap().success());
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        assert!(self.0.0.wait().unwrap().success());
     }
 }
 
@@ -100,7 +94,7 @@ fn a_machine_that_cannot_start_leaves_a_running_one_as_it_is() {
     fs::write(folder.join("damaged"), "\x7fELF and no more").unwrap();
     let first = Running::start(folder, &words(&[&RAM, &GUEST, &ALL]));
     let pid = fs::read_to_string(folder.join("p")).unwrap();
-    assert_eq!(pid, format!("{}\n", first.0.id()));
+    assert_eq!(pid, format!("{}\n", first.0.0.id()));
     let said = || fs::read_to_string(folder.join("s")).unwrap();
     wait_for_a_sweep(folder);
 
@@ -164,7 +158,7 @@ fn what_a_dead_machine_left_is_taken_over() {
     assert!(folder.join("q").exists() && folder.join("p").exists());
     let next = Running::start(folder, &words(&[&RAM, &GUEST, &ALL]));
     assert_runs(folder);
-    assert_eq!(fs::read_to_string(folder.join("p")).unwrap(), format!("{}\n", next.0.id()));
+    assert_eq!(fs::read_to_string(folder.join("p")).unwrap(), format!("{}\n", next.0.0.id()));
 }
 
 #[test]
@@ -213,7 +207,7 @@ fn a_machine_that_waits_for_its_first_client_is_ended_by_a_signal() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     let waits = ["-qmp", "unix:q,server=on,wait=on", "-pidfile", "p"];
-    let machine = Running(godwit(folder, &words(&[&RAM, &GUEST, &waits])).spawn().unwrap());
+    let machine = Running(Ended(godwit(folder, &words(&[&RAM, &GUEST, &waits])).spawn().unwrap()));
     let end = Instant::now() + TIME;
     while !folder.join("q").exists() {
         assert!(Instant::now() < end, "no monitor");
@@ -276,7 +270,7 @@ fn with_few_descriptors_a_machine_has_all_it_was_asked_for_or_says_which_limit_i
             continue;
         }
         works.get_or_insert(limit);
-        let machine = Running(child);
+        let machine = Running(Ended(child));
         assert_runs(folder);
         assert_eq!(ask(folder, "system_reset"), json!({"return": {}}), "{limit}");
         assert_runs(folder);
@@ -307,7 +301,7 @@ fn clients_reach_a_monitor_by_the_words_that_made_it() {
     ] {
         let socket = format!("unix:{}/{written},server=on,wait=off", folder.display());
         let line = words(&[&RAM, &GUEST, &["-qmp", &socket]]);
-        let machine = Running(godwit(folder, &line).spawn().unwrap());
+        let machine = Running(Ended(godwit(folder, &line).spawn().unwrap()));
         let end = Instant::now() + TIME;
         while !folder.join(name).exists() {
             assert!(Instant::now() < end, "{name}: no monitor");

@@ -32,27 +32,6 @@ fn launch(folder: &Path, name: &str, drive: &str, device: &str, modern: bool) ->
     if modern { launch.words(&MODERN) } else { launch }
 }
 
-/// Waits until the guest has said what `is` accepts.
-fn wait_for(vm: &Vm, is: impl Fn(&str) -> bool) -> String {
-    let end = Instant::now() + Duration::from_secs(60);
-    loop {
-        let said = vm.serial();
-        if is(&said) {
-            return said;
-        }
-        assert!(Instant::now() < end, "{}: {said} {}", vm.name, vm.stderr());
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
-fn wait_for_points(vm: &Vm, times: usize) {
-    let before = vm.serial().matches('.').count();
-    wait_for(vm, |said| {
-        assert!(!said.contains(['!', 'e']), "{}: {said} {}", vm.name, vm.stderr());
-        said.matches('.').count() >= before + times
-    });
-}
-
 /// What the guest has written so far is in the image.
 fn check(vm: &mut Vm, image: &File) {
     vm.ask("stop", json!({}));
@@ -83,10 +62,10 @@ fn what_a_guest_writes_is_in_the_file_through_both_kinds_of_transport() {
         let image = image(&path);
         let drive = format!("file={}{drive}", path.display());
         let mut vm = launch(folder.path(), "vm", &drive, device, modern).start();
-        wait_for_points(&vm, 3);
+        vm.wait_for_points(3);
         check(&mut vm, &image);
         vm.ask("system_reset", json!({}));
-        wait_for_points(&vm, 2);
+        vm.wait_for_points(2);
         check(&mut vm, &image);
     }
 }
@@ -105,14 +84,14 @@ fn moves(source_is_qemu: bool, target_is_qemu: bool, modern: bool) {
     let mut leaves_qemu = source_is_qemu;
     for (turn, is_qemu) in [target_is_qemu, source_is_qemu, target_is_qemu].into_iter().enumerate()
     {
-        wait_for_points(&source, 1);
+        source.wait_for_points(1);
         let uri = format!("unix:{}", folder.path().join(format!("stream{turn}")).display());
         let mut target = start(&format!("target{turn}"), is_qemu, &["-incoming", &uri]);
         source.ask("migrate", json!({"uri": uri}));
         let report = source.outcome();
         assert_eq!(report["status"], "completed", "{turn}: {report} {}", target.stderr());
         target.wait_for_state(|state| state == "running");
-        wait_for_points(&target, 2);
+        target.wait_for_points(2);
         check(&mut target, &image);
         if !leaves_qemu {
             let size = json!({"device": "d", "size": 2 * DISK_BYTES});
@@ -161,7 +140,7 @@ fn a_full_host_stops_the_guest_until_there_is_room() {
     target.wait_for_state(|state| state != "inmigrate");
     std::fs::remove_file(small.0.join("ballast")).unwrap();
     target.ask("cont", json!({}));
-    wait_for_points(&target, 3);
+    target.wait_for_points(3);
     check(&mut target, &image);
 }
 
@@ -175,7 +154,7 @@ fn an_error_is_told_to_the_guest_where_it_shall_be() {
     let vm = launch(folder.path(), "vm", &drive, ",werror=report", false).start();
     small.fill();
     // Then it reads back what it has not written.
-    wait_for(&vm, |said| said.contains("e!"));
+    vm.wait_for_serial(|said| said.contains("e!"));
 }
 
 #[test]
@@ -187,7 +166,7 @@ fn a_guest_whose_writes_are_not_on_the_disk_stays() {
     let source = launch(folder.path(), "source", &drive, "", true);
     // Flushes of the guest's are the ring's; that of a stop is this one.
     let mut source = source.forbid(libc::SYS_fdatasync, libc::EIO).start();
-    wait_for_points(&source, 1);
+    source.wait_for_points(1);
     let end = Instant::now() + Duration::from_secs(60);
     loop {
         source.ask("stop", json!({}));
@@ -200,7 +179,7 @@ fn a_guest_whose_writes_are_not_on_the_disk_stays() {
     }
     source.ask("cont", json!({}));
     // No flush works any more, and it is told.
-    wait_for(&source, |said| said.contains('e'));
+    source.wait_for_serial(|said| said.contains('e'));
     let uri = format!("unix:{}", folder.path().join("stream").display());
     let target = launch(folder.path(), "target", &drive, "", true);
     let mut target = target.incoming(&uri).start();
@@ -211,7 +190,7 @@ fn a_guest_whose_writes_are_not_on_the_disk_stays() {
     assert!(why.contains("disk image d") && why.contains("not on the disk"), "{why}");
     assert_eq!(target.exit_code(), Some(1));
     let told = source.serial().matches('e').count();
-    wait_for(&source, |said| said.matches('e').count() > told);
+    source.wait_for_serial(|said| said.matches('e').count() > told);
 }
 
 fn refused(folder: &Path, drive: &str) -> String {
@@ -227,7 +206,7 @@ fn an_image_that_cannot_be_had_is_refused_by_name() {
     image(&path);
     let drive = format!("file={}", path.display());
     let vm = launch(folder.path(), "vm", &drive, "", false).start();
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
     for (drive, says) in [
         (drive.clone(), "Failed to get \"write\" lock"),
         (format!("{drive},readonly=on"), "Failed to get shared \"write\" lock"),
@@ -241,7 +220,7 @@ fn an_image_that_cannot_be_had_is_refused_by_name() {
         let said = refused(folder.path(), &drive);
         assert!(said.contains(says), "{drive}: {said}");
     }
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
 }
 
 #[test]
@@ -251,7 +230,7 @@ fn a_failed_migration_gives_the_image_back() {
     let image = image(&path);
     let drive = format!("file={}", path.display());
     let mut source = launch(folder.path(), "source", &drive, "", true).start();
-    wait_for_points(&source, 1);
+    source.wait_for_points(1);
     // No disk there, and one of another shape.
     for (words, says) in [
         (vec!["-M", "pit=on"], "-device virtio-blk-device is missing"),
@@ -273,7 +252,7 @@ fn a_failed_migration_gives_the_image_back() {
         assert_eq!(source.outcome()["status"], "failed");
         assert_eq!(target.exit_code(), Some(1));
         assert!(target.stderr().contains(says), "{}", target.stderr());
-        wait_for_points(&source, 1);
+        source.wait_for_points(1);
     }
     let said = refused(folder.path(), &drive);
     assert!(said.contains("Failed to get \"write\" lock"), "{said}");
@@ -287,7 +266,7 @@ fn a_target_that_cannot_have_the_image_gives_the_guest_back() {
     let image = image(&path);
     let drive = format!("file={}", path.display());
     let mut source = launch(folder.path(), "source", &drive, "", true).start();
-    wait_for_points(&source, 1);
+    source.wait_for_points(1);
     let uri = format!("unix:{}", folder.path().join("stream").display());
     let target = launch(folder.path(), "target", &drive, "", true);
     let mut target = target.incoming(&uri).start();
@@ -301,7 +280,7 @@ fn a_target_that_cannot_have_the_image_gives_the_guest_back() {
     let outcome = source.outcome();
     assert_eq!(outcome["status"], "failed");
     assert!(outcome["error-desc"].as_str().unwrap().contains("lock"), "{outcome}");
-    wait_for_points(&source, 1);
+    source.wait_for_points(1);
     check(&mut source, &image);
 }
 
@@ -313,7 +292,7 @@ fn what_a_disk_is_made_of_and_what_it_did_can_be_asked() {
     let name = path.to_str().unwrap();
     let drive = format!("file={name}");
     let mut vm = launch(folder.path(), "vm", &drive, "", true).start();
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
     let disks = vm.ask("query-block", json!({}));
     let disk = &disks[0];
     assert_eq!(disk["device"], "d");
@@ -351,7 +330,7 @@ fn what_a_disk_is_made_of_and_what_it_did_can_be_asked() {
     vm.ask("stop", json!({}));
     vm.ask("block_resize", json!({"device": "d", "size": 0}));
     vm.ask("cont", json!({}));
-    wait_for(&vm, |said| said.contains("e!"));
+    vm.wait_for_serial(|said| said.contains("e!"));
 }
 
 #[test]
@@ -380,7 +359,7 @@ fn limits_slow_a_disk_down_until_they_are_lifted() {
     assert_eq!((&shown["iops"], &shown["iops_max"]), (&json!(4), &json!(40)));
     let none = json!({"id": "vd", "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0});
     vm.ask("block_set_io_throttle", none);
-    wait_for_points(&vm, 5);
+    vm.wait_for_points(5);
     let both = json!({"device": "d", "bps": 1, "bps_rd": 1, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0});
     let refused = vm.try_ask("block_set_io_throttle", both).unwrap_err();
     assert!(refused.contains("cannot be used at the same time"), "{refused}");
@@ -435,7 +414,7 @@ fn images_come_and_go_in_qemus_words() {
     assert_eq!(ask("blockdev-del", node("r0")), Ok(()));
     assert_eq!(ask("blockdev-del", node("b0")), Ok(()));
     assert_eq!(ask("blockdev-del", node("b0")), refused("Failed to find node with node-name='b0'"));
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
 }
 
 #[test]
@@ -447,7 +426,7 @@ fn a_disk_names_an_io_thread_which_stays_as_long() {
     let threads = ["-object", "iothread,id=io0,poll-max-ns=0", "-object", "iothread,id=io1"];
     let disk = |device| launch(folder.path(), "vm", &drive, device, true).words(&threads);
     let mut vm = disk(",iothread=io0").start();
-    wait_for_points(&vm, 1);
+    vm.wait_for_points(1);
     let told = vm.ask("query-iothreads", json!({}));
     let told: Vec<_> =
         told.as_array().unwrap().iter().map(|t| (&t["id"], &t["poll-max-ns"])).collect();

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 fn tool(program: &str, folder: &Path, words: &[&str]) -> String {
     let done = Command::new(program).args(words).current_dir(folder).output().unwrap();
@@ -42,20 +41,6 @@ fn launch_with(folder: &Path, name: &str, image: &str, more: &str) -> Launch {
 
 fn start(launch: Launch, is_qemu: bool) -> Vm {
     if is_qemu { launch.qemu().start() } else { launch.start() }
-}
-
-fn wait_for_points(vm: &Vm, times: usize) {
-    let before = vm.serial().matches('.').count();
-    let end = Instant::now() + Duration::from_secs(60);
-    loop {
-        let said = vm.serial();
-        assert!(!said.contains(['!', 'e']), "{}: {said} {}", vm.name, vm.stderr());
-        if said.matches('.').count() >= before + times {
-            return;
-        }
-        assert!(Instant::now() < end, "{}: {said} {}", vm.name, vm.stderr());
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }
 
 /// Whether the image was not closed, or is open for writing.
@@ -117,14 +102,14 @@ fn what_qemu_img_made_a_guest_reads_and_what_the_guest_wrote_it_finds_whole() {
             img(folder, &["snapshot", "-c", "kept", "top"]);
         }
         let vm = launch(folder, "vm", "top").start();
-        wait_for_points(&vm, 2);
+        vm.wait_for_points(2);
         let mut vm = vm;
         let over = json!({"device": "d", "snapshot-file": folder.join("over")});
         vm.ask("blockdev-snapshot-sync", over);
         img(folder, &["check", "-q", "-U", "top"]);
         assert!(!is_dirty(folder, "top") && is_dirty(folder, "over"));
         let before = std::fs::read(folder.join("top")).unwrap();
-        wait_for_points(&vm, 2);
+        vm.wait_for_points(2);
         end_and_check(vm, folder, "over");
         assert!(std::fs::read(folder.join("top")).unwrap() == before);
         if top.is_empty() {
@@ -145,7 +130,7 @@ fn an_image_whose_machine_was_killed_is_repaired_before_it_is_used() {
     img(folder, &["create", "-q", "-f", "qcow2", "top", "1M"]);
     for cache in ["", ",cache=unsafe", ",cache.direct=on"] {
         let mut vm = launch_with(folder, "vm", "top", cache).start();
-        wait_for_points(&vm, 1);
+        vm.wait_for_points(1);
         assert!(is_dirty(folder, "top"));
         vm.kill();
         let mut again = launch_with(folder, "again", "top", cache).spawn();
@@ -154,7 +139,7 @@ fn an_image_whose_machine_was_killed_is_repaired_before_it_is_used() {
         img(folder, &["check", "-q", "-r", "all", "top"]);
         assert!(!is_dirty(folder, "top"));
         let vm = launch_with(folder, "repaired", "top", cache).start();
-        wait_for_points(&vm, 2);
+        vm.wait_for_points(2);
         end_and_check(vm, folder, "top");
     }
 }
@@ -178,7 +163,7 @@ fn an_image_on_a_full_host_is_whole() {
         drop(ballast);
         std::fs::remove_file(small.0.join("ballast")).unwrap();
         vm.ask("cont", json!({}));
-        wait_for_points(&vm, 3);
+        vm.wait_for_points(3);
         end_and_check(vm, &small.0, "top");
         for name in ["top", "flat"] {
             std::fs::remove_file(small.0.join(name)).unwrap();
@@ -196,7 +181,7 @@ fn a_guest_over_a_chain_moves_between_godwit_and_qemu() {
         img(folder, &["create", "-q", "-f", "qcow2", "-b", "base", "-F", "raw", "top"]);
         let mut source = start(launch(folder, "source", "top"), is_qemu);
         for turn in 0..2 {
-            wait_for_points(&source, 1);
+            source.wait_for_points(1);
             let uri = format!("unix:{}", folder.join(format!("stream{turn}")).display());
             let target =
                 launch(folder, &format!("target{turn}"), "top").words(&["-incoming", &uri]);
@@ -204,7 +189,7 @@ fn a_guest_over_a_chain_moves_between_godwit_and_qemu() {
             source.ask("migrate", json!({"uri": uri}));
             assert_eq!(source.outcome()["status"], "completed", "{turn}: {}", target.stderr());
             target.wait_for_state(|state| state == "running");
-            wait_for_points(&target, 1);
+            target.wait_for_points(1);
             source = target;
         }
         end_and_check(source, folder, "top");

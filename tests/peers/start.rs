@@ -2,10 +2,11 @@
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use crate::common::PATIENCE;
+use crate::common::process::Ended;
 
 const LINE: [&str; 11] = [
     "-M",
@@ -34,19 +35,9 @@ fn qemu(folder: &Path, socket: &str) -> Command {
     command
 }
 
-/// Ended with the test.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn start(mut command: Command, socket: &Path) -> Running {
+fn start(mut command: Command, socket: &Path) -> Ended {
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
-    let running = Running(child);
+    let running = Ended(child);
     let end = Instant::now() + PATIENCE;
     while UnixStream::connect(socket).is_err() {
         assert!(Instant::now() < end, "no monitor");

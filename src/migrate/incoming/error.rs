@@ -26,7 +26,9 @@ pub enum Error {
         "the source had mapped-ram on: what it wrote is a file, to be read as file:PATH and not through a pipe or socket"
     )]
     MappedNeedsFile,
-    #[error("x-godwit-restore=mapped needs a file that was written with capability mapped-ram")]
+    #[error(
+        "x-godwit-restore=mapped needs a file that was written with capability mapped-ram; x-godwit-restore=eager reads any"
+    )]
     NothingToMap,
     #[error("the file was cut short while the pages of RAM block \"{0}\" were read")]
     FileCut(String),

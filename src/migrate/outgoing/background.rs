@@ -52,6 +52,7 @@ impl Source {
         let fixed = guarded(|| {
             // Reading it can write guest memory.
             let state = self.guest.save_here(ran)?;
+            self.guest.ram().main().check_whole()?;
             image.fix()?;
             Ok(state)
         });

@@ -240,7 +240,7 @@ impl Channel {
     }
 
     /// Sends pages of a block, from page `first` on, whose bytes were copied while the guest ran on.
-    /// They are with the kernel when this returns, or as good as sent.
+    /// `bytes` may be used again when this returns; [`Channel::finish_copies`] hands over the rest.
     pub(super) fn send_copies(
         &mut self,
         counters: &Counters,

@@ -96,7 +96,7 @@ impl Source {
     }
 
     fn send(&self, peer: &mut Peer, started: Instant) -> Result<(), Error> {
-        let losses = self.guest.ram().main().losses();
+        let losses = self.guest.ram().main().check_whole()?;
         let mut rounds = Rounds::start(self, peer)?;
         self.progress.figures().setup = started.elapsed();
         self.enter(Status::Active)?;
