@@ -2,9 +2,10 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `open` | opens what a network is made of |
 //! | `netdev` | one network as its card sees it, whatever it is made of |
 //! | `tap`, `tun` | a tap device, and the kernel's interface to it |
-//! | `stream`, `watch` | frames on a connection; the thread that makes connections, and sees them end |
+//! | `stream`, `watch`, `bell` | frames on a connection; the thread that makes connections, and sees them end; what wakes it |
 //! | `dgram` | a frame in each datagram |
 //! | `descriptor` | sockets that came open |
 //! | `user` | a network made by passt |
@@ -14,9 +15,11 @@
 //! as long as names do.
 
 mod announce;
+mod bell;
 mod descriptor;
 mod dgram;
 mod netdev;
+mod open;
 mod stream;
 mod tap;
 mod tun;
@@ -99,7 +102,7 @@ impl Nets {
         if self.find(id).is_some() {
             return Err(Error::Duplicate(id.clone()));
         }
-        let opened = Netdev::open(netdev, self.tell.clone())?;
+        let opened = open::open(netdev, self.tell.clone())?;
         let offloads = opened.offloads();
         let mut inner = self.inner();
         // Another one may have been quicker.

@@ -1,19 +1,15 @@
 //! One network as its card sees it, whatever it is made of.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::descriptor;
+use super::bell::Bell;
 use super::dgram::Dgram;
 use super::stream::Stream;
 use super::tap::Tap;
 use super::user::Passt;
-use super::watch::{Bell, Watch};
-use super::{Error, Tell};
-use crate::chardev::describe;
-use crate::config::{self, DgramAddress, NetBackend, NetRole, Offloads, SocketAddress};
+use crate::config::{self, Offloads};
 use crate::devices::{Card, HEADER_BYTES, Network};
 use crate::io::socket_file::SocketFile;
 
@@ -35,7 +31,7 @@ pub(super) struct Netdev {
     passt: Mutex<Option<Passt>>,
 }
 
-enum Port {
+pub(super) enum Port {
     Tap(Tap),
     Stream(Stream),
     Dgram(Dgram),
@@ -43,65 +39,24 @@ enum Port {
     None,
 }
 
+/// What a network is made of.
+pub(super) struct Parts {
+    pub port: Port,
+    pub offloads: Offloads,
+    /// What it is connected to, for people.
+    pub info: String,
+    pub bell: Option<Arc<Bell>>,
+    /// The name that it listens under.
+    pub file: Option<SocketFile>,
+    pub passt: Option<Passt>,
+}
+
 impl Netdev {
-    pub(super) fn open(config: &config::Netdev, tell: Tell) -> Result<Arc<Netdev>, Error> {
-        let id = &config.id;
-        let failed = |what: String| {
-            let id = id.clone();
-            move |source: io::Error| Error::Open { id, what, source }
-        };
-        let (mut offloads, mut watch, mut passt) = (Offloads::default(), None, None);
-        let (mut info, mut name) = (String::new(), None);
-        let port = match &config.backend {
-            NetBackend::Tap(tap) => {
-                let name = tap.ifname.clone().unwrap_or_default();
-                let tap = Tap::open(tap, config.offloads).map_err(failed(format!("tap {name}")))?;
-                offloads = tap.offloads();
-                info = format!("ifname={}", tap.name());
-                Port::Tap(tap)
-            }
-            NetBackend::Stream { address, role } => {
-                let what = describe(address);
-                watch = Some(match role {
-                    NetRole::Server => {
-                        let (watch, file) = Watch::listen(address).map_err(failed(what))?;
-                        name = file;
-                        watch
-                    }
-                    NetRole::Client { .. } if matches!(address, SocketAddress::Fd(_)) => {
-                        let SocketAddress::Fd(number) = address else { unreachable!() };
-                        Watch::Socket(descriptor::stream(*number).map_err(failed(what))?)
-                    }
-                    NetRole::Client { reconnect_ms } => Watch::connect(address, *reconnect_ms),
-                });
-                Port::Stream(Stream::new(id))
-            }
-            NetBackend::Socket(number) => {
-                let what = || failed(format!("fd:{number}"));
-                if descriptor::has_datagrams(*number).map_err(what())? {
-                    let dgram = Dgram::open(id, Some(&DgramAddress::Fd(*number)), None);
-                    Port::Dgram(dgram.map_err(what())?)
-                } else {
-                    let socket = descriptor::stream(*number).map_err(what())?;
-                    watch = Some(Watch::Socket(socket));
-                    Port::Stream(Stream::new(id))
-                }
-            }
-            NetBackend::Dgram { local, remote } => {
-                let dgram = Dgram::open(id, local.as_ref(), remote.as_ref());
-                Port::Dgram(dgram.map_err(failed("datagrams".into()))?)
-            }
-            NetBackend::User(user) => {
-                let (program, socket) = Passt::start(id, user)?;
-                passt = Some(program);
-                watch = Some(Watch::Program(socket));
-                Port::Stream(Stream::new(id))
-            }
-        };
-        let bell = watch.as_ref().map(|_| Bell::new().map(Arc::new)).transpose();
-        let bell = bell.map_err(failed("connections".into()))?;
-        let netdev = Arc::new(Netdev {
-            id: id.clone(),
+    /// A network of these parts. Its bell is there where a thread watches its connections.
+    pub(super) fn new(config: &config::Netdev, parts: Parts) -> Netdev {
+        let Parts { port, offloads, info, bell, file, passt } = parts;
+        Netdev {
+            id: config.id.clone(),
             port: Mutex::new(port),
             offloads,
             kind: config.backend.type_name(),
@@ -110,14 +65,9 @@ impl Netdev {
             link_down: AtomicBool::new(false),
             card: OnceLock::new(),
             bell,
-            file: Mutex::new(name),
+            file: Mutex::new(file),
             passt: Mutex::new(passt),
-        });
-        if let (Some(watch), Some(bell)) = (watch, netdev.bell.clone()) {
-            let ours = Arc::downgrade(&netdev);
-            watch.start(ours, bell, tell).map_err(failed("connections".into()))?;
         }
-        Ok(netdev)
     }
 
     pub(super) fn id(&self) -> &str {

@@ -10,30 +10,17 @@ use std::sync::{Arc, Weak};
 use std::thread::Builder;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketAddrUnix, SocketFlags, accept_with, sockopt};
 use rustix::time::Timespec;
 
+use super::bell::Bell;
 use super::netdev::Netdev;
 use super::{Event, Peer, Tell, descriptor};
 use crate::chardev::{connect, describe, listen};
 use crate::config::SocketAddress;
 use crate::devices::Network;
 use crate::io::socket_file::SocketFile;
-
-/// Wakes the thread.
-pub(super) struct Bell(OwnedFd);
-
-impl Bell {
-    pub(super) fn new() -> io::Result<Bell> {
-        Ok(Bell(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
-    }
-
-    pub(super) fn ring(&self) {
-        // Fails only where nobody has heard it 2^64 - 2 times.
-        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
-    }
-}
 
 /// Where connections come from.
 pub(super) enum Watch {
@@ -206,11 +193,11 @@ fn wait(bell: &Bell, of: Option<(&OwnedFd, PollFlags)>, time: Option<Duration>) 
         tv_sec: time.as_secs() as i64,
         tv_nsec: time.subsec_nanos().into(),
     });
-    let mut fds = vec![PollFd::new(&bell.0, PollFlags::IN)];
+    let mut fds = vec![PollFd::new(bell, PollFlags::IN)];
     fds.extend(of.map(|(fd, wanted)| PollFd::from_borrowed_fd(fd.as_fd(), wanted)));
     // A signal is a turn with nothing to do.
     let _ = poll(&mut fds, time.as_ref());
-    let _ = rustix::io::read(&bell.0, &mut [0u8; 8]);
+    bell.heard();
     fds.get(1).map_or(PollFlags::empty(), PollFd::revents)
 }
 
