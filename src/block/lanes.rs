@@ -44,7 +44,10 @@ impl Lanes {
             self.ordered = image.take_ordered();
         }
         match &mut self.ordered {
-            Some(ordered) => ordered.push(number, image, work, memory),
+            Some(ordered) => {
+                let image = image.clone();
+                ordered.push(number, memory, move |memory| do_work(&image, work, memory))
+            }
             None => Err(io::Error::from_raw_os_error(libc::EIO)),
         }
     }
@@ -74,4 +77,22 @@ impl Lanes {
     pub(crate) fn has_arrived(&self) -> bool {
         self.ring.has_arrived() || self.ordered.as_ref().is_some_and(Ordered::has_arrived)
     }
+}
+
+/// Bytes that were moved.
+fn do_work(image: &Image, work: Work, memory: &mut Memory) -> io::Result<i32> {
+    let own = match memory {
+        Memory::Own(own) => own.get_mut(),
+        Memory::None => &mut [],
+        // The guest would see, and change, what the tables' reader has in hand.
+        Memory::Guest { .. } => return Err(io::ErrorKind::InvalidInput.into()),
+    };
+    let count = own.len() as i32;
+    image.with_chain(|chain| match work {
+        Work::Read { at } => chain.read(at, own).map(|()| count),
+        Work::Write { at } => chain.write(at, own).map(|()| count),
+        Work::Flush => chain.flush().map(|()| 0),
+        Work::Discard { at, bytes } => chain.discard(at, bytes).map(|()| 0),
+        Work::Zeroes { at, bytes, unmap } => chain.zero(at, bytes, unmap).map(|()| 0),
+    })
 }

@@ -1,7 +1,6 @@
 //! A thread that does what is asked of an image with tables, one request after the other.
 
-use super::image::Image;
-use super::ring::{Arrival, Memory, Work};
+use super::ring::{Arrival, Memory};
 use rustix::event::{EventfdFlags, eventfd};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,9 +9,11 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
+/// What is to be done with a request's memory: bytes that were moved come back.
+type Work = Box<dyn FnOnce(&mut Memory) -> io::Result<i32> + Send>;
+
 struct Job {
     number: u64,
-    image: Arc<Image>,
     work: Work,
     memory: Memory,
 }
@@ -36,8 +37,8 @@ impl Ordered {
         let bell = event.clone();
         let work = move || {
             for job in queue {
-                let Job { number, image, work, mut memory } = job;
-                let result = match do_work(&image, work, &mut memory) {
+                let Job { number, work, mut memory } = job;
+                let result = match work(&mut memory) {
                     Ok(count) => count,
                     Err(error) => -error.raw_os_error().unwrap_or(libc::EIO),
                 };
@@ -65,11 +66,10 @@ impl Ordered {
     pub(super) fn push(
         &mut self,
         number: u64,
-        image: &Arc<Image>,
-        work: Work,
         memory: Memory,
+        work: impl FnOnce(&mut Memory) -> io::Result<i32> + Send + 'static,
     ) -> io::Result<()> {
-        let job = Job { number, image: image.clone(), work, memory };
+        let job = Job { number, work: Box::new(work), memory };
         let sent = self.jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
         if !sent {
             return Err(io::Error::from_raw_os_error(libc::EIO));
@@ -123,22 +123,4 @@ impl Drop for Ordered {
             let _ = thread.join();
         }
     }
-}
-
-/// Bytes that were moved.
-fn do_work(image: &Image, work: Work, memory: &mut Memory) -> io::Result<i32> {
-    let own = match memory {
-        Memory::Own(own) => own.get_mut(),
-        Memory::None => &mut [],
-        // The guest would see, and change, what the tables' reader has in hand.
-        Memory::Guest { .. } => return Err(io::ErrorKind::InvalidInput.into()),
-    };
-    let count = own.len() as i32;
-    image.with_chain(|chain| match work {
-        Work::Read { at } => chain.read(at, own).map(|()| count),
-        Work::Write { at } => chain.write(at, own).map(|()| count),
-        Work::Flush => chain.flush().map(|()| 0),
-        Work::Discard { at, bytes } => chain.discard(at, bytes).map(|()| 0),
-        Work::Zeroes { at, bytes, unmap } => chain.zero(at, bytes, unmap).map(|()| 0),
-    })
 }
