@@ -11,7 +11,7 @@ use super::smp::Smp;
 use super::{netdev, value};
 use crate::config::{
     Actions, Boot, Chardev, ChardevBackend, Config, Entropy, FirmwareFile, Identity, Incoming,
-    IoThread, Kernel, Monitor, Netdev, PanicAction, RebootAction, Restore, SetDescriptor,
+    IoThread, Kernel, Monitor, Netdev, PanicAction, Process, RebootAction, Restore, SetDescriptor,
     ShutdownAction, SystemInformation,
 };
 use crate::devices::Kind;
@@ -265,6 +265,17 @@ impl Draft {
         let place = format!("{option} chardev={id}");
         self.monitors.push(MonitorDraft { place, chardev: Short::Named(id), pretty: mon.pretty });
         Ok(())
+    }
+
+    /// What was said of the process.
+    fn process(&mut self) -> Process {
+        Process {
+            name: self.process_name.take(),
+            root: self.run_with.root.take().map(Into::into),
+            user: self.run_with.user.take(),
+            sandbox: self.sandbox.finish(),
+            descriptors: std::mem::take(&mut self.descriptors),
+        }
     }
 
     /// Whether the machine ends with its parent. That of a daemon is the command that was typed,

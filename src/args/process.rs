@@ -1,11 +1,10 @@
 //! Options about the process itself: `-name process=`, `-run-with`, `-sandbox`, `-add-fd`.
 
-use super::draft::Draft;
 use super::error::{Error, Problem};
 use super::keys::Keys;
 use super::machine::into;
 use super::{Key, value};
-use crate::config::{Process, Sandbox, SetDescriptor, User};
+use crate::config::{Sandbox, SetDescriptor, User};
 
 /// What `-run-with` said.
 #[derive(Default)]
@@ -119,25 +118,11 @@ pub(crate) const ADD_FD: Keys<AddFd> = Keys {
     ],
 };
 
-pub(crate) fn add_fd(draft: &mut Draft, option: &str, text: &str) -> Result<(), Error> {
+pub(crate) fn add_fd(option: &str, text: &str) -> Result<SetDescriptor, Error> {
     let mut given = AddFd::default();
     ADD_FD.read(option, text, &mut given)?;
     let missing = |key| Problem::MissingKey(key).at(option);
     let number = given.number.ok_or_else(|| missing("fd="))?;
     let set = given.set.ok_or_else(|| missing("set="))?;
-    draft.descriptors.push(SetDescriptor { number, set, opaque: given.opaque });
-    Ok(())
-}
-
-impl Draft {
-    /// What was said of the process.
-    pub(super) fn process(&mut self) -> Process {
-        Process {
-            name: self.process_name.take(),
-            root: self.run_with.root.take().map(Into::into),
-            user: self.run_with.user.take(),
-            sandbox: self.sandbox.finish(),
-            descriptors: std::mem::take(&mut self.descriptors),
-        }
-    }
+    Ok(SetDescriptor { number, set, opaque: given.opaque })
 }

@@ -242,7 +242,7 @@ pub(crate) const OPTIONS: &[Opt] = {
         set(Running, &["sandbox"], "on[,spawn=deny,…]", "have the kernel refuse this process what a machine never does, and what is denied",
             |d, o, v| process::SANDBOX.read(o, v, &mut d.sandbox)).group("sandbox", || process::SANDBOX.parameters()),
         set(Running, &["add-fd"], "fd=N,set=N[,opaque=TEXT]", "put a descriptor that this process was started with into the set /dev/fdset/N",
-            process::add_fd).group("add-fd", || process::ADD_FD.parameters()),
+            |d, o, v| { d.descriptors.push(process::add_fd(o, v)?); Ok(()) }).group("add-fd", || process::ADD_FD.parameters()),
         set(Running, &["action"], "EVENT=ACTION", "reboot=reset|shutdown, shutdown=poweroff|pause, panic=pause|shutdown|exit-failure|none",
             |d, o, v| d.action(o, v)).group("action", || draft::ACTION.parameters()),
         flag(Running, &["h", "help"], "this page", |d, _, _| { d.help = true; Ok(()) }),

@@ -83,7 +83,7 @@ pub fn run(dump: &Dump) -> Result<(), Error> {
             say(words);
             Ok(())
         }
-        false => show(words + "\n"),
+        false => Ok(show(words + "\n")?),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Why a verb did not do what it was asked for.
 
-use super::{demo, qmp};
+use super::demo::error::Error as DemoError;
+use super::qmp;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -21,7 +22,7 @@ pub enum Error {
     #[error(transparent)]
     Dump(#[from] DumpError),
     #[error(transparent)]
-    Demo(#[from] demo::Error),
+    Demo(#[from] DemoError),
     #[error(transparent)]
     File(#[from] crate::output::Error),
     #[error("cannot write the answer")]

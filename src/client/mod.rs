@@ -21,4 +21,8 @@ mod typed;
 mod words;
 
 pub use error::Error;
-pub use terminal::show;
+
+/// A result, on stdout.
+pub fn show(text: impl std::fmt::Display) -> Result<(), Error> {
+    Ok(terminal::show(text)?)
+}

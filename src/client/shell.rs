@@ -52,10 +52,10 @@ pub struct Shell {
 
 pub fn run(shell: &Shell) -> Result<(), Error> {
     match (&shell.help, &shell.qmp) {
-        (Some(Some(command)), _) => return show(help(command)?),
+        (Some(Some(command)), _) => return Ok(show(help(command)?)?),
         (Some(None), _) | (None, None) => {
             let mut page = Shell::augment_args(clap::Command::new("godwit qmp"));
-            return show(page.render_long_help());
+            return Ok(show(page.render_long_help())?);
         }
         (None, Some(_)) => {}
     }

@@ -23,9 +23,10 @@ pub fn run(status: &Status) -> Result<(), Error> {
     let mut client = Client::connect(&status.qmp)?;
     let answers = gather(&mut client)?;
     match status.json {
-        true => show(format_args!("{answers:#}\n")),
-        false => show(page(&answers)),
+        true => show(format_args!("{answers:#}\n"))?,
+        false => show(page(&answers))?,
     }
+    Ok(())
 }
 
 /// The queries that make up a glance. What a VMM does not know stays away.

@@ -1,13 +1,11 @@
 //! What is said on a terminal, or to whatever stands in its place.
 
-use super::error::Error;
 pub(super) use crate::stderr::say;
-use std::io::Write;
+use std::io::{self, Write};
 
 /// A result, on stdout.
-pub fn show(text: impl std::fmt::Display) -> Result<(), Error> {
+pub(super) fn show(text: impl std::fmt::Display) -> io::Result<()> {
     let mut out = std::io::stdout().lock();
     write!(out, "{text}")?;
-    out.flush()?;
-    Ok(())
+    out.flush()
 }

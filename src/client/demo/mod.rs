@@ -4,7 +4,7 @@
 //! host, once with whole pages and once with XBZRLE; what counts is that it goes on counting and
 //! finds nothing corrupted.
 
-mod error;
+pub(super) mod error;
 mod guest;
 mod running;
 
@@ -78,7 +78,7 @@ pub fn run(demo: &Demo) -> Result<(), ClientError> {
     let xbzrle = How { xbzrle: Some(Some(cache)), ..plain.clone() };
     let first = demo.once("whole pages", &plain, folder, &interrupts)?;
     let second = demo.once("XBZRLE", &xbzrle, folder, &interrupts)?;
-    show(format_args!("\n{}", comparison(&first, &second)))
+    Ok(show(format_args!("\n{}", comparison(&first, &second)))?)
 }
 
 /// The guest counts in MiB.
