@@ -31,6 +31,7 @@ pub mod serial;
 mod slots;
 pub(crate) mod smbios;
 pub(crate) mod virtio;
+pub(crate) mod virtual_clock;
 pub(crate) mod vmcoreinfo;
 
 pub(crate) use device::{Device, DeviceRequest, DiskErrorAction, DiskEvents, IrqLine, PortEvents};

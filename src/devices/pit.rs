@@ -1,11 +1,11 @@
 //! The i8254 interval timer in the kernel.
 
-use super::clock::VirtualClock;
 use super::device::Device;
 use super::error::Error;
 use super::kind::{Kind, SectionKind, lacks, only_one};
 use super::sections::{Loading, Sections};
 use super::slots::{Built, Slots};
+use super::virtual_clock::VirtualClock;
 use crate::args::{Key, value};
 use crate::config::Config;
 use crate::kvm::{Vm, monotonic_ns};

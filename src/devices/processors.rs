@@ -1,13 +1,13 @@
 //! The processors, each with its local APIC: KVM's own state, as the four kinds of section that
 //! QEMU makes of it.
 
-use super::clock::VirtualClock;
 use super::device::Device;
 use super::error::Error;
 use super::host_cpu::HostCpu;
 use super::kind::{Kind, Misfit, Missing, SectionKind, only_one};
 use super::sections::{Loading, Sections};
 use super::slots::{Built, Slots};
+use super::virtual_clock::VirtualClock;
 use crate::arch::x86_64::cpu::{CpuCommonState, CpuState, TprOptState};
 use crate::arch::x86_64::lapic::{self, ApicState};
 use crate::arch::x86_64::registers;

@@ -1,14 +1,14 @@
 //! The board while it is put together: what devices are built from and where they are put.
 
 use super::bus::{Bus, Window};
-use super::clock::VirtualClock;
 use super::device::{Device, DiskEvents, IrqLine, PortEvents};
 use super::error::Error;
-use super::fw_cfg::Items;
+use super::fw_cfg::items::Items;
 use super::host_cpu::HostCpu;
 use super::line::Lines;
 use super::network::Networks;
-use super::virtio::BalloonControl;
+use super::virtio::balloon::control::BalloonControl;
+use super::virtual_clock::VirtualClock;
 use crate::arch::x86_64::acpi::SECOND_IOAPIC_GSI;
 use crate::block::Images;
 use crate::config::{Config, Properties};

@@ -17,6 +17,7 @@ mod block;
 mod error;
 mod full;
 mod holes;
+mod lay_over;
 mod mapped;
 mod over;
 mod pages;

@@ -4,9 +4,6 @@
 //! The kernel shows a private mapping what others write to the file, as long as the page was not
 //! copied. So the file is watched: one that is written to, or cut short, was lost as the guest's
 //! memory, and counts as a loss of the block (see [`super::full`]).
-//!
-//! Unsafe because it maps memory.
-#![allow(unsafe_code)]
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -20,10 +17,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::pipe::{PipeFlags, pipe_with};
-
-use super::backing::Backing;
-use super::block::RamBlock;
-use super::error::Error;
 
 /// How often the file is looked at where the kernel does not tell of changes.
 const LOOK: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
@@ -44,113 +37,29 @@ pub(super) struct Over {
 }
 
 impl Over {
-    /// Whether somebody has written to it, or begun to.
-    pub(super) fn is_changed(&self) -> bool {
-        self.is_changed.load(Ordering::Acquire)
-            || !self.file.metadata().is_ok_and(|now| is_same(&self.before, &now))
-    }
-}
-
-impl RamBlock {
-    /// Maps `file` from `offset` on privately in place of this memory, whose content goes: a page is
-    /// read when it is touched first. `changed` is called, on a thread of its own, once the file was
-    /// written to by anybody: then [`RamBlock::file_has_changed`] has something to say.
-    ///
-    /// # Errors
-    /// [`Error::NotLaidOver`] where the memory is shared or a file's, preallocated, or has a file over
-    /// it already; [`Error::NotMapped`] where the kernel refuses.
-    pub(crate) fn lay_over(
-        &self,
+    /// `file`, watched from now on. `changed` is called, on a thread of its own, once it was written to
+    /// by anybody.
+    pub(super) fn watched(
         file: File,
         offset: u64,
+        on_tmpfs: bool,
         changed: impl FnOnce() + Send + 'static,
-    ) -> Result<(), Error> {
-        let backing = self.backing();
-        let why = match backing {
-            backing if backing.over().is_some() => "it was mapped before",
-            backing if backing.file().is_some() || backing.is_shared() => {
-                "it is shared, or a file's"
-            }
-            backing if backing.is_noted() => "it is preallocated (prealloc=on)",
-            _ => "",
-        };
-        if !why.is_empty() {
-            return Err(Error::NotLaidOver { block: self.name().into(), why });
-        }
-        let failed = |source| Error::NotMapped { block: self.name().into(), source };
-        let before = file.metadata().map_err(failed)?;
+    ) -> io::Result<Over> {
+        let before = file.metadata()?;
+        let path = crate::io::proc::name_of(file.as_raw_fd())?;
         let is_changed = Arc::new(AtomicBool::new(false));
         let told = is_changed.clone();
         let watched = watch(&file, before.clone(), move || {
             told.store(true, Ordering::Release);
             changed();
         });
-        backing.map_file(file, before, offset, is_changed, watched.map_err(failed)?).map_err(failed)
+        Ok(Over { file, path, on_tmpfs, offset, before, is_changed, _watched: watched? })
     }
 
-    pub(crate) fn has_file_over(&self) -> bool {
-        self.backing().over().is_some()
-    }
-
-    /// Takes the file that lies over this memory away: the memory is empty, and nobody watches the file
-    /// any more. For a guest that did not come.
-    pub(crate) fn uncover(&self) {
-        if !self.has_file_over() {
-            return;
-        }
-        match self.backing().map_nothing() {
-            Ok(()) => self.backing().set_over(None),
-            Err(error) => {
-                let block = self.name();
-                tracing::error!("block {block:?} stays mapped from its snapshot: {error}");
-            }
-        }
-    }
-
-    /// Somebody wrote to a file that lay over this memory: one more loss, if it still does.
-    pub(crate) fn file_has_changed(&self) {
-        if self.backing().over().is_some_and(|over| over.is_changed()) {
-            self.backing().watched().lose();
-        }
-    }
-}
-
-impl Backing {
-    fn map_file(
-        &self,
-        file: File,
-        before: Metadata,
-        offset: u64,
-        is_changed: Arc<AtomicBool>,
-        watched: OwnedFd,
-    ) -> io::Result<()> {
-        let place = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let path = crate::io::proc::name_of(file.as_raw_fd())?;
-        let on_tmpfs = super::backing::is_on_tmpfs(&file);
-        self.map_again(0, file.as_raw_fd(), place)?;
-        let over = Over { file, path, on_tmpfs, offset, before, is_changed, _watched: watched };
-        self.set_over(Some(over));
-        Ok(())
-    }
-
-    fn map_nothing(&self) -> io::Result<()> {
-        self.map_again(libc::MAP_ANONYMOUS, -1, 0)
-    }
-
-    fn map_again(&self, kind: i32, fd: i32, place: libc::off_t) -> io::Result<()> {
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
-        let flags = libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE | kind;
-        // SAFETY: the range is this mapping, whole; it stays plain memory whose bytes may change at
-        // any time, and is unmapped as before.
-        let at = unsafe {
-            let (start, bytes) = (self.host().cast(), self.bytes() as usize);
-            libc::mmap(start, bytes, prot, flags, fd, place)
-        };
-        if at == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        self.advise_again();
-        Ok(())
+    /// Whether somebody has written to it, or begun to.
+    pub(super) fn is_changed(&self) -> bool {
+        self.is_changed.load(Ordering::Acquire)
+            || !self.file.metadata().is_ok_and(|now| is_same(&self.before, &now))
     }
 }
 

@@ -10,7 +10,7 @@
 //! (docs/specs/fw_cfg of QEMU.) The guest writes items by DMA only, and only those that are made
 //! for it ([`Writable`]).
 
-mod items;
+pub(super) mod items;
 mod section;
 
 pub(crate) use items::{Items, Writable};

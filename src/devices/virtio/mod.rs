@@ -10,7 +10,7 @@
 //!
 //! The first `-device` has the last transport, as in QEMU.
 
-mod balloon;
+pub(super) mod balloon;
 mod blk;
 mod console;
 mod element;
@@ -20,6 +20,7 @@ mod net;
 mod parts;
 mod queue;
 mod rng;
+mod saved;
 mod section;
 mod state;
 mod transport;
@@ -406,7 +407,7 @@ fn missing(config: &Config, sections: &Sections) -> Option<Missing> {
                        the same order";
             return missing(header.name.clone(), why.into());
         };
-        if let Err((field, why)) = state::check(state, plugged.offered(config)) {
+        if let Err((field, why)) = saved::check(state, plugged.offered(config)) {
             return missing(header.name.clone(), format!("{field}: {why}"));
         }
         if let Err(why) = (plugged.driver.check)(plugged.device, config, &state.device) {

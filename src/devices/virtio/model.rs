@@ -1,7 +1,8 @@
 //! What makes a device of a transport: the part that differs from kind to kind.
 
+use super::parts::VirtioDevice;
 use super::queue::{Fault, Queue};
-use super::{VirtioDevice, VirtioKind};
+use super::section::VirtioKind;
 use crate::memory::GuestRam;
 use rustix::event::PollFlags;
 use std::fs::File;

@@ -1,7 +1,7 @@
 //! A transport's state as QEMU's section has it.
 
 use super::mmio::{DRIVER_OK, VERSION_1};
-use super::transport::State;
+use super::state::State;
 use super::{
     VirtioExtra, VirtioKind, VirtioMmioHolder, VirtioMmioState, VirtioRingSize, VirtioRingSizes,
     VirtioRings, VirtioState,

@@ -12,13 +12,12 @@
 //! it is driven by KVM_IRQ_LINE and not by an irqfd: that would pulse it, and a pin that the guest
 //! made level triggered would lose interrupts.
 
-use super::mmio::{
-    DRIVER_OK, EVENT_IDX, Effect, ISR_QUEUE, NOTIFY_ON_EMPTY, QUEUE_NOTIFY, Registers,
-};
+use super::mmio::{DRIVER_OK, Effect, QUEUE_NOTIFY, Registers};
 use super::model::{Model, Next, Wait};
 use super::queue::{Fault, Queue};
+use super::state::State;
 use super::worker::{Bell, Worker};
-use super::{VirtioKind, state};
+use super::{VirtioKind, saved};
 use crate::devices::bus::Window;
 use crate::devices::{Device, DeviceRequest, Error, IrqLine, Loading, Sections};
 use crate::memory::GuestRam;
@@ -35,24 +34,12 @@ pub(crate) struct Transport {
 }
 
 /// What vCPUs and the worker share.
-pub(super) struct Inner {
+struct Inner {
     address: u64,
     kind: VirtioKind,
     ram: GuestRam,
     bell: Arc<Bell>,
     state: Mutex<State>,
-}
-
-pub(super) struct State {
-    pub registers: Registers,
-    pub queues: Vec<Queue>,
-    pub model: Box<dyn Model>,
-    irq: Box<dyn IrqLine>,
-    irq_high: bool,
-    /// The machine runs: queues may be served.
-    running: bool,
-    /// That this device was broken was said.
-    complained: bool,
 }
 
 impl Transport {
@@ -81,7 +68,9 @@ impl Transport {
             complained: false,
         });
         let inner = Arc::new(Inner { address, kind, ram, bell, state });
-        let worker = Worker::start(kind.name(), inner.clone()).map_err(failed)?;
+        let served = inner.clone();
+        let worker = Worker::start(kind.name(), inner.bell.clone(), move || served.serve());
+        let worker = worker.map_err(failed)?;
         Ok(Transport { worker, inner })
     }
 
@@ -98,17 +87,13 @@ impl Drop for Transport {
 }
 
 impl Inner {
-    pub(super) fn bell(&self) -> &Bell {
-        &self.bell
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// One turn of the worker: serves the queues, if the driver is ready and the machine runs. Says
     /// what to wait for.
-    pub(super) fn serve(&self) -> (Next, Wait) {
+    fn serve(&self) -> (Next, Wait) {
         let mut state = self.lock();
         if !state.running || !state.registers.is_live() {
             return (Next::Wait, Wait::default());
@@ -155,57 +140,6 @@ impl Inner {
                 Err(fault) => self.complain(state, &fault),
             },
         }
-    }
-}
-
-impl State {
-    fn reset(&mut self) {
-        self.registers.reset();
-        self.queues.iter_mut().for_each(Queue::reset);
-        self.model.reset();
-        self.update_irq();
-    }
-
-    /// Takes all rings into use that are set up. Those that are in use already keep their positions.
-    fn start(&mut self, ram: &GuestRam) -> Result<(), Fault> {
-        let event_idx = self.registers.has(EVENT_IDX);
-        let mut rings =
-            self.queues.iter_mut().filter(|queue| queue.is_set_up() && !queue.is_in_use());
-        rings.try_for_each(|queue| queue.start(ram, event_idx))
-    }
-
-    fn serve(&mut self, ram: &GuestRam) -> Result<Next, Fault> {
-        let next = self.model.serve(ram, &mut self.queues, self.registers.features)?;
-        if self.model.take_config_change() {
-            self.registers.config_changed();
-        }
-        self.tell(ram)?;
-        Ok(next)
-    }
-
-    /// Interrupts the guest if it wants to know what was given back.
-    fn tell(&mut self, ram: &GuestRam) -> Result<(), Fault> {
-        let on_empty = self.registers.has(NOTIFY_ON_EMPTY);
-        for queue in self.queues.iter_mut().filter(|queue| queue.has_news()) {
-            if queue.wants_interrupt(ram, on_empty)? {
-                self.registers.isr |= ISR_QUEUE;
-            }
-        }
-        self.update_irq();
-        Ok(())
-    }
-
-    fn update_irq(&mut self) {
-        let high = self.registers.isr != 0;
-        if high != std::mem::replace(&mut self.irq_high, high) {
-            self.irq.set(high);
-        }
-    }
-
-    /// Sets the line whatever it was: KVM's chips are loaded separately.
-    fn force_irq(&mut self) {
-        self.irq_high = self.registers.isr == 0;
-        self.update_irq();
     }
 }
 
@@ -284,7 +218,7 @@ impl Device for Transport {
     }
 
     fn save(&self, sections: &mut Sections) -> Result<(), Error> {
-        let saved = state::save(&self.inner.lock(), self.inner.kind);
+        let saved = saved::save(&self.inner.lock(), self.inner.kind);
         sections.push(&self.inner.kind.section_at(self.inner.address), 0, saved);
         Ok(())
     }
@@ -294,7 +228,7 @@ impl Device for Transport {
         let Some(brought) = from.sections.get(&name, 0) else { return self.reset() };
         let mut state = self.inner.lock();
         let misfit = |(field, why)| Error::Misfit { section: name.clone(), field, why };
-        state::load(&mut state, brought, &self.inner.ram).map_err(misfit)?;
+        saved::load(&mut state, brought, &self.inner.ram).map_err(misfit)?;
         if state.registers.status & DRIVER_OK != 0 && !state.registers.broken {
             let lost = |why| misfit(("virtqueues", why));
             state.start(&self.inner.ram).map_err(|fault| lost(fault.to_string()))?;

@@ -1,7 +1,6 @@
 //! The thread that serves a device's queues, and the bell that wakes it.
 
 use super::model::{Next, Wait};
-use super::transport::Inner;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::time::Timespec;
 use std::io;
@@ -48,9 +47,14 @@ impl AsFd for Bell {
 pub(super) struct Worker(Option<JoinHandle<()>>);
 
 impl Worker {
-    pub(super) fn start(name: &str, inner: Arc<Inner>) -> io::Result<Worker> {
+    /// `serve` is one turn: it serves what there is, and says what to wait for.
+    pub(super) fn start(
+        name: &str,
+        bell: Arc<Bell>,
+        serve: impl Fn() -> (Next, Wait) + Send + 'static,
+    ) -> io::Result<Worker> {
         let named = Builder::new().name(name.into()).stack_size(STACK_BYTES);
-        Ok(Worker(Some(named.spawn(move || run(&inner))?)))
+        Ok(Worker(Some(named.spawn(move || run(&bell, serve))?)))
     }
 
     pub(super) fn end(&mut self, bell: &Bell) {
@@ -63,8 +67,7 @@ impl Worker {
     }
 }
 
-fn run(inner: &Inner) {
-    let bell = inner.bell();
+fn run(bell: &Bell, serve: impl Fn() -> (Next, Wait)) {
     let mut wait = Wait::default();
     loop {
         sleep(bell, &wait);
@@ -73,7 +76,7 @@ fn run(inner: &Inner) {
         }
         bell.heard();
         wait = loop {
-            match inner.serve() {
+            match serve() {
                 (Next::Wait, wait) => break wait,
                 (Next::More, _) if bell.ends.load(Ordering::SeqCst) => return,
                 // A vCPU that wants the lock gets it.

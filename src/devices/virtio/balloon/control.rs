@@ -1,10 +1,8 @@
 //! What others see of the balloon, and do with it: its size, and what the guest tells of its memory.
 
 use super::super::model::Wake;
-use super::options::{DRIVER, KEYS, Wanted};
-use crate::devices::{Built, Device, Error, Loading, Sections, Slots};
 use serde_json::{Value as Json, json};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// What a balloon counts in, whatever pages the guest has.
@@ -35,8 +33,8 @@ const UNKNOWN: u64 = u64::MAX;
 /// A statistic as the guest tells it: le16 tag, le64 value.
 pub(super) const STATISTIC_BYTES: usize = 10;
 
-const STATS: &str = "guest-stats";
-const INTERVAL: &str = "guest-stats-polling-interval";
+pub(super) const STATS: &str = "guest-stats";
+pub(super) const INTERVAL: &str = "guest-stats-polling-interval";
 
 /// Told how many bytes the guest has, each time that changes.
 type Changed = Box<dyn Fn(u64) + Send + Sync>;
@@ -173,7 +171,7 @@ impl BalloonControl {
         self.lock().put_off();
     }
 
-    fn guest_stats(&self) -> Json {
+    pub(super) fn guest_stats(&self) -> Json {
         let state = self.lock();
         let stats = STATISTICS.iter().zip(state.statistics);
         let stats: serde_json::Map<_, _> =
@@ -181,7 +179,12 @@ impl BalloonControl {
         json!({"stats": stats, "last-update": state.updated})
     }
 
-    fn set_interval(&self, seconds: &Json) -> Result<(), String> {
+    /// s between two questions for statistics; 0 asks for none.
+    pub(super) fn interval(&self) -> u32 {
+        self.lock().interval
+    }
+
+    pub(super) fn set_interval(&self, seconds: &Json) -> Result<(), String> {
         let seconds = seconds
             .as_i64()
             .ok_or_else(|| format!("Invalid parameter type for '{INTERVAL}', expected: integer"))?;
@@ -203,53 +206,5 @@ impl State {
     fn put_off(&mut self) {
         let interval = Duration::from_secs(self.interval.into());
         self.due = (self.interval > 0).then(|| Instant::now() + interval);
-    }
-}
-
-/// The balloon on the board, beside its transport, which has its state.
-pub(crate) struct Balloon {
-    control: Arc<BalloonControl>,
-    wanted: Wanted,
-}
-
-pub(crate) fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
-    let balloons = slots.wanted::<Wanted>(DRIVER).into_iter();
-    Ok(balloons
-        .map(|wanted| -> Arc<dyn Device> { Arc::new(Balloon::new(slots.balloon.clone(), *wanted)) })
-        .collect())
-}
-
-impl Balloon {
-    pub(super) fn new(control: Arc<BalloonControl>, wanted: Wanted) -> Balloon {
-        Balloon { control, wanted }
-    }
-
-    pub(crate) fn control(&self) -> &BalloonControl {
-        &self.control
-    }
-}
-
-impl Device for Balloon {
-    fn reset(&self) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn properties(&self) -> Vec<(&'static str, Json)> {
-        let mut all = KEYS.values(&self.wanted);
-        let interval = self.control.lock().interval;
-        all.extend([(STATS, self.control.guest_stats()), (INTERVAL, interval.into())]);
-        all
-    }
-
-    fn set_property(&self, name: &str, value: &Json) -> Option<Result<(), String>> {
-        (name == INTERVAL).then(|| self.control.set_interval(value))
-    }
-
-    fn save(&self, _sections: &mut Sections) -> Result<(), Error> {
-        Ok(())
-    }
-
-    fn load(&self, _from: &mut Loading<'_>) -> Result<(), Error> {
-        Ok(())
     }
 }

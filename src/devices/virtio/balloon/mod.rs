@@ -11,14 +11,15 @@
 //! | 2 | statistics; the device keeps the buffer until it wants newer ones |
 //! | 3 | pages that are free, with `free-page-reporting` |
 
-mod control;
+pub(in crate::devices) mod control;
 mod options;
+mod part;
 #[cfg(test)]
 mod tests;
 
 pub use control::BalloonControl;
-pub(crate) use control::{Balloon, build};
 pub(super) use options::{DRIVER, KEYS, Wanted};
+pub(crate) use part::{Balloon, build};
 
 use super::model::{Model, Next, Wait, Wake};
 use super::queue::{Chain, Fault, Queue};
