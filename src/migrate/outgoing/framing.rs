@@ -1,6 +1,6 @@
 //! How pages are laid out in a stream: Godwit's frames, QEMU's records, QEMU's packets (in
 //! [`packets`](super::packets)), or without any at fixed places of a file (in
-//! [`mapped`](super::mapped)). The rest of the source knows only that there are pages of zeros, pages
+//! [`places`](super::places)). The rest of the source knows only that there are pages of zeros, pages
 //! that travel whole, and deltas.
 
 use std::ops::Range;

@@ -20,6 +20,7 @@ mod handover;
 mod mapped;
 mod packets;
 mod peer;
+mod places;
 mod return_path;
 mod round;
 mod rounds;
