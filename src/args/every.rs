@@ -88,6 +88,8 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("device", "iosize", "-device isa-debug-exit", "-device isa-debug-exit,iosize=4"),
     ("device", "rng", "RNG -object rng-builtin,id=r", "RNG,rng=r -object rng-builtin,id=r"),
     ("device", "deflate-on-oom", "BALLOON", "BALLOON,deflate-on-oom=on"),
+    ("device", "free-page-hint", "THREAD BALLOON,iothread=i", "THREAD BALLOON,iothread=i,free-page-hint=on"),
+    ("device", "iothread", "THREAD BALLOON", "THREAD BALLOON,iothread=i"),
     ("device", "free-page-reporting", "BALLOON", "BALLOON,free-page-reporting=on"),
     ("device", "page-poison", "BALLOON", "BALLOON,page-poison=off"),
     ("device", "max-bytes", "RNG", "RNG,max-bytes=9"),
@@ -329,7 +331,6 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("device", "hash", &["off"], "frames are not hashed"),
     ("device", "guest_rsc_ext", &["off"], "segments are not joined"),
     ("device", "failover", &["off"], "no other device stands in"),
-    ("device", "free-page-hint", &["off"], "hints are not built"),
     ("device", "x-qemu-4-0-config-size", &["off"], "no machine is as old"),
     ("netdev", "script", &["no"], "scripts are not run"),
     ("netdev", "downscript", &["no"], "scripts are not run"),
@@ -398,6 +399,7 @@ fn line(ending: &str) -> Config {
             "-blockdev file,node-name=n,filename=F -blockdev file,node-name=m,filename=F",
         )
         .replace("CARD", "-device virtio-net-device")
+        .replace("THREAD", "-object iothread,id=i")
         .replace("BALLOON", "-device virtio-balloon-device")
         .replace("RNG", "-device virtio-rng-device")
         .replace("RAM,", "-object memory-backend-ram,")
@@ -467,7 +469,7 @@ fn what_is_so_anyway_changes_nothing() {
                 ("device", "mq" | "rss" | "hash" | "guest_rsc_ext" | "failover") => {
                     ("CARD".into(), format!("CARD,{key}={value}"))
                 }
-                ("device", "free-page-hint" | "x-qemu-4-0-config-size") => {
+                ("device", "x-qemu-4-0-config-size") => {
                     ("BALLOON".into(), format!("BALLOON,{key}={value}"))
                 }
                 ("netdev", "addr.tight") => {

@@ -286,6 +286,14 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         ("-object iothread,poll-max-ns=1", "-object: id= is missing"),
         (
+            "-device virtio-balloon-device,free-page-hint=on",
+            "-device virtio-balloon-device: 'free-page-hint' requires 'iothread' to be set (-object iothread,id=ID)",
+        ),
+        (
+            "-object iothread,id=io0 -device virtio-balloon-device,iothread=io",
+            "-device virtio-balloon-device,iothread=io: there is no I/O thread (-object iothread) with this id, did you mean io0?",
+        ),
+        (
             "-object memory-backend-fil,id=m",
             "-object memory-backend-fil: expects memory-backend-ram, memory-backend-file, \
                                              memory-backend-memfd, rng-builtin, rng-random or iothread, did you mean memory-backend-file?",

@@ -105,7 +105,6 @@ impl PageSet {
     ///
     /// # Panics
     /// If the bounds differ.
-    #[cfg(feature = "sabotage")]
     pub(crate) fn subtract(&mut self, other: &PageSet) {
         assert_eq!(self.bound, other.bound, "sets of different blocks subtracted");
         for (a, b) in self.words.iter_mut().zip(&other.words) {

@@ -11,14 +11,17 @@ use super::guest_error::GuestError;
 use crate::config::{Memory, MemoryBackend};
 use crate::kvm::state::ForeignTsc;
 use crate::machine::RunState;
-use crate::memory::{GuestRam, PAGE_BYTES, PageSet};
+use crate::memory::{GuestRam, Hints, PAGE_BYTES, PageSet};
 use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader, SectionKind, Step};
 
 pub(super) const RAM_BYTES: u64 = 24 << 20;
+/// Pages that a guest names free when it is asked, and of which it takes every seventh back.
+pub(super) const FREE: Range<u64> = 3000..6000;
 
 pub(super) struct FakeGuest {
     pub(super) ram: GuestRam,
+    hints: Arc<Hints>,
     state: Mutex<RunState>,
     dirtier: Mutex<Option<JoinHandle<()>>>,
     run: Arc<AtomicBool>,
@@ -64,6 +67,7 @@ impl FakeGuest {
 
     fn with(ram: GuestRam, state: RunState) -> Self {
         Self {
+            hints: Arc::new(Hints::new(ram.main().pages())),
             ram,
             state: Mutex::new(state),
             dirtier: Mutex::new(None),
@@ -98,6 +102,34 @@ impl FakeGuest {
         guest
     }
 
+    /// Has something in its free pages, and names them when it is asked. With `twice` it takes all of
+    /// them back the first time, and others with them, so that there is a long second round.
+    pub(super) fn names_free_pages(&self, twice: bool) {
+        for page in FREE {
+            self.ram.write(page * PAGE_BYTES, &(page * 79).to_le_bytes().repeat(512)).unwrap();
+        }
+        let (hints, ram) = (Arc::downgrade(&self.hints), self.ram.clone());
+        let asked = AtomicU32::new(0);
+        self.hints.on_change(Box::new(move || {
+            let Some(hints) = hints.upgrade().filter(|hints| hints.command() > 1) else { return };
+            let times = u64::from(asked.fetch_add(1, Ordering::SeqCst));
+            hints.hear(hints.command());
+            hints.name(FREE.start * PAGE_BYTES..FREE.end * PAGE_BYTES);
+            let all = twice && times == 0;
+            let more = if all { 0..1500 } else { 0..0 };
+            for page in FREE.filter(|page| all || page % 7 == 0).chain(more) {
+                ram.write(page * PAGE_BYTES, &(page ^ times << 32).to_le_bytes()).unwrap();
+            }
+            hints.hear(0);
+        }));
+        self.hints.set_able(true);
+    }
+
+    /// Whether it may use all of its pages again.
+    pub(super) fn has_all(&self) -> bool {
+        self.hints.command() <= 1
+    }
+
     pub(super) fn count(&self) -> u64 {
         self.count.load(Ordering::SeqCst)
     }
@@ -119,6 +151,10 @@ impl Migratable for FakeGuest {
     }
 
     fn let_go(&self) {}
+
+    fn hints(&self) -> Option<&Hints> {
+        Some(&self.hints)
+    }
 
     fn stop_time(&self) -> Duration {
         Duration::ZERO

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::guest_error::GuestError;
 use crate::kvm::state::ForeignTsc;
 use crate::machine::{LimitCost, RunState};
-use crate::memory::{GuestRam, PageSet};
+use crate::memory::{GuestRam, Hints, PageSet};
 use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader};
 
@@ -41,6 +41,10 @@ pub trait Migratable: Send + Sync {
     }
     /// What that costs, while there is a limit.
     fn limit_cost(&self) -> Option<LimitCost> {
+        None
+    }
+    /// Free pages that the guest names while its memory is sent, if it has a device for it.
+    fn hints(&self) -> Option<&Hints> {
         None
     }
     /// Starts logging which pages are written. The log ends when it is dropped.

@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::guest::{self, Migratable, State};
 use super::guest_error::GuestError;
 use crate::devices::processors::Processors;
-use crate::devices::{HostCpu, Sections};
+use crate::devices::{BalloonControl, HostCpu, Sections};
 use crate::kvm::{self, compat, state::ForeignTsc};
 use crate::machine::load::Loader;
 use crate::machine::save::write_sections;
 use crate::machine::{LimitCost, Machine, RunState};
-use crate::memory::{GuestRam, PageSet};
+use crate::memory::{GuestRam, Hints, PageSet};
 use crate::stream::godwit::{Rehearsal, Requirements};
 use crate::stream::{self, SectionHeader, Step};
 
@@ -69,6 +69,10 @@ impl Migratable for Machine {
 
     fn limit_cost(&self) -> Option<LimitCost> {
         self.limit_cost()
+    }
+
+    fn hints(&self) -> Option<&Hints> {
+        self.balloon().map(BalloonControl::hints)
     }
 
     fn start_dirty_log(&self) -> Result<Box<dyn guest::DirtyLog>, GuestError> {

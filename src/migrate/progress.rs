@@ -28,6 +28,8 @@ pub(crate) struct Counters {
     pub normal: AtomicU64,
     /// Pages sent as deltas.
     pub deltas: AtomicU64,
+    /// Pages that were not sent because the guest named them free.
+    pub hinted: AtomicU64,
     /// Pages still to be sent in this round and owed to the next, as far as is known.
     pub remaining: AtomicU64,
     meter: Mutex<Option<Meter>>,
@@ -204,7 +206,7 @@ impl Progress {
             out.insert("dirty-limit-throttle-time-per-round".into(), us(cost.nap));
             out.insert("dirty-limit-ring-full-time".into(), us(cost.ring_full));
         }
-        out.insert("x-godwit".into(), own(&figures));
+        out.insert("x-godwit".into(), own(&figures, Counters::get(&self.counters.hinted)));
         out
     }
 
@@ -245,12 +247,16 @@ impl Progress {
 /// `predicted-state-time` is the part of `predicted-downtime` that no round makes shorter;
 /// `predicted-end` is absent where dirt comes faster than it goes, and then `advice` says what
 /// would help; `xbzrle-cache-error` says why the cache has not the size that was asked for;
-/// `downtime-parts`, in microseconds, says at the end where the downtime went.
-fn own(figures: &Figures) -> Value {
+/// `downtime-parts`, in microseconds, says at the end where the downtime went; `hinted` counts pages
+/// that were not sent because the guest named them free, if there were any.
+fn own(figures: &Figures, hinted: u64) -> Value {
     let mut own = Map::new();
     own.insert("round".into(), json!(figures.dirty_sync_count));
     own.insert("predicted-downtime".into(), json!(figures.expected_downtime.as_millis() as u64));
     own.insert("predicted-state-time".into(), json!(figures.state_time.as_millis() as u64));
+    if hinted > 0 {
+        own.insert("hinted".into(), json!(hinted));
+    }
     if let Some(end) = figures.predicted_end {
         own.insert("predicted-end".into(), json!(end.as_millis() as u64));
     }

@@ -82,12 +82,13 @@ fn exec_sandbox() {
 
 #[test]
 fn hypeman() {
-    // Without its vhost-vsock-device, and free-page-hint of its balloon.
+    // Without its vhost-vsock-device.
     runs(
         "hypeman",
         "-machine microvm,accel=kvm -no-user-config -nodefaults -nographic -cpu host -m 64 -serial null \
          -drive file=@/disk.raw,format=raw,if=none,readonly=on,file.locking=off,throttling.bps-total=1000000,throttling.bps-total-max=2000000,id=d \
-         -device virtio-blk-device,drive=d -device virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on",
+         -device virtio-blk-device,drive=d -object iothread,id=io0 \
+         -device virtio-balloon-device,deflate-on-oom=on,free-page-reporting=on,free-page-hint=on,iothread=io0",
     );
 }
 

@@ -149,6 +149,7 @@ pub(crate) const BALLOON: Kind = Kind {
             there.then_some("only one balloon is supported")
         },
     }),
+    complete: balloon::complete,
     build: balloon::build,
     ..Kind::NONE
 };
@@ -235,7 +236,10 @@ static DRIVERS: &[Driver] = &[
         features: |properties, _| of::<balloon::Wanted>(properties).features(),
         legacy: (0, 0),
         ring: |properties| of::<balloon::Wanted>(properties).ring,
-        check: |_, _, _| Ok(()),
+        check: |_, _, part| match part {
+            VirtioDevice::Balloon(part) => balloon::check(part),
+            _ => Ok(()),
+        },
         open: |device, slots| {
             let control = slots.balloon.clone();
             Ok(Box::new(balloon::BalloonModel::new(of(&*device.properties), control)))

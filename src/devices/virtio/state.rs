@@ -36,11 +36,16 @@ impl State {
 
     pub(super) fn serve(&mut self, ram: &GuestRam) -> Result<Next, Fault> {
         let next = self.model.serve(ram, &mut self.queues, self.registers.features)?;
+        self.look_for_config_change();
+        self.tell(ram)?;
+        Ok(next)
+    }
+
+    /// The line follows with [`State::update_irq`].
+    pub(super) fn look_for_config_change(&mut self) {
         if self.model.take_config_change() {
             self.registers.config_changed();
         }
-        self.tell(ram)?;
-        Ok(next)
     }
 
     /// Interrupts the guest if it wants to know what was given back.

@@ -217,6 +217,17 @@ impl Device for Transport {
         Ok(())
     }
 
+    /// What the guest has not heard of since its worker stood still it hears where it goes on: before
+    /// the state of any device is read, for the interrupt is also the chip's.
+    fn store(&self) -> Result<(), Error> {
+        let mut state = self.inner.lock();
+        if state.registers.is_live() {
+            state.look_for_config_change();
+            state.update_irq();
+        }
+        Ok(())
+    }
+
     fn save(&self, sections: &mut Sections) -> Result<(), Error> {
         let saved = saved::save(&self.inner.lock(), self.inner.kind);
         sections.push(&self.inner.kind.section_at(self.inner.address), 0, saved);

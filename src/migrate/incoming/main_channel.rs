@@ -8,6 +8,7 @@ use super::mapped::{MappedFile, Restore};
 use super::return_path::ReturnPath;
 use super::{Error, Incoming, MACHINE};
 use crate::io::{Ring, SocketReader};
+use crate::memory::PageSet;
 use crate::migrate::capabilities::Capability;
 use crate::migrate::guest::Loader;
 use crate::pages::hash_ram;
@@ -101,7 +102,9 @@ impl<'a> MainChannel<'a> {
         ram.check_still_whole(self.losses)?;
         ram.forgive(self.losses);
         match self.hash {
-            Some(hash) if hash_ram(self.incoming.guest.ram())? != hash => Err(Error::RamDiffers),
+            Some(hash) if hash_ram(self.incoming.guest.ram(), &PageSet::default())? != hash => {
+                Err(Error::RamDiffers)
+            }
             _ => Ok(()),
         }
     }

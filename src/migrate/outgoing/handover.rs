@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::error::Error;
 use super::peer::{Peer, ram_section};
 use super::source::Source;
+use crate::memory::PageSet;
 use crate::migrate::guest::State;
 use crate::migrate::parameters::Parameters;
 use crate::pages::hash_ram;
@@ -35,11 +36,12 @@ pub(super) fn hand_over(
     source: &Source,
     peer: &mut Peer,
     state: &dyn State,
+    free: &PageSet,
 ) -> Result<Outcome, Error> {
     let mut out = Vec::new();
     end_of_ram(&mut out);
     if source.settings.parameters().x_godwit_verify {
-        Frame::Hash(hash_ram(source.guest.ram())?).write(&mut out);
+        Frame::Hash(hash_ram(source.guest.ram(), free)?).write(&mut out);
     }
     end_with(&mut out, state)?;
     let time = commit_timeout(&source.settings.parameters());

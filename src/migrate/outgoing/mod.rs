@@ -152,6 +152,7 @@ impl Source {
             peer.set_operation_timeout(time);
         }
         let started = Instant::now();
+        rounds.end_hints();
         let state = self.guest.save(ran)?;
         let saved = Instant::now();
         rounds
@@ -159,7 +160,7 @@ impl Source {
             .map_err(|error| peer.silent(error, "the last pages, before GO", time))?;
         self.guest.ram().main().check_still_whole(losses)?;
         let sent = Instant::now();
-        let outcome = handover::hand_over(self, peer, state.as_ref());
+        let outcome = handover::hand_over(self, peer, state.as_ref(), rounds.free_pages());
         let parts = &mut self.progress.figures().downtime_parts;
         (parts.save, parts.pages, parts.hand_over) =
             (saved - started, sent - saved, sent.elapsed());

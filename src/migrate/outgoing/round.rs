@@ -1,6 +1,6 @@
 //! A round: what is sent in it, and the pages that are dirtied again during the first.
 
-use std::sync::RwLock;
+use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use rayon::ThreadPool;
@@ -8,10 +8,10 @@ use xbzrle::parallel::Pass;
 
 use super::error::Error;
 use super::framing::ZeroRules;
-use crate::memory::PageSet;
+use crate::memory::{Hints, PageSet};
 use crate::migrate::guest::DirtyLog;
 use crate::migrate::progress::Counters;
-use crate::pages::{CHUNK_PAGES, ChunkMask, chunk_of};
+use crate::pages::{CHUNK_PAGES, ChunkMask, and, chunk_of, count, mask_ranges};
 
 /// How often the first round looks which pages were dirtied again.
 const REDIRTIED_PERIOD: Duration = Duration::from_millis(20);
@@ -25,6 +25,8 @@ pub(super) struct Round<'a> {
     /// The first round: everything was cleared beforehand, and pages found dirty again are left for
     /// the next round.
     pub redirtied: Option<&'a Redirtied<'a>>,
+    /// The guest was asked for free pages, when the bits of all that is sent had been cleared.
+    pub free: Option<&'a FreePages<'a>>,
     pub counters: &'a Counters,
     pub pool: &'a ThreadPool,
     pub detect_zeros: bool,
@@ -79,5 +81,44 @@ impl<'a> Redirtied<'a> {
     /// All that was found.
     pub(super) fn into_pages(self) -> PageSet {
         self.pages.into_inner().unwrap()
+    }
+}
+
+/// Pages that the guest named free since the round began. They are passed over, and the target has zeros
+/// in their place; why that loses nothing, and that their dirty bits stay as they are for it, says
+/// [`memory::hints`](crate::memory::Hints).
+pub(super) struct FreePages<'a> {
+    hints: &'a Hints,
+    /// The target has zeros there anyway, or has to take what it has for them: nothing is said.
+    pub left_out: bool,
+    passed_over: Mutex<PageSet>,
+}
+
+impl<'a> FreePages<'a> {
+    pub(super) fn new(hints: &'a Hints, bound: u64, left_out: bool) -> Self {
+        Self { hints, left_out, passed_over: Mutex::new(PageSet::new(bound)) }
+    }
+
+    /// Those of the pages `wanted` of a chunk that need not be sent, and are not.
+    pub(super) fn take(&self, chunk: u64, wanted: &ChunkMask, counters: &Counters) -> ChunkMask {
+        let named: ChunkMask = self.hints.named((chunk * (CHUNK_PAGES / 64)) as usize);
+        let free = and(wanted, &named);
+        if free == [0; 4] {
+            return free;
+        }
+        let mut passed_over = self.passed_over.lock().unwrap_or_else(PoisonError::into_inner);
+        for pages in mask_ranges(free) {
+            let first = chunk * CHUNK_PAGES;
+            passed_over.insert_range(first + pages.start..first + pages.end);
+        }
+        Counters::add(&counters.hinted, count(&free));
+        if self.left_out {
+            counters.settle(count(&free));
+        }
+        free
+    }
+
+    pub(super) fn into_pages(self) -> PageSet {
+        self.passed_over.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 }

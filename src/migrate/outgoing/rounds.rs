@@ -1,5 +1,6 @@
 //! Rounds: harvest, send, see whether it converges.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -11,12 +12,13 @@ use super::error::Error;
 use super::forecast::{FORECAST_AFTER, Forecast, advice};
 use super::framing::ZeroRules;
 use super::peer::{Peer, ram_section};
-use super::round::{Redirtied, Round};
+use super::round::{FreePages, Redirtied, Round};
 use super::source::Source;
-use crate::memory::{PAGE_BYTES, PageSet};
+use crate::machine::RunState;
+use crate::memory::{Hints, PAGE_BYTES, PageSet};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge::{self, Decision, THROTTLE_PERIOD, Throttle, ThrottleRules};
-use crate::migrate::guest::DirtyLog;
+use crate::migrate::guest::{DirtyLog, Migratable};
 use crate::migrate::progress::{Counters, Pace, sum_stats};
 use crate::sabotage::{self, Fault};
 use crate::stream::SectionKind;
@@ -24,6 +26,9 @@ use crate::stream::ram::{FLAG_EOS, RamWriter};
 
 /// Pages cleared by one call before the first round: bounds how long KVM holds its lock.
 const FIRST_CLEAR_PAGES: u64 = (1 << 30) / PAGE_BYTES;
+
+/// A round with fewer pages (16 MiB), but the first, ends before a guest could name free ones.
+const ASK_PAGES_MIN: u64 = (16 << 20) / PAGE_BYTES;
 
 /// Pages that go at this share of the limit or faster are held back by the limit.
 const LIMITED: f64 = 0.7;
@@ -44,6 +49,9 @@ pub(super) struct Rounds {
     number: u32,
     /// Owed to the next round, by block.
     owed: Vec<PageSet>,
+    /// Pages of the main block that the guest named free, and that were not sent since.
+    free: PageSet,
+    hints: GuestsHints,
     /// What stopping the vCPUs takes.
     stop_time: Duration,
     /// How often it was decided again, after the target had caught up.
@@ -88,13 +96,7 @@ impl Rounds {
         // The first harvest brings every page anyway; it is taken so that what is cleared now was
         // seen.
         log.harvest(&mut owed[0])?;
-        let pages = owed[0].bound();
-        let mut start = 0;
-        while start < pages {
-            let end = (start + FIRST_CLEAR_PAGES).min(pages);
-            log.clear(&owed[0], start..end)?;
-            start = end;
-        }
+        clear_all(&*log, &owed[0])?;
         source.tell_pass();
         show_caches(source, peer);
         list_blocks(source, peer)?;
@@ -110,7 +112,9 @@ impl Rounds {
             pace: Pace::default(),
             throttle: Throttler::new(),
             number: 0,
+            free: PageSet::new(owed[0].bound()),
             owed,
+            hints: GuestsHints(source.guest.clone()),
             stop_time: (0..STOPS_TRIED).map(|_| source.guest.stop_time()).max().unwrap_or_default(),
             decided_again: 0,
             limit_failed: false,
@@ -192,6 +196,34 @@ impl Rounds {
         peer.write_bitmaps(&source.progress.counters)
     }
 
+    /// There is no further round but the last, of a guest that stands still. It hears that when it runs
+    /// again, here or there, for this comes before its state is read.
+    pub(super) fn end_hints(&self) {
+        self.hints.end();
+    }
+
+    /// Pages of the main block that are as good as zeros: the guest has named them free, and the target
+    /// has zeros there.
+    pub(super) fn free_pages(&self) -> &PageSet {
+        &self.free
+    }
+
+    /// Asks the guest, if it runs, for pages that are free; those of the round need not be sent then.
+    fn ask<'s>(&self, source: &'s Source, pass: Pass) -> Result<Option<&'s Hints>, Error> {
+        let Some(hints) = source.guest.hints().filter(|hints| hints.can_ask()) else {
+            return Ok(None);
+        };
+        let is_long = pass == Pass::Bulk || self.owed[0].count() >= ASK_PAGES_MIN;
+        let runs = source.guest.run_state() == RunState::Running;
+        if pass == Pass::Last || !is_long || !runs {
+            return Ok(None);
+        }
+        if pass != Pass::Bulk {
+            clear_all(&*self.log, &self.owed[0])?;
+        }
+        Ok(hints.ask().then_some(hints))
+    }
+
     fn harvest(&mut self, source: &Source) -> Result<(), Error> {
         self.log.harvest(&mut self.owed[0])?;
         source.tell_pass();
@@ -208,6 +240,12 @@ impl Rounds {
         redirtied: Option<&Redirtied<'_>>,
     ) -> Result<(), Error> {
         let counters = &source.progress.counters;
+        let hints = self.ask(source, pass)?;
+        // In the first round a target that did not tell has what it has: zeros, or what its guest takes
+        // for free. Later it may have got something else from here.
+        let left_out = pass == Pass::Bulk && (peer.target_is_zero || peer.features.is_empty());
+        let bound = self.owed[0].bound();
+        let free = hints.map(|hints| FreePages::new(hints, bound, left_out));
         let pages: Vec<_> = self
             .owed
             .iter_mut()
@@ -226,6 +264,7 @@ impl Rounds {
             pass,
             log: &*self.log,
             redirtied,
+            free: free.as_ref(),
             counters,
             pool: &self.pool,
             detect_zeros: parameters.zero_page_detection != "none",
@@ -243,7 +282,14 @@ impl Rounds {
         #[cfg(feature = "sabotage")]
         self.swap.round(source, peer, &pages[0])?;
         self.number += 1;
+        if let Some(hints) = hints {
+            hints.stop();
+        }
         peer.end_round(&round, self.number)?;
+        self.free.subtract(&pages[0]);
+        if let Some(free) = free {
+            self.free.union_with(&free.into_pages());
+        }
         for channel in peer.page_channels() {
             if let Some(cache) = &mut channel.cache {
                 cache.end_period();
@@ -345,6 +391,34 @@ impl Rounds {
     fn owed_pages(&self) -> u64 {
         self.owed.iter().map(PageSet::count).sum()
     }
+}
+
+/// Pages that the guest keeps for having been asked for them are its own again when this goes.
+struct GuestsHints(Arc<dyn Migratable>);
+
+impl GuestsHints {
+    fn end(&self) {
+        if let Some(hints) = self.0.hints() {
+            hints.done();
+        }
+    }
+}
+
+impl Drop for GuestsHints {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Makes later writes to all these pages visible again.
+fn clear_all(log: &dyn DirtyLog, pages: &PageSet) -> Result<(), Error> {
+    let mut start = 0;
+    while start < pages.bound() {
+        let end = (start + FIRST_CLEAR_PAGES).min(pages.bound());
+        log.clear(pages, start..end)?;
+        start = end;
+    }
+    Ok(())
 }
 
 fn show_caches(source: &Source, peer: &mut Peer) {

@@ -103,23 +103,26 @@ impl<I: Iterator<Item = u64>> Scan<'_, I> {
         {
             let mut wanted = chunk_of(self.pages, chunk);
             let logged = self.source.index() == 0;
-            match round.redirtied {
-                Some(redirtied) if logged => {
-                    wanted = and_not(&wanted, &redirtied.mask(round.log, chunk)?);
-                }
-                None if logged => {
-                    let start = chunk * CHUNK_PAGES;
-                    let end = (start + CHUNK_PAGES).min(self.source.pages());
-                    round.log.clear(self.pages, start..end)?;
-                }
-                _ => {}
+            if let Some(redirtied) = round.redirtied.filter(|_| logged) {
+                wanted = and_not(&wanted, &redirtied.mask(round.log, chunk)?);
             }
-            if wanted == [0; 4] {
-                // All were put off.
+            let asked = round.free.filter(|_| logged);
+            let free = asked.map_or([0; 4], |asked| asked.take(chunk, &wanted, round.counters));
+            wanted = and_not(&wanted, &free);
+            // The bits of free pages stay as they are, and the others were cleared before the guest
+            // was asked.
+            if logged && round.redirtied.is_none() && free == [0; 4] {
+                let start = chunk * CHUNK_PAGES;
+                let end = (start + CHUNK_PAGES).min(self.source.pages());
+                round.log.clear(self.pages, start..end)?;
+            }
+            let free = if asked.is_some_and(|asked| asked.left_out) { [0; 4] } else { free };
+            if or(&wanted, &free) == [0; 4] {
+                // All were put off, or are free.
                 continue;
             }
             let data = self.source.data_mask(chunk)?;
-            let (zeros, data) = (and_not(&wanted, &data), and(&wanted, &data));
+            let (zeros, data) = (or(&and_not(&wanted, &data), &free), and(&wanted, &data));
             if self.maps {
                 self.source.map(chunk, &data);
             }

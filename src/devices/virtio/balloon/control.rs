@@ -1,6 +1,7 @@
 //! What others see of the balloon, and do with it: its size, and what the guest tells of its memory.
 
 use super::super::model::Wake;
+use crate::memory::{Hints, PAGE_BYTES};
 use serde_json::{Value as Json, json};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -42,6 +43,7 @@ type Changed = Box<dyn Fn(u64) + Send + Sync>;
 /// The balloon of a machine, as others see it.
 pub struct BalloonControl {
     ram_bytes: u64,
+    hints: Hints,
     state: Mutex<State>,
     wake: OnceLock<Wake>,
     changed: OnceLock<Changed>,
@@ -76,6 +78,7 @@ impl BalloonControl {
         };
         BalloonControl {
             ram_bytes,
+            hints: Hints::new(ram_bytes / PAGE_BYTES),
             state: Mutex::new(state),
             wake: OnceLock::new(),
             changed: OnceLock::new(),
@@ -88,7 +91,14 @@ impl BalloonControl {
     }
 
     pub(super) fn connect(&self, wake: Wake) {
+        let rings = wake.clone();
+        self.hints.on_change(Box::new(move || rings()));
         let _ = self.wake.set(wake);
+    }
+
+    /// The free pages that the guest names while its memory is sent.
+    pub(crate) fn hints(&self) -> &Hints {
+        &self.hints
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -140,9 +150,10 @@ impl BalloonControl {
         }
     }
 
-    /// Whether the target has changed since this was last asked.
+    /// Whether what the guest reads has changed since this was last asked.
     pub(super) fn take_news(&self) -> bool {
-        std::mem::take(&mut self.lock().is_news)
+        let of_size = std::mem::take(&mut self.lock().is_news);
+        self.hints.take_news() || of_size
     }
 
     /// What the guest tells.

@@ -9,7 +9,8 @@
 //! |---|---|
 //! | 0, 1 | numbers of pages that go into the balloon, and come out of it |
 //! | 2 | statistics; the device keeps the buffer until it wants newer ones |
-//! | 3 | pages that are free, with `free-page-reporting` |
+//! | 3 | pages that are free while a migration asks for them ([`Hints`]), with `free-page-hint` |
+//! | 3, or 4 behind hints | pages that are free, with `free-page-reporting` |
 
 pub(in crate::devices) mod control;
 mod options;
@@ -18,13 +19,13 @@ mod part;
 mod tests;
 
 pub use control::BalloonControl;
-pub(super) use options::{DRIVER, KEYS, Wanted};
+pub(super) use options::{DRIVER, KEYS, Wanted, complete};
 pub(crate) use part::{Balloon, build};
 
 use super::model::{Model, Next, Wait, Wake};
 use super::queue::{Chain, Fault, Queue};
-use super::{BalloonState, VirtioDevice, VirtioKind};
-use crate::memory::GuestRam;
+use super::{BalloonReport, BalloonState, VirtioDevice, VirtioKind};
+use crate::memory::{GuestRam, HintPhase, Hints};
 use control::{BALLOON_PAGE_BYTES, STATISTIC_BYTES};
 use options::feature;
 use std::ops::Range;
@@ -35,8 +36,12 @@ use virtio_bindings::virtio_ids::VIRTIO_ID_BALLOON;
 const INFLATE: usize = 0;
 const DEFLATE: usize = 1;
 const STATS: usize = 2;
-const REPORT: usize = 3;
-const QUEUES: usize = 4;
+/// The next are there as they are offered.
+const FIRST_OFFERED: usize = 3;
+const QUEUES: usize = 5;
+
+/// Linux drops the pages that do not fit into the queue, and QEMU's has as many.
+const HINT_SIZE: u16 = 1024;
 
 /// Chains of each queue in one turn.
 const CHAINS: usize = 8;
@@ -49,7 +54,9 @@ const STATISTICS_MAX: usize = 64;
 /// The device.
 pub(super) struct BalloonModel {
     control: Arc<BalloonControl>,
-    reports: bool,
+    /// Queues that are there only if they are offered.
+    hint: Option<usize>,
+    report: Option<usize>,
     /// What free pages hold in this guest, if not zeros.
     poison: u32,
     /// How much of the next chain of each queue was done.
@@ -60,9 +67,12 @@ pub(super) struct BalloonModel {
 
 impl BalloonModel {
     pub(super) fn new(wanted: &Wanted, control: Arc<BalloonControl>) -> BalloonModel {
+        let mut offered = FIRST_OFFERED..;
+        let mut queue = |feature| wanted.has(feature).then(|| offered.next()).flatten();
         BalloonModel {
             control,
-            reports: wanted.has(feature::REPORTING),
+            hint: queue(feature::HINTS),
+            report: queue(feature::REPORTING),
             poison: 0,
             done: [0; QUEUES],
             kept: None,
@@ -80,16 +90,58 @@ impl BalloonModel {
             let Some(chain) = queue.pop(ram)? else { return Ok(Next::Wait) };
             let at = self.done[which];
             let (pages, end, all) = match which {
-                REPORT => free(ram, &chain, at),
-                _ => numbered(ram, &chain, at)?,
+                INFLATE | DEFLATE => numbered(ram, &chain, at)?,
+                _ => free(ram, &chain, at),
             };
-            let stay = which == DEFLATE || which == REPORT && self.poison != 0;
+            let stay = which == DEFLATE || which != INFLATE && self.poison != 0;
             if !stay {
                 for range in pages {
                     // What the host does not take stays.
                     let _ = ram.discard(range);
                 }
             }
+            if end < all {
+                self.done[which] = end;
+                queue.unpop();
+                return Ok(Next::More);
+            }
+            self.done[which] = 0;
+            queue.push(ram, chain.head, 0)?;
+        }
+        Ok(Next::More)
+    }
+
+    fn hints(&self) -> &Hints {
+        self.control.hints()
+    }
+
+    /// A guest that wants to find something in its free pages would not find it at the target.
+    fn can_hint(&self, features: u64) -> bool {
+        features & feature::HINTS != 0 && self.poison == 0
+    }
+
+    /// Hears which pages are free: a chain begins with the number of the command that it answers, or
+    /// has pages, or both. Such as nobody asked for are given back like all others.
+    fn take_hints(
+        &mut self,
+        which: usize,
+        ram: &GuestRam,
+        queue: &mut Queue,
+    ) -> Result<Next, Fault> {
+        for _ in 0..CHAINS {
+            let Some(chain) = queue.pop(ram)? else { return Ok(Next::Wait) };
+            let at = self.done[which];
+            if at == 0 && !chain.readable.is_empty() {
+                let mut command = [0; 4];
+                if chain.read(ram, 0, &mut command)? < command.len() {
+                    return Err(Fault::Request(
+                        "a command about free pages is shorter than four bytes",
+                    ));
+                }
+                self.hints().hear(u32::from_le_bytes(command));
+            }
+            let (pages, end, all) = free(ram, &chain, at);
+            pages.into_iter().for_each(|range| self.hints().name(range));
             if end < all {
                 self.done[which] = end;
                 queue.unpop();
@@ -127,6 +179,16 @@ impl BalloonModel {
         }
         Ok(Next::More)
     }
+}
+
+/// Why a balloon's part of a stream has no place here.
+pub(super) fn check(part: &BalloonState) -> Result<(), String> {
+    let status = part.free_page_report.map_or(0, |report| report.status);
+    HintPhase::from_number(status).map(drop).ok_or_else(|| unknown_phase(status))
+}
+
+fn unknown_phase(status: u32) -> String {
+    format!("free_page_hint_status: {status} is none of 0 to 3")
 }
 
 /// Offsets of pages in RAM that a chain names, and how far they were read, of how much.
@@ -178,15 +240,18 @@ impl Model for BalloonModel {
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
-        let report = self.reports.then_some(32);
-        [128, 128, 128].into_iter().chain(report).collect()
+        let (hint, report) = (self.hint.map(|_| HINT_SIZE), self.report.map(|_| 32));
+        [128, 128, 128].into_iter().chain(hint).chain(report).collect()
     }
 
     /// Pages that the guest shall give and that it gave, the command of hints, and what free pages
     /// hold.
     fn config(&self) -> Vec<u8> {
         let (target, actual) = self.control.pages();
-        [target, actual, 0, self.poison].into_iter().flat_map(u32::to_le_bytes).collect()
+        [target, actual, self.hints().command(), self.poison]
+            .into_iter()
+            .flat_map(u32::to_le_bytes)
+            .collect()
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8], features: u64) {
@@ -199,6 +264,9 @@ impl Model for BalloonModel {
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| config[at + i]));
         self.control.set_actual(word(4));
         self.poison = if features & feature::PAGE_POISON != 0 { word(12) } else { 0 };
+        if self.poison != 0 {
+            self.hints().set_able(false);
+        }
     }
 
     fn connect(&mut self, wake: Wake) {
@@ -207,6 +275,7 @@ impl Model for BalloonModel {
 
     fn reset(&mut self) {
         (self.poison, self.done, self.kept) = (0, [0; QUEUES], None);
+        self.hints().reset();
     }
 
     fn queue_reset(&mut self, queue: usize) {
@@ -220,20 +289,30 @@ impl Model for BalloonModel {
 
     fn broken(&mut self) {
         self.kept = None;
+        self.hints().set_able(false);
     }
 
     fn take_config_change(&mut self) -> bool {
         self.control.take_news()
     }
 
-    fn serve(&mut self, ram: &GuestRam, queues: &mut [Queue], _: u64) -> Result<Next, Fault> {
+    fn serve(
+        &mut self,
+        ram: &GuestRam,
+        queues: &mut [Queue],
+        features: u64,
+    ) -> Result<Next, Fault> {
+        self.hints().set_able(self.can_hint(features));
         let mut next = self.take_statistics(ram, &mut queues[STATS])?;
-        for which in [INFLATE, DEFLATE, REPORT] {
-            if let Some(queue) = queues.get_mut(which)
-                && self.take_pages(which, ram, queue)? == Next::More
-            {
+        for which in [INFLATE, DEFLATE].into_iter().chain(self.report) {
+            if self.take_pages(which, ram, &mut queues[which])? == Next::More {
                 next = Next::More;
             }
+        }
+        if let Some(which) = self.hint
+            && self.take_hints(which, ram, &mut queues[which])? == Next::More
+        {
+            next = Next::More;
         }
         Ok(next)
     }
@@ -257,7 +336,10 @@ impl Model for BalloonModel {
         VirtioDevice::Balloon(BalloonState {
             num_pages,
             actual,
-            free_page_report: None,
+            free_page_report: (features & feature::HINTS != 0).then(|| {
+                let (command_id, phase) = self.hints().save();
+                BalloonReport { command_id, status: phase.number() }
+            }),
             page_poison: (features & feature::PAGE_POISON != 0).then_some(self.poison),
         })
     }
@@ -267,6 +349,10 @@ impl Model for BalloonModel {
         if let VirtioDevice::Balloon(from) = from {
             self.control.load((from.num_pages, from.actual));
             self.poison = from.page_poison.unwrap_or(0);
+            if let Some(BalloonReport { command_id, status }) = from.free_page_report {
+                let phase = HintPhase::from_number(status).ok_or_else(|| unknown_phase(status))?;
+                self.hints().load(command_id, phase);
+            }
         }
         Ok(())
     }

@@ -15,7 +15,9 @@ pub(crate) struct Balloon {
 pub(crate) fn build(slots: &mut Slots<'_>) -> Result<Built, Error> {
     let balloons = slots.wanted::<Wanted>(DRIVER).into_iter();
     Ok(balloons
-        .map(|wanted| -> Arc<dyn Device> { Arc::new(Balloon::new(slots.balloon.clone(), *wanted)) })
+        .map(|wanted| -> Arc<dyn Device> {
+            Arc::new(Balloon::new(slots.balloon.clone(), wanted.clone()))
+        })
         .collect())
 }
 

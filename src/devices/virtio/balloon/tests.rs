@@ -21,6 +21,9 @@ const GIVEN: u64 = 0x40_0000;
 const NAME: &str = "virtio-mmio@00000000feb00e00/virtio-balloon";
 const NEEDS_RESET: u32 = 64;
 const WRITE: u16 = 2;
+/// With everything offered.
+const HINT: usize = 3;
+const REPORT: usize = 4;
 
 struct NoLine;
 
@@ -49,7 +52,8 @@ fn rig() -> Rig {
 }
 
 fn rig_with(ram: GuestRam) -> Rig {
-    let pairs = [("free-page-reporting".to_owned(), Some("on".to_owned()))];
+    let on = |key: &str| (key.to_owned(), Some("on".to_owned()));
+    let pairs = [on("free-page-reporting"), on("free-page-hint")];
     let wanted = KEYS.fill("-device", &pairs).unwrap();
     let control = Arc::new(BalloonControl::new(RAM));
     let told = Arc::new(Mutex::new(Vec::new()));
@@ -84,7 +88,8 @@ impl Rig {
         self.given = [0; QUEUES];
         self.write(0x70, 0);
         self.write(0x70, 3);
-        let features = feature::STATS | feature::PAGE_POISON | feature::REPORTING | VERSION_1;
+        let features = feature::STATS | feature::PAGE_POISON | feature::HINTS | feature::REPORTING;
+        let features = features | VERSION_1;
         for half in [0, 1] {
             self.write(0x24, half);
             self.write(0x20, (features >> (32 * half)) as u32);
@@ -309,6 +314,120 @@ fn what_is_asked_for_is_done_in_parts() {
     assert!(rig.is_empty(FIRST) && rig.is_empty(FIRST + 1000));
 }
 
+/// Of a balloon that offers hints.
+const NEVER_ASKED: Option<BalloonReport> =
+    Some(BalloonReport { command_id: 0x8000_0000, status: 0 });
+
+impl Rig {
+    /// Asks the driver for free pages, as a migration does; what it reads then.
+    fn ask(&self) -> u32 {
+        self.wait("a driver that can be asked", || self.control.hints().ask());
+        self.wait("an interrupt", || self.read(0x60) & 2 != 0);
+        self.write(0x64, 2);
+        self.read(0x108)
+    }
+
+    /// Begins an answer to this command, or ends one.
+    fn answer(&mut self, command: u32) {
+        self.ram.write(TOLD, &command.to_le_bytes()).unwrap();
+        self.give(HINT, &[(TOLD, 4, 0)]);
+        self.wait_for_all(HINT);
+    }
+
+    fn name(&mut self, buffers: &[(u64, u32, u16)]) {
+        self.give(HINT, buffers);
+        self.wait_for_all(HINT);
+    }
+
+    /// Pages from [`GIVEN`] on that were named, of the first 64.
+    fn named(&self) -> u64 {
+        self.control.hints().named::<1>((FIRST / 64) as usize)[0]
+    }
+}
+
+#[test]
+fn free_pages_are_named_while_a_migration_asks_for_them() {
+    let mut rig = rig();
+    rig.start();
+    rig.fill(8);
+    // Nobody asked.
+    assert_eq!(rig.read(0x108), 0);
+    rig.answer(0x8000_0001);
+    rig.name(&[(GIVEN, 8192, WRITE)]);
+    let command = rig.ask();
+    assert_eq!((command, rig.named()), (0x8000_0001, 0));
+    rig.answer(command);
+    // Whole pages only; what it says they hold is not looked at, and stays.
+    rig.name(&[(GIVEN + 4096, 8192, WRITE), (GIVEN + 0x4800, 0x2000, WRITE)]);
+    assert_eq!(rig.named(), 0b10_0110);
+    assert!(rig.dirty().iter().all(|page| *page < FIRST));
+    assert!(!rig.is_empty(FIRST + 1));
+    // The end of the answer, and then of the round.
+    rig.answer(0);
+    rig.name(&[(GIVEN, 4096, WRITE)]);
+    assert_eq!(rig.named(), 0b10_0110);
+    rig.control.hints().stop();
+    assert_eq!((rig.read(0x108), rig.named()), (0, 0));
+    let next = rig.ask();
+    assert_eq!(next, command + 1);
+    // A command and pages in one chain, of more than a turn takes.
+    rig.ram.write(TOLD, &next.to_le_bytes()).unwrap();
+    rig.name(&[(TOLD, 4, 0), (GIVEN, 12 << 20, WRITE), (GIVEN, 12 << 20, WRITE)]);
+    rig.name(&[(GIVEN, 12 << 20, WRITE); 7]);
+    assert_eq!(rig.named(), u64::MAX);
+    rig.control.hints().done();
+    assert_eq!(rig.read(0x108), 1);
+    assert_eq!(rig.read(0x70) & NEEDS_RESET, 0);
+}
+
+#[test]
+fn a_driver_is_not_asked_that_is_away_or_broken_or_fills_free_pages_with_something() {
+    let mut rig = rig();
+    assert!(!rig.control.hints().ask());
+    rig.start();
+    rig.ask();
+    rig.write(0x10c, 0xaa);
+    assert!(!rig.control.hints().ask());
+    rig.start();
+    rig.ask();
+    rig.ram.write(TOLD, &[0; 4]).unwrap();
+    rig.give(HINT, &[(TOLD, 3, 0)]);
+    rig.wait("the end", || rig.read(0x70) & NEEDS_RESET != 0);
+    assert!(!rig.control.hints().ask());
+    rig.start();
+    assert_eq!(rig.ask(), 0x8000_0003);
+    // It forgets what it was asked.
+    rig.write(0x70, 0);
+    rig.control.hints().done();
+    assert_eq!(rig.read(0x108), 0);
+}
+
+#[test]
+fn that_all_is_done_is_told_where_the_guest_goes_on() {
+    let mut source = rig();
+    source.start();
+    let command = source.ask();
+    source.transport.quiesce().unwrap();
+    source.control.hints().done();
+    source.transport.store().unwrap();
+    let mut sections = Sections::default();
+    source.transport.save(&mut sections).unwrap();
+    let state: &VirtioState = sections.get(NAME, 0).unwrap();
+    assert_eq!(state.isr & 2, 2);
+    let report = BalloonReport { command_id: command, status: 3 };
+    assert!(matches!(&state.device,
+        VirtioDevice::Balloon(part) if part.free_page_report == Some(report) && check(part).is_ok()));
+    let target = rig_with(source.ram.clone());
+    target.load(&sections);
+    target.transport.resume().unwrap();
+    assert_eq!((target.read(0x108), target.read(0x60) & 2), (1, 2));
+    target.write(0x64, 2);
+    assert_eq!(target.ask(), command + 1);
+    let report = BalloonReport { command_id: 0, status: 4 };
+    let part = BalloonState { free_page_report: Some(report), ..Default::default() };
+    assert!(check(&part).unwrap_err().contains("free_page_hint_status: 4"));
+}
+
 #[test]
 fn the_state_travels_with_the_buffer_of_statistics_and_comes_back() {
     let mut source = rig();
@@ -326,8 +445,12 @@ fn the_state_travels_with_the_buffer_of_statistics_and_comes_back() {
     let mut sections = source.save();
     let state: &VirtioState = sections.get(NAME, 0).unwrap();
     assert_eq!(state.queues[STATS].last_avail_idx, 0);
-    let part =
-        BalloonState { num_pages: 2048, actual: 5, page_poison: Some(3), ..Default::default() };
+    let part = BalloonState {
+        num_pages: 2048,
+        actual: 5,
+        page_poison: Some(3),
+        free_page_report: NEVER_ASKED,
+    };
     assert_eq!(state.device, VirtioDevice::Balloon(part));
     // QEMU counts the buffer that it keeps as taken.
     for taken in [0, 1] {
@@ -365,7 +488,9 @@ proptest! {
         for (at, value) in words {
             rig.write(0x100 + at, value);
         }
+        rig.control.hints().ask();
         rig.save();
+        rig.control.hints().done();
         rig.transport.resume().unwrap();
         rig.start();
         rig.fill(1);

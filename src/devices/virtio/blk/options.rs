@@ -243,7 +243,7 @@ pub(crate) fn complete(config: &mut Config) -> Result<(), OptionError> {
         }
     }
     for thread in &mut config.io_threads {
-        thread.in_use = threads.contains(&thread.id);
+        thread.in_use |= threads.contains(&thread.id);
     }
     Ok(())
 }
