@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Instant;
 
 /// Runs guests on KVM, moves them to another host while they run, and dumps their memory.
 #[derive(Parser)]
@@ -43,6 +44,10 @@ enum Verb {
     Demo(client::demo::Demo),
     /// Move a running machine to another host
     Migrate(client::migrate::Migrate),
+    /// Keep a machine's guest in a file, from which it can be run as often as you like
+    Save(client::save::Save),
+    /// Run a guest from such a file, with the options of `run` behind --
+    Restore(client::restore::Restore),
     /// Write a machine's memory and registers to a file for gdb, crash, drgn or makedumpfile
     Dump(client::dump::Dump),
     /// Show a machine at a glance
@@ -69,7 +74,7 @@ fn main() -> ExitCode {
     let parent = std::os::unix::process::parent_id();
     if is_called_as_qemu() {
         return match prepare() {
-            Ok(()) => run(std::env::args_os().skip(1).collect(), parent),
+            Ok(()) => run(std::env::args_os().skip(1).collect(), parent, None),
             Err(why) => refuse(why),
         };
     }
@@ -88,9 +93,14 @@ fn main() -> ExitCode {
         return refuse(why);
     }
     match cli.verb {
-        Verb::Run { words } => run(words, parent),
+        Verb::Run { words } => run(words, parent, None),
         Verb::Demo(demo) => done(client::demo::run(&demo)),
         Verb::Migrate(migrate) => done(client::migrate::run(&migrate)),
+        Verb::Save(save) => done(client::save::run(&save)),
+        Verb::Restore(restore) => match restore.words() {
+            Ok(words) => run(words, parent, Some(&restore)),
+            Err(error) => refuse(chain(&error)),
+        },
         Verb::Dump(dump) => done(client::dump::run(&dump)),
         Verb::Status(status) => done(client::status::run(&status)),
         Verb::Qmp(shell) => done(client::shell::run(&shell)),
@@ -148,7 +158,8 @@ fn check_codec_path() -> Result<(), String> {
     ))
 }
 
-fn run(words: Vec<OsString>, parent: u32) -> ExitCode {
+fn run(words: Vec<OsString>, parent: u32, restore: Option<&client::restore::Restore>) -> ExitCode {
+    let began = Instant::now();
     match args::parse(words) {
         Ok(Request::Help) => {
             let style =
@@ -157,10 +168,15 @@ fn run(words: Vec<OsString>, parent: u32) -> ExitCode {
         }
         Ok(Request::Keys(keys)) => done(client::show(keys.join("\n") + "\n")),
         Ok(Request::Version) => done(client::show(args::version() + "\n")),
-        Ok(Request::Run(config)) => match control::run(*config, parent) {
-            Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
-            Err(error) => refuse(chain(&error)),
-        },
+        Ok(Request::Run(mut config)) => {
+            if let Some(Err(error)) = restore.map(|restore| restore.apply(&mut config, began)) {
+                return refuse(chain(&error));
+            }
+            match control::run(*config, parent) {
+                Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(1)),
+                Err(error) => refuse(chain(&error)),
+            }
+        }
         Err(errors) => refuse(errors),
     }
 }

@@ -331,6 +331,7 @@ impl Draft {
                     monitors,
                     incoming: self.incoming,
                     restore: self.restore,
+                    restored_since: None,
                     start_paused: self.start_paused,
                     actions: self.actions,
                     identity: self.identity,

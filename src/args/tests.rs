@@ -74,6 +74,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         monitors: vec![Monitor { chardev: "compat_monitor0".into(), pretty: false }],
         incoming: Some(Incoming::Defer),
         restore: None,
+        restored_since: None,
         start_paused: false,
         actions: Actions::default(),
         identity: Identity::default(),

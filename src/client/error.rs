@@ -2,6 +2,7 @@
 
 use super::demo::error::Error as DemoError;
 use super::qmp;
+use std::path::PathBuf;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -22,6 +23,10 @@ pub enum Error {
     #[error(transparent)]
     Dump(#[from] DumpError),
     #[error(transparent)]
+    Save(#[from] SaveError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error(transparent)]
     Demo(#[from] DemoError),
     #[error(transparent)]
     File(#[from] crate::output::Error),
@@ -36,4 +41,44 @@ pub enum DumpError {
     Failed(String),
     #[error("the dump was cancelled; the guest goes on")]
     Cancelled,
+}
+
+/// Why there is no snapshot.
+#[derive(Debug, thiserror::Error)]
+pub enum SaveError {
+    #[error("{} is not written, and what was there stays as it was: {}", .0.display(), .1)]
+    Failed(PathBuf, String),
+    #[error("the snapshot was cancelled: {} is as it was, and the guest goes on", .0.display())]
+    Cancelled(PathBuf),
+    #[error(
+        "{} is nothing that a finished file can take the place of (a device, a mount point, another user's): a snapshot \
+         is written beside it first; name another file",
+        .0.display()
+    )]
+    NotBeside(PathBuf),
+    #[error("the temporary file beside {} cannot be opened for writing", .0.display())]
+    Temporary(PathBuf, #[source] std::io::Error),
+    #[error("{} is whole, but the guest does not go on: {}", .0.display(), .1)]
+    Stands(PathBuf, String),
+    #[error(
+        "the guest stands still since a migration or a snapshot; `cont` first, if it is to go on here"
+    )]
+    StandsSince,
+    #[error("this VMM has no capability {0}; a newer one has")]
+    NotThere(&'static str),
+}
+
+/// Why nothing is restored.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("{} cannot be opened", .0.display())]
+    Open(PathBuf, #[source] std::io::Error),
+    #[error("{} is no snapshot: `godwit save` writes one", .0.display())]
+    NoSnapshot(PathBuf),
+    #[error("restore says itself where the guest comes from; leave out -incoming")]
+    Incoming,
+    #[error("the name of {} is not UTF-8; a link of another name would do", .0.display())]
+    NotUtf8(PathBuf),
+    #[error("the name {} has \",offset=\" in it, which an address takes for its own; a link of another name would do", .0.display())]
+    Offset(PathBuf),
 }

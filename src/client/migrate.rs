@@ -110,7 +110,7 @@ pub fn run(migrate: &Migrate) -> Result<(), Error> {
 }
 
 /// What the guest writes goes on to its disks while its memory is that of a moment.
-fn disks_left_out(source: &mut Client) -> Result<Option<String>, Error> {
+pub(super) fn disks_left_out(source: &mut Client) -> Result<Option<String>, Error> {
     let disks = source.execute("query-block", json!({}))?;
     let written =
         disks.as_array().into_iter().flatten().filter(|disk| disk["inserted"]["ro"] == false);

@@ -13,6 +13,8 @@ pub mod migrate;
 mod progress;
 mod prompt;
 pub(crate) mod qmp;
+pub mod restore;
+pub mod save;
 pub mod shell;
 pub mod status;
 mod table;

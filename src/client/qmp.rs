@@ -203,6 +203,12 @@ impl Client {
         self.request_with("getfd", &request, Some(fd)).map(drop)
     }
 
+    /// Puts a descriptor into a new set of the machine's; its number.
+    pub(crate) fn add_fd(&mut self, fd: BorrowedFd<'_>) -> Result<i64, Error> {
+        let answer = self.request_with("add-fd", &json!({"execute": "add-fd"}), Some(fd))?;
+        answer["fdset-id"].as_i64().ok_or_else(|| Error::Form { command: "add-fd".into() })
+    }
+
     pub(crate) fn can_pass(&self) -> bool {
         self.address.is_unix()
     }

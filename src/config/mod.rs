@@ -18,6 +18,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 pub use actions::{Actions, PanicAction, RebootAction, ShutdownAction};
 pub use block::{
@@ -64,6 +65,8 @@ pub struct Config {
     pub incoming: Option<Incoming>,
     /// Said with where it comes from.
     pub restore: Option<Restore>,
+    /// Say when the guest has come, and how long after this.
+    pub restored_since: Option<Instant>,
     /// `-S`: do not start the vCPUs; `cont` does.
     pub start_paused: bool,
     pub actions: Actions,

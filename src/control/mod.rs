@@ -31,7 +31,7 @@ use crate::dump::Dumps;
 use crate::io::Address;
 use crate::io::connection::inherited;
 use crate::io::proc;
-use crate::machine::{Event, Machine, Outside, StopCause};
+use crate::machine::{Event, Machine, Outside, RunState, StopCause};
 use crate::memory;
 use crate::migrate::{self, Handle, Parts};
 use crate::net::{Nets, Rounds};
@@ -261,6 +261,7 @@ fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle>
             }
         }),
         on_failure: Arc::new(move |_| exit.shutdown(&ending, StopCause::HostError, 1)),
+        on_success: says_when_restored(config, machine),
         is_incoming: config.incoming.is_some(),
         uuid: Some(config.identity.uuid).filter(|uuid| *uuid != [0; 16]),
     });
@@ -268,6 +269,24 @@ fn migrations(config: &Config, machine: &Arc<Machine>, vmm: &Vmm) -> Arc<Handle>
         handle.set_restore(restore);
     }
     handle
+}
+
+/// For `godwit restore`.
+fn says_when_restored(config: &Config, machine: &Arc<Machine>) -> Arc<dyn Fn() + Send + Sync> {
+    let Some(since) = config.restored_since else { return Arc::new(|| {}) };
+    let machine = Arc::downgrade(machine);
+    Arc::new(move || {
+        let state = machine.upgrade().map(|machine| machine.run_state());
+        let ms = since.elapsed().as_millis();
+        match state {
+            Some(RunState::Running) => say!("godwit: the guest runs, {ms} ms after the start"),
+            Some(state) => say!(
+                "godwit: the guest is there and stands still ({}), {ms} ms after the start; cont lets it go on",
+                state.name()
+            ),
+            None => {}
+        }
+    })
 }
 
 /// The loop, until someone asks for the end; everything that was said until then has left.

@@ -83,6 +83,7 @@ pub struct Handle {
     arrived: Arc<dyn Fn(&Parameters) + Send + Sync>,
     /// Called when an incoming migration failed and `exit-on-error` is on.
     on_failure: OnFailure,
+    on_success: Arc<dyn Fn() + Send + Sync>,
     /// Started with `-incoming`.
     is_incoming: bool,
     uuid: Option<[u8; 16]>,
@@ -112,6 +113,8 @@ pub struct Parts {
     pub events: Events,
     pub autostart: Arc<dyn Fn() -> bool + Send + Sync>,
     pub on_failure: OnFailure,
+    /// Called when an incoming guest is loaded, and runs if it is to.
+    pub on_success: Arc<dyn Fn() + Send + Sync>,
     /// Called when a guest has arrived and is this machine's.
     pub arrived: Arc<dyn Fn(&Parameters) + Send + Sync>,
     pub is_incoming: bool,
@@ -120,7 +123,8 @@ pub struct Parts {
 
 impl Handle {
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { guest, events, autostart, on_failure, arrived, is_incoming, uuid } = parts;
+        let Parts { guest, events, autostart, on_failure, on_success, arrived, is_incoming, uuid } =
+            parts;
         let settings = Arc::new(Settings::default());
         // QEMU shows events only where the capability is on.
         let shown = settings.clone();
@@ -135,6 +139,7 @@ impl Handle {
             events,
             autostart,
             on_failure,
+            on_success,
             arrived,
             is_incoming,
             uuid,
@@ -329,7 +334,11 @@ impl Handle {
             arrived: self.arrived.clone(),
             uuid: self.uuid,
         };
-        let on_failure = self.on_failure.clone();
+        let (on_failure, on_success) = (self.on_failure.clone(), self.on_success.clone());
+        let from = match address {
+            Address::File { path, .. } => format!(" from {path}"),
+            _ => String::new(),
+        };
         let (may_run, spawned) = mpsc::sync_channel::<()>(1);
         let run = move || {
             if spawned.recv().is_err() {
@@ -339,13 +348,12 @@ impl Handle {
             if let Some(program) = program {
                 program.end();
             }
-            if let Err(error) = result {
-                say!("godwit: incoming migration: {error}");
-                if exit_on_error {
-                    on_failure(&error);
-                } else {
-                    target.arrival.reopen();
-                }
+            let Err(error) = result else { return on_success() };
+            say!("godwit: incoming migration{from}: {error}");
+            if exit_on_error {
+                on_failure(&error);
+            } else {
+                target.arrival.reopen();
             }
         };
         let thread = std::thread::Builder::new().name("incoming".into());

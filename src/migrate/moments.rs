@@ -39,6 +39,7 @@ impl Scene {
             autostart: Arc::new(|| true),
             arrived: Arc::new(|_| {}),
             on_failure: Arc::new(|_| {}),
+            on_success: Arc::new(|| {}),
             is_incoming: false,
             uuid: None,
         });

@@ -343,6 +343,7 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
         monitors: vec![],
         incoming: None,
         restore: None,
+        restored_since: None,
         start_paused: false,
         actions: Default::default(),
         identity: Default::default(),

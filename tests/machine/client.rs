@@ -1,11 +1,14 @@
 //! The friendly verbs and the command line's refusals, as a person at a shell meets them.
 
 use crate::common::cli::{godwit, text};
-use crate::common::vm::{Launch, Vm};
+use crate::common::small::Small;
+use crate::common::vm::{Launch, PATIENCE, Vm};
 use serde_json::json;
 use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// A machine, and where its monitor is.
 fn start() -> (Vm, String) {
@@ -75,6 +78,103 @@ fn a_machine_is_kept_in_a_file_and_goes_on_from_there() {
     assert!(shown.contains("mapped-ram"), "{shown}");
     let target = Launch::alone().guest("ws=1 rate=100").incoming(&place).start();
     target.wait_for_sweeps(1);
+}
+
+#[test]
+fn a_guest_is_saved_and_restored_by_a_word_each() {
+    let mut machine = Launch::alone().guest("ws=1 rate=20000").start();
+    machine.hang_up();
+    let qmp = format!("unix:{}", machine.monitor().display());
+    let file = machine.path("snapshot");
+    let name = file.to_str().unwrap();
+    let save = |words: &[&str]| godwit(&[&["save", "--qmp", &qmp], words].concat());
+    let says = |words: &[&str], what: &str| {
+        let made = save(words);
+        assert!(made.status.success(), "{words:?}: {}", text(&made.stderr));
+        let said = text(&made.stdout);
+        assert!(said.starts_with(&format!("{name}: 64 MiB of memory")), "{said}");
+        assert!(said.contains(what), "{said}");
+    };
+    machine.connect();
+    let settings = json!({"max-bandwidth": 77777, "downtime-limit": 123});
+    machine.set(&["xbzrle", "return-path"], &settings);
+    let set = |machine: &mut Vm| {
+        let all = machine.ask("query-migrate-parameters", json!({}));
+        let list = machine.ask("query-migrate-capabilities", json!({}));
+        let on: Vec<_> = list.as_array().unwrap().iter().filter(|c| c["state"] == true).collect();
+        json!([all["max-bandwidth"], all["downtime-limit"], all["multifd-channels"], on])
+    };
+    let before = set(&mut machine);
+    machine.hang_up();
+    for words in [&[name][..], &[name, "--background"], &[name, "--channels", "3"]] {
+        says(words, "goes on");
+        machine.connect();
+        assert_eq!(set(&mut machine), before, "what was set before is set again");
+        assert_eq!(machine.ask("query-fdsets", json!({})), json!([]));
+        machine.assert_alive();
+        machine.hang_up();
+    }
+    let whole = std::fs::read(&file).unwrap();
+    // What cannot be is refused, and no half is left.
+    let small = Small::mount(machine.folder(), 1 << 20);
+    let full = small.0.join("snapshot");
+    std::fs::write(&full, "the one before").unwrap();
+    let refused = save(&[full.to_str().unwrap()]);
+    let said = text(&refused.stderr);
+    assert!(said.contains("No space left") && said.contains("stays as it was"), "{said}");
+    assert_eq!(std::fs::read(&full).unwrap(), b"the one before");
+    assert_eq!(std::fs::read_dir(&small.0).unwrap().count(), 1);
+    drop(small);
+    let serial = machine.path("vm.serial");
+    for (to, what) in [("/dev/null", "name another file"), (serial.to_str().unwrap(), "overwrite")]
+    {
+        let refused = save(&[to]);
+        assert!(!refused.status.success());
+        assert!(text(&refused.stderr).contains(what), "{}", text(&refused.stderr));
+    }
+    assert!(whole == std::fs::read(&file).unwrap());
+    machine.connect();
+    machine.assert_alive();
+    machine.hang_up();
+    says(&[name, "--quit"], "the machine has ended");
+    assert_eq!(machine.exit_code(), Some(0));
+
+    let restore = |words: &[&str]| {
+        let out = machine.path("out");
+        let mut guest = Command::new(env!("CARGO_BIN_EXE_godwit"))
+            .args(["restore", name])
+            .args(words)
+            .args(["--", "-M", "microvm,acpi=off", "-m", "64", "-display", "none", "-nodefaults"])
+            .args(["-serial", &format!("file:{}", out.display())])
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(guest.stderr.take().unwrap()).read_line(&mut line).unwrap();
+        let end = Instant::now() + PATIENCE;
+        while std::fs::read_to_string(&out).unwrap_or_default().matches("sweep").count() < 2 {
+            assert!(Instant::now() < end && guest.try_wait().unwrap().is_none(), "{line}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        guest.kill().unwrap();
+        guest.wait().unwrap();
+        assert!(line.starts_with("godwit: the guest runs, "), "{line}");
+    };
+    restore(&[]);
+    restore(&["--mapped"]);
+    let none = machine.path("none");
+    std::fs::write(&none, "nothing of the kind").unwrap();
+    for (words, what) in [
+        (&[none.to_str().unwrap()][..], "is no snapshot"),
+        (&["/no/such"], "/no/such cannot be opened"),
+        (&[name, "--", "-incoming", "defer"], "leave out -incoming"),
+        (&[name, "--", "-M", "microvm", "-m", "32"], "67108864 bytes at the source"),
+    ] {
+        let refused = godwit(&[&["restore"], words].concat());
+        let said = text(&refused.stderr);
+        assert!(!refused.status.success() && said.contains(what), "{said}");
+    }
 }
 
 /// Names have any bytes but two. What QMP's JSON cannot carry is refused by name.

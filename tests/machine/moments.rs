@@ -45,6 +45,7 @@ impl Stage {
             autostart: Arc::new(|| true),
             arrived: Arc::new(|_| {}),
             on_failure: Arc::new(|_| {}),
+            on_success: Arc::new(|| {}),
             is_incoming: moment == Moment::Arriving,
             uuid: None,
         }));

@@ -2,7 +2,7 @@
 
 use crate::common::cli::{godwit, text};
 use crate::common::vm::{Launch, Vm};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 
 fn qemu(folder: &Path, side: &str, extra: &[&str]) -> (Vm, String) {
@@ -60,4 +60,34 @@ fn migrate_prepares_both_sides_and_tells_why_it_failed() {
     assert_eq!(answer["xbzrle-cache"]["cache-size"], 2 << 20);
     let glance = text(&godwit(&["status", "--qmp", &target_qmp]).stdout);
     assert!(glance.contains("state       running"), "{glance}");
+}
+
+/// A QEMU is saved as a Godwit is, and what it had set is set again.
+#[test]
+#[ignore = "needs QEMU"]
+fn save_and_restore_take_a_qemu() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut source, qmp) = qemu(folder.path(), "source", &[]);
+    let file = folder.path().join("snapshot");
+    let name = file.to_str().unwrap();
+    source.connect();
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 55 << 20}));
+    source.hang_up();
+    for words in [&[name][..], &[name, "--channels", "2"]] {
+        let made = godwit(&[&["save", "--qmp", &qmp], words].concat());
+        let said = text(&made.stdout);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        assert!(said.contains("goes on"), "{said}");
+        source.connect();
+        source.assert_alive();
+        let set = source.ask("query-migrate-parameters", json!({}));
+        assert_eq!(set["max-bandwidth"], 55 << 20);
+        let list = source.ask("query-migrate-capabilities", json!({}));
+        assert!(!list.as_array().unwrap().iter().any(|c| c["state"] == true), "{list}");
+        assert_eq!(source.ask("query-fdsets", json!({})), json!([]));
+        source.hang_up();
+    }
+    let launch = Launch::new(folder.path(), "target").guest("ws=2");
+    let place = format!("file:{name},x-godwit-restore=mapped");
+    launch.incoming(&place).start().wait_for_sweeps(2);
 }
