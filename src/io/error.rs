@@ -18,7 +18,7 @@ pub enum Error {
     #[error(transparent)]
     Program(#[from] ProgramFailed),
     /// The kernel refused or the connection broke.
-    #[error("{0}")]
+    #[error("{}", reason(.0))]
     System(#[from] std::io::Error),
 }
 

@@ -1,5 +1,6 @@
 //! Migrations of one machine as the control plane sees them: start, cancel, look.
 
+use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, mpsc};
@@ -70,6 +71,24 @@ pub enum Refused {
     Cache(xbzrle::CacheError),
     #[error("no thread for the migration: {0}")]
     Thread(std::io::Error),
+}
+
+/// A migration that has not begun to connect.
+#[must_use = "the migration begins when it is dropped"]
+pub struct Held(#[allow(dead_code, reason = "its end is what tells")] mpsc::Sender<Infallible>);
+
+/// A migration that waits before the guest is handed over.
+#[must_use = "the migration goes on when it is dropped"]
+pub(crate) struct GoOn {
+    go_on: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Drop for GoOn {
+    fn drop(&mut self) {
+        self.go_on.store(true, Ordering::SeqCst);
+        self.waker.wake();
+    }
 }
 
 /// What an incoming migration's failure means for the process.
@@ -151,13 +170,14 @@ impl Handle {
     }
 
     /// Starts to send the guest to `address`. `fds` finds descriptors by name, `blocker` says
-    /// whether something forbids it now. What fails at once is told; the rest is in the report.
+    /// whether something forbids it now. What fails at once is told; the rest is in the report, and
+    /// begins when what this returns is dropped.
     pub fn start(
         &self,
         address: Address,
         fds: &mut dyn Descriptors,
         blocker: &dyn Fn() -> Option<&'static str>,
-    ) -> Result<(), Refused> {
+    ) -> Result<Held, Refused> {
         let outgoing = self.begin(&address, blocker)?;
         // Without the lock: it may take long, and a cancel ends it.
         let opened = Ring::new(outgoing.waker.clone()).map_err(OpenError::from);
@@ -188,8 +208,13 @@ impl Handle {
             uuid: self.uuid,
         };
         let thread = std::thread::Builder::new().name("migration".into());
-        match thread.spawn(move || source.run(destination)) {
-            Ok(_) => Ok(()),
+        let (held, until_dropped) = mpsc::channel();
+        let work = move || {
+            let _ = until_dropped.recv();
+            source.run(destination);
+        };
+        match thread.spawn(work) {
+            Ok(_) => Ok(Held(held)),
             Err(error) => {
                 self.outgoing().program = None;
                 Err(outgoing.failed_at_once(Refused::Thread(error)))
@@ -266,8 +291,8 @@ impl Handle {
         programs.iter().flatten().for_each(Program::end);
     }
 
-    /// `migrate-continue`.
-    pub(crate) fn go_on(&self, from: &str) -> Result<(), Refused> {
+    /// `migrate-continue`. It goes on when what this returns is dropped.
+    pub(crate) fn go_on(&self, from: &str) -> Result<GoOn, Refused> {
         let outgoing = self.outgoing();
         let status = outgoing.progress.status();
         if status.name() != from {
@@ -276,9 +301,7 @@ impl Handle {
         if status != Status::PreSwitchover {
             return Err(Refused::NoContinue);
         }
-        outgoing.go_on.store(true, Ordering::SeqCst);
-        outgoing.waker.wake();
-        Ok(())
+        Ok(GoOn { go_on: outgoing.go_on.clone(), waker: outgoing.waker.clone() })
     }
 
     /// Whether a guest may be waited for: one is awaited, and has not come.

@@ -27,7 +27,7 @@ pub mod settings;
 pub(crate) mod status;
 
 pub(crate) use handle::Refused;
-pub use handle::{Handle, Parts};
+pub use handle::{Handle, Held, Parts};
 pub(crate) use status::Event;
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ impl Scene {
         let path = self.dir.path().join("f").to_str().unwrap().to_owned();
         let address = Address::File { path, offset: 0 };
         match self.handle.start(address, &mut NoDescriptors, &|| None) {
-            Ok(()) | Err(Refused::Open(OpenError::Io(io::Error::Cancelled))) => {}
+            Ok(_) | Err(Refused::Open(OpenError::Io(io::Error::Cancelled))) => {}
             Err(error) => panic!("{error}"),
         }
     }
@@ -170,7 +170,8 @@ fn a_cache_without_memory_is_refused_when_it_is_set_and_the_old_one_stays() {
 fn what_cannot_be_opened_leaves_no_migration_under_way() {
     let scene = Scene::new(None, &[]);
     let nowhere = Address::File { path: "/no/such/folder/f".into(), offset: 0 };
-    let error = scene.handle.start(nowhere, &mut NoDescriptors, &|| None).unwrap_err().to_string();
+    let error =
+        scene.handle.start(nowhere, &mut NoDescriptors, &|| None).err().unwrap().to_string();
     let report = scene.end();
     assert_eq!(report, json!({"status": "failed", "error-desc": error}));
     scene.start();

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-use super::commands::{Answer, Command, Run};
+use super::commands::{Answer, Command, Held, Run};
 use super::error::Error;
 use super::fds::Monitor;
 use super::json::Value;
@@ -111,12 +111,15 @@ impl Server {
         clients.push(Arc::downgrade(outbox));
     }
 
-    async fn execute(&self, monitor: &Arc<Monitor>, job: Job) -> Message {
+    /// The answer, and what goes on once it is on its way.
+    async fn execute(&self, monitor: &Arc<Monitor>, job: Job) -> (Message, Held) {
         let Job { command, arguments, id, .. } = job;
-        let answer = match command.run {
+        let (answer, held) = match command.run {
             Run::Now(_) => {
                 self.until_the_end().await;
-                command.call(&self.vmm, monitor, &arguments)
+                let held = Held::default();
+                let answer = command.call_holding(&held, &self.vmm, monitor, &arguments);
+                (answer, held)
             }
             Run::Blocking(_) => {
                 let turn = self.turn.clone().lock_owned().await;
@@ -124,36 +127,39 @@ impl Server {
             }
             Run::Waiting(_) => match self.waiting.clone().try_acquire_owned() {
                 Ok(permit) => self.help(monitor, command, arguments, permit).await,
-                Err(_) => Err(Error::generic(format_args!(
-                    "{WAITING_MAX} commands wait for files or peers already"
-                ))),
+                Err(_) => {
+                    let full =
+                        format_args!("{WAITING_MAX} commands wait for files or peers already");
+                    (Err(Error::generic(full)), Held::default())
+                }
             },
         };
-        Job::finish(id, answer)
+        (Job::finish(id, answer), held)
     }
 
-    /// Runs a command on a helper thread. What it may run by, `held`, goes with it: even if the
+    /// Runs a command on a helper thread. What it may run by, `permit`, goes with it: even if the
     /// client leaves meanwhile, its command is the one being executed.
     async fn help(
         &self,
         monitor: &Arc<Monitor>,
         command: &'static Command,
         arguments: Vec<(String, Value)>,
-        held: impl Send + 'static,
-    ) -> Answer {
+        permit: impl Send + 'static,
+    ) -> (Answer, Held) {
         self.until_the_end().await;
         let (vmm, monitor) = (self.vmm.clone(), monitor.clone());
         let work = move || {
-            let _held = held;
-            command.call(&vmm, &monitor, &arguments)
+            let (_permit, held) = (permit, Held::default());
+            let answer = command.call_holding(&held, &vmm, &monitor, &arguments);
+            (answer, held)
         };
         match aside(command.name, work) {
-            Ok(answer) => answer.await.unwrap_or_else(|_| crashed(command.name)),
-            Err(error) => Err(Error::generic(format_args!(
-                "no thread for the command {}: {}",
-                command.name,
-                reason(&error)
-            ))),
+            Ok(answer) => answer.await.unwrap_or_else(|_| (crashed(command.name), Held::default())),
+            Err(error) => {
+                let reason = reason(&error);
+                let none = format_args!("no thread for the command {}: {reason}", command.name);
+                (Err(Error::generic(none)), Held::default())
+            }
         }
     }
 
@@ -279,7 +285,7 @@ impl Client {
                 self.outbox.push(&message);
             }
             Item::Run(job) => {
-                let message = self.server.execute(&self.monitor, job).await;
+                let (message, _held) = self.server.execute(&self.monitor, job).await;
                 self.outbox.push(&message);
             }
         }

@@ -72,12 +72,8 @@ impl Stage {
                     let _ = socket.read_to_end(&mut Vec::new());
                 });
                 let address = Address::unix(path.to_str().unwrap());
-                self.vmm
-                    .migration
-                    .as_ref()
-                    .unwrap()
-                    .start(address, &mut NoDescriptors, &|| None)
-                    .unwrap();
+                let migration = self.vmm.migration.as_ref().unwrap();
+                drop(migration.start(address, &mut NoDescriptors, &|| None).unwrap());
             }
             Moment::Switching | Moment::HandingOver | Moment::Left => {
                 assert!(Migratable::stop(&**machine, RunState::FinishMigrate).unwrap());
@@ -368,7 +364,7 @@ fn a_reset_in_state_device_waits_for_the_outcome() {
     });
     let migration = stage.vmm.migration.as_ref().unwrap();
     let address = Address::unix(path.to_str().unwrap());
-    migration.start(address, &mut NoDescriptors, &|| None).unwrap();
+    drop(migration.start(address, &mut NoDescriptors, &|| None).unwrap());
     let status = || migration.report()["status"].as_str().unwrap_or_default().to_owned();
     wait(|| status() == "device", status);
     wait(|| stage.guest.machine.moment() == Moment::HandingOver, || "no hold".into());

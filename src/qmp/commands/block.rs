@@ -114,7 +114,8 @@ fn image_info(layers: &[Arc<Layer>], below: bool, flat: bool) -> Json {
     shown
 }
 
-fn node(shown: Shown<'_>, flat: bool) -> Json {
+/// `limits` are a disk's; a node for itself has none.
+fn node(shown: Shown<'_>, flat: bool, limits: Throttle) -> Json {
     let Shown { image, layers, is_top, below } = shown;
     let layer = &layers[0];
     let config = &image.config;
@@ -147,7 +148,6 @@ fn node(shown: Shown<'_>, flat: bool) -> Json {
     if let Some(behind) = layers.get(1).filter(|_| !below) {
         node["backing_file"] = json!(behind.path());
     }
-    let limits = if below || !is_top { Throttle::default() } else { image.limits() };
     for (name, limit) in Throttle::NAMES.into_iter().zip(limits.all()) {
         node[name] = json!(limit.rate);
         if limit.max > 0 {
@@ -215,6 +215,7 @@ fn query_block(call: Call<'_>) -> Answer {
             "inserted": node(
                 Shown { image: &image, layers: &image.layers(), is_top: true, below: false },
                 false,
+                image.limits(),
             ),
         });
         if let Some(user) = image.user() {
@@ -231,7 +232,7 @@ fn query_block(call: Call<'_>) -> Answer {
 fn query_nodes(call: Call<'_>) -> Answer {
     let flat = call.args.bool_if_given("flat") == Some(true);
     let mut nodes = Vec::new();
-    for_each_node(call, |shown| nodes.push(node(shown, flat)));
+    for_each_node(call, |shown| nodes.push(node(shown, flat, Throttle::default())));
     Ok(nodes.into())
 }
 

@@ -1,5 +1,6 @@
 //! A command: its name, its schema, and what runs it.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
@@ -21,6 +22,18 @@ pub struct Call<'a> {
     /// The monitor that asks; named descriptors belong to it.
     pub monitor: &'a Monitor,
     pub args: Args<'a>,
+    pub(crate) held: &'a Held,
+}
+
+/// What a command holds back until its answer is on its way, so that the events of what it began
+/// come behind: each thing here goes on when it is dropped.
+#[derive(Default)]
+pub(crate) struct Held(RefCell<Vec<Box<dyn Send>>>);
+
+impl Held {
+    pub(crate) fn keep(&self, until_answered: impl Send + 'static) {
+        self.0.borrow_mut().push(Box::new(until_answered));
+    }
 }
 
 pub struct Command {
@@ -81,10 +94,21 @@ impl Command {
 
     /// Runs the command here and now, if the moment allows it; `arguments` have passed its schema.
     pub fn call(&self, vmm: &Arc<Vmm>, monitor: &Monitor, arguments: &[(String, Value)]) -> Answer {
+        self.call_holding(&Held::default(), vmm, monitor, arguments)
+    }
+
+    /// The same for one who drops `held` once the answer is on its way.
+    pub(crate) fn call_holding(
+        &self,
+        held: &Held,
+        vmm: &Arc<Vmm>,
+        monitor: &Monitor,
+        arguments: &[(String, Value)],
+    ) -> Answer {
         if let Some(request) = Request::of_command(self.name) {
             vmm.admit(request)?;
         }
         let (Run::Now(run) | Run::Blocking(run) | Run::Waiting(run)) = self.run;
-        run(Call { vmm, monitor, args: Args::new(arguments) })
+        run(Call { vmm, monitor, args: Args::new(arguments), held })
     }
 }

@@ -1,6 +1,6 @@
 //! Commands that dump the guest.
 
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 use serde_json::{Value as Json, json};
 
@@ -86,7 +86,14 @@ fn dump_guest_memory(call: Call<'_>) -> Answer {
     }
     let detach = call.args.bool_if_given("detach").unwrap_or(false);
     let events = call.vmm.events.clone();
+    let (held, answered) = mpsc::channel::<()>();
+    if detach {
+        call.held.keep(held);
+    } else {
+        drop(held);
+    }
     let done: Done = Box::new(move |last, failure| {
+        let _ = answered.recv();
         let mut data = json!({"result": to_json(last)});
         if let Some(failure) = failure {
             data["error"] = failure.to_string().into();
@@ -117,12 +124,12 @@ fn options(call: Call<'_>) -> Result<Options, Error> {
     Ok(Options { paging, filter, live, ..Options::new(format) })
 }
 
-/// Nothing lies below address 0. (QEMU wraps around and makes a dump without memory.)
+/// Nothing lies below address 0. (QEMU wraps around and makes a dump without memory.) A length is an
+/// unsigned number that clients write as a signed one: -1 is to the end.
 fn filter(begin: i64, length: i64) -> Result<Filter, Error> {
     let begin = u64::try_from(begin)
         .map_err(|_| Error::generic("Parameter 'begin' expects a non-negative value"))?;
-    let length = u64::try_from(length).map_err(|_| Error::generic(crate::dump::Error::NoMemory))?;
-    Ok(Filter { begin, length })
+    Ok(Filter { begin, length: length as u64 })
 }
 
 /// The file, made readable by its owner alone, or the descriptor that a client sent.

@@ -86,9 +86,10 @@ fn migrate(call: Call<'_>) -> Answer {
     if call.args.bool_if_given("resume") == Some(true) {
         return Err(refused(Refused::NothingToResume));
     }
-    handle
+    let held = handle
         .start(address, &mut ClientFds { call, inherits: false }, &|| blocker(call))
         .map_err(refused)?;
+    call.held.keep(held);
     Ok(json!({}))
 }
 
@@ -139,7 +140,7 @@ fn cancel(call: Call<'_>) -> Answer {
 }
 
 fn go_on(call: Call<'_>) -> Answer {
-    handle(call)?.go_on(call.args.text("state")).map_err(refused)?;
+    call.held.keep(handle(call)?.go_on(call.args.text("state")).map_err(refused)?);
     Ok(json!({}))
 }
 

@@ -35,7 +35,7 @@ mod protocol;
 mod runstate;
 mod stats;
 
-pub(crate) use command::{Answer, NOTHING, Run};
+pub(crate) use command::{Answer, Held, NOTHING, Run};
 pub use command::{Call, Command};
 
 /// Every table.
