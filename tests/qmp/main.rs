@@ -13,6 +13,7 @@ mod fake;
 mod objects;
 mod process;
 mod random;
+mod recorded;
 mod replay;
 mod schema;
 mod stats;

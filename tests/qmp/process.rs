@@ -16,7 +16,7 @@ use crate::common::PATIENCE;
 use crate::common::guest;
 use crate::common::qmp::Client;
 use crate::common::vm::{Launch, Vm};
-use crate::replay::{Peer, replay, replay_with_signal};
+use crate::replay::{Beside, Peer, replay, replay_with};
 
 /// `@DIR@` in `arguments` is the machine's own folder.
 fn start(arguments: &[&str]) -> Vm {
@@ -77,8 +77,12 @@ fn run_state_follows_the_recording() {
 #[test]
 fn a_signal_is_told_as_in_the_recording() {
     let mut godwit = with_monitors(1, &["-S"]);
-    let signal = || signal(&godwit, Signal::TERM);
-    replay_with_signal("shutdown_signal", godwit.folder(), Peer::Process, None, &signal);
+    let mut beside = |what: Beside<'_>| {
+        if what == Beside::Signal {
+            signal(&godwit, Signal::TERM);
+        }
+    };
+    replay_with("shutdown_signal", godwit.folder(), Peer::Process, None, &mut beside);
     assert_eq!(godwit.exit_code(), Some(0));
 }
 
