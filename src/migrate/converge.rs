@@ -57,7 +57,7 @@ impl Remainder {
     }
 
     /// Its pages would take too long.
-    fn is_too_much(&self) -> bool {
+    pub(crate) fn is_too_much(&self) -> bool {
         predicted_downtime(self.left, self.bandwidth).is_none_or(|time| time > self.for_pages())
     }
 }
@@ -100,16 +100,6 @@ pub(crate) fn will_be_stuck(
 ) -> bool {
     let too_long = predicted_downtime(set, bandwidth).is_some_and(|time| time > downtime_limit);
     too_long && dirty_rate >= bandwidth
-}
-
-/// Predicted time until the end: what is left, and what is dirtied meanwhile, at the present rates.
-pub(crate) fn predicted_end(
-    left: u64,
-    dirty_bytes_per_second: f64,
-    bandwidth: f64,
-) -> Option<Duration> {
-    let net = bandwidth - dirty_bytes_per_second;
-    (net > 0.0).then(|| Duration::from_secs_f64((left as f64 / net).min(1e9)))
 }
 
 /// auto-converge's settings.
@@ -282,8 +272,6 @@ mod tests {
     #[test]
     fn predictions_are_plain_arithmetic() {
         assert_eq!(predicted_downtime(1000, 10_000.0), Some(Duration::from_millis(100)));
-        assert_eq!(predicted_end(1000, 500.0, 1500.0), Some(Duration::from_secs(1)));
-        assert_eq!(predicted_end(1000, 1500.0, 1500.0), None);
         let limit = Duration::from_millis(300);
         // 256 MiB at 400 MB/s over 125 MB/s; a set that can be stopped for; one that is dirtied
         // slowly.

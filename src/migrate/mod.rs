@@ -15,6 +15,7 @@
 
 pub mod capabilities;
 pub(crate) mod converge;
+mod dirty_curve;
 pub mod guest;
 pub mod guest_error;
 mod handle;

@@ -128,7 +128,8 @@ pub(crate) struct Figures {
     pub limit: Option<LimitCost>,
     pub xbzrle: Option<Stats>,
     pub error: Option<String>,
-    pub predicted_end: Option<Duration>,
+    /// When the guest is expected to run at the target.
+    pub predicted_end: Option<Instant>,
     /// Why it cannot end as things are, and what would help.
     pub advice: Option<String>,
     /// Why the page cache has not the size that was asked for.
@@ -258,7 +259,8 @@ fn own(figures: &Figures, hinted: u64) -> Value {
         own.insert("hinted".into(), json!(hinted));
     }
     if let Some(end) = figures.predicted_end {
-        own.insert("predicted-end".into(), json!(end.as_millis() as u64));
+        let left = end.saturating_duration_since(Instant::now());
+        own.insert("predicted-end".into(), json!(left.as_millis() as u64));
     }
     if let Some(advice) = &figures.advice {
         own.insert("advice".into(), json!(advice));

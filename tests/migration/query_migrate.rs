@@ -120,3 +120,27 @@ fn a_guest_that_counts_on_its_tsc_does_not_move() {
         }
     }
 }
+
+/// What is dirtied in a second is not what the link takes in one, and a migration that ends by itself
+/// says when.
+#[test]
+fn the_rate_is_the_guests_and_the_end_is_foretold() {
+    let dir = tempfile::tempdir().unwrap();
+    let uri = format!("unix:{}", dir.path().join("socket").display());
+    let mut source = Launch::new(dir.path(), "source").guest("ws=4 rate=1000 fill=random").start();
+    source.wait_for_sweeps(1);
+    // 16384 pages a second; the guest is held back by nobody, and may be slower than it was told.
+    let parameters = json!({"max-bandwidth": 64 << 20, "downtime-limit": 0});
+    source.ask("migrate-set-parameters", parameters);
+    let _target = Launch::new(dir.path(), "target").incoming(&uri).start();
+    source.ask("migrate", json!({"uri": uri}));
+    let report = source.wait_for("a rate", |report| {
+        report["ram"]["dirty-sync-count"].as_u64() > Some(3) || report["status"] == "completed"
+    });
+    let rate = report["ram"]["dirty-pages-rate"].as_u64().unwrap();
+    assert!(rate < 8000, "{report}");
+    if report["status"] != "completed" {
+        let end = report["x-godwit"]["predicted-end"].as_u64();
+        assert!(end.is_some_and(|ms| ms < 10_000), "{report}");
+    }
+}

@@ -109,4 +109,4 @@ def main():
     finally:
         for pr in procs: pr.kill(); pr.wait()
         subprocess.run(['rm', '-rf', d])
-main()
+if __name__ == '__main__': main()

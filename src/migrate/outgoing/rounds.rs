@@ -18,6 +18,7 @@ use crate::machine::RunState;
 use crate::memory::{Hints, PAGE_BYTES, PageSet};
 use crate::migrate::capabilities::Capability;
 use crate::migrate::converge::{self, Decision, THROTTLE_PERIOD, Throttle, ThrottleRules};
+use crate::migrate::dirty_curve::DirtyCurve;
 use crate::migrate::guest::{DirtyLog, Migratable};
 use crate::migrate::progress::{Counters, Pace, sum_stats};
 use crate::sabotage::{self, Fault};
@@ -44,6 +45,13 @@ pub(super) struct Rounds {
     /// A thread for each channel, where there are several.
     senders: Option<ThreadPool>,
     pace: Pace,
+    /// There was a round of which most pages were not zeros, which go faster than any.
+    pace_is_known: bool,
+    /// What the guest dirtied in each round.
+    curve: DirtyCurve,
+    /// The last harvest, and the last of pages that were sent since.
+    harvested: Instant,
+    sent_from: Instant,
     throttle: Throttler,
     /// The rounds sent.
     number: u32,
@@ -96,6 +104,7 @@ impl Rounds {
         // The first harvest brings every page anyway; it is taken so that what is cleared now was
         // seen.
         log.harvest(&mut owed[0])?;
+        let harvested = Instant::now();
         clear_all(&*log, &owed[0])?;
         source.tell_pass();
         show_caches(source, peer);
@@ -110,6 +119,10 @@ impl Rounds {
             pool,
             senders,
             pace: Pace::default(),
+            pace_is_known: false,
+            curve: DirtyCurve::default(),
+            harvested,
+            sent_from: harvested,
             throttle: Throttler::new(),
             number: 0,
             free: PageSet::new(owed[0].bound()),
@@ -137,13 +150,17 @@ impl Rounds {
         // Pages put off are owed like those dirtied since; the first of them travel into an empty
         // cache.
         self.owed[0].union_with(&redirtied.into_pages());
+        self.curve = forecast.into_curve();
         let mut pass = Pass::Fill;
         let mut left_before = pages;
         let mut rounds_below_limit = 0;
         loop {
-            let started = Instant::now();
             self.harvest(source)?;
             let left = self.owed_pages();
+            let time = self.harvested - self.sent_from;
+            self.curve.add(time, left);
+            source.progress.figures().dirty_rate =
+                (left as f64 / time.as_secs_f64().max(1e-6)) as u64;
             let decision = self.decide(source, peer, left, left_before, rounds_below_limit);
             source.progress.counters.remaining.store(left, Ordering::Relaxed);
             if decision == Decision::SwitchOver
@@ -168,7 +185,7 @@ impl Rounds {
             self.send(source, peer, pass, None)?;
             pass = Pass::Delta;
             peer.check()?;
-            self.rates(source, left, started.elapsed());
+            self.slow_down(source, left);
         }
     }
 
@@ -226,6 +243,7 @@ impl Rounds {
 
     fn harvest(&mut self, source: &Source) -> Result<(), Error> {
         self.log.harvest(&mut self.owed[0])?;
+        self.harvested = Instant::now();
         source.tell_pass();
         Ok(())
     }
@@ -273,12 +291,16 @@ impl Rounds {
             guest_runs,
         };
         let travelled = || Counters::get(&counters.normal) + Counters::get(&counters.deltas);
+        let owed = Counters::get(&counters.remaining);
         let (started, before) = (Instant::now(), travelled());
+        self.sent_from = self.harvested;
         match &self.senders {
             Some(senders) => send_over(senders, channels, &round)?,
             None => channels.iter_mut().try_for_each(|channel| channel.send(&round))?,
         }
-        self.pace.learn(travelled() - before, started.elapsed());
+        let went = travelled() - before;
+        self.pace.learn(went, started.elapsed());
+        self.pace_is_known |= went > 0 && went >= owed / 2;
         #[cfg(feature = "sabotage")]
         self.swap.round(source, peer, &pages[0])?;
         self.number += 1;
@@ -325,8 +347,9 @@ impl Rounds {
             figures.expected_downtime = downtime;
         }
         figures.state_time = round.state;
-        let dirty_bytes = figures.dirty_rate as f64 * PAGE_BYTES as f64;
-        figures.predicted_end = converge::predicted_end(round.left, dirty_bytes, bandwidth);
+        let outlook = self.curve.outlook(round);
+        let end = outlook.and_then(|outlook| Instant::now().checked_add(outlook.end));
+        figures.predicted_end = end.filter(|_| self.pace_is_known);
         // Deltas show what they are worth in the third round.
         let rounds_to_judge = if source.settings.has(Capability::Xbzrle) { 2 } else { 1 };
         if self.number > rounds_to_judge {
@@ -356,13 +379,13 @@ impl Rounds {
         self.stop_time + peer.state_time(bandwidth)
     }
 
-    fn rates(&mut self, source: &Source, left: u64, time: Duration) {
-        let counters = &source.progress.counters;
-        source.progress.figures().dirty_rate = (left as f64 / time.as_secs_f64().max(1e-6)) as u64;
+    /// A round with so many pages that were dirtied before it has been sent: does what auto-converge
+    /// or dirty-limit wants, where one of them is on.
+    fn slow_down(&mut self, source: &Source, left: u64) {
         if !source.slows() {
             return;
         }
-        let sent = Counters::get(&counters.transferred);
+        let sent = Counters::get(&source.progress.counters.transferred);
         let changed = self.throttle.round(left * PAGE_BYTES, sent, source);
         if source.settings.has(Capability::DirtyLimit) {
             self.limit_dirt(source);
