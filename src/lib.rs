@@ -51,6 +51,7 @@ mod output;
 mod pages;
 pub mod qmp;
 pub mod sabotage;
+pub mod snapshot;
 pub mod stream;
 mod suggest;
 pub mod vmm;

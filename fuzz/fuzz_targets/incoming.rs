@@ -222,6 +222,7 @@ fuzz_target!(|bytes: &[u8]| {
         waker: Waker::new(),
         autostart: Arc::new(|| true),
         uuid: None,
+        file_name: None,
     };
     let started = Instant::now();
     let result = target.run(origin);

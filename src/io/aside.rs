@@ -8,7 +8,7 @@ use super::ring::Ring;
 
 /// Runs `work` on a thread called `name` and waits for what it gives out. When the wait is cancelled
 /// the result is dropped on that thread, whenever it comes.
-pub(super) fn aside<T: Send + 'static>(
+pub(crate) fn aside<T: Send + 'static>(
     ring: &mut Ring,
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,

@@ -22,7 +22,7 @@
 //! | `error` | why a transfer ended early, why an address could not be opened |
 
 pub(crate) mod address;
-mod aside;
+pub(crate) mod aside;
 pub(crate) mod connection;
 mod error;
 pub(crate) mod gather;

@@ -10,16 +10,18 @@ use serde_json::{Map, Value};
 use super::capabilities::{Capabilities, Capability, CapabilityError};
 use super::guest::Migratable;
 use super::incoming::{self, Arrival, Incoming, Origin};
-use super::outgoing::{Destination, Source};
+use super::outgoing::{Destination, Source, blocks_of};
 use super::parameters::{ParameterError, Parameters};
 use super::progress::Progress;
 use super::settings::Settings;
 use super::status::{Event, Listener as Events, Status};
 use crate::config::Restore;
+use crate::io::aside::aside;
 use crate::io::socket_file::SocketFile;
-use crate::io::transport::{self, Direction, Opened};
+use crate::io::transport::{self, Direction, FD_SET, Opened};
 use crate::io::{self, Address, Descriptors, Listener, OpenError, Program, Ring, Waker};
 use crate::machine::RunState;
+use crate::snapshot::{self, Save};
 
 /// Why a command about migrations was refused. The texts are QEMU's.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +49,15 @@ pub enum Refused {
     BackgroundNeedsFile,
     #[error("Cannot use compression with mapped-ram")]
     MappedCompression,
+    #[error(
+        "parameter 'x-godwit-base' is set, so that a file is written, of what differs from {base}: migrate to file:PATH, \
+         or set it to the empty string"
+    )]
+    IncrementNeedsFile { base: String },
+    #[error("parameter 'x-godwit-base' does not go with capability '{0}'")]
+    IncrementAlone(&'static str),
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
     #[error("'-incoming' was not specified on the command line")]
     NotIncoming,
     #[error("The incoming migration has already been started")]
@@ -179,6 +190,12 @@ impl Handle {
         blocker: &dyn Fn() -> Option<&'static str>,
     ) -> Result<Held, Refused> {
         let outgoing = self.begin(&address, blocker)?;
+        let base = self.parameters().x_godwit_base;
+        if !base.is_empty() {
+            let destination = self.open_increment(&outgoing, &address, base);
+            let destination = destination.map_err(|error| outgoing.failed_at_once(error))?;
+            return self.spawn(outgoing, destination);
+        }
         // Without the lock: it may take long, and a cancel ends it.
         let opened = Ring::new(outgoing.waker.clone()).map_err(OpenError::from);
         let opened =
@@ -199,6 +216,29 @@ impl Handle {
         if let Destination::Open(connection) = &destination {
             self.outgoing().program = connection.program.clone();
         }
+        self.spawn(outgoing, destination)
+    }
+
+    /// Opens what the increment builds upon, and the file, beside the control plane: their names may
+    /// be anywhere.
+    fn open_increment(
+        &self,
+        outgoing: &Outgoing,
+        address: &Address,
+        base: String,
+    ) -> Result<Destination, Refused> {
+        let Address::File { path, .. } = address else {
+            return Err(Refused::IncrementNeedsFile { base });
+        };
+        let path = path.clone();
+        let blocks = blocks_of(self.guest.ram());
+        let mut ring = Ring::new(outgoing.waker.clone()).map_err(OpenError::from)?;
+        let begin = move || Save::begin(path.as_ref(), base.as_ref(), &blocks);
+        let save = aside(&mut ring, "open", begin).map_err(OpenError::from)??;
+        Ok(Destination::Increment(Box::new(save)))
+    }
+
+    fn spawn(&self, outgoing: Outgoing, destination: Destination) -> Result<Held, Refused> {
         let source = Source {
             guest: self.guest.clone(),
             settings: self.settings.clone(),
@@ -248,6 +288,7 @@ impl Handle {
             RunState::PostMigrate => return Err(Refused::PostMigrate),
             _ => {}
         }
+        self.check_increment(address)?;
         self.check_address(address)?;
         let background = self.settings.has(Capability::BackgroundSnapshot);
         if background && matches!(address, Address::Tcp(_) | Address::Unix(_)) {
@@ -259,6 +300,29 @@ impl Handle {
             return Err(Refused::NeedsSeveralConnections);
         }
         Ok(self.parameters().check_built()?)
+    }
+
+    /// What differs from a base is a file of its own, which one channel writes.
+    fn check_increment(&self, address: &Address) -> Result<(), Refused> {
+        let base = self.parameters().x_godwit_base;
+        match address {
+            _ if base.is_empty() => return Ok(()),
+            Address::File { path, .. } if path.starts_with(FD_SET) => {
+                return Err(snapshot::Error::NotAlone("/dev/fdset").into());
+            }
+            Address::File { offset: 1.., .. } => {
+                return Err(snapshot::Error::NotAlone("offset=").into());
+            }
+            Address::File { .. } => {}
+            _ => return Err(Refused::IncrementNeedsFile { base }),
+        }
+        match [Capability::Multifd, Capability::Xbzrle]
+            .into_iter()
+            .find(|capability| self.settings.has(*capability))
+        {
+            Some(capability) => Err(Refused::IncrementAlone(capability.name())),
+            None => Ok(()),
+        }
     }
 
     /// Places in a file want a file, and pages as they are.
@@ -356,6 +420,10 @@ impl Handle {
             autostart: self.autostart.clone(),
             arrived: self.arrived.clone(),
             uuid: self.uuid,
+            file_name: match address {
+                Address::File { path, .. } if !path.starts_with(FD_SET) => Some(path.into()),
+                _ => None,
+            },
         };
         let (on_failure, on_success) = (self.on_failure.clone(), self.on_success.clone());
         let from = match address {

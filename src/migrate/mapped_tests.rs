@@ -23,7 +23,7 @@ use crate::memory::{PAGE_BYTES, PageSet};
 use crate::pages::hash_ram;
 use crate::stream::mapped::MappedHeader;
 
-fn settings(capabilities: &[Capability], parameters: Value) -> Arc<Settings> {
+pub(super) fn settings(capabilities: &[Capability], parameters: Value) -> Arc<Settings> {
     let settings = Settings::default();
     let on: Vec<_> = capabilities.iter().map(|capability| (*capability, true)).collect();
     settings.set_capabilities(settings.capabilities().with(&on).unwrap());
@@ -40,7 +40,12 @@ fn save(capabilities: &[Capability], parameters: Value, offset: u64) -> (Arc<Fak
     (guest, file)
 }
 
-fn save_into(guest: &Arc<FakeGuest>, file: &File, capabilities: &[Capability], parameters: Value) {
+pub(super) fn save_into(
+    guest: &Arc<FakeGuest>,
+    file: &File,
+    capabilities: &[Capability],
+    parameters: Value,
+) {
     let progress = Arc::new(Progress::default());
     assert!(progress.life.enter(Status::Setup));
     let source = Source {
@@ -79,6 +84,7 @@ fn load_into(
         autostart: Arc::new(|| false),
         arrived: Arc::new(|_| {}),
         uuid: None,
+        file_name: None,
     };
     target.run(Origin::Open(connection))
 }
@@ -100,7 +106,7 @@ fn load_from(file: &File, offset: u64) -> (Arc<FakeGuest>, Result<(), Error>) {
     load(Connection::from_fd(file.into()), false)
 }
 
-fn assert_same(source: &FakeGuest, target: &FakeGuest) {
+pub(super) fn assert_same(source: &FakeGuest, target: &FakeGuest) {
     let (mut a, mut b) = ([0; 4096], [0; 4096]);
     for page in 0..RAM_BYTES / PAGE_BYTES {
         source.ram.read(page * PAGE_BYTES, &mut a).unwrap();

@@ -34,6 +34,8 @@ pub(crate) use status::Event;
 #[cfg(test)]
 mod fake_guest;
 #[cfg(test)]
+mod increment_tests;
+#[cfg(test)]
 mod mapped_tests;
 #[cfg(test)]
 mod moments;

@@ -111,6 +111,7 @@ fn migrate_from(
         autostart: Arc::new(|| false),
         arrived: Arc::new(|_| {}),
         uuid: None,
+        file_name: None,
     };
     let receiver = std::thread::spawn(move || incoming.run(Origin::Listener(listener)));
     let events = Arc::new(Mutex::new(Vec::new()));
@@ -396,6 +397,7 @@ fn a_stream_without_the_guests_ram_is_refused() {
         autostart: Arc::new(|| true),
         arrived: Arc::new(|_| {}),
         uuid: None,
+        file_name: None,
     };
     let error =
         target.run(Origin::Open(Connection::from_fd(theirs.into()))).unwrap_err().to_string();

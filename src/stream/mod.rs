@@ -53,13 +53,13 @@ mod writer;
 
 pub(crate) use command::Command;
 pub use cursor::Step;
-pub(crate) use cursor::put_pstr;
+pub(crate) use cursor::{Cursor, put_pstr};
 pub use error::{Error, Problem};
 pub use limits::{
     BLOCKS_MAX, DESCRIPTION_BYTES_MAX, MAGIC, PACKAGE_BYTES_MAX, PAGE_BYTES, PAYLOAD_BYTES_MAX,
 };
 pub(crate) use ram::{ListedBlock, PageAt};
 pub use ram::{RamParser, RamWriter, Record};
-pub(crate) use reader::{Extent, Layouts};
+pub(crate) use reader::{Extent, Layouts, NoDevices};
 pub use reader::{Item, Reader};
 pub use writer::{Configuration, SectionHeader, SectionKind, description, end_of_states};

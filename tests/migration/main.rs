@@ -6,6 +6,7 @@ mod commands;
 mod common;
 mod faults;
 mod incoming_file;
+mod increments;
 mod live;
 mod mapped_ram;
 mod mapped_restore;

@@ -127,6 +127,12 @@ impl Blocks {
         Ok(self.0[usize::from(block)].clear(range)?)
     }
 
+    /// Writes whole pages.
+    pub(super) fn write(&self, block: u8, offset: u64, bytes: &[u8]) -> Result<(), Error> {
+        let range = self.range(block, offset, bytes.len() as u64)?;
+        Ok(self.0[usize::from(block)].fill(range.start, &mut [IoSlice::new(bytes)])?)
+    }
+
     /// Maps a file from `offset` on in place of a block; `changed` is called when that is written to.
     pub(super) fn lay_over(
         &self,

@@ -1,7 +1,7 @@
 //! Why a guest did not arrive.
 
 use crate::migrate::guest_error::GuestError;
-use crate::{io, memory, stream};
+use crate::{io, memory, snapshot, stream};
 
 /// Why an incoming migration failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +32,12 @@ pub enum Error {
     NothingToMap,
     #[error("the file was cut short while the pages of RAM block \"{0}\" were read")]
     FileCut(String),
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
+    #[error(
+        "an increment names its base from its own folder on: it is read as file:PATH, not by a descriptor"
+    )]
+    IncrementNeedsName,
     #[error("RAM block \"{name}\" has {there} bytes at the source and {here} here")]
     BlockSize { name: String, here: u64, there: u64 },
     #[error("a range outside its block: block {block}, offset {offset:#x}, {bytes:#x} bytes")]

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::apply::{BATCH_RECORDS, Blocks, Threads};
 use super::channels::{Carries, Channels};
+use super::increment::Increment;
 use super::mapped::{MappedFile, Restore};
 use super::return_path::ReturnPath;
 use super::{Error, Incoming, MACHINE};
@@ -31,6 +32,8 @@ pub(crate) struct MainChannel<'a> {
     threads: Threads,
     /// What the stream is read from, if that can be read at places.
     file: Option<MappedFile>,
+    /// What holds the pages of a stream that has none.
+    pub increment: Option<Increment>,
     /// Pages have places in it, and do not travel.
     is_mapped: bool,
     hash: Option<u64>,
@@ -77,6 +80,7 @@ impl<'a> MainChannel<'a> {
             blocks: Blocks::default(),
             threads: Threads::default(),
             file,
+            increment: None,
             is_mapped: false,
             hash: None,
             losses: incoming.guest.ram().main().losses(),
@@ -98,6 +102,9 @@ impl<'a> MainChannel<'a> {
         // A stream without section ram has no list that could have been looked at.
         self.check_blocks()?;
         self.loader().validate()?;
+        if let Some(increment) = &self.increment {
+            increment.check_unchanged()?;
+        }
         let ram = self.incoming.guest.ram().main();
         ram.check_still_whole(self.losses)?;
         ram.forgive(self.losses);
@@ -250,6 +257,9 @@ impl<'a> MainChannel<'a> {
     /// Reads the pages of a block that has its place in the file.
     fn pages_in_file(&mut self, block: u32) -> Result<(), Error> {
         let listed = &self.reader.blocks()[block as usize];
+        if let Some(increment) = &self.increment {
+            return increment.restore(&self.blocks, block as u8, listed);
+        }
         let (Some(header), Some(file)) = (&listed.mapped, &self.file) else { return Ok(()) };
         // Firmware, and tables that the guest asks for, are small.
         let is_ram = listed.name == self.incoming.guest.ram().main().name();

@@ -10,6 +10,7 @@
 //! | `main_channel` | the items of [`crate::stream::Reader`], one after the other |
 //! | `channels`, `packets` | the other channels, in frames or packets |
 //! | `mapped` | pages at fixed places of a file |
+//! | `increment` | pages of a file that builds upon another |
 //! | `apply` | pages into guest memory, by whatever road they came |
 //! | `return_path` | what the source is told |
 //! | `arrival` | status and addresses, for `query-migrate` |
@@ -19,11 +20,13 @@ mod apply;
 mod arrival;
 mod channels;
 mod error;
+mod increment;
 mod main_channel;
 mod mapped;
 mod packets;
 mod return_path;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -42,6 +45,7 @@ use crate::stream::godwit::{self, Answer, Features};
 use crate::stream::return_path::Reply;
 use accept::Connections;
 use channels::Channels;
+use increment::Increment;
 use main_channel::MainChannel;
 use mapped::MappedFile;
 use return_path::ReturnPath;
@@ -66,6 +70,8 @@ pub struct Incoming {
     /// The guest is this machine's: switches may learn where it is.
     pub arrived: Arc<dyn Fn(&Parameters) + Send + Sync>,
     pub uuid: Option<[u8; 16]>,
+    /// Of the file that the guest comes from, if it was opened by a name.
+    pub file_name: Option<PathBuf>,
 }
 
 impl Incoming {
@@ -85,13 +91,14 @@ impl Incoming {
         let mut ring = Ring::new(self.waker.clone())?;
         let mut connections = Connections::new(origin);
         let timeout = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
-        let connection = self.map_until(|| connections.main(&mut ring, timeout))?;
+        let mut connection = self.map_until(|| connections.main(&mut ring, timeout))?;
         connection.set_user_timeout(timeout).map_err(io::Error::from)?;
         self.arrival.set(Status::Active, None);
         (self.events)(Event::Status(Status::Active));
         // What a file holds runs nowhere else; a source that hears a refusal goes on by itself.
         let foreign =
             if connection.medium == Medium::File { ForeignTsc::Accept } else { ForeignTsc::Refuse };
+        let increment = Increment::of(&mut connection, self.file_name.as_deref(), &self.waker)?;
         let program = connection.program.clone();
         let reader = SocketReader::new(connection.fd.clone());
         let file = MappedFile::of(&connection);
@@ -99,6 +106,7 @@ impl Incoming {
         let channels = Channels::new(connections, self.waker.clone());
         let mut main =
             MainChannel::new(self, ring, self.guest.loader(), reader, return_path, channels, file);
+        main.increment = increment;
         let mut result = self.load(&mut main, program.as_ref(), foreign);
         if let Err(error) = &mut result {
             let closed = matches!(error, Error::Io(io::Error::Closed));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::io::{self, OpenError};
 use crate::migrate::guest_error::GuestError;
-use crate::{memory, stream};
+use crate::{memory, snapshot, stream};
 
 /// Why a migration failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +43,8 @@ pub(crate) enum Error {
     BackgroundNeedsFile,
     #[error("capability 'mapped-ram' needs a regular file")]
     MappedNeedsFile,
+    #[error(transparent)]
+    Snapshot(#[from] snapshot::Error),
     #[error("several channels need a target that takes several connections")]
     ChannelsNeedAddress,
     #[error(
@@ -67,7 +69,9 @@ impl Error {
     pub(crate) fn is_cancel(&self) -> bool {
         matches!(
             self,
-            Self::Io(io::Error::Cancelled) | Self::Open(OpenError::Io(io::Error::Cancelled))
+            Self::Io(io::Error::Cancelled)
+                | Self::Open(OpenError::Io(io::Error::Cancelled))
+                | Self::Snapshot(snapshot::Error::Cancelled)
         )
     }
 }

@@ -65,6 +65,7 @@ impl Peer {
 
     /// Says in the file which pages count. All of them have been written.
     pub(super) fn write_bitmaps(&mut self, counters: &Counters) -> Result<(), Error> {
+        self.go_on_behind_pages()?;
         let (Some(file), Some(channel)) = (&self.mapped, self.channels.first_mut()) else {
             return Ok(());
         };

@@ -13,10 +13,12 @@
 
 mod background;
 mod channel;
+mod differences;
 mod error;
 mod forecast;
 mod framing;
 mod handover;
+mod increment;
 mod mapped;
 mod packets;
 mod peer;
@@ -36,6 +38,7 @@ use super::capabilities::Capability;
 use super::status::Status;
 use crate::io::{Ring, transport};
 use crate::machine::RunState;
+pub(super) use differences::blocks_of;
 pub(crate) use error::Error;
 use error::guarded;
 use handover::Outcome;
@@ -75,7 +78,13 @@ impl Source {
         let mut ring = Ring::new(self.waker.clone())?;
         let timeout = Duration::from_millis(self.settings.parameters().x_godwit_peer_timeout);
         ring.set_operation_timeout(Some(timeout));
+        let mut increment = None;
         let (connection, address) = match destination {
+            Destination::Increment(save) => {
+                let connection = differences::connection(&save)?;
+                increment = Some(save);
+                (connection, None)
+            }
             Destination::Open(connection) => (connection, None),
             Destination::Fifo(path) => (transport::await_reader(&mut ring, &path)?, None),
             Destination::Address(address) => {
@@ -85,7 +94,9 @@ impl Source {
         let in_background = self.settings.has(Capability::BackgroundSnapshot);
         // A snapshot's reader is not waited for for ever, from its first byte on.
         ring.set_operation_timeout(in_background.then_some(timeout));
-        let mut peer = Peer::negotiate(self, ring, connection, address)?;
+        let increment =
+            increment.map(|save| differences::Increment::new(self, save)).transpose()?;
+        let mut peer = Peer::negotiate(self, ring, connection, address, increment)?;
         let result = guarded(|| match in_background {
             true => self.write_in_background(&mut peer, started, timeout),
             false => self.send(&mut peer, started),

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use xbzrle::Cache;
 
 use super::channel::Channel;
+use super::differences::Increment;
 use super::error::Error;
 use super::framing::{Frames, Records, Zeros};
 use super::packets::Packets;
@@ -48,6 +49,8 @@ pub(super) struct Peer {
     pub channels: Vec<Channel>,
     /// The file in which they write pages at fixed places.
     pub mapped: Option<Arc<MappedFile>>,
+    /// The file to which they write what differs from a snapshot.
+    pub increment: Option<Increment>,
     pub return_path: Option<ReturnPathReader>,
     /// What was chosen of the offer; empty with a peer that is no Godwit.
     pub features: Features,
@@ -85,6 +88,7 @@ impl Peer {
         ring: Ring,
         connection: Connection,
         address: Option<Address>,
+        increment: Option<Increment>,
     ) -> Result<Self, Error> {
         let parameters = source.settings.parameters();
         connection
@@ -101,6 +105,7 @@ impl Peer {
             main: channel,
             channels: Vec::new(),
             mapped: None,
+            increment,
             return_path,
             features: Features::empty(),
             target_is_zero: false,
@@ -125,7 +130,7 @@ impl Peer {
     fn exchange(&mut self, source: &Source, address: Option<&Address>) -> Result<(), Error> {
         let parameters = source.settings.parameters();
         let uuid = source.uuid.filter(|_| source.settings.has(Capability::ValidateUuid));
-        let is_mapped = source.settings.has(Capability::MappedRam);
+        let is_mapped = source.settings.has(Capability::MappedRam) && self.increment.is_none();
         let mut out = Vec::new();
         let capabilities: Vec<_> =
             is_mapped.then(|| Capability::MappedRam.name().into()).into_iter().collect();
@@ -244,9 +249,14 @@ impl Peer {
         Ok(())
     }
 
+    /// Whether the channels write at places of a file, and the main one writes around them.
+    fn has_places(&self) -> bool {
+        self.mapped.is_some() || self.increment.is_some()
+    }
+
     /// Whether the channels carry QEMU's packets.
     pub(super) fn sends_packets(&self) -> bool {
-        let further = !self.channels.is_empty() && self.mapped.is_none();
+        let further = !self.channels.is_empty() && !self.has_places();
         further && !self.features.contains(Features::CHANNELS)
     }
 
@@ -271,7 +281,7 @@ impl Peer {
     /// Marks the end of a round on every channel and on the main one, so that the target can wait
     /// for all.
     pub(super) fn end_round(&mut self, round: &Round<'_>, number: u32) -> Result<(), Error> {
-        if self.mapped.is_some() {
+        if self.has_places() {
             // Nobody waits for it: whatever is behind it in time goes over what is there.
             return Ok(());
         }
@@ -456,10 +466,13 @@ impl Peer {
         }
     }
 
-    /// Ends a stream to a command, which has done its part once it has read everything and ended
+    /// Ends the stream. A file that waits for that gets its name. A command has done its part once it has read everything and ended
     /// well. It may go on reading for as long as it likes; when it does not read, or has read all,
     /// it has `time`.
     pub(super) fn end_stream(&mut self, time: Duration) -> Result<(), Error> {
+        if let Some(increment) = self.increment.take() {
+            return increment.finish(&self.main.writer);
+        }
         let Some(program) = &self.program else { return Ok(()) };
         let ring = &mut self.main.ring;
         program.read_all(ring, &*self.connections[0].fd, time)?;

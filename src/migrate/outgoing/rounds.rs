@@ -77,7 +77,7 @@ pub(super) fn list_blocks(source: &Source, peer: &mut Peer) -> Result<(), Error>
     let mut out = Vec::new();
     let section = ram_section();
     section.write(SectionKind::Start, &mut out);
-    if source.settings.has(Capability::MappedRam) {
+    if source.settings.has(Capability::MappedRam) && peer.increment.is_none() {
         peer.place_blocks(source, std::mem::take(&mut out))?;
     } else {
         let list = blocks.iter().map(|block| (block.name(), block.bytes()));
@@ -90,7 +90,8 @@ pub(super) fn list_blocks(source: &Source, peer: &mut Peer) -> Result<(), Error>
     }
     out.extend_from_slice(&FLAG_EOS.to_be_bytes());
     section.write_footer(&mut out);
-    peer.main.send_bytes(&source.progress.counters, true, &out)
+    peer.main.send_bytes(&source.progress.counters, true, &out)?;
+    peer.open_increment(source)
 }
 
 impl Rounds {

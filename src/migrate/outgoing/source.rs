@@ -10,12 +10,15 @@ use crate::migrate::guest::Migratable;
 use crate::migrate::progress::Progress;
 use crate::migrate::settings::Settings;
 use crate::migrate::status::Status;
+use crate::snapshot::Save;
 
 /// Where to.
 pub(crate) enum Destination {
     Address(Address),
     /// Opened already: `fd:`, `exec:`, `file:`.
     Open(Connection),
+    /// A file that holds what differs from a snapshot.
+    Increment(Box<Save>),
     /// A FIFO that nobody reads yet.
     Fifo(String),
 }

@@ -137,6 +137,8 @@ parameters! {
     x_godwit_restore: &'static str = "eager", "x-godwit-restore",
         Limits::Choice(&["eager", "mapped"]), Start,
         "A mapped-ram file is read before the guest runs (eager), or mapped and read as it runs.";
+    x_godwit_base: String = String::new(), "x-godwit-base", Limits::None, Start,
+        "A snapshot: migrate file:PATH writes only what differs from it, as an increment.";
     x_godwit_verify: bool = false, "x-godwit-verify", Limits::None, Start,
         "Compare a hash of all RAM before the hand-over; between two Godwits; costs downtime.";
     x_godwit_peer_timeout: u64 = 60_000, "x-godwit-peer-timeout", Limits::None, Start,
