@@ -327,6 +327,7 @@ impl Draft {
                     memory,
                     boot,
                     chardevs: self.chardevs,
+                    back_ends: Vec::new(),
                     serial: serial.filter(|_| isa_serial),
                     monitors,
                     incoming: self.incoming,

@@ -87,6 +87,9 @@ const CHANGES: &[(&str, &str, &str, &str)] = &[
     ("device", "iobase", "-device isa-debug-exit", "-device isa-debug-exit,iobase=0xf4"),
     ("device", "iosize", "-device isa-debug-exit", "-device isa-debug-exit,iosize=4"),
     ("device", "rng", "RNG -object rng-builtin,id=r", "RNG,rng=r -object rng-builtin,id=r"),
+    ("device", "chardev", "FILES,tag=t,chardev=c", "FILES,tag=t,chardev=d"),
+    ("device", "tag", "FILES,chardev=c,tag=t", "FILES,chardev=c,tag=u"),
+    ("device", "queue-size", "FILES,chardev=c,tag=t", "FILES,chardev=c,tag=t,queue-size=64"),
     ("device", "deflate-on-oom", "BALLOON", "BALLOON,deflate-on-oom=on"),
     ("device", "free-page-hint", "THREAD BALLOON,iothread=i", "THREAD BALLOON,iothread=i,free-page-hint=on"),
     ("device", "iothread", "THREAD BALLOON", "THREAD BALLOON,iothread=i"),
@@ -331,6 +334,7 @@ const SO_ANYWAY: &[(&str, &str, &[&str], &str)] = &[
     ("device", "hash", &["off"], "frames are not hashed"),
     ("device", "guest_rsc_ext", &["off"], "segments are not joined"),
     ("device", "failover", &["off"], "no other device stands in"),
+    ("device", "num-request-queues", &["1"], "there is one"),
     ("device", "x-qemu-4-0-config-size", &["off"], "no machine is as old"),
     ("netdev", "script", &["no"], "scripts are not run"),
     ("netdev", "downscript", &["no"], "scripts are not run"),
@@ -400,6 +404,11 @@ fn line(ending: &str) -> Config {
         )
         .replace("CARD", "-device virtio-net-device")
         .replace("THREAD", "-object iothread,id=i")
+        .replace(
+            "FILES",
+            "-M memory-backend=m -object memory-backend-memfd,id=m,size=128M -chardev socket,id=c,path=P \
+             -chardev socket,id=d,path=P -device vhost-user-fs-device",
+        )
         .replace("BALLOON", "-device virtio-balloon-device")
         .replace("RNG", "-device virtio-rng-device")
         .replace("RAM,", "-object memory-backend-ram,")
@@ -468,6 +477,10 @@ fn what_is_so_anyway_changes_nothing() {
                 }
                 ("device", "mq" | "rss" | "hash" | "guest_rsc_ext" | "failover") => {
                     ("CARD".into(), format!("CARD,{key}={value}"))
+                }
+                ("device", "num-request-queues") => {
+                    let files = "FILES,chardev=c,tag=t";
+                    (files.into(), format!("{files},{key}={value}"))
                 }
                 ("device", "x-qemu-4-0-config-size") => {
                     ("BALLOON".into(), format!("BALLOON,{key}={value}"))

@@ -70,6 +70,7 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
             Chardev { id: "serial0".into(), backend: file, log: None },
             Chardev { id: "compat_monitor0".into(), backend: socket, log: None },
         ],
+        back_ends: Vec::new(),
         serial: Some("serial0".into()),
         monitors: vec![Monitor { chardev: "compat_monitor0".into(), pretty: false }],
         incoming: Some(Incoming::Defer),
@@ -210,7 +211,7 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-device isa-serial",
-            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-blk-device, virtio-net-device, virtio-serial-device, virtconsole, virtserialport, virtio-rng-device or virtio-balloon-device",
+            "-device isa-serial: expects vmcoreinfo, isa-debug-exit, virtio-blk-device, virtio-net-device, virtio-serial-device, virtconsole, virtserialport, virtio-rng-device, virtio-balloon-device or vhost-user-fs-device",
         ),
         ("-device vmcoreinfo,at=3", "-device at=3: vmcoreinfo has no such property"),
         (
@@ -289,6 +290,32 @@ fn refusals_say_what_and_why_and_what_instead() {
         (
             "-device virtio-balloon-device,free-page-hint=on",
             "-device virtio-balloon-device: 'free-page-hint' requires 'iothread' to be set (-object iothread,id=ID)",
+        ),
+        (
+            "-device vhost-user-fs-device,tag=t",
+            "-device vhost-user-fs-device: missing chardev; write chardev=ID (-chardev socket,id=ID,path=PATH)",
+        ),
+        (
+            "-chardev socket,id=c,path=P -device vhost-user-fs-device,chardev=c",
+            "-device vhost-user-fs-device: missing tag property; write tag=NAME, by which the guest mounts it",
+        ),
+        (
+            "-chardev socket,id=c,path=P -device vhost-user-fs-device,chardev=d,tag=t",
+            "-device vhost-user-fs-device,chardev=d: there is no character device with this id",
+        ),
+        (
+            "-chardev socket,id=c,path=P,server=on -device vhost-user-fs-device,chardev=c,tag=t",
+            "-device vhost-user-fs-device,chardev=c: a file system's process is reached over a unix socket on which it \
+             listens; write -chardev socket,path=PATH",
+        ),
+        (
+            "-chardev socket,id=c,path=P -qmp chardev:c -device vhost-user-fs-device,chardev=c,tag=t",
+            "-device vhost-user-fs-device,chardev=c: is already used by a monitor",
+        ),
+        (
+            "-chardev socket,id=c,path=P -device vhost-user-fs-device,chardev=c,tag=t",
+            "-device vhost-user-fs-device: its process maps the guest's memory, which is private; write -object \
+             memory-backend-memfd,id=mem,size=SIZE,share=on -M memory-backend=mem",
         ),
         (
             "-object iothread,id=io0 -device virtio-balloon-device,iothread=io",

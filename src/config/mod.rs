@@ -57,6 +57,8 @@ pub struct Config {
     /// Every character device, by `id`: those of `-chardev` and those that `-serial` and `-qmp`
     /// make (`serial0`, `compat_monitor0`, as in QEMU).
     pub chardevs: Vec<Chardev>,
+    /// Those of `-chardev` at whose other end a device of this machine is served.
+    pub back_ends: Vec<Chardev>,
     /// Id of the character device behind the serial port at 0x3f8. `None`: the machine has no
     /// serial port.
     pub serial: Option<String>,

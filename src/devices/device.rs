@@ -53,6 +53,12 @@ pub trait Device: Any + Send + Sync {
         Ok(())
     }
 
+    /// Why a guest with it can be neither migrated nor dumped while it runs: others have a part of its
+    /// state, or write its memory unseen.
+    fn keeps_guest(&self) -> Option<&'static str> {
+        None
+    }
+
     /// What can be read of it, for people and tools (`qom-get`).
     fn properties(&self) -> Vec<(&'static str, Json)> {
         Vec::new()

@@ -37,6 +37,7 @@ pub(crate) static PARTS: &[&Kind] = &[
     &virtio::VIRTSERIALPORT,
     &virtio::RNG,
     &virtio::BALLOON,
+    &virtio::FS,
     &smbios::KIND,
     &reset_vector::KIND,
     // Its tables name those before it.
@@ -139,6 +140,11 @@ impl Board {
                 say!("godwit: {error}");
             }
         })
+    }
+
+    /// Why a guest of this machine can be neither migrated nor dumped while it runs.
+    pub(crate) fn keeps_guest(&self) -> Option<&'static str> {
+        self.devices.iter().find_map(|device| device.keeps_guest())
     }
 
     /// What the guest wrote, to where other machines find it.

@@ -163,6 +163,11 @@ impl Machine {
         self.cpus.board.device()
     }
 
+    /// Why its guest can be neither migrated nor dumped while it runs.
+    pub(crate) fn keeps_guest(&self) -> Option<&'static str> {
+        self.cpus.board.keeps_guest()
+    }
+
     /// The balloon, if the machine has one.
     pub(crate) fn balloon(&self) -> Option<&BalloonControl> {
         self.device::<Balloon>().map(Balloon::control)

@@ -3,6 +3,7 @@
 use super::backing::Backing;
 use super::error::Error;
 use super::pages::{PAGE_BYTES, PageSet};
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
@@ -72,6 +73,11 @@ impl RamBlock {
     /// Whether it is private memory without a file.
     pub(crate) fn is_anonymous(&self) -> bool {
         self.inner.backing.file().is_none()
+    }
+
+    /// Its file, for another process that shares it.
+    pub(crate) fn descriptor(&self) -> Option<File> {
+        self.inner.backing.file().and_then(|file| file.try_clone().ok())
     }
 
     /// Where the block starts in its file, if it has one.

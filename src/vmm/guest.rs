@@ -33,6 +33,10 @@ pub trait Controllable: Send + Sync {
     fn images(&self) -> Option<&Images> {
         None
     }
+    /// Why it can be neither migrated nor dumped while it runs.
+    fn keeps_guest(&self) -> Option<&'static str> {
+        None
+    }
     /// The balloon, if it has one.
     fn balloon(&self) -> Option<&BalloonControl> {
         None
@@ -114,6 +118,10 @@ impl Controllable for Machine {
 
     fn images(&self) -> Option<&Images> {
         self.device()
+    }
+
+    fn keeps_guest(&self) -> Option<&'static str> {
+        self.keeps_guest()
     }
 
     fn balloon(&self) -> Option<&BalloonControl> {

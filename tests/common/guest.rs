@@ -339,6 +339,7 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
         memory,
         boot: Some(Boot { kernel: Kernel::File(path), initrd: None, cmdline: String::new() }),
         chardevs: vec![],
+        back_ends: Vec::new(),
         serial: Some("serial0".into()),
         monitors: vec![],
         incoming: None,

@@ -19,6 +19,7 @@ mod recorded_streams;
 mod reset;
 mod starts;
 mod unfit_hosts;
+mod vhost_user_fs;
 mod virtio_balloon;
 mod virtio_blk;
 mod virtio_console;

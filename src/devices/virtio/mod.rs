@@ -6,6 +6,7 @@
 //! | `mmio` | the registers, legacy and modern |
 //! | `queue` | a queue, its ring and what is in it, none of it believed |
 //! | `model` | what a kind of device has to bring, each in a file of its own (`rng`, `console`, `net`) |
+//! | `vhost_user` | queues that another process has (`fs`) |
 //! | `section`, `parts`, `state` | the state in QEMU's layout, and how it is made and taken |
 //!
 //! The first `-device` has the last transport, as in QEMU.
@@ -14,6 +15,7 @@ pub(super) mod balloon;
 mod blk;
 mod console;
 mod element;
+mod fs;
 mod mmio;
 mod model;
 mod net;
@@ -24,6 +26,7 @@ mod saved;
 mod section;
 mod state;
 mod transport;
+mod vhost_user;
 mod worker;
 
 pub(crate) use balloon::Balloon;
@@ -44,7 +47,10 @@ use crate::args::{Key, OptionError, Problem, value};
 use crate::config::{Config, Device, Properties};
 use acpi_tables::aml;
 pub use blk::HostileDisks;
-use mmio::{EVENT_IDX, INDIRECT_DESC, QUEUE_NOTIFY, Registers, WINDOW_BYTES, offered};
+use mmio::{
+    EVENT_IDX, INDIRECT_DESC, NOTIFY_ON_EMPTY, QUEUE_NOTIFY, Registers, VERSION_1, WINDOW_BYTES,
+    offered,
+};
 use model::{Model, Wake};
 use std::sync::Arc;
 
@@ -154,6 +160,19 @@ pub(crate) const BALLOON: Kind = Kind {
     ..Kind::NONE
 };
 
+pub(crate) const FS: Kind = Kind {
+    device: Some(Pluggable {
+        driver: fs::DRIVER,
+        bus: "virtio-mmio-bus",
+        help: "a file system of the host, served by another process (virtiofsd) over -chardev socket",
+        read: |option, pairs| Ok(Arc::new(fs::KEYS.fill(option, pairs)?)),
+        properties: || fs::KEYS.parameters(),
+        refuses: |_| None,
+    }),
+    complete: fs::complete,
+    ..Kind::NONE
+};
+
 const AUTO_CMDLINE: &str = "auto-kernel-cmdline";
 const FORCE_LEGACY: &str = "virtio-mmio.force-legacy";
 
@@ -243,6 +262,22 @@ static DRIVERS: &[Driver] = &[
         open: |device, slots| {
             let control = slots.balloon.clone();
             Ok(Box::new(balloon::BalloonModel::new(of(&*device.properties), control)))
+        },
+    },
+    Driver {
+        name: fs::DRIVER,
+        kind: VirtioKind::Fs,
+        features: |_, _| 0,
+        // Nobody does it there.
+        legacy: (0, NOTIFY_ON_EMPTY),
+        ring: |properties| of::<fs::Wanted>(properties).ring,
+        check: |_, _, _| Ok(()),
+        open: |device, slots| {
+            let wanted = of::<fs::Wanted>(&*device.properties);
+            let legacy = slots.config.machine.switches.get(FORCE_LEGACY, true);
+            let RingFeatures(ring) = wanted.ring;
+            let needed = ring | if legacy { 0 } else { VERSION_1 };
+            Ok(Box::new(fs::open(wanted, needed, slots.config)?))
         },
     },
     Driver {

@@ -47,6 +47,17 @@ pub(crate) trait Model: Send {
         false
     }
 
+    /// Whether the guest is to be interrupted for what somebody else gave back, since this was last
+    /// asked.
+    fn take_interrupt(&mut self) -> bool {
+        false
+    }
+
+    /// Why a guest with it can be neither migrated nor dumped while it runs.
+    fn keeps_guest(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Does what there is to be done: the driver is ready, and has put something into a queue, or
     /// what [`Model::waits_for`] named has come. May leave something undone if it is called again.
     /// `features` are those agreed upon.

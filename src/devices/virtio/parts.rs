@@ -18,6 +18,8 @@ pub(crate) enum VirtioDevice {
     #[default]
     Rng,
     Balloon(BalloonState),
+    /// None that a stream has: it is another process's.
+    Fs,
 }
 
 /// The device's part with what its layout depends on.
@@ -42,7 +44,7 @@ impl VirtioDevicePart<'_> {
                 v.structure("virtio-net", &mut **state)
             }
             VirtioDevice::Console(state) => v.structure("virtio-console", state),
-            VirtioDevice::Rng => Ok(()),
+            VirtioDevice::Rng | VirtioDevice::Fs => Ok(()),
             VirtioDevice::Balloon(state) => v.structure("virtio-balloon", state),
         }
     }

@@ -38,6 +38,9 @@ pub(crate) enum Fault {
     /// Of a kind of device.
     #[error("{0}")]
     Request(&'static str),
+    /// Not the driver's doing: who had the rings is away.
+    #[error("{0}")]
+    BackEnd(String),
 }
 
 impl From<virtio_queue::Error> for Fault {
@@ -343,8 +346,17 @@ impl Queue {
     }
 
     /// Where the device has read up to.
-    fn position(&self) -> u16 {
+    pub(crate) fn position(&self) -> u16 {
         self.ring.as_ref().map_or(self.last_avail, QueueT::next_avail)
+    }
+
+    /// Somebody else has read up to there, and given all of it back.
+    pub(crate) fn go_on_at(&mut self, position: u16) {
+        self.last_avail = position;
+        if let Some(ring) = &mut self.ring {
+            ring.set_next_avail(position);
+            ring.set_next_used(position);
+        }
     }
 
     fn used_bytes(&self) -> u64 {

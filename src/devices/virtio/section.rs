@@ -16,9 +16,11 @@ pub(crate) enum VirtioKind {
     #[default]
     Rng,
     Balloon,
+    Fs,
 }
 
 impl VirtioKind {
+    /// Those that a stream can have.
     pub(crate) const ALL: [Self; 5] =
         [Self::Block, Self::Net, Self::Console, Self::Rng, Self::Balloon];
 
@@ -29,6 +31,7 @@ impl VirtioKind {
             Self::Console => "virtio-console",
             Self::Rng => "virtio-rng",
             Self::Balloon => "virtio-balloon",
+            Self::Fs => "vhost-user-fs",
         }
     }
 
@@ -44,6 +47,7 @@ impl VirtioKind {
             Self::Console => "virtio console",
             Self::Rng => "virtio entropy source",
             Self::Balloon => "virtio balloon",
+            Self::Fs => "vhost-user file system",
         }
     }
 
@@ -53,7 +57,7 @@ impl VirtioKind {
             Self::Block => 2,
             Self::Net => 11,
             Self::Console => 3,
-            Self::Rng | Self::Balloon => 1,
+            Self::Rng | Self::Balloon | Self::Fs => 1,
         }
     }
 }
@@ -94,6 +98,7 @@ impl VirtioState {
             VirtioKind::Console => VirtioDevice::Console(ConsoleState::default()),
             VirtioKind::Rng => VirtioDevice::Rng,
             VirtioKind::Balloon => VirtioDevice::Balloon(BalloonState::default()),
+            VirtioKind::Fs => VirtioDevice::Fs,
         };
         Self { kind, payload: VirtioPayload { device, ..VirtioPayload::default() } }
     }

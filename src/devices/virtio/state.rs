@@ -56,6 +56,9 @@ impl State {
                 self.registers.isr |= ISR_QUEUE;
             }
         }
+        if self.model.take_interrupt() {
+            self.registers.isr |= ISR_QUEUE;
+        }
         self.update_irq();
         Ok(())
     }

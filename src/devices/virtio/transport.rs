@@ -228,6 +228,10 @@ impl Device for Transport {
         Ok(())
     }
 
+    fn keeps_guest(&self) -> Option<&'static str> {
+        self.inner.lock().model.keeps_guest()
+    }
+
     fn save(&self, sections: &mut Sections) -> Result<(), Error> {
         let saved = saved::save(&self.inner.lock(), self.inner.kind);
         sections.push(&self.inner.kind.section_at(self.inner.address), 0, saved);

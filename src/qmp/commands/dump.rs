@@ -121,6 +121,11 @@ fn options(call: Call<'_>) -> Result<Options, Error> {
         (None, Some(_)) => return missing("begin"),
     };
     let live = call.args.bool_if_given("x-live").unwrap_or(false);
+    if let Some(why) = call.vmm.guest.keeps_guest().filter(|_| live) {
+        return Err(Error::generic(format_args!(
+            "x-live: memory that the back end of a device writes cannot be kept ({why}); leave it out"
+        )));
+    }
     Ok(Options { paging, filter, live, ..Options::new(format) })
 }
 

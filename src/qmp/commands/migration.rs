@@ -98,6 +98,9 @@ fn blocker(call: Call<'_>) -> Option<&'static str> {
     if call.vmm.dumps.as_ref().is_some_and(|dumps| dumps.is_busy()) {
         return Some("Live migration disabled: dump-guest-memory in progress");
     }
+    if let Some(why) = call.vmm.guest.keeps_guest() {
+        return Some(why);
+    }
     // The guest counts on a TSC that never changes its rate. A file or QEMU takes it to any.
     let invariant = call.vmm.guest.cpu_features().contains(&(INVARIANT_TSC, true));
     invariant.then_some("State blocked by non-migratable CPU device (invtsc flag)")
