@@ -36,7 +36,7 @@ const OTHER_KINDS: &[(&str, &str)] = &[
     ("tty", "serial ports of the host are not built yet; write pty or socket"),
     ("parallel", "there is no parallel port"),
     ("vc", "there is no display"),
-    ("mux", "several users of one back-end are not built yet; give each its own"),
+    ("mux", "not a back-end by itself; write mux=on behind another one"),
     ("hub", "several back-ends of one user are not built yet"),
     ("spicevmc", "there is no display"),
     ("spiceport", "there is no display"),
@@ -69,6 +69,7 @@ pub(crate) struct Draft {
     reconnect_ms: Option<u64>,
     log: Option<PathBuf>,
     log_append: bool,
+    mux: bool,
 }
 
 const TELNET: &str = "not built; write a plain socket";
@@ -127,11 +128,7 @@ pub(crate) const CHARDEV: Keys<Draft> = Keys {
         }),
         Key::set("logfile", "PATH", |d, v| path(v, &mut d.log)),
         Key::set("logappend", "on|off", |d, v| into(v, &mut d.log_append)),
-        Key::only(
-            "mux",
-            &["off"],
-            "several users of one back-end are not built yet; give each its own",
-        ),
+        Key::set("mux", "on|off", |d, v| into(v, &mut d.mux)),
         Key::only("tight", &["on"], "not built; abstract names end where they end"),
         Key::only("telnet", &["off"], TELNET),
         Key::only("tn3270", &["off"], TELNET),
@@ -178,6 +175,8 @@ pub(crate) enum Short {
     None,
     Named(String),
     New(ChardevBackend, Option<LogFile>),
+    /// A new one that a monitor shares.
+    Shared(ChardevBackend, Option<LogFile>),
 }
 
 /// The address in what `-qmp` takes, for those who connect to it: with the keys of a server behind it,
@@ -199,8 +198,8 @@ pub(crate) fn monitor(text: &str) -> Result<SocketAddress, String> {
 }
 
 /// What the words before the colon (or alone) in a short form mean.
-const SHORT_FORMS: [&str; 9] =
-    ["stdio", "null", "none", "pty", "file:", "unix:", "tcp:", "chardev:", "fd:"];
+const SHORT_FORMS: [&str; 10] =
+    ["stdio", "null", "none", "pty", "file:", "unix:", "tcp:", "chardev:", "fd:", "mon:"];
 
 pub(crate) fn short(option: &str, text: &str) -> Result<Short, Error> {
     read_short(option, text).map_err(|mut error| {
@@ -228,8 +227,9 @@ fn read_short(option: &str, text: &str) -> Result<Short, Error> {
         Some((word @ ("unix" | "tcp" | "fd"), rest)) => {
             short_socket(option, word, rest, &mut draft)?
         }
+        Some(("mon", rest)) if option == "-serial" => return read_shared(option, rest),
         Some(("mon", _)) => {
-            let reason = "a monitor cannot share this device; give each its own";
+            let reason = "a monitor shares the device of -serial mon: only";
             return Err(nowhere(Problem::Refused(reason)));
         }
         Some(("telnet" | "tn3270" | "websocket", _)) => {
@@ -238,8 +238,22 @@ fn read_short(option: &str, text: &str) -> Result<Short, Error> {
         _ => return Err(nowhere(unknown_short(text))),
     }
     match draft.device(String::new()) {
+        Ok(device) if device.mux => {
+            Err(nowhere(Problem::Refused("write -chardev for what several share, or mon:")))
+        }
         Ok(device) => Ok(Short::New(device.backend, device.log)),
         Err(problem) => Err(nowhere(problem)),
+    }
+}
+
+/// What follows `mon:`. Ctrl-C is for the guest then.
+fn read_shared(option: &str, rest: &str) -> Result<Short, Error> {
+    match read_short(option, rest)? {
+        Short::New(ChardevBackend::Stdio { .. }, log) => {
+            Ok(Short::Shared(ChardevBackend::Stdio { signal: false }, log))
+        }
+        Short::New(backend, log) => Ok(Short::Shared(backend, log)),
+        _ => Err(Problem::Malformed("a new character device behind mon:").at("")),
     }
 }
 
@@ -294,6 +308,7 @@ impl Draft {
         let kind = self.kind.ok_or(Problem::MissingKey("the back-end"))?;
         self.check_keys(kind)?;
         let log = self.log.clone().map(|path| LogFile { path, append: self.log_append });
+        let mux = self.mux;
         let backend = match kind {
             Kind::Null => ChardevBackend::Null,
             Kind::Stdio => ChardevBackend::Stdio { signal: self.signal.unwrap_or(true) },
@@ -305,7 +320,7 @@ impl Draft {
             },
             Kind::Socket => ChardevBackend::Socket(self.socket()?),
         };
-        Ok(Chardev { id, backend, log })
+        Ok(Chardev { id, backend, mux, log })
     }
 
     /// Refuses keys that another back-end has.

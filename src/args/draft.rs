@@ -11,8 +11,8 @@ use super::smp::Smp;
 use super::{netdev, value};
 use crate::config::{
     Actions, Boot, Chardev, ChardevBackend, Config, Entropy, FirmwareFile, Identity, Incoming,
-    IoThread, Kernel, Monitor, Netdev, PanicAction, Process, RebootAction, Restore, SetDescriptor,
-    ShutdownAction, SystemInformation,
+    IoThread, Kernel, Language, Monitor, Netdev, PanicAction, Process, RebootAction, Restore,
+    SetDescriptor, ShutdownAction, SystemInformation,
 };
 use crate::devices::Kind;
 use crate::machine::PARTS;
@@ -40,6 +40,10 @@ pub(crate) struct Draft {
     pub serials: Vec<(String, Short)>,
     pub chardevs: Vec<Chardev>,
     pub monitors: Vec<MonitorDraft>,
+    /// Somebody said which monitors there are, or that there is none.
+    pub monitors_given: bool,
+    pub escape: Option<u8>,
+    pub nographic: bool,
     pub actions: Actions,
     pub identity: Identity,
     /// Of the processor.
@@ -62,7 +66,9 @@ pub(crate) struct MonitorDraft {
     /// The option as typed, for messages.
     place: String,
     chardev: Short,
-    pretty: bool,
+    language: Language,
+    /// Its device gets a number where it has no name.
+    numbered: bool,
 }
 
 #[derive(Default)]
@@ -72,8 +78,6 @@ pub(crate) struct Mon {
     pretty: bool,
 }
 
-const NO_HMP: &str = "the human monitor is not built; write mode=control";
-
 pub(crate) const MON: Keys<Mon> = Keys {
     owner: "a monitor",
     implied: Some("chardev"),
@@ -82,13 +86,13 @@ pub(crate) const MON: Keys<Mon> = Keys {
             m.chardev = Some(value::id(v)?);
             Ok(())
         }),
-        Key::set("mode", "control", |m, v| match v {
-            "control" => {
-                m.control = true;
-                Ok(())
-            }
-            "readline" => Err(Problem::Refused(NO_HMP)),
-            _ => Err(value::unknown(v, &["control"])),
+        Key::set("mode", "readline|control", |m, v| {
+            m.control = match v {
+                "control" => true,
+                "readline" => false,
+                _ => return Err(value::unknown(v, &["readline", "control"])),
+            };
+            Ok(())
         }),
         Key::set("pretty", "on|off", |m, v| into(v, &mut m.pretty)),
         // Nothing shows it, in QEMU either.
@@ -171,6 +175,9 @@ fn restore(text: &str) -> Result<(String, Option<Restore>), Problem> {
     Ok((format!("{uri}{behind}"), Some(restore)))
 }
 
+/// Of one device.
+pub(crate) const TOO_MANY: &str = "four users share the device already";
+
 const SCHEMES: [&str; 5] = ["tcp:", "unix:", "fd:", "exec:", "file:"];
 
 impl Draft {
@@ -248,22 +255,45 @@ impl Draft {
     }
 
     pub(crate) fn qmp(&mut self, option: &str, text: &str, pretty: bool) -> Result<(), Error> {
+        self.new_monitor(option, text, Language::Qmp { pretty })
+    }
+
+    pub(crate) fn monitor(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        self.new_monitor(option, text, Language::Human)
+    }
+
+    fn new_monitor(&mut self, option: &str, text: &str, language: Language) -> Result<(), Error> {
         let chardev = chardev::short(option, text)?;
+        self.monitors_given = true;
         if chardev != Short::None {
-            self.monitors.push(MonitorDraft { place: format!("{option} {text}"), chardev, pretty });
+            let place = format!("{option} {text}");
+            self.monitors.push(MonitorDraft { place, chardev, language, numbered: true });
         }
+        Ok(())
+    }
+
+    pub(crate) fn escape(&mut self, option: &str, text: &str) -> Result<(), Error> {
+        let byte = value::number(text, 0, 255);
+        self.escape = Some(byte.map_err(|problem| problem.at(format!("{option} {text}")))? as u8);
         Ok(())
     }
 
     pub(crate) fn mon(&mut self, option: &str, text: &str) -> Result<(), Error> {
         let mut mon = Mon::default();
         MON.read(option, text, &mut mon)?;
-        if !mon.control {
-            return Err(Problem::Refused(NO_HMP).at(format!("{option} {text}")));
-        }
+        let language = match mon.control {
+            true => Language::Qmp { pretty: mon.pretty },
+            false if mon.pretty => {
+                let place = format!("{option} {text}");
+                return Err(Problem::NeedsOther("pretty=", "mode=control").at(place));
+            }
+            false => Language::Human,
+        };
+        self.monitors_given = true;
         let id = mon.chardev.ok_or_else(|| Problem::MissingKey("chardev=").at(option))?;
         let place = format!("{option} chardev={id}");
-        self.monitors.push(MonitorDraft { place, chardev: Short::Named(id), pretty: mon.pretty });
+        let chardev = Short::Named(id);
+        self.monitors.push(MonitorDraft { place, chardev, language, numbered: false });
         Ok(())
     }
 
@@ -330,6 +360,7 @@ impl Draft {
                     back_ends: Vec::new(),
                     serial: serial.filter(|_| isa_serial),
                     monitors,
+                    escape: self.escape.unwrap_or(1),
                     incoming: self.incoming,
                     restore: self.restore,
                     restored_since: None,
@@ -398,16 +429,31 @@ impl Draft {
     /// Gives each user of a character device its own.
     fn wire(&mut self) -> Result<(Option<String>, Vec<Monitor>), Error> {
         let mut used: Vec<(String, String)> = Vec::new();
-        let serial = self.wire_serial(&mut used)?;
+        let (serial, shared) = self.wire_serial(&mut used)?;
         let mut monitors = Vec::new();
-        for (index, monitor) in std::mem::take(&mut self.monitors).into_iter().enumerate() {
-            let label = format!("compat_monitor{index}");
+        if let Some(chardev) = shared {
+            used.push((chardev.clone(), "the monitor".into()));
+            monitors.push(Monitor { chardev, language: Language::Human });
+        }
+        let mut number = 0;
+        for monitor in std::mem::take(&mut self.monitors) {
+            let label = format!("compat_monitor{number}");
+            number += u32::from(monitor.numbered);
             let chardev = self.wire_one(&monitor.place, monitor.chardev, label, &mut used)?;
-            if self.chardevs.iter().any(|device| device.id == chardev && device.log.is_some()) {
-                let reason = "what monitors say is not logged; leave logfile= out";
+            let device = self.chardevs.iter().find(|device| device.id == chardev);
+            let reason = match (device, monitor.language) {
+                (Some(Chardev { mux: true, .. }), Language::Qmp { .. }) => {
+                    Some("programs do not share a device; give QMP its own")
+                }
+                (Some(Chardev { mux: false, log: Some(_), .. }), _) => {
+                    Some("what monitors say is not logged; leave logfile= out")
+                }
+                _ => None,
+            };
+            if let Some(reason) = reason {
                 return Err(Problem::Refused(reason).at(monitor.place));
             }
-            monitors.push(Monitor { chardev, pretty: monitor.pretty });
+            monitors.push(Monitor { chardev, language: monitor.language });
         }
         let stdio = |chardev: &&Chardev| matches!(chardev.backend, ChardevBackend::Stdio { .. });
         match self.chardevs.iter().filter(stdio).nth(1) {
@@ -422,12 +468,22 @@ impl Draft {
     }
 
     /// The machine has one serial port; further `-serial none` and `-serial null` are harmless.
-    fn wire_serial(&mut self, used: &mut Vec<(String, String)>) -> Result<Option<String>, Error> {
+    /// What comes second is the device that a monitor shares with it.
+    fn wire_serial(
+        &mut self,
+        used: &mut Vec<(String, String)>,
+    ) -> Result<(Option<String>, Option<String>), Error> {
         let mut serials = std::mem::take(&mut self.serials).into_iter();
+        let on_terminal = self.nographic && !self.nodefaults && !self.monitors_given;
+        let stdio = |signal| ChardevBackend::Stdio { signal };
         let first = match serials.next() {
-            None if self.nodefaults => return Ok(None),
-            None => ("-serial".into(), Short::New(ChardevBackend::Stdio { signal: true }, None)),
-            Some(given) => given,
+            None if self.nodefaults => return Ok((None, None)),
+            None if on_terminal => ("-nographic".into(), Short::Shared(stdio(false), None)),
+            None => ("-serial".into(), Short::New(stdio(true), None)),
+            Some(given) => {
+                self.default_monitor(&given.1, on_terminal);
+                given
+            }
         };
         for (place, short) in serials {
             if !matches!(short, Short::None | Short::New(ChardevBackend::Null, _)) {
@@ -435,8 +491,28 @@ impl Draft {
             }
         }
         match first {
-            (_, Short::None) => Ok(None),
-            (place, short) => self.wire_one(&place, short, "serial0".into(), used).map(Some),
+            (_, Short::None) => Ok((None, None)),
+            (place, short) => {
+                let shares = matches!(short, Short::Shared(..));
+                let id = self.wire_one(&place, short, "serial0".into(), used)?;
+                Ok((Some(id.clone()), shares.then_some(id)))
+            }
+        }
+    }
+
+    /// With `-nographic` and a serial port elsewhere the terminal is a monitor's, unless another
+    /// device has it.
+    fn default_monitor(&mut self, serial: &Short, on_terminal: bool) {
+        let is_stdio = |backend: &ChardevBackend| matches!(backend, ChardevBackend::Stdio { .. });
+        let taken = match serial {
+            Short::New(backend, _) | Short::Shared(backend, _) if is_stdio(backend) => true,
+            Short::Shared(..) => true,
+            _ => self.chardevs.iter().any(|device| is_stdio(&device.backend)),
+        };
+        if on_terminal && !taken {
+            let chardev = Short::New(ChardevBackend::Stdio { signal: true }, None);
+            let (place, language) = ("-nographic".into(), Language::Human);
+            self.monitors.push(MonitorDraft { place, chardev, language, numbered: true });
         }
     }
 
@@ -447,14 +523,15 @@ impl Draft {
         label: String,
         used: &mut Vec<(String, String)>,
     ) -> Result<String, Error> {
+        let mux = matches!(short, Short::Shared(..));
         let id = match short {
-            Short::New(backend, log) => {
+            Short::New(backend, log) | Short::Shared(backend, log) => {
                 if self.chardevs.iter().any(|other| other.id == label) {
                     return Err(
                         Problem::DuplicateId("a character device").at(format!("{place} ({label})"))
                     );
                 }
-                self.chardevs.push(Chardev { id: label.clone(), backend, log });
+                self.chardevs.push(Chardev { id: label.clone(), backend, mux, log });
                 label
             }
             Short::Named(id) => {
@@ -467,7 +544,12 @@ impl Draft {
             }
             Short::None => return Err(Problem::Malformed("a character device").at(place)),
         };
-        if let Some((_, by)) = used.iter().find(|(other, _)| *other == id) {
+        let is_shared = self.chardevs.iter().any(|device| device.id == id && device.mux);
+        let users = used.iter().filter(|(other, _)| *other == id).count();
+        if is_shared && users >= Chardev::USERS_MAX {
+            return Err(Problem::Refused(TOO_MANY).at(place));
+        }
+        if let Some((_, by)) = used.iter().find(|(other, _)| *other == id && !is_shared) {
             return Err(Problem::InUse { by: by.clone() }.at(place));
         }
         used.push((id.clone(), place.into()));

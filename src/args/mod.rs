@@ -22,10 +22,11 @@ mod smp;
 mod table;
 pub(crate) mod value;
 
-pub(crate) use chardev::monitor;
+pub(crate) use chardev::{chardev, monitor};
+pub(crate) use draft::TOO_MANY;
 pub(crate) use error::{Error, Error as OptionError, Errors, Problem};
 pub use help::Style;
-pub(crate) use keys::{Key, Keys, Pair, Parameter, ParameterType, switch_or_auto};
+pub(crate) use keys::{Key, Keys, Pair, Parameter, ParameterType, split, switch_or_auto};
 pub(crate) use machine::MODELS as CPU_MODELS;
 pub(crate) use object::{
     Described, SecretOptions, describe as describe_object, keys_of as object_keys,

@@ -163,7 +163,6 @@ const NETWORK: &str =
     "short forms of networks are not built; write -netdev and -device virtio-net-device,netdev=";
 const DISPLAY: &str = "there is no display; the guest's console is -serial";
 const FIRMWARE: &str = "there is no firmware: -kernel starts the guest directly";
-const HMP: &str = "the human monitor is not built; write -qmp, and `godwit qmp` to talk to it";
 const NO_REMOVED: &str = "QEMU itself no longer has it";
 
 #[rustfmt::skip]
@@ -218,7 +217,7 @@ pub(crate) const OPTIONS: &[Opt] = {
         flag(Boot, &["S"], "do not start the processors; QMP's cont does",
             |d, _, _| { d.start_paused = true; Ok(()) }),
 
-        set(Consoles, &["serial"], "DEVICE", "the serial port: stdio, file:PATH, unix:PATH[,server=on,wait=off], tcp:HOST:PORT, pty, null, none, chardev:ID",
+        set(Consoles, &["serial"], "DEVICE", "the serial port: stdio, mon:stdio (shared with a monitor), file:PATH, unix:PATH[,server=on,wait=off], tcp:HOST:PORT, pty, null, none, chardev:ID",
             |d, o, v| d.serial(o, v)),
         set(Consoles, &["chardev"], "BACKEND,id=ID[,…]", "a character device; -chardev help lists back-ends and keys",
             |d, o, v| d.chardev(o, v)).group("chardev", || chardev::CHARDEV.parameters()),
@@ -226,8 +225,15 @@ pub(crate) const OPTIONS: &[Opt] = {
             |d, o, v| d.qmp(o, v, false)),
         set(Consoles, &["qmp-pretty"], "DEVICE", "the same, with indented answers",
             |d, o, v| d.qmp(o, v, true)),
-        set(Consoles, &["mon"], "ID,mode=control[,pretty=on]", "a QMP monitor on the character device ID",
+        set(Consoles, &["monitor"], "DEVICE", "a monitor for people, on a device as for -serial; none",
+            |d, o, v| d.monitor(o, v)),
+        set(Consoles, &["mon"], "ID[,mode=readline|control]", "a monitor on the character device ID, for people or (control) QMP",
             |d, o, v| d.mon(o, v)).group("mon", || draft::MON.parameters()),
+
+        set(Consoles, &["echr"], "N", "the key in front of commands to a shared device (mux=on, mon:), as a byte (1: Ctrl-A); then h lists them",
+            |d, o, v| d.escape(o, v)),
+        flag(Consoles, &["nographic"], "without -serial or -monitor: this terminal is both, as with -serial mon:stdio",
+            |d, _, _| { d.nographic = true; Ok(()) }),
 
         set(Running, &["pidfile"], "FILE", "write the process id here, and keep it locked: one machine for one file",
             |d, _, v| { d.pidfile = Some(v.into()); Ok(()) }),
@@ -250,7 +256,6 @@ pub(crate) const OPTIONS: &[Opt] = {
 
         ignore(&["nodefaults"], None),
         ignore(&["no-user-config"], None),
-        ignore(&["nographic"], None),
         ignore(&["enable-kvm"], None),
         ignore(&["only-migratable"], None),
         ignore(&["msg"], Some("…")),
@@ -259,9 +264,7 @@ pub(crate) const OPTIONS: &[Opt] = {
         ignore(&["boot"], Some("…")),
         only(&["display"], &["none"], DISPLAY),
         only(&["vga"], &["none"], DISPLAY),
-        only(&["monitor"], &["none", "null"], HMP),
         only(&["parallel"], &["none", "null"], "there is no parallel port; write -parallel none"),
-        only(&["echr"], &["1", "0x1", "0x01"], "the character that leads to a monitor on a shared console, which there is none of; leave it out"),
         only(&["nic"], &["none"], NETWORK),
         only(&["net"], &["none"], NETWORK),
         only(&["rtc"], &["base=utc", "base=utc,clock=host", "base=utc,driftfix=none", "clock=host"], "the clock runs in UTC by the host's clock; write -rtc base=utc"),

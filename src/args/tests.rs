@@ -67,12 +67,16 @@ fn the_line_of_a_migration_target_becomes_a_machine() {
         },
         boot: Some(Boot { kernel: Kernel::File("K".into()), initrd: None, cmdline: "A".into() }),
         chardevs: vec![
-            Chardev { id: "serial0".into(), backend: file, log: None },
-            Chardev { id: "compat_monitor0".into(), backend: socket, log: None },
+            Chardev { id: "serial0".into(), backend: file, mux: false, log: None },
+            Chardev { id: "compat_monitor0".into(), backend: socket, mux: false, log: None },
         ],
         back_ends: Vec::new(),
         serial: Some("serial0".into()),
-        monitors: vec![Monitor { chardev: "compat_monitor0".into(), pretty: false }],
+        monitors: vec![Monitor {
+            chardev: "compat_monitor0".into(),
+            language: Language::Qmp { pretty: false },
+        }],
+        escape: 1,
         incoming: Some(Incoming::Defer),
         restore: None,
         restored_since: None,
@@ -169,8 +173,12 @@ fn character_devices_are_named_and_shared_out() {
          tcp:[::1]:4444,server,nowait,ipv6",
     );
     assert_eq!(c.serial.as_deref(), Some("con"));
-    let monitors: Vec<_> = c.monitors.iter().map(|m| (m.chardev.as_str(), m.pretty)).collect();
-    assert_eq!(monitors, [("q", true), ("compat_monitor1", false)]);
+    let monitors: Vec<_> = c
+        .monitors
+        .iter()
+        .map(|m| (m.chardev.as_str(), m.language == Language::Qmp { pretty: true }))
+        .collect();
+    assert_eq!(monitors, [("q", true), ("compat_monitor0", false)]);
     assert_eq!(c.chardevs[1].log, Some(LogFile { path: "L".into(), append: false }));
     let address = SocketAddress::Tcp {
         host: "::1".into(),
@@ -219,8 +227,8 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-device vmcoreinfo: there can be one vmcoreinfo device only",
         ),
         (
-            "-monitor stdio",
-            "-monitor stdio: the human monitor is not built; write -qmp, and `godwit qmp` to talk to it",
+            "-monitor mon:stdio",
+            "-monitor mon:stdio: a monitor shares the device of -serial mon: only",
         ),
         ("-display gtk", "-display gtk: there is no display; the guest's console is -serial"),
         ("-M q35", "-M q35: Godwit has one machine: microvm"),
@@ -351,12 +359,12 @@ fn refusals_say_what_and_why_and_what_instead() {
         ),
         (
             "-serial fil:x",
-            "-serial fil:x: expects stdio, null, none, pty, file:, unix:, tcp:, chardev: or fd:, did you mean \
+            "-serial fil:x: expects stdio, null, none, pty, file:, unix:, tcp:, chardev:, fd: or mon:, did you mean \
                            file:?",
         ),
         (
-            "-serial mon:stdio",
-            "-serial mon:stdio: a monitor cannot share this device; give each its own",
+            "-serial mon:chardev:x",
+            "-serial mon:chardev:x: expects a new character device behind mon:",
         ),
         ("-serial chardev:x", "-serial chardev:x: there is no character device with this id"),
         ("-serial tcp:localhost", "-serial tcp:localhost: expects tcp:HOST:PORT"),
@@ -397,7 +405,24 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-chardev socket,id=s,path=x,host=h,port=1",
             "-chardev: expects one of path=, host= with port=, and fd=",
         ),
-        ("-mon q", "-mon q: the human monitor is not built; write mode=control"),
+        ("-mon q", "-mon chardev=q: there is no character device with this id"),
+        (
+            "-chardev null,id=c -mon c,pretty=on",
+            "-mon c,pretty=on: pretty= goes only with mode=control",
+        ),
+        (
+            "-chardev null,id=c,mux=on -mon c,mode=control",
+            "-mon chardev=c: programs do not share a device; give QMP its own",
+        ),
+        (
+            "-chardev null,id=c,mux=on -mon c -mon c -mon c -mon c -mon c",
+            "-mon chardev=c: four users share the device already",
+        ),
+        (
+            "-chardev null,id=c,mux=on -mon c -mon c -mon c -serial chardev:c -device virtio-serial-device -device virtconsole,chardev=c",
+            "-device virtconsole,chardev=c: four users share the device already",
+        ),
+        ("-echr 256", "-echr 256: expects a number from 0 to 255"),
         (
             "-incoming file:f,x-godwit-restore=map",
             "-incoming file:f,x-godwit-restore=map: expects eager or mapped",

@@ -8,6 +8,7 @@
 mod device;
 mod error;
 mod line;
+mod mux;
 mod output;
 mod port;
 mod socket;
@@ -17,6 +18,7 @@ pub use device::{Backend, Chardev, Files};
 pub(crate) use device::{Status, empty};
 pub(crate) use error::Error;
 pub(crate) use line::PortLine;
+pub(crate) use mux::{Front, Mux, MuxLine, MuxSink};
 pub(crate) use port::{Change, Port, bridge};
 pub(crate) use socket::{Client, Listener, connect, describe};
 pub(crate) use socket::{inherited, listen};

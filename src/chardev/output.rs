@@ -165,7 +165,8 @@ impl Output {
         taken + kept.len()
     }
 
-    fn write(&self, bytes: &[u8]) {
+    /// Never blocks for long; what finds no room even then is lost.
+    pub(super) fn write(&self, bytes: &[u8]) {
         let mut state = self.state();
         let mut rest = bytes;
         if let To::Disk(file) = &state.to {

@@ -15,6 +15,7 @@ use tokio_uring::fs::File as RingFile;
 
 use super::device::{Backend, Chardev, Files, Status};
 use super::line::PortLine;
+use super::mux::Mux;
 use super::output::{Output, Sink, To};
 
 /// Bytes read at a time; the guest's port takes 16.
@@ -47,6 +48,20 @@ impl Port {
             output.connect(To::Nowhere);
         }
         Ok((PortLine::new(output, log), port))
+    }
+
+    /// The same for a port that several share; `escape` is the key that is for the device itself.
+    pub(crate) fn shared(chardev: Chardev, escape: u8) -> io::Result<(Arc<Mux>, Port)> {
+        let (output, log, port) = Port::open(chardev)?;
+        if let Backend::Null = port.backend {
+            output.connect(To::Nowhere);
+        }
+        Ok((Mux::new(output, log, escape), port))
+    }
+
+    /// [`Port::run`] for such a one.
+    pub(crate) async fn run_shared(self, mux: Arc<Mux>) {
+        self.run(&|bytes| mux.receive(bytes), &mux.go_on).await;
     }
 
     fn open(chardev: Chardev) -> io::Result<(Arc<Output>, Option<File>, Port)> {

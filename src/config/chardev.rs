@@ -7,11 +7,21 @@ use std::path::PathBuf;
 pub struct Chardev {
     pub id: String,
     pub backend: ChardevBackend,
+    /// Several share it.
+    pub mux: bool,
     /// Everything the guest or a monitor writes goes here too.
     pub log: Option<LogFile>,
 }
 
 impl Chardev {
+    /// How many can share one, as in QEMU.
+    pub(crate) const USERS_MAX: usize = 4;
+
+    /// What the device behind a shared one is called.
+    pub(crate) fn base(&self) -> Chardev {
+        Chardev { id: format!("{}-base", self.id), ..self.clone() }
+    }
+
     /// Only one machine at a time can have what is behind it, and opening it finds that out.
     pub(crate) fn is_exclusive(&self) -> bool {
         matches!(&self.backend, ChardevBackend::Socket(_) | ChardevBackend::Pty { path: Some(_) })

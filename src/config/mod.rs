@@ -63,6 +63,8 @@ pub struct Config {
     /// serial port.
     pub serial: Option<String>,
     pub monitors: Vec<Monitor>,
+    /// The key that is for a shared character device itself, as a byte.
+    pub escape: u8,
     /// Wait for a migration instead of booting.
     pub incoming: Option<Incoming>,
     /// Said with where it comes from.
@@ -235,13 +237,20 @@ pub enum Kernel {
     File(PathBuf),
 }
 
-/// A QMP monitor (there is no human monitor).
+/// A monitor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Monitor {
-    /// Id of a character device that no one else uses.
+    /// Id of a character device, which no one else uses unless it is shared.
     pub chardev: String,
-    /// Answers indented over several lines.
-    pub pretty: bool,
+    pub language: Language,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// For programs; `pretty`: answers indented over several lines.
+    Qmp { pretty: bool },
+    /// For people.
+    Human,
 }
 
 /// Where the guest comes from when it does not boot here.

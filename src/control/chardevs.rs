@@ -45,6 +45,8 @@ pub(super) enum User {
     Bound,
     /// A monitor or a virtio port: it keeps what it was given.
     Stays,
+    /// Several.
+    Shared,
 }
 
 enum Request {
@@ -76,6 +78,22 @@ impl Registry {
     /// From here on it is listed.
     pub(super) fn insert(&self, chardev: &Chardev, user: User) {
         self.lock().push(Entry::of(chardev, user));
+    }
+
+    /// What several share, in front of the device behind it.
+    pub(super) fn insert_shared(&self, label: &str) {
+        let label = label.to_owned();
+        let filename = "mux".to_owned();
+        self.lock().push(Entry {
+            label: label.clone(),
+            user: User::Shared,
+            info: Box::new(move || {
+                let (label, filename) = (label.clone(), filename.clone());
+                ChardevInfo { label, filename, frontend_open: true }
+            }),
+            status: Arc::default(),
+            is_socket: false,
+        });
     }
 
     /// `chardev` in place of the one of its name.
@@ -159,6 +177,7 @@ impl Chardevs for Registry {
         match self.user(&chardev.id) {
             None => return Err(ChardevError::Unknown(chardev.id)),
             Some(User::Stays) => return Err(ChardevError::Stays),
+            Some(User::Shared) => return Err(ChardevError::Shared),
             Some(User::Bound) => return Err(ChardevError::Bound(chardev.id)),
             Some(User::Serial) if chardev.log.is_some() => return Err(ChardevError::Log),
             Some(User::Serial | User::Nobody) => {}

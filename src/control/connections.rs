@@ -15,11 +15,15 @@ use tokio::task::JoinHandle;
 use super::chardevs::{Keeper, Registry, User};
 use super::error::Error;
 use super::outputs;
-use crate::chardev::{self, Backend, Chardev, Client, Listener, Port, PortLine, bridge};
-use crate::config::Config;
+use super::shared::{SerialFront, Shared, Typed};
+use crate::chardev::{
+    self, Backend, Chardev, Client, Listener, MuxLine, MuxSink, Port, PortLine, bridge,
+};
+use crate::config::{self, Config, Language};
 use crate::devices::Lines;
 use crate::devices::serial::Serial;
 use crate::machine::Machine;
+use crate::qmp::human::Inputs;
 use crate::qmp::{Monitor, Server};
 
 /// Character devices, open, each with the one who uses it.
@@ -31,6 +35,7 @@ pub(super) struct Connections {
     lines: Vec<(Arc<PortLine>, Port)>,
     line_ends: Lines,
     monitors: Vec<Served>,
+    shared: Vec<Shared>,
     registry: Arc<Registry>,
     /// Has those that nobody uses.
     keeper: Option<Keeper>,
@@ -46,7 +51,7 @@ type Bridges = RefCell<Vec<JoinHandle<()>>>;
 struct Served {
     monitor: Arc<Monitor>,
     status: Arc<chardev::Status>,
-    pretty: bool,
+    language: Language,
     clients: Clients,
 }
 
@@ -69,6 +74,7 @@ impl Connections {
             lines: Vec::new(),
             line_ends: Lines::new(),
             monitors: Vec::new(),
+            shared: Vec::new(),
             registry,
             keeper: None,
             stale: Vec::new(),
@@ -77,6 +83,10 @@ impl Connections {
         let mut described: Vec<_> = config.chardevs.iter().collect();
         described.sort_by_key(|chardev| !chardev.is_exclusive());
         for described in described {
+            if described.mux {
+                all.share(config, described).await?;
+                continue;
+            }
             let mut chardev = Chardev::open(described).await?;
             all.stale.extend(chardev.take_stale());
             let user = match &chardev.id {
@@ -90,7 +100,7 @@ impl Connections {
             let monitor = config.monitors.iter().find(|monitor| monitor.chardev == chardev.id);
             if let Some(monitor) = monitor {
                 let id = chardev.id.clone();
-                let served = all.served(chardev, monitor.pretty);
+                let served = all.served(chardev, monitor.language);
                 all.monitors.push(served.map_err(|source| Error::Connection { id, source })?);
             } else if config.serial.as_ref() == Some(&chardev.id) {
                 let id = chardev.id.clone();
@@ -112,7 +122,37 @@ impl Connections {
         Ok(all)
     }
 
-    fn served(&self, chardev: Chardev, pretty: bool) -> io::Result<Served> {
+    /// Opens one that several share: monitors come first, then the serial port, then virtio ports,
+    /// which come by themselves.
+    async fn share(&mut self, config: &Config, described: &config::Chardev) -> Result<(), Error> {
+        let id = described.id.clone();
+        let mut chardev = Chardev::open(&described.base()).await?;
+        self.stale.extend(chardev.take_stale());
+        self.registry.insert_shared(&id);
+        self.registry.insert(&chardev, User::Stays);
+        let failed = |source| Error::Connection { id: id.clone(), source };
+        let (mux, port) = Port::shared(chardev, config.escape).map_err(failed)?;
+        let mut shared = Shared { mux, port, monitors: Vec::new(), serial: None };
+        for monitor in config.monitors.iter().filter(|monitor| monitor.chardev == id) {
+            let monitor = Monitor { label: monitor.chardev.clone(), ..Monitor::default() };
+            let inputs = Arc::<Inputs>::default();
+            let number = shared.mux.add(Arc::new(Typed(inputs.clone())));
+            shared.monitors.push((Arc::new(monitor), inputs, number));
+        }
+        if config.serial.as_ref() == Some(&id) {
+            let front = Arc::<SerialFront>::default();
+            shared.mux.add(front.clone());
+            shared.serial = Some(front);
+            self.sink = Some(Box::new(MuxSink(shared.mux.clone())));
+        }
+        if config.lines.contains(&id) {
+            self.line_ends.insert(id, Arc::new(MuxLine(shared.mux.clone())));
+        }
+        self.shared.push(shared);
+        Ok(())
+    }
+
+    fn served(&self, chardev: Chardev, language: Language) -> io::Result<Served> {
         let monitor = Arc::new(Monitor { label: chardev.id.clone(), ..Monitor::default() });
         let status = chardev.status();
         status.used.store(true, Ordering::Relaxed);
@@ -126,7 +166,7 @@ impl Connections {
             Backend::Server(listener) => Clients::Each(listener),
             Backend::Client(client) => Clients::Ours(client),
         };
-        Ok(Served { monitor, status, pretty, clients })
+        Ok(Served { monitor, status, language, clients })
     }
 
     /// Where the serial port's output goes.
@@ -157,6 +197,9 @@ impl Connections {
         for monitor in self.monitors.drain(..) {
             tokio_uring::spawn(monitor.serve(server.clone()));
         }
+        for shared in self.shared.drain(..) {
+            shared.serve(server, machine);
+        }
         for (line, port) in self.lines.drain(..) {
             tokio_uring::spawn(port.run_line(line));
         }
@@ -181,11 +224,14 @@ impl Connections {
 impl Served {
     /// Client after client, one at a time.
     async fn serve(self, server: Rc<Server>) {
-        let Served { monitor, status, pretty, clients } = self;
+        let Served { monitor, status, language, clients } = self;
         // A monitor in trouble is no reason to end the guest.
         let converse = async |socket| {
             status.connect(&socket);
-            let served = server.serve(&monitor, socket, pretty).await;
+            let served = match language {
+                Language::Qmp { pretty } => server.serve(&monitor, socket, pretty).await,
+                Language::Human => server.serve_human(&monitor, socket).await,
+            };
             status.disconnect();
             if let Err(error) = served {
                 say!("godwit: monitor {}: {error}", monitor.label);

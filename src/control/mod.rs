@@ -14,6 +14,7 @@ mod error;
 mod outputs;
 mod pidfile;
 mod ring;
+mod shared;
 
 use std::rc::Rc;
 use std::sync::atomic::Ordering;

@@ -15,6 +15,7 @@ pub mod commands;
 mod error;
 mod events;
 mod fds;
+pub(crate) mod human;
 mod introspect;
 pub mod json;
 mod outbox;

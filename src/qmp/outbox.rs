@@ -71,6 +71,11 @@ impl Outbox {
         self.queue.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    /// What a person reads.
+    pub(crate) fn say(&self, text: &[u8]) {
+        self.append(text);
+    }
+
     /// An answer or a greeting.
     pub(crate) fn push(&self, message: &impl Serialize) {
         let bytes = self.format(message);
@@ -94,6 +99,11 @@ impl Outbox {
         }
         drop(queue);
         self.filled.notify_one();
+    }
+
+    #[cfg(test)]
+    pub(super) fn take_now(&self) -> Vec<u8> {
+        std::mem::take(&mut self.queue().bytes)
     }
 
     /// From here on events are delivered.

@@ -16,12 +16,13 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use super::commands::{Answer, Command, Held, Run};
 use super::error::Error;
 use super::fds::Monitor;
+use super::human;
 use super::json::Value;
 use super::outbox::Outbox;
 use super::session::{Item, Job, Message, Session};
@@ -46,9 +47,6 @@ const WAITING_MAX: usize = 64;
 /// Every connection of every monitor.
 pub struct Server {
     vmm: Arc<Vmm>,
-    /// Held while a [`Run::Blocking`] command runs. Waiting is in order of arrival, which makes it a
-    /// round over the monitors.
-    turn: Arc<Mutex<()>>,
     /// One permit for each [`Run::Waiting`] command.
     waiting: Arc<Semaphore>,
     clients: RefCell<Vec<Weak<Outbox>>>,
@@ -58,10 +56,121 @@ impl Server {
     pub fn new(vmm: Arc<Vmm>) -> Rc<Server> {
         Rc::new(Server {
             vmm,
-            turn: Arc::default(),
             waiting: Arc::new(Semaphore::new(WAITING_MAX)),
             clients: RefCell::default(),
         })
+    }
+
+    /// Talks to one person until he leaves.
+    pub(crate) async fn serve_human(
+        self: &Rc<Server>,
+        monitor: &Arc<Monitor>,
+        socket: OwnedFd,
+    ) -> std::io::Result<()> {
+        let wire = Arc::new(Wire::new(socket)?);
+        let outbox = Arc::new(Outbox::new(false));
+        let cut = Arc::downgrade(&wire);
+        outbox.on_overrun(move || cut.upgrade().iter().for_each(|wire| wire.hang_up()));
+        self.enlist(&outbox);
+        let writer = tokio_uring::spawn(write(wire.clone(), outbox.clone()));
+        let mut session = human::Session::new(outbox.clone(), true);
+        session.open();
+        while let Ok(received) = wire.receive().await {
+            if received.bytes.is_empty() {
+                break;
+            }
+            if !received.fds.is_empty() {
+                monitor.fds.arrived(received.fds);
+            }
+            tokio::select! {
+                biased;
+                goes_on = self.type_in(monitor, &mut session, &outbox, &received.bytes) => {
+                    if !goes_on {
+                        break;
+                    }
+                }
+                () = gone_for(&wire, LEFT_TIMEOUT) => break,
+            }
+        }
+        monitor.fds.drop_pending();
+        outbox.finish();
+        finish(writer).await;
+        outbox.close();
+        wire.hang_up();
+        Ok(())
+    }
+
+    /// The same on a console that several share, for as long as the process runs. What is said goes
+    /// to `show`, which waits until it can be shown.
+    pub(crate) async fn serve_shared(
+        self: &Rc<Server>,
+        monitor: &Arc<Monitor>,
+        inputs: Arc<human::Inputs>,
+        show: impl AsyncFn(&[u8]) + 'static,
+    ) {
+        // Not enlisted: what another user's focus holds back is for nobody at the end.
+        let outbox = Arc::new(Outbox::new(false));
+        let shown = outbox.clone();
+        tokio_uring::spawn(async move {
+            while let Some(bytes) = shown.take().await {
+                show(&bytes).await;
+                shown.written(bytes.len());
+            }
+        });
+        let mut session = human::Session::new(outbox.clone(), false);
+        loop {
+            match inputs.next().await {
+                human::Input::Opened => session.open(),
+                human::Input::Focus(focused) => session.focus(focused),
+                human::Input::Bytes(bytes) => {
+                    if !self.type_in(monitor, &mut session, &outbox, &bytes).await {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Runs the lines in what was typed. `false`: there is nobody to go on for.
+    async fn type_in(
+        &self,
+        monitor: &Arc<Monitor>,
+        session: &mut human::Session,
+        outbox: &Outbox,
+        bytes: &[u8],
+    ) -> bool {
+        let mut slice = Slice::begin();
+        for &byte in bytes {
+            if let Some(line) = session.key(byte) {
+                let answer = self.line(monitor, line, session.history()).await;
+                session.answered(&answer);
+            }
+            if self.vmm.exit.is_requested() || !outbox.has_room().await {
+                return false;
+            }
+            slice.end().await;
+        }
+        true
+    }
+
+    /// A line of the human monitor, on a helper thread.
+    async fn line(&self, monitor: &Arc<Monitor>, line: String, history: Vec<String>) -> String {
+        self.until_the_end().await;
+        if line.trim().is_empty() {
+            return String::new();
+        }
+        let (vmm, monitor) = (self.vmm.clone(), monitor.clone());
+        let Ok(permit) = self.waiting.clone().try_acquire_owned() else {
+            return format!("Error: {WAITING_MAX} commands wait for files or peers already\r\n");
+        };
+        let work = move || {
+            let _permit = permit;
+            human::answer(&vmm, &monitor, &line, Some(&history))
+        };
+        match aside("hmp", work) {
+            Ok(answer) => answer.await.unwrap_or_else(|_| "Error: the command crashed\r\n".into()),
+            Err(error) => format!("Error: no thread for the command: {}\r\n", reason(&error)),
+        }
     }
 
     /// Talks to one client until it leaves. `pretty`: answers over several lines.
@@ -93,6 +202,11 @@ impl Server {
         Ok(())
     }
 
+    /// What the process is.
+    pub(crate) fn vmm(&self) -> &Arc<Vmm> {
+        &self.vmm
+    }
+
     /// Waits until every client has what was meant for it, but not after `end`, and leaves them.
     pub async fn close(&self, end: Instant) {
         let clients: Vec<_> = self.clients.borrow().iter().filter_map(Weak::upgrade).collect();
@@ -122,7 +236,7 @@ impl Server {
                 (answer, held)
             }
             Run::Blocking(_) => {
-                let turn = self.turn.clone().lock_owned().await;
+                let turn = self.vmm.turn.clone().lock_owned().await;
                 self.help(monitor, command, arguments, turn).await
             }
             Run::Waiting(_) => match self.waiting.clone().try_acquire_owned() {

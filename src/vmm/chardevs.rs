@@ -24,6 +24,8 @@ pub enum ChardevError {
     /// As `NotFound`, where QEMU says it otherwise.
     #[error("Chardev '{0}' does not exist")]
     Unknown(String),
+    #[error("Mux device hotswap not supported yet")]
+    Shared,
     #[error("Chardev user does not support chardev hotswap")]
     Stays,
     #[error(

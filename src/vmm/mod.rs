@@ -37,6 +37,9 @@ pub struct Vmm {
     /// Those that came after the machine was built.
     pub objects: Objects,
     pub exit: Arc<Exit>,
+    /// Held while a command that changes the machine runs. Waiting is in order of arrival, which
+    /// makes it a round over the monitors.
+    pub(crate) turn: Arc<tokio::sync::Mutex<()>>,
     /// In `inmigrate`: whether the guest starts once it has arrived. `-S` and `stop` clear it,
     /// `cont` sets it.
     pub autostart: Arc<AtomicBool>,
@@ -61,6 +64,7 @@ impl Vmm {
             fd_sets: FdSets::default(),
             objects: Objects::default(),
             exit,
+            turn: Arc::default(),
             autostart: Arc::new(AtomicBool::new(true)),
             chardevs: Arc::new(chardevs::Nothing),
             nets: Arc::new(Nets::new(|_| {})),

@@ -342,6 +342,7 @@ pub(crate) fn config(dir: &tempfile::TempDir, code: &[u8], mib: u64, cpus: u8) -
         back_ends: Vec::new(),
         serial: Some("serial0".into()),
         monitors: vec![],
+        escape: 1,
         incoming: None,
         restore: None,
         restored_since: None,

@@ -112,5 +112,7 @@ async fn listener(n: usize, path: &Path) -> Chardev {
     let address = SocketAddress::Unix { path: path.to_owned() };
     let backend =
         ChardevBackend::Socket(Socket { address, role: SocketRole::Server { wait: false } });
-    Chardev::open(&config::Chardev { id: format!("mon{n}"), backend, log: None }).await.unwrap()
+    Chardev::open(&config::Chardev { id: format!("mon{n}"), backend, mux: false, log: None })
+        .await
+        .unwrap()
 }

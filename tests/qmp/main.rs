@@ -7,6 +7,7 @@ mod behaviour;
 mod chardevs;
 #[path = "../common/mod.rs"]
 mod common;
+mod consoles;
 mod descriptors;
 mod dirty;
 mod fake;

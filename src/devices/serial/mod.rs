@@ -123,6 +123,16 @@ impl Serial {
         taken
     }
 
+    /// The line is broken: a zero byte, and the sign for it.
+    pub(crate) fn receive_break(&self) {
+        let mut port = self.lock();
+        if port.room() > 0 {
+            port.receive(0);
+        }
+        port.regs.lsr |= LSR_BREAK | LSR_READY;
+        port.update_irq();
+    }
+
     /// `wake` is called from vCPU threads whenever the guest has read something: there is room for
     /// input. It may call [`Serial::enqueue`].
     pub fn on_room(&self, wake: Wake) {

@@ -139,19 +139,49 @@ static FD: Shape = Shape::of(&[required("data", Type::Object(&super::channels::F
 fn add(call: Call<'_>) -> Answer {
     let id = call.args.text("id");
     value::id(id).map_err(|_| Error::generic("Parameter 'id' expects an identifier"))?;
-    if call.vmm.chardevs.list().iter().any(|other| other.label == id) {
-        return Err(Error::generic(format_args!("Chardev with id '{id}' already exists")));
-    }
-    open(call, id, |chardev, fd, images| call.vmm.chardevs.add(chardev, fd, images))
+    is_new(call, id)?;
+    let (chardev, fd) = describe(call, id)?;
+    open(call, chardev, fd, |chardev, fd, images| call.vmm.chardevs.add(chardev, fd, images))
 }
+
+fn is_new(call: Call<'_>, id: &str) -> Result<(), Error> {
+    match call.vmm.chardevs.list().iter().any(|other| other.label == id) {
+        true => Err(Error::generic(format_args!("Chardev with id '{id}' already exists"))),
+        false => Ok(()),
+    }
+}
+
+/// One that the human monitor describes.
+pub(crate) fn add_described(call: Call<'_>, chardev: Chardev) -> Answer {
+    is_new(call, &chardev.id)?;
+    refuse_stdio(&chardev)?;
+    open(call, chardev, None, |chardev, fd, images| call.vmm.chardevs.add(chardev, fd, images))
+}
+
+pub(crate) fn change_described(call: Call<'_>, chardev: Chardev) -> Answer {
+    is_known(call, &chardev.id)?;
+    refuse_stdio(&chardev)?;
+    open(call, chardev, None, |chardev, fd, images| call.vmm.chardevs.change(chardev, fd, images))
+}
+
+fn refuse_stdio(chardev: &Chardev) -> Result<(), Error> {
+    match chardev.backend {
+        _ if chardev.mux => Err(Error::generic("mux=on: nothing could share it later")),
+        ChardevBackend::Stdio { .. } => Err(Error::generic(TAKEN)),
+        _ => Ok(()),
+    }
+}
+
+const TAKEN: &str = "stdio is taken when the machine starts";
 
 /// Has what is asked for opened, and tells the name of a terminal.
 fn open(
     call: Call<'_>,
-    id: &str,
+    chardev: Chardev,
+    fd: Option<OwnedFd>,
     how: impl FnOnce(Chardev, Option<OwnedFd>, Vec<Input>) -> Result<(), ChardevError>,
 ) -> Answer {
-    let (chardev, fd) = describe(call, id)?;
+    let id = chardev.id.clone();
     let is_pty = matches!(chardev.backend, ChardevBackend::Pty { .. });
     let images = call.vmm.guest.images().map(Images::files).unwrap_or_default();
     how(chardev, fd, images).map_err(Error::generic)?;
@@ -190,7 +220,7 @@ fn describe(call: Call<'_>, id: &str) -> Result<(Chardev, Option<OwnedFd>), Erro
             (address, fd) = socket_address(call, data.object("addr"), switch("nodelay"))?;
             ChardevBackend::Socket(Socket { address, role })
         }
-        "stdio" => return Err(Error::generic("stdio is taken when the machine starts")),
+        "stdio" => return Err(Error::generic(TAKEN)),
         other => {
             return Err(Error::generic(format_args!(
                 "chardev-add of {other}: such character devices are not built yet"
@@ -199,7 +229,7 @@ fn describe(call: Call<'_>, id: &str) -> Result<(Chardev, Option<OwnedFd>), Erro
     };
     let log =
         text("logfile").map(|path| LogFile { path: path.into(), append: switch("logappend") });
-    Ok((Chardev { id: id.to_owned(), backend: made, log }, fd))
+    Ok((Chardev { id: id.to_owned(), backend: made, mux: false, log }, fd))
 }
 
 fn role(data: Args<'_>) -> Result<SocketRole, Error> {
@@ -267,8 +297,14 @@ fn remove(call: Call<'_>) -> Answer {
 
 fn change(call: Call<'_>) -> Answer {
     let id = call.args.text("id");
-    if !call.vmm.chardevs.list().iter().any(|device| device.label == id) {
-        return Err(Error::generic(ChardevError::Unknown(id.to_owned())));
+    is_known(call, id)?;
+    let (chardev, fd) = describe(call, id)?;
+    open(call, chardev, fd, |chardev, fd, images| call.vmm.chardevs.change(chardev, fd, images))
+}
+
+fn is_known(call: Call<'_>, id: &str) -> Result<(), Error> {
+    match call.vmm.chardevs.list().iter().any(|device| device.label == id) {
+        true => Ok(()),
+        false => Err(Error::generic(ChardevError::Unknown(id.to_owned()))),
     }
-    open(call, id, |chardev, fd, images| call.vmm.chardevs.change(chardev, fd, images))
 }

@@ -35,6 +35,7 @@ mod protocol;
 mod runstate;
 mod stats;
 
+pub(crate) use chardevs::{add_described as add_chardev, change_described as change_chardev};
 pub(crate) use command::{Answer, Held, NOTHING, Run};
 pub use command::{Call, Command};
 

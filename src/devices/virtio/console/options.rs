@@ -2,8 +2,8 @@
 //! which port is on which controller under which number.
 
 use super::super::{NO_IOMMU, NO_PACKED, RingFeatures};
-use crate::args::{Key, Keys, OptionError, Problem, value};
-use crate::config::{Config, Device};
+use crate::args::{Key, Keys, OptionError, Problem, TOO_MANY, value};
+use crate::config::{Chardev, Config, Device};
 use crate::suggest::nearest;
 
 pub(crate) const CONTROLLER: &str = "virtio-serial-device";
@@ -128,6 +128,17 @@ pub(crate) fn complete(config: &mut Config) -> Result<(), OptionError> {
             let ids = config.chardevs.iter().map(|chardev| chardev.id.as_str());
             let nearest = nearest(id, ids).map(String::from);
             return Err(Problem::UnknownId { kind: "character device", nearest }.at(at));
+        }
+        let chardev = config.chardevs.iter().find(|chardev| chardev.id == *id);
+        if chardev.is_some_and(|chardev| chardev.mux) {
+            let users = usize::from(config.serial.as_ref() == Some(id))
+                + config.monitors.iter().filter(|monitor| monitor.chardev == *id).count()
+                + lines.iter().filter(|line| *line == id).count();
+            if users >= Chardev::USERS_MAX {
+                return Err(Problem::Refused(TOO_MANY).at(at));
+            }
+            lines.push(id.clone());
+            continue;
         }
         let by = if config.serial.as_ref() == Some(id) {
             Some("the serial port")
