@@ -79,6 +79,17 @@ fn every_framing_moves_the_guest() {
             &["multifd", "xbzrle"],
             json!({"multifd-channels": 2, "max-bandwidth": 50 << 20, "x-godwit-verify": true}),
         ),
+        // As on a large host, and with no lock that many would wait for in vain.
+        (
+            &["multifd", "xbzrle"],
+            json!({"multifd-channels": 16, "x-godwit-encoder-threads": 8, "max-bandwidth": 50 << 20,
+                "x-godwit-verify": true}),
+        ),
+        (
+            &["multifd"],
+            json!({"multifd-channels": 16, "x-godwit-encoder-threads": 8, "max-bandwidth": 0,
+                "x-godwit-stream": "qemu"}),
+        ),
     ] {
         let dir = tempfile::tempdir().unwrap();
         let (mut source, mut target) = (source(dir.path()), target(dir.path(), "target"));

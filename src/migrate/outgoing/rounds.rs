@@ -110,8 +110,10 @@ impl Rounds {
         source.tell_pass();
         show_caches(source, peer);
         list_blocks(source, peer)?;
-        let threads =
-            std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8);
+        let threads = match source.settings.parameters().x_godwit_encoder_threads {
+            0 => std::thread::available_parallelism().map_or(1, |threads| threads.get()).min(8),
+            told => told.into(),
+        };
         let pool = threads_named("migration", threads)?;
         let channels = peer.page_channels().len();
         let senders = (channels > 1).then(|| threads_named("channel", channels)).transpose()?;

@@ -141,6 +141,9 @@ parameters! {
         "A snapshot: migrate file:PATH writes only what differs from it, as an increment.";
     x_godwit_verify: bool = false, "x-godwit-verify", Limits::None, Start,
         "Compare a hash of all RAM before the hand-over; between two Godwits; costs downtime.";
+    x_godwit_encoder_threads: u8 = 0, "x-godwit-encoder-threads",
+        between(0, 64, "expects a value between 0 and 64"), Start,
+        "Threads of the source that look for zeros and make deltas; 0: one a processor, at most 8.";
     x_godwit_peer_timeout: u64 = 60_000, "x-godwit-peer-timeout", Limits::None, Start,
         "Milliseconds of silence after which a TCP connection counts as broken.";
     x_godwit_commit_timeout: u64 = 0, "x-godwit-commit-timeout", Limits::None, Now,
