@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::capabilities::Capability;
-use super::fake_guest::{FakeGuest, RAM_BYTES};
+use super::fake_guest::{FREE, FakeGuest, RAM_BYTES};
 use super::guest::Migratable;
 use super::incoming::{Arrival, Incoming, Origin};
 use super::mapped_tests::{assert_same, save_into, settings};
@@ -306,4 +306,28 @@ fn a_base_that_is_broken_or_changes_meanwhile_makes_no_increment() {
     assert!(!folder.at("third").exists());
     let left = std::fs::read_dir(folder.0.path()).unwrap().count();
     assert_eq!(left, 3, "no part of a file that failed stays behind");
+}
+
+/// What the guest has given up is not found again in what it had there before.
+#[test]
+fn pages_that_the_guest_names_free_are_empty_in_an_increment() {
+    let folder = Folder::new();
+    let guest = folder.base();
+    for page in FREE {
+        guest.ram.write(page * PAGE_BYTES, &[9; 4096]).unwrap();
+    }
+    assert_eq!(folder.save(&guest, "first", "base").status(), Status::Completed);
+    guest.cont().unwrap();
+    guest.names_free_pages(false);
+    let progress = folder.save(&guest, "second", "first");
+    let hinted = progress.report()["x-godwit"]["hinted"].as_u64();
+    assert!(hinted >= Some(2000), "{hinted:?}");
+    let loaded = folder.load("second").unwrap();
+    let (mut now, mut then) = (vec![0; 4096], vec![0; 4096]);
+    for page in 0..RAM_BYTES / PAGE_BYTES {
+        guest.ram.read(page * PAGE_BYTES, &mut now).unwrap();
+        loaded.ram.read(page * PAGE_BYTES, &mut then).unwrap();
+        let given_up = FREE.contains(&page) && page % 7 != 0 && then == [0; 4096];
+        assert!(given_up || now == then, "page {page}");
+    }
 }

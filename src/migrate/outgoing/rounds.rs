@@ -263,8 +263,9 @@ impl Rounds {
         let counters = &source.progress.counters;
         let hints = self.ask(source, pass)?;
         // In the first round a target that did not tell has what it has: zeros, or what its guest takes
-        // for free. Later it may have got something else from here.
-        let left_out = pass == Pass::Bulk && (peer.target_is_zero || peer.features.is_empty());
+        // for free. Later it may have got something else from here, and a base has something, too.
+        let is_fresh = peer.target_is_zero || peer.features.is_empty() && peer.increment.is_none();
+        let left_out = pass == Pass::Bulk && is_fresh;
         let bound = self.owed[0].bound();
         let free = hints.map(|hints| FreePages::new(hints, bound, left_out));
         let pages: Vec<_> = self
