@@ -86,22 +86,24 @@ impl Images {
         self.adding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds what `open` makes of its number, unless a node of it has a name already. No disk uses it.
+    /// Adds what `open` makes of its number, unless one of `names`, which its nodes get, is there twice. No
+    /// disk uses it.
     pub(crate) fn add(
         &self,
+        names: &[String],
         open: impl FnOnce(usize) -> Result<Image, Error>,
     ) -> Result<(), AddError> {
         // Opening may take long, and holds up those who look only.
         let _turn = self.name();
-        let number = self.lock().iter().map(|image| image.number + 1).max().unwrap_or(0);
-        let image = open(number)?;
         let all = self.all();
-        let taken = |name: &&String| all.iter().any(|other| other.has_name(name));
-        let below = image.config.file_node.as_ref().filter(|name| !is_bare(&all, name));
-        let names = image.config.node.iter().chain(below);
-        if let Some(name) = names.into_iter().find(taken) {
+        let number = all.iter().map(|image| image.number + 1).max().unwrap_or(0);
+        let taken = |(at, name): &(usize, &String)| {
+            names[..*at].contains(name) || all.iter().any(|other| other.has_name(name))
+        };
+        if let Some((_, name)) = names.iter().enumerate().find(taken) {
             return Err(AddError::Duplicate(name.clone()));
         }
+        let image = open(number)?;
         self.lock().push(Arc::new(image));
         Ok(())
     }
@@ -239,7 +241,7 @@ mod tests {
             ..config::Image::default()
         };
         let images = Images::default();
-        images.add(|number| Image::open(number, &wanted)).unwrap();
+        images.add(&[], |number| Image::open(number, &wanted)).unwrap();
         let image = images.find("d").unwrap();
         image.touched();
         images.save(&mut Sections::default()).unwrap();

@@ -394,6 +394,44 @@ fn no_overlay_takes_a_file_that_the_machine_has_open() {
 }
 
 #[test]
+fn nodes_stand_on_others_by_name_and_no_name_is_there_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    for name in ["base", "top"] {
+        qcow2::make(Path::new(&file(name)), DISK_BYTES, None);
+    }
+    let mut vm = Launch::new(folder.path(), "vm").start();
+    let mut ask = |command: &str, arguments| vm.try_ask(command, arguments);
+    let node = |name: &str, file_name: &str, of: &str| {
+        let below = json!({"driver": "file", "filename": file(of), "node-name": file_name});
+        json!({"driver": "qcow2", "node-name": name, "file": below})
+    };
+    let twice = |name: &str| Err(format!("Duplicate nodes with node-name='{name}'"));
+    assert_eq!(ask("blockdev-add", node("base", "f", "base")), Ok(json!({})));
+    assert_eq!(ask("blockdev-add", node("top", "f", "top")), twice("f"));
+    assert_eq!(ask("blockdev-add", node("top", "base", "top")), twice("base"));
+    assert_eq!(ask("blockdev-add", node("t", "t", "top")), twice("t"));
+    let mut over = node("top", "g", "top");
+    over["backing"] = node("base", "h", "base");
+    assert_eq!(ask("blockdev-add", over.clone()), twice("base"));
+    over["backing"] = json!("nobody");
+    let unknown = "Could not open backing file: Cannot find device='nobody' nor node-name='nobody'";
+    assert_eq!(ask("blockdev-add", over.clone()), Err(unknown.into()));
+    over["backing"] = json!("base");
+    assert_eq!(ask("blockdev-add", over), Ok(json!({})));
+    let nodes = ask("query-named-block-nodes", json!({})).unwrap();
+    let names: Vec<_> = nodes.as_array().unwrap().iter().map(|one| &one["node-name"]).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    let top = nodes.as_array().unwrap().iter().find(|one| one["node-name"] == "top").unwrap();
+    assert_eq!(top["backing_file_depth"], 1);
+    let named = |name: &str| json!({"node-name": name});
+    let in_use = Err("Block device base is in use".to_owned());
+    assert_eq!(ask("blockdev-del", named("base")), in_use);
+    assert_eq!(ask("blockdev-del", named("top")), Ok(json!({})));
+    assert_eq!(ask("blockdev-del", named("base")), Ok(json!({})));
+}
+
+#[test]
 fn no_console_that_comes_later_writes_over_an_image() {
     let folder = tempfile::tempdir().unwrap();
     let file = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

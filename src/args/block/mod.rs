@@ -8,6 +8,8 @@ mod drive;
 mod limits;
 mod node;
 
+use std::collections::HashSet;
+
 use super::error::{Error, Problem};
 use super::json::{Lists, Members, flatten, json_pairs};
 use super::keys::split;
@@ -93,26 +95,32 @@ impl Blocks {
                 images.push(image);
             }
         }
-        let mut names: Vec<&str> = Vec::new();
-        for image in &images {
-            let own = [image.drive.is_some().then_some(&image.name), image.node.as_ref()];
-            for name in own.into_iter().flatten().chain(&image.file_node) {
-                if names.contains(&name.as_str()) {
-                    return Err(Problem::DuplicateId("a block node or drive").at(name.clone()));
-                }
-                names.push(name);
-            }
+        let drives = images.iter().filter(|image| image.drive.is_some());
+        let mut names: Vec<&str> = drives.map(|image| image.name.as_str()).collect();
+        all.iter().for_each(|node| node.written_names(&mut names));
+        let mut seen = HashSet::new();
+        match names.into_iter().find(|name| !seen.insert(*name)) {
+            Some(name) => Err(Problem::DuplicateId("a block node or drive").at(name.to_owned())),
+            None => Ok(images),
         }
-        Ok(images)
     }
 }
 
-/// The image that a node with these members is, for `blockdev-add`; `found` gives the one of a node that
-/// it stands on by name. The texts are QEMU's where it has one.
+/// A node of `blockdev-add`.
+#[derive(Debug)]
+pub(crate) struct Added {
+    pub image: Image,
+    /// Its name, and those of all that is written out in it: none of them may exist.
+    pub names: Vec<String>,
+}
+
+/// The image that a node with these members is, for `blockdev-add`; `file` gives the one of a node of a
+/// file, `any` that of any node, where it stands on one by name. The texts are QEMU's where it has one.
 pub(crate) fn added(
     members: Members,
-    found: &dyn Fn(&str) -> Option<Image>,
-) -> Result<Image, String> {
+    file_node: &dyn Fn(&str) -> Option<Image>,
+    any_node: &dyn Fn(&str) -> Option<Image>,
+) -> Result<Added, String> {
     const COMMAND: &str = "blockdev-add";
     let pairs = flatten(members, Lists::Refused)
         .map_err(|key| format!("Invalid parameter type for '{key}', expected: string"))?;
@@ -135,9 +143,12 @@ pub(crate) fn added(
             set => set.map_err(|problem| format!("{key}: {problem}"))?,
         }
     }
+    let mut names = Vec::new();
+    node.written_names(&mut names);
+    let names = names.into_iter().map(str::to_owned).collect();
     if let Some(name) = node.below.take() {
-        let image =
-            found(&name).ok_or(format!("Cannot find device='{name}' nor node-name='{name}'"))?;
+        let image = file_node(&name)
+            .ok_or(format!("Cannot find device='{name}' nor node-name='{name}'"))?;
         let file = node.file.get_or_insert_default();
         file.driver = image.kind.map(Driver::File);
         file.filename = Some(image.path);
@@ -153,8 +164,9 @@ pub(crate) fn added(
     // The node that it names is there already, and is opened as it was.
     let named = match &node.backing {
         Some(BackingKey::Name(name)) => {
-            let image =
-                found(name).ok_or(format!("Cannot find device='{name}' nor node-name='{name}'"))?;
+            let image = any_node(name).ok_or(format!(
+                "Could not open backing file: Cannot find device='{name}' nor node-name='{name}'"
+            ))?;
             Some(Image { read_only: true, discard: false, drive: None, ..image })
         }
         _ => None,
@@ -168,10 +180,11 @@ pub(crate) fn added(
         }
         other => other.to_string(),
     })?;
-    Ok(match named {
+    let image = match named {
         Some(below) => Image { backing: Backing::Image(Box::new(below)), ..image },
         None => image,
-    })
+    };
+    Ok(Added { image, names })
 }
 
 #[cfg(test)]
@@ -241,16 +254,17 @@ mod tests {
             (r#","detect-zeroes":"on"}"#, Err("detect-zeroes=")),
             (r#","read-only":true}"#, Err("read-only")),
         ] {
-            let below = added(members(&format!("{file}{more}")), &|_| None).unwrap();
+            let below =
+                added(members(&format!("{file}{more}")), &|_| None, &|_| None).unwrap().image;
             let upper = r#"{"driver":"raw","node-name":"r","file":"s","discard":"unmap"}"#;
-            match (added(members(upper), &|_| Some(below.clone())), says) {
-                (Ok(image), Ok(discards)) => assert_eq!(image.discard, discards, "{more}"),
+            match (added(members(upper), &|_| Some(below.clone()), &|_| None), says) {
+                (Ok(added), Ok(discards)) => assert_eq!(added.image.discard, discards, "{more}"),
                 (Err(refused), Err(says)) => assert!(refused.contains(says), "{refused}"),
                 (got, _) => panic!("{more}: {got:?}"),
             }
         }
-        let list = added(members(r#"{"driver":["raw"],"node-name":"r"}"#), &|_| None);
-        assert_eq!(list, Err("Invalid parameter type for 'driver', expected: string".into()));
+        let list = added(members(r#"{"driver":["raw"],"node-name":"r"}"#), &|_| None, &|_| None);
+        assert_eq!(list.unwrap_err(), "Invalid parameter type for 'driver', expected: string");
     }
 
     #[test]

@@ -272,6 +272,18 @@ impl Node {
             }
     }
 
+    /// Its name, and those of all that is written out in it.
+    pub(super) fn written_names<'a>(&'a self, names: &mut Vec<&'a str>) {
+        names.extend(self.name.as_deref());
+        let backing = match &self.backing {
+            Some(BackingKey::Node(node)) => Some(node),
+            Some(BackingKey::Name(_) | BackingKey::Nothing) | None => None,
+        };
+        for node in self.file.iter().chain(backing) {
+            node.written_names(names);
+        }
+    }
+
     pub(super) fn image<'a>(&'a self, of_name: &ByName<'a>) -> Result<Image, Problem> {
         if self.name.is_none() {
             return Err(Problem::Refused("'node-name' must be specified for the root node"));

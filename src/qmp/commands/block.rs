@@ -8,7 +8,7 @@ use serde_json::{Value as Json, json};
 
 use super::block_shapes::*;
 use super::{Answer, Call, Command, Run};
-use crate::args::block::added;
+use crate::args::block::{Added, added};
 use crate::args::value;
 use crate::block::{Image, Images, Layer, Operation, Overlay, RemoveError, full_name, is_bare};
 use crate::config::{DetectZeroes, ImageFormat, Throttle};
@@ -458,12 +458,23 @@ fn blockdev_add(call: Call<'_>) -> Answer {
         return Err(Error::generic("this machine has no images"));
     };
     let all = images.all();
-    let found = |name: &str| {
-        let bare = all.iter().find(|image| is_bare(&all, name) && image.node() == name);
-        bare.map(|image| image.config.clone())
+    let behind = call.args.get("backing").and_then(|value| value.as_str());
+    let is_written = |image: &&Arc<Image>| {
+        behind.is_some_and(|name| image.node() == name)
+            && image.user().is_some()
+            && !image.config.read_only
     };
-    let wanted = added(call.args.to_json(), &found).map_err(Error::generic)?;
-    images.add(|number| Image::open(number, &wanted)).map_err(Error::generic)?;
+    if let Some(image) = all.iter().find(is_written) {
+        let why = format!("Block node '{}' is written by a device", image.node());
+        return Err(Error::generic(why));
+    }
+    let any = |name: &str| {
+        let found = all.iter().find(|image| image.node() == name);
+        found.map(|image| image.config.clone())
+    };
+    let file = |name: &str| any(name).filter(|_| is_bare(&all, name));
+    let Added { image, names } = added(call.args.to_json(), &file, &any).map_err(Error::generic)?;
+    images.add(&names, |number| Image::open(number, &image)).map_err(Error::generic)?;
     Ok(json!({}))
 }
 
