@@ -110,6 +110,8 @@ pub enum Error {
 
 /// A monitor serves one client at a time; the next one hears nothing until the first has gone.
 const GREETING_TIME: Duration = Duration::from_secs(5);
+/// Who waits for it anyway is told after this.
+const BUSY_TIME: Duration = Duration::from_secs(1);
 
 /// One line of an answer is never longer; query-qmp-schema, the longest there is, is about 200 KiB.
 const LINE_BYTES_MAX: usize = 64 << 20;
@@ -140,16 +142,25 @@ enum Heard {
 impl Client {
     /// Connects and negotiates.
     pub(crate) fn connect(address: &Address) -> Result<Client, Error> {
-        Client::negotiate(address, None)
+        Client::negotiate(address, None, None)
+    }
+
+    /// The same for one who has time: calls `busy` if nothing greets it soon, and waits on.
+    pub(crate) fn connect_in_time(address: &Address, busy: &dyn Fn()) -> Result<Client, Error> {
+        Client::negotiate(address, None, Some(busy))
     }
 
     /// The same, and whatever it waits for from then on ends by an interrupt: at once while it
     /// connects, after `GRACE` or with the next one when the machine owes an answer.
     pub(crate) fn connect_for(address: &Address, interrupts: &Interrupts) -> Result<Client, Error> {
-        Client::negotiate(address, Some(interrupts.clone()))
+        Client::negotiate(address, Some(interrupts.clone()), None)
     }
 
-    fn negotiate(address: &Address, interrupts: Option<Interrupts>) -> Result<Client, Error> {
+    fn negotiate(
+        address: &Address,
+        interrupts: Option<Interrupts>,
+        busy: Option<&dyn Fn()>,
+    ) -> Result<Client, Error> {
         let refused = |source| Error::Connect { address: address.clone(), source };
         let interrupted = || Error::Interrupted { address: address.clone() };
         let socket = match &interrupts {
@@ -166,7 +177,13 @@ impl Client {
             events: VecDeque::new(),
             version: Value::Null,
         };
-        client.version = match client.message(Some(GREETING_TIME), Duration::ZERO) {
+        let patience = if busy.is_some() { BUSY_TIME } else { GREETING_TIME };
+        let mut greeting = client.message(Some(patience), Duration::ZERO);
+        if let (Ok(Heard::Nothing), Some(busy)) = (&greeting, busy) {
+            busy();
+            greeting = client.message(None, Duration::ZERO);
+        }
+        client.version = match greeting {
             Ok(Heard::Message(Value::Object(greeting))) if greeting.contains_key("QMP") => {
                 greeting["QMP"]["version"].clone()
             }

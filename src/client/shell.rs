@@ -60,7 +60,14 @@ pub fn run(shell: &Shell) -> Result<(), Error> {
         (None, Some(_)) => {}
     }
     let address = shell.qmp.as_ref().ok_or(Error::NotThere("monitor named"))?;
-    let mut client = Client::connect(address)?;
+    let mut client = match shell.events {
+        true => Client::connect_in_time(address, &|| {
+            say(format_args!(
+                "godwit: {address} is busy with another client, or is no QMP monitor; waiting"
+            ));
+        })?,
+        false => Client::connect(address)?,
+    };
     if !shell.words.is_empty() {
         let answer = send(&mut client, &shell.words)?;
         show(format_args!("{answer:#}\n"))?;

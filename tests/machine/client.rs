@@ -1,6 +1,7 @@
 //! The friendly verbs and the command line's refusals, as a person at a shell meets them.
 
 use crate::common::cli::{godwit, text};
+use crate::common::qmp::Client;
 use crate::common::small::Small;
 use crate::common::vm::{Launch, PATIENCE, Vm};
 use serde_json::json;
@@ -43,6 +44,44 @@ fn a_machine_is_seen_and_told_what_to_do_from_a_shell() {
     assert_eq!(machine.exit_code(), Some(0));
     let gone = godwit(&["status", "--qmp", &qmp]);
     assert!(text(&gone.stderr).starts_with(&format!("godwit: nothing answers at {qmp}: ")));
+}
+
+#[test]
+fn who_waits_for_events_waits_for_a_busy_monitor() {
+    let other = ["-qmp", "unix:@DIR@/other,server=on,wait=off"];
+    let mut vm = Launch::alone().guest("ws=1").words(&other).start();
+    let qmp = format!("unix:{}", vm.monitor().display());
+    let mut events = Command::new(env!("CARGO_BIN_EXE_godwit"))
+        .args(["qmp", "--qmp", &qmp, "--events"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(events.stderr.take().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.contains("busy with another client") && said.contains("waiting"), "{said}");
+    vm.hang_up();
+    let (told, heard) = std::sync::mpsc::channel();
+    let printed = BufReader::new(events.stdout.take().unwrap());
+    std::thread::spawn(move || {
+        for line in printed.lines().map_while(Result::ok) {
+            let _ = told.send(line);
+        }
+    });
+    let mut client = Client::negotiated(&vm.path("other"));
+    let end = Instant::now() + PATIENCE;
+    let line = loop {
+        client.ask("stop", json!({}));
+        client.ask("cont", json!({}));
+        match heard.recv_timeout(Duration::from_millis(20)) {
+            Ok(line) => break line,
+            Err(_) => assert!(Instant::now() < end, "no event comes"),
+        }
+    };
+    assert!(line.contains("STOP") || line.contains("RESUME"), "{line}");
+    client.ask("quit", json!({}));
+    assert!(events.wait().unwrap().success());
 }
 
 /// The target listens since a first try that the source refused.
