@@ -11,11 +11,18 @@ use serde_json::{Map, Value, json};
 
 use crate::common::PATIENCE;
 use crate::common::qmp::Client;
-use crate::common::vm::Launch;
+use crate::common::vm::{Launch, Vm};
 
 /// They end the machine or its guest, as they should.
 const FATAL: [&str; 4] = ["quit", "system_reset", "inject-nmi", "qmp_capabilities"];
+/// Other times may be asked for: `GODWIT_RANDOM_SECONDS=3600`, with another `GODWIT_RANDOM_SEED`.
 const TIME: Duration = Duration::from_secs(5);
+const SEED: u64 = 20_260_801;
+/// What a text that means nothing in particular is.
+const TEXTS: [&str; 6] =
+    ["", "x", "/machine", "/machine/unattached/device[0]", "isa-serial", "é\u{0}😀"];
+/// Memory that may be held when all is taken away again: caches and stacks of threads.
+const GROWTH_KIB: u64 = 64 << 10;
 /// Seconds of a wrong path would be too many for all of them together.
 const REQUESTS_MIN: usize = 500;
 
@@ -95,7 +102,10 @@ impl Maker<'_> {
                 json!(100),
                 json!(4096),
                 json!(65536),
+                json!(255),
+                json!(256),
                 json!(u32::MAX),
+                json!(i64::MAX),
                 json!(i64::MIN),
                 json!(u64::MAX),
             ]),
@@ -134,15 +144,8 @@ impl Maker<'_> {
                 "nonsense:".into(),
             ]),
             "command-line" => self.dice.pick(&["info status", "help", "é", "stop"]).into(),
-            _ => self.dice.pick(&[
-                String::new(),
-                "x".into(),
-                "/machine".into(),
-                "/machine/unattached/device[0]".into(),
-                "isa-serial".into(),
-                "é\u{0}😀".into(),
-                "a".repeat(5000),
-            ]),
+            _ if self.dice.one_in(8) => "a".repeat(5000),
+            _ => self.dice.pick(&TEXTS).into(),
         }
     }
 
@@ -156,9 +159,66 @@ impl Maker<'_> {
             json!([]),
             json!({}),
             json!([[{"a": [null]}]]),
+            json!(u64::MAX),
+            json!(-1e308),
+            json!("\u{ffff}\u{10fffe}"),
+            nested(300),
             json!({"type": "x", "id": 1}),
         ])
     }
+}
+
+/// Arrays and objects in turn, so deep.
+fn nested(depth: usize) -> Value {
+    let wrap = |value: Value, at: usize| match at % 2 {
+        0 => json!([value]),
+        _ => json!({"a": value}),
+    };
+    (0..depth).fold(Value::Null, wrap)
+}
+
+/// A number that the environment gives.
+fn given(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
+}
+
+/// Takes away all that random commands may have left.
+fn clear(vm: &mut Vm) {
+    let _ = vm.try_ask("migrate_cancel", json!({}));
+    let _ = vm.try_ask("x-dump-cancel", json!({}));
+    vm.wait_for("an end", |report| {
+        !matches!(report["status"].as_str(), Some("setup" | "active" | "device" | "cancelling"))
+    });
+    let listed = |vm: &mut Vm, query: &str, member: &str| -> Vec<Value> {
+        let all = vm.ask(query, json!({}));
+        all.as_array().unwrap().iter().map(|one| one[member].clone()).collect()
+    };
+    for label in listed(vm, "query-chardev", "label") {
+        let _ = vm.try_ask("chardev-remove", json!({"id": label}));
+    }
+    for node in listed(vm, "query-named-block-nodes", "node-name") {
+        let _ = vm.try_ask("blockdev-del", json!({"node-name": node}));
+    }
+    for set in listed(vm, "query-fdsets", "fdset-id") {
+        let _ = vm.try_ask("remove-fd", json!({"fdset-id": set}));
+    }
+    for name in TEXTS {
+        let _ = vm.try_ask("netdev_del", json!({"id": name}));
+        let _ = vm.try_ask("object-del", json!({"id": name}));
+    }
+}
+
+fn descriptors(vm: &Vm) -> Vec<String> {
+    let all = std::fs::read_dir(format!("/proc/{}/fd", vm.pid())).unwrap();
+    let names = all.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+    names.map(|name| name.display().to_string()).collect()
+}
+
+/// Memory of the process that is its own, in KiB.
+fn resident(vm: &Vm) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", vm.pid())).unwrap();
+    let line = status.lines().find(|line| line.starts_with("RssAnon")).unwrap();
+    line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 /// The answer, within the time there is, and no other than was promised.
@@ -182,22 +242,34 @@ fn ask(client: &mut Client, command: &Command, arguments: &Value) {
 fn whatever_is_asked_the_machine_answers_and_its_guest_counts_on() {
     let mut godwit = Launch::alone().memory(16).guest("ws=1").start();
     let folder = godwit.folder().to_owned();
-    let mut maker = Maker { dice: Dice(20_260_801), folder: &folder };
+    let seed = given("GODWIT_RANDOM_SEED").unwrap_or(SEED);
+    let time = given("GODWIT_RANDOM_SECONDS").map_or(TIME, Duration::from_secs);
+    let mut maker = Maker { dice: Dice(seed), folder: &folder };
     let all: Vec<&Command> =
         commands::all().filter(|command| !FATAL.contains(&command.name)).collect();
     // Each without arguments, then all of them at random.
     for command in &all {
         ask(godwit.session(), command, &json!({}));
     }
+    clear(&mut godwit);
+    let (before, memory) = (descriptors(&godwit), resident(&godwit));
     let began = Instant::now();
     let mut requests = 0;
-    while requests < REQUESTS_MIN || began.elapsed() < TIME {
+    while requests < REQUESTS_MIN || began.elapsed() < time {
         let command = maker.dice.pick(&all);
         let arguments = maker.arguments(command.arguments);
         ask(godwit.session(), command, &arguments);
         requests += 1;
     }
-    godwit.ask("migrate_cancel", json!({}));
+    clear(&mut godwit);
+    let end = Instant::now() + PATIENCE;
+    while descriptors(&godwit).len() > before.len() {
+        let now = descriptors(&godwit);
+        assert!(Instant::now() < end, "descriptors leaked: {before:#?} {now:#?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let now = resident(&godwit);
+    assert!(now < memory + GROWTH_KIB, "{now} KiB of memory, {memory} before");
     let on = godwit.try_ask("cont", json!({}));
     assert!(on.is_ok(), "{on:?}");
     godwit.assert_alive();
