@@ -54,6 +54,9 @@ enum Verb {
     Status(client::status::Status),
     /// Send QMP commands to a machine
     Qmp(client::shell::Shell),
+    /// List, check and merge files of snapshots that build on each other
+    #[command(subcommand)]
+    Snapshot(client::snapshot::Snapshot),
     /// Show what is in a migration stream, and take the guest's memory out of it
     Inspect(godwit::inspect::Options),
     /// Write the built-in guest as an ELF file, for other VMMs that boot PVH kernels
@@ -104,6 +107,7 @@ fn main() -> ExitCode {
         Verb::Dump(dump) => done(client::dump::run(&dump)),
         Verb::Status(status) => done(client::status::run(&status)),
         Verb::Qmp(shell) => done(client::shell::run(&shell)),
+        Verb::Snapshot(snapshot) => done(client::snapshot::run(&snapshot)),
         Verb::Inspect(options) => {
             match client::interrupt::end_cleanly()
                 .map_err(Into::into)

@@ -3,8 +3,8 @@
 
 #![no_main]
 
-use godwit::stream::{Item, PAYLOAD_BYTES_MAX, Reader, Record, Step};
 use godwit::machine::load::Known;
+use godwit::stream::{Item, PAYLOAD_BYTES_MAX, Reader, Record, Step};
 use libfuzzer_sys::fuzz_target;
 
 /// Reads `bytes` in portions of `window`; returns a digest of the items and how it ended.

@@ -30,6 +30,8 @@ pub enum Error {
     Demo(#[from] DemoError),
     #[error(transparent)]
     File(#[from] crate::output::Error),
+    #[error(transparent)]
+    Snapshot(#[from] crate::snapshot::Error),
     #[error("cannot write the answer")]
     Output(#[from] std::io::Error),
 }

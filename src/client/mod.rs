@@ -16,6 +16,7 @@ pub(crate) mod qmp;
 pub mod restore;
 pub mod save;
 pub mod shell;
+pub mod snapshot;
 pub mod status;
 mod table;
 mod terminal;

@@ -37,13 +37,14 @@ impl Restore {
             return Err(RestoreError::Incoming.into());
         }
         let opened = |error| RestoreError::Open(self.file.clone(), error);
-        let mut first = [0; 4];
+        let mut first = [0; 8];
         // A FIFO would be waited for.
         if !self.file.metadata().map_err(opened)?.is_file() {
             return Err(RestoreError::NoSnapshot(self.file.clone()).into());
         }
         let read = File::open(&self.file).map_err(opened)?.read_exact(&mut first);
-        if read.is_err() || u32::from_be_bytes(first) != crate::stream::MAGIC {
+        let is_stream = first.starts_with(&crate::stream::MAGIC.to_be_bytes());
+        if read.is_err() || !is_stream && first != crate::snapshot::MAGIC {
             return Err(RestoreError::NoSnapshot(self.file.clone()).into());
         }
         let mut words = self.options.clone();

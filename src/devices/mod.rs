@@ -44,6 +44,7 @@ pub use network::NoNetworks;
 pub(crate) use network::{
     Card, FRAME_BYTES_MAX, Filter, HEADER_BYTES, Mac, Network, Networks, show_mac,
 };
+pub(crate) use rtc::Date;
 pub(crate) use sections::Loading;
 pub use sections::{LoadReport, Sections};
 pub(crate) use slots::{Built, Slots};

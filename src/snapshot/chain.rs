@@ -11,6 +11,7 @@ use super::format::{Base, BaseIs, Catalogue, HEADER_BYTES};
 use super::link::{GoOn, Holds, Link};
 use crate::io::name;
 use crate::memory::{PAGE_BYTES, PageSet};
+use crate::output::Input;
 
 /// Of a stream without pages, at most: devices' state is small.
 const STREAM_BYTES_MAX: u64 = 64 << 20;
@@ -87,6 +88,20 @@ impl Chain {
             }
         }
         self.check_unchanged()
+    }
+
+    /// The same with threads of its own.
+    ///
+    /// # Errors
+    /// As [`Chain::merge`].
+    pub fn verify_all(&self, go_on: GoOn<'_>) -> Result<(), Error> {
+        self.verify(&threads()?, go_on)
+    }
+
+    /// Its files, to be compared with an output.
+    pub(super) fn inputs(&self) -> Vec<Input> {
+        let input = |link: &Link| Input::of(link.name.display().to_string(), &link.file);
+        self.links.iter().filter_map(input).collect()
     }
 
     /// Fails if a file was written to since it was opened.
@@ -170,7 +185,7 @@ pub(super) fn folder_of(name: &Path) -> PathBuf {
 }
 
 /// Without waiting for the writer of a FIFO.
-fn open(path: &Path) -> std::io::Result<File> {
+pub(super) fn open(path: &Path) -> std::io::Result<File> {
     let file = name::open(path)?;
     match file.metadata()?.is_file() {
         true => Ok(file),

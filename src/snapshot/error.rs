@@ -13,6 +13,8 @@ pub enum Error {
     Io { file: PathBuf, source: io::Error },
     #[error("{} is no snapshot: it begins neither as a mapped-ram file nor as an increment", .0.display())]
     NoSnapshot(PathBuf),
+    #[error("{} is a mapped-ram file already: there is nothing to merge it with", .0.display())]
+    NoIncrement(PathBuf),
     #[error("{} has no places for pages: a base is written with capability mapped-ram", .0.display())]
     NoPlaces(PathBuf),
     #[error("{}: {source}", .file.display())]

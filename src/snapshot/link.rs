@@ -250,7 +250,7 @@ impl Link {
 }
 
 /// Asked now and then by what takes long; false ends it.
-pub(crate) type GoOn<'a> = &'a (dyn Fn() -> bool + Sync);
+pub type GoOn<'a> = &'a (dyn Fn() -> bool + Sync);
 
 fn place(pages: u64) -> usize {
     (pages * PAGE_BYTES) as usize
@@ -278,7 +278,7 @@ fn mapped(file: &File, name: &Path, file_bytes: u64) -> Result<Vec<Places>, Erro
     let broken = |what, offset| Error::Broken { file: name.to_owned(), what, offset };
     let stream = |source| Error::Stream { file: name.to_owned(), source };
     let (mut blocks, mut ram) = (Vec::new(), 0u64);
-    for listed in head::read(file, name, 0)?.blocks {
+    for listed in head::read(file, name)?.blocks {
         let Some(header) = listed.mapped else { return Err(Error::NoPlaces(name.to_owned())) };
         ram = ram.saturating_add(listed.bytes);
         if ram > RAM_BYTES_MAX {

@@ -35,7 +35,7 @@
 //! another, with anything between of one page as an XBZRLE delta against the same page of the base.
 //! Runs ascend. A page in no run is the base's.
 //!
-//! A mapped-ram file is QEMU's (`crate::stream::mapped`).
+//! A mapped-ram file is QEMU's (`crate::stream::mapped`); [`Chain::merge`] makes one of a chain.
 //!
 //! | file | what |
 //! | --- | --- |
@@ -43,22 +43,28 @@
 //! | `head` | the front of a stream |
 //! | `link`, `chain` | one file, and all that build on each other, read as one memory |
 //! | `save` | an increment that is being written |
+//! | `merge` | a chain as one mapped-ram file |
+//! | `describe` | what a file is, for people |
 //! | `sum` | checksums |
 //! | `error` | what is wrong, and with which file |
 //!
 //! Who finds out what changed is `migrate::outgoing::differences`; who loads it, `migrate::incoming`.
 
 mod chain;
+mod describe;
 mod error;
 mod format;
 mod head;
 mod link;
+mod merge;
 mod save;
 mod sum;
 
 pub use chain::Chain;
 pub(crate) use chain::threads;
+pub use describe::{Changes, Description};
 pub use error::Error;
 pub(crate) use format::{HEADER_BYTES, MAGIC};
+pub use link::GoOn;
 pub(crate) use save::{Record, Save, Written};
 pub(crate) use sum::Sum;

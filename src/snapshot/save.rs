@@ -18,7 +18,7 @@ use super::link::GoOn;
 use super::sum::{sum, sum_of};
 use crate::io::name;
 use crate::memory::PAGE_BYTES;
-use crate::output::{Destination, Input, OutputFile};
+use crate::output::{Destination, OutputFile};
 
 /// What was written of a block: a record for each page that differs from the base's.
 pub(crate) type Records = BTreeMap<u64, Record>;
@@ -66,12 +66,7 @@ impl Save {
         }
         name::check_output_name(name).map_err(failed(name))?;
         let destination = Destination::look(name)?;
-        let files: Vec<Input> = chain
-            .links
-            .iter()
-            .filter_map(|link| Input::of(link.name.display().to_string(), &link.file))
-            .collect();
-        destination.is_none_of(&files)?;
+        destination.is_none_of(&chain.inputs())?;
         let output = destination.open_temporary(0o600)?;
         let output = output.ok_or_else(|| Error::InPlace(name.to_owned()))?;
         let base = relative(&folder_of(name), base)?;

@@ -5,6 +5,7 @@ mod common;
 mod dump_properties;
 mod dump_vectors;
 mod hostile_streams;
+mod increments;
 mod inspect;
 mod inspect_core;
 mod recorded_sections;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 
+use crate::common::cli::{godwit, text};
 use crate::common::small::Small;
 use crate::common::vm::{Launch, Vm};
 
@@ -144,4 +145,60 @@ fn a_full_disk_or_a_kill_leaves_the_old_snapshot_and_no_new_one() {
     kill_process(Pid::from_raw(vm.pid() as i32).unwrap(), Signal::KILL).unwrap();
     vm.exit_code();
     assert_eq!(std::fs::read(&file).unwrap(), old);
+}
+
+#[test]
+fn the_verb_lists_verifies_and_merges() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut source, base) = source(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    for (name, base) in [("first", &base), ("second", &at("first"))] {
+        source.wait_for_sweeps(1);
+        build_on(&mut source, base);
+        source.ask("migrate", uri(&at(name)));
+        assert_eq!(source.outcome()["status"], "completed");
+    }
+    let second = at("second");
+    let snapshot = |words: &[&Path]| {
+        let words: Vec<&str> = words.iter().map(|word| word.to_str().unwrap()).collect();
+        let done = godwit(&[&["snapshot"], &words[..]].concat());
+        (done.status.success(), text(&done.stdout), text(&done.stderr))
+    };
+    let (done, shown, _) = snapshot(&["show".as_ref(), &second]);
+    assert!(done && shown.lines().count() == 5, "{shown}");
+    let (done, listed, _) = snapshot(&["list".as_ref(), &second, &base]);
+    assert!(done && listed.lines().count() == 4 && listed.contains("first"), "{listed}");
+    let (done, said, _) = snapshot(&["verify".as_ref(), &second]);
+    assert!(done && said.contains("sound, with all 3 files"), "{said}");
+    for (out, says) in [("second", "second"), ("base", "base"), ("no/such", "no")] {
+        let (done, _, said) = snapshot(&["merge".as_ref(), &second, &at(out)]);
+        assert!(!done && said.contains(says), "{said}");
+    }
+    let (done, _, said) = snapshot(&["merge".as_ref(), &base, &at("merged")]);
+    assert!(!done && said.contains("a mapped-ram file already"), "{said}");
+    let (done, _, said) = snapshot(&["merge".as_ref(), &second, &at("merged")]);
+    assert!(done, "{said}");
+    // It is a base as any, and nothing differs from what it was made of.
+    let merged = format!("file:{},x-godwit-restore=mapped", at("merged").display());
+    let again = Launch::new(dir.path(), "merged").guest(GUEST).incoming(&merged).start();
+    again.wait_for_sweeps(2);
+    let whole = Launch::new(dir.path(), "chain").guest(GUEST).words(&["-S"]);
+    let mut whole = whole.incoming(&format!("file:{}", second.display())).start();
+    whole.wait_for_state(|state| state != "inmigrate");
+    whole.set(&["background-snapshot"], &json!({"x-godwit-base": at("merged")}));
+    whole.ask("migrate", uri(&at("third")));
+    assert_eq!(whole.outcome()["status"], "completed");
+    let (_, listed, _) = snapshot(&["list".as_ref(), &at("third")]);
+    let row: Vec<&str> = listed.lines().last().unwrap().split_whitespace().collect();
+    assert_eq!(row[row.len() - 4..], ["0", "0", "0", "merged"], "{listed}");
+    // A bit in the middle of the first increment.
+    let mut bytes = std::fs::read(at("first")).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 4;
+    std::fs::write(at("first"), &bytes).unwrap();
+    for words in [&["verify".as_ref(), &*second][..], &["merge".as_ref(), &second, &at("new")]] {
+        let (done, _, said) = snapshot(words);
+        assert!(!done && said.contains("first is broken: a checksum is wrong"), "{said}");
+    }
+    assert!(!at("new").exists() && parts(dir.path()).is_empty());
 }

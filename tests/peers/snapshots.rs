@@ -4,6 +4,7 @@
 use serde_json::json;
 
 use super::migration::assert_goes_on;
+use crate::common::cli::godwit;
 use crate::common::vm::Launch;
 
 const GUEST: &str = "ws=4 pattern=hot fill=random";
@@ -63,6 +64,35 @@ fn qemu_goes_on_with_what_was_written_in_the_background() {
         target.assert_alive();
         source.assert_alive();
     }
+}
+
+#[test]
+#[ignore = "needs QEMU"]
+fn qemu_goes_on_with_a_chain_that_was_merged_and_ours_with_one_on_a_base_of_qemus() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    let uri = |name: &str| json!({"uri": format!("file:{}", at(name).display())});
+    let launch = |name: &str| Launch::new(dir.path(), name).guest(GUEST);
+    let mut qemu = launch("qemu").qemu().start();
+    qemu.wait_for_sweeps(1);
+    qemu.set(&["mapped-ram"], &json!({"max-bandwidth": 0}));
+    qemu.ask("migrate", uri("base"));
+    assert_eq!(qemu.outcome()["status"], "completed");
+    let mut source = launch("source").incoming(uri("base")["uri"].as_str().unwrap()).start();
+    source.wait_for_sweeps(2);
+    source.set(&["mapped-ram"], &json!({"max-bandwidth": 0, "x-godwit-base": at("base")}));
+    source.ask("migrate", uri("increment"));
+    let report = source.outcome();
+    assert_eq!(report["status"], "completed", "{report}");
+    let words = [at("increment"), at("merged")];
+    let words = words.each_ref().map(|path| path.to_str().unwrap());
+    let done = godwit(&[&["snapshot", "merge"], &words[..]].concat());
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let mut target = launch("target").qemu().words(&["-S"]).incoming("defer").start();
+    target.set(&["mapped-ram"], &json!({}));
+    target.ask("migrate-incoming", uri("merged"));
+    target.wait_for_state(|state| state != "inmigrate");
+    assert_goes_on(dir.path(), source, target, "merged");
 }
 
 #[test]

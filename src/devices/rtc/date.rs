@@ -11,7 +11,7 @@ const DAY: i64 = 86_400;
 const PLACES: [usize; 8] = [0, 2, 4, 6, 7, 8, 9, super::CENTURY];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Date {
+pub(crate) struct Date {
     year: i64,
     month: i64,
     day: i64,
@@ -19,9 +19,18 @@ pub(super) struct Date {
     second: i64,
 }
 
+impl std::fmt::Display for Date {
+    /// As people sort it: `2026-11-29 13:04:05`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Date { year, month, day, second } = self;
+        let (hour, minute) = (second / 3600, second / 60 % 60);
+        write!(f, "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}", second % 60)
+    }
+}
+
 impl Date {
     /// From seconds since 1970. (Years that begin in March, in eras of 400, have no special cases.)
-    pub(super) fn of(seconds: i64) -> Date {
+    pub(crate) fn of(seconds: i64) -> Date {
         let days = seconds.div_euclid(DAY) + 719_468;
         let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
         let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;

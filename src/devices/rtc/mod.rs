@@ -23,7 +23,7 @@ use crate::arch::x86_64::acpi::{self, Irq};
 use crate::args::switch_or_auto;
 use crate::config::Config;
 use acpi_tables::aml;
-use date::Date;
+pub(crate) use date::Date;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, SystemTime};
