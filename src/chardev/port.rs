@@ -6,7 +6,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socketpair};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::{Notify, oneshot};
@@ -20,6 +22,10 @@ use super::output::{Output, Sink, To};
 
 /// Bytes read at a time; the guest's port takes 16.
 const INPUT_BYTES: usize = 256;
+/// Between two looks at whether a client whose input waits is still there, and how many of them find
+/// it gone before it is given up.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+const GONE_LOOKS: u32 = 5;
 
 /// The control plane's half of a serial port; the other half is the [`Sink`] in the device.
 pub(crate) struct Port {
@@ -132,7 +138,7 @@ impl Port {
                 let writer = RingFile::from_std(file);
                 let draining = tokio_uring::spawn(drain(output, connection, writer));
                 if let Some(input) = input {
-                    feed(input, receive, room).await;
+                    feed(input, None, receive, room).await;
                 }
                 let _ = draining.await;
                 drop((terminal, pty));
@@ -188,7 +194,7 @@ async fn converse(
     let connection = output.connect(To::Socket(shared));
     status.connect(&socket);
     let draining = tokio_uring::spawn(drain(output.clone(), connection, writer));
-    feed(input, receive, room).await;
+    feed(input, Some(&socket), receive, room).await;
     status.disconnect();
     output.disconnect();
     // A write that waits for this reader ends with an error.
@@ -197,13 +203,14 @@ async fn converse(
     Ok(())
 }
 
-/// Brings input to the guest until it ends.
-async fn feed(input: File, receive: &Receiver<'_>, room: &Notify) {
+/// Brings input to the guest until it ends; what a client that is gone had said and the guest does
+/// not take keeps no other client out.
+async fn feed(input: File, socket: Option<&OwnedFd>, receive: &Receiver<'_>, room: &Notify) {
     let on_disk = is_on_disk(&input);
     let input = RingFile::from_std(input);
     let mut buffer = vec![0; INPUT_BYTES];
     let mut position = 0;
-    loop {
+    'input: loop {
         let (result, filled) = input.read_at(buffer, position).await;
         buffer = filled;
         let count = match result {
@@ -217,13 +224,32 @@ async fn feed(input: File, receive: &Receiver<'_>, room: &Notify) {
         while !rest.is_empty() {
             let taken = receive(rest);
             if taken == 0 {
-                room.notified().await;
+                tokio::select! {
+                    biased;
+                    () = room.notified() => {}
+                    () = left(socket) => break 'input,
+                }
             }
             rest = &rest[taken..];
         }
     }
     // An error here says what is known already: nothing more comes.
     let _ = input.close().await;
+}
+
+/// Waits until a client has been gone for a while.
+async fn left(socket: Option<&OwnedFd>) {
+    let Some(socket) = socket else { return std::future::pending().await };
+    let is_gone = || {
+        let mut polled = [PollFd::new(socket, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        poll(&mut polled, Some(&now)).is_ok_and(|count| count > 0)
+    };
+    let mut looks = 0;
+    while looks < GONE_LOOKS {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        looks = if is_gone() { looks + 1 } else { 0 };
+    }
 }
 
 /// Writes what vCPU threads could not write at once.

@@ -122,13 +122,14 @@ fn microvm_nix() {
 
 #[test]
 fn virtme_ng() {
-    // Without vhost-user-fs-device, the monitor on its console, and PCI Express.
+    // Without vhost-user-fs-device and PCI Express.
     runs(
         "virtme-ng",
         "-machine accel=kvm:tcg -M microvm,accel=kvm,pcie=off,rtc=on -cpu host,topoext=on -m 64M \
          -object memory-backend-memfd,id=mem,size=64M,share=on -numa node,memdev=mem -name x -parallel none -net none \
-         -vga none -display none -echr 1 -serial null -device virtio-serial-device \
+         -vga none -display none -echr 1 -device virtio-serial-device \
          -chardev file,id=ret,path=@/ret -device virtserialport,name=virtme.ret,chardev=ret \
-         -device virtio-serial-device -chardev stdio,id=console,signal=off -device virtconsole,chardev=console",
+         -device virtio-serial-device -chardev stdio,id=console,signal=off,mux=on -serial chardev:console -mon chardev=console \
+         -device virtconsole,chardev=console",
     );
 }

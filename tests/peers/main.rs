@@ -3,6 +3,7 @@
 mod client;
 #[path = "../common/mod.rs"]
 mod common;
+mod consoles;
 mod disks;
 mod migration;
 mod qmp;

@@ -174,6 +174,20 @@ fn a_console_is_shared_with_a_monitor() {
     assert_eq!(vm.exit_code(), Some(0));
 }
 
+/// The built-in guest reads nothing of its serial port.
+#[test]
+fn what_nobody_takes_keeps_no_other_client_out() {
+    for more in ["", ",mux=on"] {
+        let chardev = format!("socket,id=c,path=@DIR@/console,server=on,wait=off{more}");
+        let vm =
+            Launch::alone().bare().words(&["-chardev", &chardev, "-serial", "chardev:c"]).spawn();
+        let mut person = Person::at(&vm.path("console"));
+        person.types(&"x".repeat(5000));
+        drop(person);
+        Person::at(&vm.path("console")).until("sweep");
+    }
+}
+
 #[test]
 fn a_terminal_is_the_consoles_and_the_monitors() {
     let mut vm = Launch::alone().bare().words(&["-serial", "mon:pty", "-echr", "2"]).spawn();
