@@ -12,6 +12,7 @@ use crate::io::{Ring, SocketReader};
 use crate::memory::PageSet;
 use crate::migrate::capabilities::Capability;
 use crate::migrate::guest::Loader;
+use crate::migrate::settings::Settings;
 use crate::pages::hash_ram;
 use crate::stream::godwit::{Features, Frame};
 use crate::stream::{
@@ -265,7 +266,7 @@ impl<'a> MainChannel<'a> {
         let is_ram = listed.name == self.incoming.guest.ram().main().name();
         let how = match self.incoming.settings.parameters().x_godwit_restore {
             "mapped" if is_ram => Restore::Mapped(Box::new(self.memory_lost())),
-            _ => Restore::Eager,
+            _ => Restore::Eager(reading_threads(&self.incoming.settings)),
         };
         file.restore(&mut self.ring, &self.blocks, block as u8, listed, header, how)
     }
@@ -351,6 +352,15 @@ impl<'a> MainChannel<'a> {
             self.socket.consume(used);
             return Ok(behind);
         }
+    }
+}
+
+/// As many as multifd has channels, where that is set, and else by the host's processors: past four
+/// memory is no faster.
+fn reading_threads(settings: &Settings) -> u8 {
+    match settings.has(Capability::Multifd) {
+        true => settings.parameters().multifd_channels,
+        false => std::thread::available_parallelism().map_or(1, |count| count.get().min(4) as u8),
     }
 }
 
