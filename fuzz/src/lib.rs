@@ -1,5 +1,7 @@
 //! What the fuzz targets share. Run one with `cargo +nightly fuzz run TARGET`.
 
+pub mod guestless;
+
 use xbzrle::PAGE_SIZE;
 
 pub type Page = [u8; PAGE_SIZE];
