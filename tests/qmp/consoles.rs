@@ -118,6 +118,20 @@ fn a_person_types_at_a_monitor() {
 }
 
 #[test]
+fn a_migration_that_waits_for_a_person_does_not_keep_him_waiting() {
+    let (vm, mut person) = with_monitor();
+    assert_eq!(person.asks("migrate_set_capability pause-before-switchover on"), "");
+    let stream = vm.path("stream").to_str().unwrap().to_owned();
+    assert_eq!(person.asks(&format!("migrate file:{stream}")), "");
+    assert!(person.asks("info migrate").contains("Migration status: pre-switchover\r\n"));
+    assert_eq!(person.asks("migrate_continue pre-switchover"), "");
+    let end = Instant::now() + PATIENCE;
+    while !person.asks("info migrate").contains("Migration status: completed\r\n") {
+        assert!(Instant::now() < end);
+    }
+}
+
+#[test]
 fn who_types_without_end_or_never_reads_harms_nobody() {
     let (mut vm, mut person) = with_monitor();
     person.types(&"x".repeat(1 << 20));

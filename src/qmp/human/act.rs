@@ -315,7 +315,8 @@ fn snapshot(asked: &Asked<'_>) -> Result<String, Error> {
 /// Between two looks at a migration that is waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
-/// Without `-d` a terminal waits until the guest has left or stays.
+/// Without `-d` a terminal waits until the guest has left or stays, or until it stands still for what
+/// is typed next.
 fn migrate(asked: &Asked<'_>) -> Result<String, Error> {
     let mut arguments = json!({"uri": asked.args.text("uri")});
     if asked.args.has("resume") {
@@ -335,8 +336,9 @@ fn migrate(asked: &Asked<'_>) -> Result<String, Error> {
                 let why = state["error-desc"].as_str().unwrap_or("the migration failed");
                 return Err(Error::generic(why));
             }
-            Some("completed" | "cancelled") | None => break,
-            Some(_) => std::thread::sleep(LOOK_AGAIN),
+            Some("setup" | "active" | "device" | "cancelling") => std::thread::sleep(LOOK_AGAIN),
+            // `pre-switchover` ends by `migrate_continue`.
+            _ => break,
         }
     }
     Ok(String::new())
