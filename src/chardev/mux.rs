@@ -16,6 +16,8 @@ use crate::devices::{Line, LineEnd};
 /// Input that waits for a user that has no room: so many keys until those behind them, the escape
 /// character too, are not looked at any more.
 const WAITING_MAX: usize = 4096;
+/// Of the time in front of a line.
+const STAMP_BYTES_MAX: usize = 31;
 
 /// One of those who share it. None of these waits.
 pub(crate) trait Front: Send + Sync {
@@ -260,11 +262,13 @@ impl Mux {
         self.output.write(bytes);
     }
 
-    /// As [`Output::offer`], but with stamps: nobody counts those, so that they have to go at once.
+    /// As [`Output::offer`]. With stamps, which nobody counts, it takes what there is room for
+    /// however many of them come.
     fn offer(&self, bytes: &[u8]) -> usize {
         if self.stamps().is_some() {
-            self.write(bytes);
-            return bytes.len();
+            let taken = bytes.len().min(self.output.room() / (STAMP_BYTES_MAX + 1));
+            self.write(&bytes[..taken]);
+            return taken;
         }
         let taken = self.output.offer(bytes);
         self.log(&bytes[..taken]);
@@ -299,7 +303,12 @@ impl Mux {
 
     fn tell(&self) {
         let open = self.output.is_connected();
-        let all: Vec<_> = self.state().fronts.iter().map(|shared| shared.front.clone()).collect();
+        let all: Vec<_> = {
+            let mut state = self.state();
+            // Half an order of somebody who left is nobody's.
+            state.escaped &= open;
+            state.fronts.iter().map(|shared| shared.front.clone()).collect()
+        };
         all.iter().for_each(|front| front.changed(open));
         self.changed.notify_waiters();
     }
@@ -439,6 +448,15 @@ mod tests {
     }
 
     #[test]
+    fn half_an_order_goes_with_who_gave_it() {
+        let (mux, [_, last], _theirs) = shared_by_two();
+        mux.receive(b"\x01");
+        mux.output.disconnect();
+        mux.receive(b"x");
+        assert_eq!(last.take(), "<x");
+    }
+
+    #[test]
     fn a_user_without_room_holds_up_nobody_but_itself() {
         let (mux, [first, last], _theirs) = shared_by_two();
         *last.room.lock().unwrap() = Some(2);
@@ -461,6 +479,18 @@ mod tests {
         mux.receive(b"\x01t");
         MuxSink(mux).write_all(b"three\nfour").unwrap();
         assert_eq!(shown(&mut theirs), "three\nfour");
+    }
+
+    #[test]
+    fn with_the_time_nothing_is_lost_to_a_slow_reader() {
+        let (mux, _, mut theirs) = shared_by_two();
+        mux.receive(b"\x01t");
+        let taken: usize = (0..100_000).map(|_| mux.offer(b"x\n")).sum();
+        let mut all = Vec::new();
+        let _ = theirs.read_to_end(&mut all);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        all.extend(runtime.block_on(mux.output.take(1)).unwrap());
+        assert_eq!(all.iter().filter(|byte| b"x\n".contains(byte)).count(), taken);
     }
 
     #[test]

@@ -142,6 +142,15 @@ impl Output {
         !matches!(self.state().to, To::Nobody)
     }
 
+    /// So much can be written without waiting, if nobody else writes.
+    pub(super) fn room(&self) -> usize {
+        let state = self.state();
+        match state.to {
+            To::Disk(_) | To::Nobody | To::Nowhere => usize::MAX,
+            To::Stream(_) | To::Socket(_) => BACKLOG_BYTES.saturating_sub(state.backlog.len()),
+        }
+    }
+
     /// Takes as much as there is room for, without waiting; returns how much that was. With nobody
     /// connected everything is taken, and lost.
     pub(crate) fn offer(&self, bytes: &[u8]) -> usize {
