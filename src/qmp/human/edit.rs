@@ -1,5 +1,5 @@
 //! A line as it is typed: keys in, what the terminal shows out. Pure; a line that is too long takes no
-//! more, so that memory is bounded whatever comes.
+//! more and is given up at its end, so that memory is bounded whatever comes.
 
 use std::collections::VecDeque;
 
@@ -18,6 +18,8 @@ pub(super) struct Editor {
     /// Of a character of several bytes, or of an escape sequence.
     partial: Vec<u8>,
     escape: Escape,
+    /// Something did not fit any more.
+    cut: bool,
     /// A line feed behind it belongs to it.
     after_return: bool,
 }
@@ -51,6 +53,7 @@ impl Editor {
         let follows_return = std::mem::take(&mut self.after_return);
         match (self.escape, byte) {
             (Escape::None, _) => {}
+            (_, 0x1b) => return self.escaped(Escape::Begun),
             (Escape::Begun, b'[') => return self.escaped(Escape::Csi(0)),
             (Escape::Begun, b'O') => return self.escaped(Escape::Ss3),
             (Escape::Csi(n), b'0'..=b'9') => {
@@ -69,6 +72,11 @@ impl Editor {
             b'\r' | b'\n' => {
                 self.after_return = byte == b'\r';
                 *show += "\r\n";
+                if self.cut {
+                    *show += &format!("a line has {LINE_BYTES_MAX} bytes at most\r\n");
+                    self.restart();
+                    return Key::Abandoned;
+                }
                 return Key::Line(self.take());
             }
             b'\t' => return Key::Complete,
@@ -132,13 +140,20 @@ impl Editor {
             }
             // More of it is to come.
             Err(error) if error.error_len().is_none() => {}
-            Err(_) => self.partial.clear(),
+            Err(_) => {
+                let is_other = self.partial.len() > 1;
+                self.partial.clear();
+                if is_other {
+                    self.character(byte, show);
+                }
+            }
         }
     }
 
     /// What a completion adds, or a key.
     pub(super) fn insert(&mut self, text: &str, show: &mut String) {
         if self.line.len() + text.len() > LINE_BYTES_MAX {
+            self.cut = true;
             return;
         }
         self.line.insert_str(self.cursor, text);
@@ -156,6 +171,7 @@ impl Editor {
     pub(super) fn restart(&mut self) {
         self.line.clear();
         self.cursor = 0;
+        self.cut = false;
         self.shown = None;
         self.partial.clear();
         self.escape = Escape::None;
@@ -201,6 +217,7 @@ impl Editor {
         self.move_to(0, show);
         self.line = line;
         self.cursor = self.line.len();
+        self.cut = false;
         self.shown = next;
         *show += &self.line;
         *show += "\x1b[K";
@@ -229,6 +246,7 @@ impl Editor {
         }
         self.move_to(from, show);
         self.line.replace_range(from..to, "");
+        self.cut &= !self.line.is_empty();
         *show += &self.line[from..];
         *show += "\x1b[K";
         back(self.line[from..].chars().count(), show);
@@ -280,6 +298,9 @@ mod tests {
             (b"inf\x1b[Co\r", "info"),
             ("ä\x7finfo\r".as_bytes(), "info"),
             (b"\xff\xfeinfo\r", "info"),
+            (b"\xc3info\r", "info"),
+            (b"\xf0\x9f\x98info\r", "info"),
+            (b"ifo\x1b\x1b[D\x1b[1\x1b[Dn\r", "info"),
             (b"rubbish\x03info\r", "info"),
         ] {
             assert_eq!(lines(keys), [line], "{keys:?}");
@@ -311,6 +332,7 @@ mod tests {
             editor.key(b'x', &mut show);
         }
         assert_eq!((editor.line.len(), show.len()), (LINE_BYTES_MAX, LINE_BYTES_MAX));
+        assert_eq!(editor.key(b'\r', &mut show), Key::Abandoned, "half a command is none");
         for n in 0..1000 {
             format!("\x15{n}\r").bytes().for_each(|byte| drop(editor.key(byte, &mut show)));
         }
