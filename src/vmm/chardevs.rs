@@ -24,7 +24,7 @@ pub enum ChardevError {
     /// As `NotFound`, where QEMU says it otherwise.
     #[error("Chardev '{0}' does not exist")]
     Unknown(String),
-    #[error("Mux device hotswap not supported yet")]
+    #[error("For mux or hub device hotswap is not supported yet")]
     Shared,
     #[error("Chardev user does not support chardev hotswap")]
     Stays,

@@ -99,8 +99,12 @@ fn a_person_types_at_a_monitor() {
     assert_eq!(person.asks("migrate_set_capability xbzrle on"), "");
     assert!(person.asks("info migrate_capabilities").contains("xbzrle: on\r\n"));
     assert_eq!(person.asks("chardev-add null,id=z"), "");
+    assert_eq!(person.asks("chardev-change z null,id=y"), "Error: Unexpected 'id' parameter\r\n");
+    assert_eq!(person.asks("chardev-change z null"), "");
     assert_eq!(person.asks("chardev-remove z"), "");
     assert_eq!(person.asks("chardev-remove z"), "Error: Chardev 'z' not found\r\n");
+    let said = person.asks("chardev-add socket,id=z,fd=3");
+    assert!(said.starts_with("Error: fd= is for the command line"), "{said}");
     assert_eq!(person.asks("object_add rng-builtin,id=r"), "");
     assert_eq!(person.asks("object_del r"), "");
     assert_eq!(person.asks("device_add foo"), "Error: 'foo' is not a valid device model name\r\n");

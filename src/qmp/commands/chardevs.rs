@@ -154,20 +154,24 @@ fn is_new(call: Call<'_>, id: &str) -> Result<(), Error> {
 /// One that the human monitor describes.
 pub(crate) fn add_described(call: Call<'_>, chardev: Chardev) -> Answer {
     is_new(call, &chardev.id)?;
-    refuse_stdio(&chardev)?;
+    refuse_inherited(&chardev)?;
     open(call, chardev, None, |chardev, fd, images| call.vmm.chardevs.add(chardev, fd, images))
 }
 
 pub(crate) fn change_described(call: Call<'_>, chardev: Chardev) -> Answer {
     is_known(call, &chardev.id)?;
-    refuse_stdio(&chardev)?;
+    refuse_inherited(&chardev)?;
     open(call, chardev, None, |chardev, fd, images| call.vmm.chardevs.change(chardev, fd, images))
 }
 
-fn refuse_stdio(chardev: &Chardev) -> Result<(), Error> {
+fn refuse_inherited(chardev: &Chardev) -> Result<(), Error> {
     match chardev.backend {
         _ if chardev.mux => Err(Error::generic("mux=on: nothing could share it later")),
         ChardevBackend::Stdio { .. } => Err(Error::generic(TAKEN)),
+        // Any number is one of the machine's own by now.
+        ChardevBackend::Socket(Socket { address: SocketAddress::Fd(_), .. }) => {
+            Err(Error::generic("fd= is for the command line; QMP's chardev-add takes one of getfd"))
+        }
         _ => Ok(()),
     }
 }

@@ -23,7 +23,10 @@ pub(super) fn ask(asked: &Asked<'_>, name: &str, implied: &str) -> Answer {
 pub(super) fn chardev(asked: &Asked<'_>, id: Option<&str>) -> Answer {
     let mut text = asked.args.text("args").to_owned();
     if let Some(id) = id {
-        text += &format!(",id={id}");
+        if args::split(&text, Some("backend")).into_iter().any(|(key, _)| key == "id") {
+            return Err(Error::generic("Unexpected 'id' parameter"));
+        }
+        text += &format!(",id={}", id.replace(',', ",,"));
     }
     let described: Chardev = args::chardev("chardev", &text).map_err(Error::generic)?;
     let held = Held::default();

@@ -201,6 +201,9 @@ fn integer(from: &str) -> Result<(i64, &str), String> {
         });
     }
     let (digits, behind) = digits.split_at(end);
+    if let Some(operator) = behind.chars().next().filter(|c| "+-*/%&|^".contains(*c)) {
+        return Err(format!("'{operator}' behind a number: expressions are not built"));
+    }
     // Addresses have 64 bits.
     let value = u64::from_str_radix(digits, radix).map_err(|_| "integer overflow")? as i64;
     Ok((if negative { value.wrapping_neg() } else { value }, behind))
@@ -240,6 +243,7 @@ mod tests {
             ("-d", "save: filename expected"),
             ("-x a", "save: unsupported option -x"),
             ("a x", "invalid char 'x' in expression"),
+            ("a 1+1 on", "'+' behind a number: expressions are not built"),
             ("a 1k on", "Expected 'on' or 'off'"),
             ("a 1 maybe", "Expected 'on' or 'off'"),
             ("a 1 on b", "save: extraneous characters at the end of line"),
