@@ -122,11 +122,16 @@ impl Server {
             match inputs.next().await {
                 human::Input::Opened => session.open(),
                 human::Input::Focus(focused) => session.focus(focused),
-                human::Input::Bytes(bytes) => {
-                    if !self.type_in(monitor, &mut session, &outbox, &bytes).await {
-                        return;
+                // What runs is not given up with the one who typed it.
+                human::Input::Bytes(bytes) => tokio::select! {
+                    biased;
+                    goes_on = self.type_in(monitor, &mut session, &outbox, &bytes) => {
+                        if !goes_on {
+                            return;
+                        }
                     }
-                }
+                    () = inputs.left_for(LEFT_TIMEOUT) => {}
+                },
             }
         }
     }

@@ -192,6 +192,23 @@ fn a_console_is_shared_with_a_monitor() {
     assert_eq!(vm.exit_code(), Some(0));
 }
 
+#[test]
+fn a_command_that_waits_keeps_a_shared_monitor_from_no_other_client() {
+    let shared = "socket,id=c,path=@DIR@/console,server=on,wait=off,mux=on";
+    let vm = Launch::alone().bare().words(&["-chardev", shared, "-mon", "chardev=c"]).spawn();
+    let mut person = Person::at(&vm.path("console"));
+    person.until(PROMPT);
+    // Somebody has to open the other end.
+    let pipe = vm.path("pipe");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
+    person.types(&format!("pmemsave 0 0x1000 \"{}\"\r", pipe.display()));
+    person.until("pipe\"\r\n");
+    drop(person);
+    let mut person = Person::at(&vm.path("console"));
+    person.until(PROMPT);
+    assert_eq!(person.asks("info status"), "VM status: running\r\n");
+}
+
 /// The built-in guest reads nothing of its serial port.
 #[test]
 fn what_nobody_takes_keeps_no_other_client_out() {

@@ -2,6 +2,7 @@
 //! them. What has happened is kept, not how often, so that it is bounded.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
@@ -22,6 +23,8 @@ pub(crate) enum Input {
 pub(crate) struct Inputs {
     state: Mutex<State>,
     filled: Notify,
+    /// Somebody came or left.
+    came_or_left: Notify,
     /// Called, with no lock held, when there is room for keys again.
     room: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
@@ -67,8 +70,28 @@ impl Inputs {
         state.open = open;
         state.opened |= came;
         drop(state);
+        self.came_or_left.notify_waiters();
         if came {
             self.filled.notify_one();
+        }
+    }
+
+    /// Waits until who typed what was taken last has been gone for so long, whoever came since.
+    pub(crate) async fn left_for(&self, time: Duration) {
+        let is_gone = || {
+            let state = self.state();
+            !state.open || state.opened
+        };
+        loop {
+            let changed = self.came_or_left.notified();
+            if !is_gone() {
+                changed.await;
+                continue;
+            }
+            tokio::time::sleep(time).await;
+            if is_gone() {
+                return;
+            }
         }
     }
 
