@@ -455,6 +455,12 @@ impl Draft {
             }
             monitors.push(Monitor { chardev, language: monitor.language });
         }
+        let is_there = |id: &str| self.chardevs.iter().any(|other| other.id == id);
+        let mut bases = self.chardevs.iter().filter(|device| device.mux).map(Chardev::base);
+        if let Some(Chardev { id, .. }) = bases.find(|base| is_there(&base.id)) {
+            let place = format!("-chardev id={id}");
+            return Err(Problem::DuplicateId("a character device").at(place));
+        }
         let stdio = |chardev: &&Chardev| matches!(chardev.backend, ChardevBackend::Stdio { .. });
         match self.chardevs.iter().filter(stdio).nth(1) {
             Some(second) => {

@@ -422,6 +422,10 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-chardev null,id=c,mux=on -mon c -mon c -mon c -serial chardev:c -device virtio-serial-device -device virtconsole,chardev=c",
             "-device virtconsole,chardev=c: four users share the device already",
         ),
+        (
+            "-chardev null,id=c,mux=on -chardev null,id=c-base -mon c",
+            "-chardev id=c-base: there is already a character device with this id",
+        ),
         ("-echr 256", "-echr 256: expects a number from 0 to 255"),
         (
             "-incoming file:f,x-godwit-restore=map",
