@@ -5,7 +5,7 @@
 //!
 //! A message is a header of three le32 (number, flags, bytes of what follows), and what follows; with it
 //! go descriptors. Some are answered, and with REPLY_ACK those that change something are, too. The other
-//! side is waited for [`ANSWERS`] and no longer: who asks has a device's lock.
+//! side is waited for [`ANSWERS`] and no longer, whatever it is asked meanwhile: who asks has a device's lock.
 //!
 //! The crate `vhost` has this front end as well, but waits for a silent process for ever.
 
@@ -20,8 +20,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long the other side may take for an answer, or not read.
-const ANSWERS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 3 });
+/// How long the other side may take for all answers of one turn, or not read.
+pub(super) const ANSWERS: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 3 });
 const HEADER_BYTES: usize = 12;
 /// Version 1; a reply; a reply is wanted.
 const VERSION: u32 = 1;
@@ -110,27 +110,27 @@ pub(super) struct FrontEnd {
 }
 
 impl FrontEnd {
-    /// Asks a back end what it can do. `rings` is how many it will get.
+    /// Asks a back end what it can do, until `end`. `rings` is how many it will get.
     ///
     /// # Errors
     /// It is none, or does not answer.
-    pub(super) fn new(socket: OwnedFd, rings: usize) -> Result<FrontEnd, Lost> {
+    pub(super) fn new(socket: OwnedFd, rings: usize, end: Instant) -> Result<FrontEnd, Lost> {
         let event = || eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
-        let mut end = FrontEnd {
+        let mut peer = FrontEnd {
             socket: Arc::new(socket),
             features: 0,
             acknowledges: false,
             call: Arc::new(event()?.into()),
             kicks: (0..rings).map(|_| event()).collect::<Result<_, _>>()?,
         };
-        end.features = end.get(message::GET_FEATURES)?;
-        end.send(message::SET_OWNER, &[], &[])?;
-        if end.features & PROTOCOL_FEATURES != 0 {
-            let wanted = end.get(message::GET_PROTOCOL_FEATURES)? & REPLY_ACK;
-            end.send(message::SET_PROTOCOL_FEATURES, &wanted.to_le_bytes(), &[])?;
-            end.acknowledges = wanted != 0;
+        peer.features = peer.get(message::GET_FEATURES, end)?;
+        peer.send(message::SET_OWNER, &[], end)?;
+        if peer.features & PROTOCOL_FEATURES != 0 {
+            let wanted = peer.get(message::GET_PROTOCOL_FEATURES, end)? & REPLY_ACK;
+            peer.send(message::SET_PROTOCOL_FEATURES, &wanted.to_le_bytes(), end)?;
+            peer.acknowledges = wanted != 0;
         }
-        Ok(end)
+        Ok(peer)
     }
 
     /// What becomes readable when the back end closes it; it says nothing by itself.
@@ -153,41 +153,42 @@ impl FrontEnd {
         features: u64,
         memory: &[MemoryPart],
         file: BorrowedFd<'_>,
+        end: Instant,
     ) -> Result<(), Lost> {
         let features = features & self.features | self.features & PROTOCOL_FEATURES;
-        self.ask(message::SET_FEATURES, &features.to_le_bytes(), &[])?;
+        self.ask(message::SET_FEATURES, &features.to_le_bytes(), &[], end)?;
         let mut table = u64::try_from(memory.len()).unwrap_or(u64::MAX).to_le_bytes().to_vec();
         for MemoryPart { gpa, bytes, host, offset } in memory {
             table
                 .extend([gpa, bytes, host, offset].into_iter().flat_map(|word| word.to_le_bytes()));
         }
-        self.ask(message::SET_MEM_TABLE, &table, &vec![file; memory.len()])
+        self.ask(message::SET_MEM_TABLE, &table, &vec![file; memory.len()], end)
     }
 
     /// Hands a ring over.
-    pub(super) fn start(&self, ring: &RingAt) -> Result<(), Lost> {
+    pub(super) fn start(&self, ring: &RingAt, end: Instant) -> Result<(), Lost> {
         let state = |value: u32| [ring.index.to_le_bytes(), value.to_le_bytes()].concat();
-        self.ask(message::SET_VRING_NUM, &state(ring.size), &[])?;
-        self.ask(message::SET_VRING_BASE, &state(ring.position.into()), &[])?;
+        self.ask(message::SET_VRING_NUM, &state(ring.size), &[], end)?;
+        self.ask(message::SET_VRING_BASE, &state(ring.position.into()), &[], end)?;
         let mut address = state(0);
         let places = [ring.desc, ring.used, ring.avail, 0];
         address.extend(places.into_iter().flat_map(u64::to_le_bytes));
-        self.ask(message::SET_VRING_ADDR, &address, &[])?;
+        self.ask(message::SET_VRING_ADDR, &address, &[], end)?;
         let index = u64::from(ring.index).to_le_bytes();
         let kick = &self.kicks[ring.index as usize];
-        self.ask(message::SET_VRING_CALL, &index, &[self.call.as_fd()])?;
-        self.ask(message::SET_VRING_KICK, &index, &[kick.as_fd()])?;
+        self.ask(message::SET_VRING_CALL, &index, &[self.call.as_fd()], end)?;
+        self.ask(message::SET_VRING_KICK, &index, &[kick.as_fd()], end)?;
         if self.features & PROTOCOL_FEATURES != 0 {
-            self.ask(message::SET_VRING_ENABLE, &state(1), &[])?;
+            self.ask(message::SET_VRING_ENABLE, &state(1), &[], end)?;
         }
         Ok(())
     }
 
     /// Takes a ring back. Returns where the back end had read to.
-    pub(super) fn stop(&self, index: u32) -> Result<u16, Lost> {
+    pub(super) fn stop(&self, index: u32, end: Instant) -> Result<u16, Lost> {
         let state = [index.to_le_bytes(), [0; 4]].concat();
-        self.send(message::GET_VRING_BASE, &state, &[])?;
-        let answer = self.answer::<8>(message::GET_VRING_BASE)?;
+        self.send(message::GET_VRING_BASE, &state, end)?;
+        let answer = self.answer::<8>(message::GET_VRING_BASE, end)?;
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| answer[at + i]));
         let position = u16::try_from(word(4)).ok().filter(|_| word(0) == index);
         position.ok_or(Lost::Confused)
@@ -206,23 +207,29 @@ impl FrontEnd {
         rustix::io::read(&*self.call, &mut [0u8; 8]).is_ok()
     }
 
-    fn get(&self, number: u32) -> Result<u64, Lost> {
-        self.send(number, &[], &[])?;
-        Ok(u64::from_le_bytes(self.answer::<8>(number)?))
+    fn get(&self, number: u32, end: Instant) -> Result<u64, Lost> {
+        self.send(number, &[], end)?;
+        Ok(u64::from_le_bytes(self.answer::<8>(number, end)?))
     }
 
     /// Sends something that has no answer of its own, and waits until it was done, if that is told.
-    fn ask(&self, number: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Lost> {
+    fn ask(
+        &self,
+        number: u32,
+        body: &[u8],
+        fds: &[BorrowedFd<'_>],
+        end: Instant,
+    ) -> Result<(), Lost> {
         let flags = VERSION | if self.acknowledges { NEEDS_REPLY } else { 0 };
-        self.send_as(flags, number, body, fds)?;
-        if self.acknowledges && u64::from_le_bytes(self.answer::<8>(number)?) != 0 {
+        self.send_as(flags, number, body, fds, end)?;
+        if self.acknowledges && u64::from_le_bytes(self.answer::<8>(number, end)?) != 0 {
             return Err(Lost::Refuses(number));
         }
         Ok(())
     }
 
-    fn send(&self, number: u32, body: &[u8], fds: &[BorrowedFd<'_>]) -> Result<(), Lost> {
-        self.send_as(VERSION, number, body, fds)
+    fn send(&self, number: u32, body: &[u8], end: Instant) -> Result<(), Lost> {
+        self.send_as(VERSION, number, body, &[], end)
     }
 
     fn send_as(
@@ -231,10 +238,10 @@ impl FrontEnd {
         number: u32,
         body: &[u8],
         fds: &[BorrowedFd<'_>],
+        end: Instant,
     ) -> Result<(), Lost> {
         let mut bytes = [number, flags, body.len() as u32].map(u32::to_le_bytes).concat();
         bytes.extend_from_slice(body);
-        let end = Instant::now() + ANSWERS;
         let (mut rest, mut fds) = (&bytes[..], fds);
         while !rest.is_empty() {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
@@ -254,8 +261,7 @@ impl FrontEnd {
     }
 
     /// The answer to message `number`, which has `N` bytes.
-    fn answer<const N: usize>(&self, number: u32) -> Result<[u8; N], Lost> {
-        let end = Instant::now() + ANSWERS;
+    fn answer<const N: usize>(&self, number: u32, end: Instant) -> Result<[u8; N], Lost> {
         let header = self.read::<HEADER_BYTES>(end)?;
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| header[4 * at + i]));
         if word(0) != number || word(1) & IS_REPLY == 0 || word(2) as usize != N {

@@ -23,7 +23,7 @@ use super::model::{Model, Next, Wait};
 use super::parts::VirtioDevice;
 use super::queue::{Fault, Queue};
 use super::section::VirtioKind;
-use super::vhost_user::{FrontEnd, Lost, MemoryPart, RingAt};
+use super::vhost_user::{ANSWERS, FrontEnd, Lost, MemoryPart, RingAt};
 use crate::config::{Config, Socket, SocketAddress, SocketRole};
 use crate::devices::Error;
 use crate::memory::GuestRam;
@@ -80,7 +80,8 @@ pub(super) fn open(wanted: &Wanted, offered: u64, config: &Config) -> Result<FsM
             Err(_) => std::thread::sleep(Duration::from_millis(*reconnect_ms).min(LATE / 60)),
         }
     };
-    let end = FrontEnd::new(socket, QUEUES).map_err(|lost| failed(io::Error::other(lost)))?;
+    let end =
+        FrontEnd::new(socket, QUEUES, limit()).map_err(|lost| failed(io::Error::other(lost)))?;
     let lacks = offered & !end.features;
     if lacks != 0 {
         let why = format!(
@@ -100,8 +101,14 @@ pub(super) fn open(wanted: &Wanted, offered: u64, config: &Config) -> Result<FsM
     })
 }
 
+/// Of a turn: until then the back end has answered all.
+fn limit() -> Instant {
+    Instant::now() + ANSWERS
+}
+
 fn is_late(why: &io::Error) -> bool {
-    matches!(why.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused)
+    use io::ErrorKind::{ConnectionRefused, NotFound, WouldBlock};
+    matches!(why.kind(), NotFound | ConnectionRefused | WouldBlock)
 }
 
 fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
@@ -112,7 +119,9 @@ fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
             return Err(io::ErrorKind::Unsupported.into());
         }
     };
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // Who listens and does not accept is not waited for: a vCPU may wait for who connects again.
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect_to(&socket, &to)?;
     Ok(socket)
 }
@@ -120,9 +129,10 @@ fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
 impl FsModel {
     /// The rings that the driver has set up and the process has not are handed over.
     fn start(&mut self, ram: &GuestRam, queues: &[Queue], features: u64) -> Result<(), Lost> {
+        let limit = limit();
         if self.end.is_none() {
             // Another process than before: the guest has started anew.
-            let end = FrontEnd::new(connect(&self.address)?, QUEUES)?;
+            let end = FrontEnd::new(connect(&self.address)?, QUEUES, limit)?;
             if self.offered & !end.features != 0 {
                 return Err(Lost::Confused);
             }
@@ -139,7 +149,7 @@ impl FsModel {
                 offset: main.file_offset() + region.offset,
             };
             let parts: Vec<_> = main.regions().iter().map(part).collect();
-            end.begin(features, &parts, file.as_fd())?;
+            end.begin(features, &parts, file.as_fd(), limit)?;
             self.begun = true;
         }
         for (index, (queue, started)) in (0..).zip(queues.iter().zip(&mut self.rings)) {
@@ -151,24 +161,26 @@ impl FsModel {
             let places = (host(queue.desc), host(queue.avail), host(queue.used));
             let (Some(desc), Some(avail), Some(used)) = places else { return Err(Lost::Confused) };
             let position = queue.position();
-            end.start(&RingAt { index, size: queue.size, desc, avail, used, position })?;
+            let ring = RingAt { index, size: queue.size, desc, avail, used, position };
+            end.start(&ring, limit)?;
             *started = true;
         }
         Ok(())
     }
 
     /// Takes a ring back, if the process has it.
-    fn stop(&mut self, index: usize) -> Result<Option<u16>, Lost> {
+    fn stop(&mut self, index: usize, limit: Instant) -> Result<Option<u16>, Lost> {
         let Some(end) = self.end.as_ref().filter(|_| std::mem::take(&mut self.rings[index])) else {
             return Ok(None);
         };
-        end.stop(index as u32).map(Some)
+        end.stop(index as u32, limit).map(Some)
     }
 
     /// Takes all rings back, of a guest that does not want to know what came of them. A process that
     /// does not answer is let go of: it must not write there any more.
     fn stop_all(&mut self) {
-        if (0..QUEUES).any(|index| self.stop(index).is_err()) {
+        let limit = limit();
+        if (0..QUEUES).any(|index| self.stop(index, limit).is_err()) {
             self.let_go();
         }
         self.begun = false;
@@ -211,7 +223,7 @@ impl Model for FsModel {
     }
 
     fn queue_reset(&mut self, queue: usize) {
-        if queue < QUEUES && self.stop(queue).is_err() {
+        if queue < QUEUES && self.stop(queue, limit()).is_err() {
             self.let_go();
         }
     }
@@ -243,8 +255,9 @@ impl Model for FsModel {
 
     /// The rings come back, with where they were read to.
     fn quiesce(&mut self, _: &GuestRam, queues: &mut [Queue]) -> Result<(), Fault> {
+        let limit = limit();
         for (index, queue) in queues.iter_mut().enumerate() {
-            if let Some(position) = self.stop(index).map_err(|lost| self.lost(lost))? {
+            if let Some(position) = self.stop(index, limit).map_err(|lost| self.lost(lost))? {
                 queue.go_on_at(position);
             }
         }

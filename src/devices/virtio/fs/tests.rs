@@ -19,6 +19,8 @@ enum Does {
     Lie(u32),
     /// Answers half, and leaves.
     Half(u32),
+    /// Answers each time just before it would be silent.
+    Slowly,
     Well,
 }
 
@@ -51,10 +53,13 @@ fn back_end(mut socket: UnixStream, does: Does) -> JoinHandle<Vec<u32>> {
                 Does::Leave(at) if at == number => break,
                 Does::Lie(at) if at == number => head[0] += 1,
                 Does::Half(at) if at == number => answer.truncate(3),
+                Does::Slowly => std::thread::sleep(ANSWERS / 2),
                 _ => {}
             }
-            socket.write_all(&head.map(u32::to_le_bytes).concat()).unwrap();
-            socket.write_all(&answer).unwrap();
+            let answer = [head.map(u32::to_le_bytes).concat(), answer].concat();
+            if socket.write_all(&answer).is_err() {
+                break;
+            }
             if matches!(does, Does::Half(at) if at == number) {
                 break;
             }
@@ -68,16 +73,18 @@ fn converse(does: Does) -> (Result<u16, Lost>, Vec<u32>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let back_end = back_end(theirs, does);
     let ram = for_tests(4 << 20);
+    let time = if does == Does::Slowly { ANSWERS } else { 60 * ANSWERS };
+    let limit = Instant::now() + time;
     let talk = || {
-        let end = FrontEnd::new(ours.into(), QUEUES)?;
+        let end = FrontEnd::new(ours.into(), QUEUES, limit)?;
         assert_eq!(end.features, FEATURES);
         assert!(!end.has_ended());
         let part = MemoryPart { gpa: 0, bytes: 4 << 20, host: 1 << 40, offset: 0 };
-        end.begin(VERSION_1, &[part], ram.main().descriptor().unwrap().as_fd())?;
+        end.begin(VERSION_1, &[part], ram.main().descriptor().unwrap().as_fd(), limit)?;
         let ring =
             RingAt { index: 1, size: 8, desc: 1 << 40, avail: 2 << 40, used: 3 << 40, position: 5 };
-        end.start(&ring)?;
-        end.stop(1)
+        end.start(&ring, limit)?;
+        end.stop(1, limit)
     };
     let said = talk();
     (said, back_end.join().unwrap())
@@ -109,7 +116,34 @@ fn a_back_end_that_does_not_do_its_part_is_told_by_name() {
 #[test]
 fn a_silent_back_end_is_not_waited_for_for_ever() {
     let (ours, theirs) = UnixStream::pair().unwrap();
-    let lost = FrontEnd::new(ours.into(), QUEUES).map(drop).unwrap_err();
+    let lost = FrontEnd::new(ours.into(), QUEUES, limit()).map(drop).unwrap_err();
     assert!(matches!(lost, Lost::Silent), "{lost}");
     drop(theirs);
+    // Nor is one that is never quite silent.
+    let lost = converse(Does::Slowly).0.unwrap_err();
+    assert!(matches!(lost, Lost::Silent), "{lost}");
+}
+
+#[test]
+fn a_back_end_that_accepts_nobody_is_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fs");
+    let listener =
+        socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap();
+    rustix::net::bind(&listener, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let address = SocketAddress::Unix { path };
+        let mut waiting = Vec::new();
+        let refused = loop {
+            match connect(&address) {
+                Ok(socket) => waiting.push(socket),
+                Err(why) => break why,
+            }
+        };
+        tell.send(is_late(&refused)).unwrap();
+    });
+    assert_eq!(told.recv_timeout(Duration::from_secs(30)), Ok(true));
+    drop(listener);
 }
