@@ -212,8 +212,10 @@ impl Save {
         if let Some(channels) = self.channels {
             parameters["multifd-channels"] = channels.into();
         }
-        if before.parameters.contains_key("x-godwit-verify") {
-            parameters["x-godwit-verify"] = false.into();
+        for (name, value) in UNDONE {
+            if before.parameters.contains_key(name) {
+                parameters[name] = value.into();
+            }
         }
         client.execute("migrate-set-parameters", parameters)?;
         Ok(())
@@ -361,14 +363,33 @@ struct Settings {
     parameters: Map<String, Value>,
 }
 
-/// The parameters that this verb may set.
-const BORROWED: [&str; 5] = [
-    "max-bandwidth",
-    "multifd-compression",
-    "downtime-limit",
-    "multifd-channels",
-    "x-godwit-verify",
+/// The parameters that this verb may set, beside those of [`UNDONE`].
+const BORROWED: [&str; 4] =
+    ["max-bandwidth", "multifd-compression", "downtime-limit", "multifd-channels"];
+
+/// What does not go with a snapshot or with its descriptor, and how it is off, where it is known. A set
+/// with one descriptor and `direct-io` ends a QEMU that writes by several threads, and its guest.
+const UNDONE: [(&str, Off); 4] = [
+    ("direct-io", Off::False),
+    ("tls-creds", Off::Empty),
+    ("x-godwit-base", Off::Empty),
+    ("x-godwit-verify", Off::False),
 ];
+
+#[derive(Clone, Copy)]
+enum Off {
+    False,
+    Empty,
+}
+
+impl From<Off> for Value {
+    fn from(off: Off) -> Value {
+        match off {
+            Off::False => false.into(),
+            Off::Empty => "".into(),
+        }
+    }
+}
 
 impl Settings {
     fn ask(client: &mut Client) -> Result<Self, Error> {
@@ -379,8 +400,10 @@ impl Settings {
         let capabilities = capabilities.collect();
         let mut parameters = Map::new();
         if let Value::Object(all) = client.execute("query-migrate-parameters", json!({}))? {
-            parameters
-                .extend(all.into_iter().filter(|(name, _)| BORROWED.contains(&name.as_str())));
+            let is_ours = |name: &str| {
+                BORROWED.contains(&name) || UNDONE.iter().any(|(undone, _)| *undone == name)
+            };
+            parameters.extend(all.into_iter().filter(|(name, _)| is_ours(name)));
         }
         Ok(Self { capabilities, parameters })
     }

@@ -135,13 +135,21 @@ fn a_guest_is_saved_and_restored_by_a_word_each() {
         assert!(said.contains(what), "{said}");
     };
     machine.connect();
-    let settings = json!({"max-bandwidth": 77777, "downtime-limit": 123});
+    let settings = json!({"max-bandwidth": 77777, "downtime-limit": 123, "x-godwit-base": "/none",
+        "tls-creds": "none"});
     machine.set(&["xbzrle", "return-path"], &settings);
     let set = |machine: &mut Vm| {
         let all = machine.ask("query-migrate-parameters", json!({}));
         let list = machine.ask("query-migrate-capabilities", json!({}));
         let on: Vec<_> = list.as_array().unwrap().iter().filter(|c| c["state"] == true).collect();
-        json!([all["max-bandwidth"], all["downtime-limit"], all["multifd-channels"], on])
+        json!([
+            all["max-bandwidth"],
+            all["downtime-limit"],
+            all["multifd-channels"],
+            all["x-godwit-base"],
+            all["tls-creds"],
+            on
+        ])
     };
     let before = set(&mut machine);
     machine.hang_up();

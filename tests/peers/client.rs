@@ -71,7 +71,7 @@ fn save_and_restore_take_a_qemu() {
     let file = folder.path().join("snapshot");
     let name = file.to_str().unwrap();
     source.connect();
-    source.ask("migrate-set-parameters", json!({"max-bandwidth": 55 << 20}));
+    source.ask("migrate-set-parameters", json!({"max-bandwidth": 55 << 20, "direct-io": true}));
     source.hang_up();
     for words in [&[name][..], &[name, "--channels", "2"]] {
         let made = godwit(&[&["save", "--qmp", &qmp], words].concat());
@@ -81,7 +81,7 @@ fn save_and_restore_take_a_qemu() {
         source.connect();
         source.assert_alive();
         let set = source.ask("query-migrate-parameters", json!({}));
-        assert_eq!(set["max-bandwidth"], 55 << 20);
+        assert_eq!((&set["max-bandwidth"], &set["direct-io"]), (&json!(55 << 20), &json!(true)));
         let list = source.ask("query-migrate-capabilities", json!({}));
         assert!(!list.as_array().unwrap().iter().any(|c| c["state"] == true), "{list}");
         assert_eq!(source.ask("query-fdsets", json!({})), json!([]));
