@@ -462,7 +462,12 @@ impl Draft {
             return Err(Problem::DuplicateId("a character device").at(place));
         }
         let stdio = |chardev: &&Chardev| matches!(chardev.backend, ChardevBackend::Stdio { .. });
-        match self.chardevs.iter().filter(stdio).nth(1) {
+        let mut on_stdio = self.chardevs.iter().filter(stdio);
+        if let (true, Some(first)) = (self.daemonize, on_stdio.clone().next()) {
+            let problem = Problem::Conflict("standard input and output", "-daemonize");
+            return Err(problem.at(format!("chardev {}", first.id)));
+        }
+        match on_stdio.nth(1) {
             Some(second) => {
                 let problem = Problem::Refused(
                     "standard input and output are already taken by another device",
@@ -485,6 +490,7 @@ impl Draft {
         let first = match serials.next() {
             None if self.nodefaults => return Ok((None, None)),
             None if on_terminal => ("-nographic".into(), Short::Shared(stdio(false), None)),
+            None if self.daemonize => ("-serial".into(), Short::New(ChardevBackend::Null, None)),
             None => ("-serial".into(), Short::New(stdio(true), None)),
             Some(given) => {
                 self.default_monitor(&given.1, on_terminal);

@@ -426,6 +426,14 @@ fn refusals_say_what_and_why_and_what_instead() {
             "-chardev null,id=c,mux=on -chardev null,id=c-base -mon c",
             "-chardev id=c-base: there is already a character device with this id",
         ),
+        (
+            "-daemonize -nodefaults -monitor stdio",
+            "chardev compat_monitor0: standard input and output cannot go with -daemonize",
+        ),
+        (
+            "-daemonize -nographic",
+            "chardev serial0: standard input and output cannot go with -daemonize",
+        ),
         ("-echr 256", "-echr 256: expects a number from 0 to 255"),
         (
             "-incoming file:f,x-godwit-restore=map",
