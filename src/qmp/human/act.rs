@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use super::words::{device, file, flag, mebibytes, number, rest, size, switch, text};
 use super::{Asked, Does, Error, Human, Param, Value, keyed};
 use crate::qmp::commands::find;
+use crate::qmp::schema::Type;
 
 pub(super) static TABLE: &[Human] = &[
     says(
@@ -365,9 +366,16 @@ fn set_parameter(asked: &Asked<'_>) -> Result<String, Error> {
     let command = find("migrate-set-parameters").ok_or_else(|| unknown(name))?;
     let member = command.arguments.members.iter().find(|member| member.name == name);
     let of = member.ok_or_else(|| unknown(name))?.of;
-    let value = match crate::args::value::size(text, 1 << 20) {
-        Ok(bytes) if IN_MEBIBYTES.contains(&name) => Value::Number(bytes.to_string().into()),
-        _ => keyed::typed(Value::Text(text.to_owned()), &of),
+    if matches!(of, Type::List(_)) {
+        let why = format_args!("The {name} parameter can only be set through QMP");
+        return Err(Error::generic(why));
+    }
+    let value = if IN_MEBIBYTES.contains(&name) {
+        let bytes = crate::args::value::size(text, 1 << 20)
+            .map_err(|_| Error::generic(format_args!("Invalid size {text}")))?;
+        Value::Number(bytes.to_string().into())
+    } else {
+        keyed::typed(Value::Text(text.to_owned()), &of)
     };
     asked.ask_with(command.name, &[(name.to_owned(), value)]).map(|_| String::new())
 }
