@@ -29,6 +29,7 @@ use crate::devices::Error;
 use crate::memory::GuestRam;
 use options::TAG_BYTES;
 use rustix::event::PollFlags;
+use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect as connect_to, socket_with,
 };
@@ -122,8 +123,14 @@ fn connect(address: &SocketAddress) -> io::Result<OwnedFd> {
     // Who listens and does not accept is not waited for: a vCPU may wait for who connects again.
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect_to(&socket, &to)?;
-    Ok(socket)
+    match connect_to(&socket, &to) {
+        Ok(()) => Ok(socket),
+        Err(Errno::AGAIN) => {
+            let why = "it has no room for another connection (one that is busy accepts nobody)";
+            Err(io::Error::new(io::ErrorKind::WouldBlock, why))
+        }
+        Err(why) => Err(why.into()),
+    }
 }
 
 impl FsModel {

@@ -142,8 +142,9 @@ fn a_back_end_that_accepts_nobody_is_not_waited_for() {
                 Err(why) => break why,
             }
         };
-        tell.send(is_late(&refused)).unwrap();
+        tell.send((is_late(&refused), refused.to_string())).unwrap();
     });
-    assert_eq!(told.recv_timeout(Duration::from_secs(30)), Ok(true));
+    let (is_late, why) = told.recv_timeout(Duration::from_secs(30)).unwrap();
+    assert!(is_late && why.contains("no room"), "{why}");
     drop(listener);
 }
